@@ -1,0 +1,33 @@
+"""Metadata, dependency ranges and extras; the build system and the tools' settings are in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+TEST = ["pytest>=8", "pytest-benchmark>=5", "pillow>=10", "ruff", "mypy", "build"]
+
+setup(
+    name="fastbn",
+    version="0.1.0",
+    description="Trains BatchNorm and only BatchNorm, fast",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    packages=find_packages(include=["fastbn", "fastbn.*"]),
+    package_data={"fastbn": ["py.typed"], "fastbn.data": ["digits.csv.gz", "DIGITS.md"]},
+    install_requires=[
+        "torch>=2.9",
+        "numpy>=1.26",
+        "safetensors>=0.4.3",
+        "tqdm>=4.66",
+        "triton; sys_platform == 'linux'",
+    ],
+    extras_require={"test": TEST, "images": ["pillow>=10"], "energy": ["nvidia-ml-py"]},
+    classifiers=[
+        "Programming Language :: Python :: 3",
+        "Operating System :: POSIX :: Linux",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
