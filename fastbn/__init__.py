@@ -1,0 +1,46 @@
+"""fastbn trains BatchNorm and only BatchNorm, fast.
+
+    model = fastbn.FastBNOnlyResNet(depth=866)                    # images (N, 3, H, W) -> logits; only γ and β require grad
+    history = fastbn.fit(model, train, test, epochs=10)           # fastbn.Images in, a list of dicts out
+    fastbn.fuse(fastbn.freeze(any_network))                       # the same engine for a network of yours
+    print(fastbn.explain(model))
+
+Names are handed on lazily, so that the command line's help does not pay for torch's import.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastbn.data.images import Images
+    from fastbn.engine import explain, fuse
+    from fastbn.models.resnet import FastBNOnlyResNet
+    from fastbn.trainable import freeze
+    from fastbn.training.checkpoint import load, save
+    from fastbn.training.loop import fit
+
+__version__ = "0.1.0"
+__all__ = ["FastBNOnlyResNet", "Images", "explain", "fit", "freeze", "fuse", "load", "save"]
+
+_HOME = {
+    "FastBNOnlyResNet": "models.resnet",
+    "Images": "data.images",
+    "explain": "engine",
+    "fit": "training.loop",
+    "freeze": "trainable",
+    "fuse": "engine",
+    "load": "training.checkpoint",
+    "save": "training.checkpoint",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,151 @@
+"""A run's settings: one frozen dataclass to and from the command line and JSON. Imports no torch, so --help is instant.
+
+A field that may be None or "auto" is resolved when the run starts; config.json holds what it was resolved to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from fastbn import choices
+from fastbn.data.names import DATASETS, DEFAULT_DIR
+from fastbn.errors import UsageError
+from fastbn.models.families import FAMILIES
+from fastbn.models.inits import BETA_INITS, GAMMA_INITS, WEIGHT_INITS
+
+MAY_DIFFER = ("epochs", "out", "data_dir", "download", "resume", "explain")  # between a run and its resumption
+
+
+def epoch_list(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(",") if part.strip())
+
+
+def option(default: Any, help: str, kind: Any = str, choices: Sequence[str] | None = None, metavar: str | None = None) -> Any:
+    """A field with what the command line says of it."""
+    return dataclasses.field(default=default, metadata={"help": help, "kind": kind, "choices": choices, "metavar": metavar})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to train. The defaults are the paper's (its public code's)."""
+
+    epochs: int | None = option(None, "passes over the training set; 160, or the data set's own number", int)
+    batch_size: int = option(128, "images a step; the ragged last batch is kept", int)
+    optimizer: str = option("sgd", "over γ, β and whatever else trains", choices=choices.OPTIMIZERS)
+    lr: float | None = option(None, "learning rate; 0.1 for sgd, 0.001 for adam", float)
+    momentum: float = option(0.9, "of SGD", float)
+    nesterov: bool = option(False, "Nesterov's momentum", bool)
+    weight_decay: float = option(1e-4, "on everything that trains, γ and β too", float)
+    schedule: str = option("multistep", "of the learning rate", choices=choices.SCHEDULES)
+    milestones: tuple[int, ...] | None = option(
+        None, "epochs at which multistep divides it by ten; half and three quarters of the epochs", epoch_list, metavar="80,120"
+    )
+    warmup_epochs: int = option(0, "epochs of linear warm-up", int)
+    bn_stats: str = option("batch", "statistics that BatchNorm normalises by in training", choices=choices.BN_STATS)
+    precision: str = option("auto", "arithmetic; fp32 never means TF32", choices=choices.PRECISIONS)
+    seed: int = option(0, "of the weights, the order, the augmentation", int)
+
+    def __post_init__(self) -> None:
+        for name in ("optimizer", "schedule", "bn_stats", "precision"):
+            choices.one_of(name, getattr(self, name), next(f for f in dataclasses.fields(self) if f.name == name).metadata["choices"])
+        for name, least in (("epochs", 1), ("batch_size", 1), ("warmup_epochs", 0), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+                raise UsageError(f"{name} must be an integer of at least {least}, got {value!r}")
+        for name, low, high in (("lr", 0, math.inf), ("momentum", 0, 1), ("weight_decay", 0, math.inf)):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, (int, float)) and low <= value < high and (value or name != "lr")):
+                raise UsageError(f"{name} must be a number {'above' if name == 'lr' else 'of at least'} {low}, below {high}, got {value!r}")
+        if self.milestones is not None and list(self.milestones) != sorted(set(self.milestones)):
+            raise UsageError(f"milestones must be increasing epochs, got {self.milestones}")
+
+    def resolved(self, default_epochs: int) -> Any:
+        """The same recipe with nothing left open."""
+        epochs = self.epochs or default_epochs
+        return dataclasses.replace(
+            self,
+            epochs=epochs,
+            lr=self.lr if self.lr is not None else {"sgd": 0.1, "adam": 0.001}[self.optimizer],
+            milestones=self.milestones if self.milestones is not None else tuple(dict.fromkeys((epochs // 2, epochs * 3 // 4))),
+            precision="fp32" if self.precision == "auto" else self.precision,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(Recipe):
+    """A run of `python -m fastbn.train`."""
+
+    depth: int = option(dataclasses.MISSING, "6n+2 (14, 20, 56, 110, 866, …) or 18, 34, 50, 101, 152, 200", int)
+    family: str | None = option(None, "inferred from the depth; 50, 152 and 200 are both", choices=FAMILIES)
+    width: int | None = option(None, "channels of the first stage; 16 (cifar) or 64 (imagenet)", int)
+    dataset: str = option("auto", "auto: CIFAR-10 where it is or can be had, else the embedded digits", choices=DATASETS)
+    data_dir: str = option(DEFAULT_DIR, "where the data set lies; the default is also downloaded into", metavar="DIR")
+    download: bool = option(False, "download into another --data-dir too", bool)
+    train: str = option("bn", f"what trains: {', '.join(choices.TRAIN_MODES)}, joined by +", metavar="WHAT")
+    gamma_init: str = option(GAMMA_INITS[0], "γ", choices=GAMMA_INITS)
+    beta_init: str = option(BETA_INITS[0], "β", choices=BETA_INITS)
+    weight_init: str = option(WEIGHT_INITS[0], "convolutions and fc", choices=WEIGHT_INITS)
+    weights: str | None = option(None, "torchvision-keyed .safetensors or .pth to start from; it wins over the inits", metavar="FILE")
+    engine: str = option("auto", "what carries the step out", choices=choices.ENGINES)
+    device: str = option("auto", "cuda where there is one", choices=choices.DEVICES)
+    threads: int | None = option(None, "CPU threads; torch's own choice", int)
+    out: str | None = option(None, "the run's folder; runs/resnet866-cifar10-bn-s0 and the like", metavar="DIR")
+    resume: bool = option(False, "continue the run in --out, bit for bit as if it had never stopped", bool)
+    limit_train: int | None = option(None, "train on this many images only", int, metavar="N")
+    limit_test: int | None = option(None, "test on this many images only", int, metavar="N")
+    val: int | None = option(None, "hold this many training images out and keep the best epoch by them", int, metavar="N")
+    explain: bool = option(False, "print what would run, and why, and exit", bool)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("threads", "limit_train", "limit_test", "val"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name.replace('_', '-')} must be at least 1, got {value}")
+        choices.train_names(self.train)
+
+    def asdict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def differences(self, saved: dict[str, Any]) -> list[str]:
+        """The settings in which a saved run was another than this one asks for."""
+        mine = self.asdict()
+        listed = {name: list(value) if isinstance(value, tuple) else value for name, value in mine.items()}
+        names = [name for name in listed if name not in MAY_DIFFER]
+        return [f"{name}: saved {saved.get(name)!r}, asked {listed[name]!r}" for name in names if saved.get(name) != listed[name]]
+
+    def completed_by(self, saved: dict[str, Any]) -> Config:
+        """This config, what it leaves open (None, "auto") filled from a saved run."""
+        mine = self.asdict()
+        known = {f.name for f in dataclasses.fields(self)} - {"out"}
+        left_open = {name: saved[name] for name in known & saved.keys() if mine[name] is None or mine[name] == "auto"}
+        if left_open.get("milestones") is not None:
+            left_open["milestones"] = tuple(left_open["milestones"])
+        return dataclasses.replace(self, **left_open)
+
+
+def parse(arguments: Sequence[str] | None, program: str, description: str) -> Config:
+    """The command line's Config; argparse prints --help and wrong arguments, and exits."""
+    parser = argparse.ArgumentParser(program, description=description)
+    recipe = {field.name for field in dataclasses.fields(Recipe)}
+    groups = {False: parser.add_argument_group("network, data and run"), True: parser.add_argument_group("recipe")}
+    for field in dataclasses.fields(Config):
+        flag = "--" + field.name.replace("_", "-")
+        settings: dict[str, Any] = {"help": field.metadata["help"]}
+        required = field.default is dataclasses.MISSING
+        if not required and field.default not in (None, False):
+            settings["help"] += f" ({field.default})"
+        settings["help"] = settings["help"].replace("%", "%%")
+        if field.metadata["kind"] is bool:
+            settings |= {"action": "store_true"}
+        else:
+            settings |= {"type": field.metadata["kind"], "choices": field.metadata["choices"], "metavar": field.metadata["metavar"]}
+            if field.metadata["choices"] is None and field.metadata["metavar"] is None:
+                settings["metavar"] = "N" if field.metadata["kind"] is int else "X"
+            settings |= {"required": required} if required else {"default": field.default}
+        groups[field.name in recipe].add_argument(flag, **settings)
+    return Config(**vars(parser.parse_args(arguments)))

@@ -1,0 +1,174 @@
+"""Downloads CIFAR's archives: streamed to a `.part`, verified, renamed; a kill leaves nothing that looks finished."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import gzip
+import hashlib
+import http.client
+import os
+import shutil
+import ssl
+import sys
+import tarfile
+import urllib.request
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from fastbn.data.cifar import verify
+from fastbn.data.cifar_files import Cifar, File
+from fastbn.errors import UsageError
+
+CONNECT_SECONDS = 5.0  # limits the connection, so that a machine without a network knows soon
+READ_SECONDS = 60.0  # limits each wait for more bytes; the download as a whole has no limit
+CHUNK = 1 << 18
+
+
+class DownloadFailed(UsageError):
+    """The network, or what it delivered, failed; `reason` is the short of it."""
+
+    def __init__(self, message: str, reason: str):
+        super().__init__(message)
+        self.reason = reason
+
+
+def download(url: str, target: str | Path, md5: str, progress: bool = True, connect_seconds: float = CONNECT_SECONDS) -> None:
+    """Fetches `url` to `target`, which appears only whole and with the given MD5; DownloadFailed otherwise."""
+    target = Path(target)
+    part = target.with_name(target.name + ".part")
+    by_hand = f"download it by other means and put {target.name} into {target.parent}"
+    try:
+        found = _stream(url, part, progress, connect_seconds)
+        if found != md5:
+            reason = f"the file's MD5 is {found}, not the expected {md5}"
+            raise DownloadFailed(f"cannot use {url}: {reason}; try again, or {by_hand}", reason)
+        os.replace(part, target)
+    except (OSError, http.client.HTTPException) as error:  # URLError, HTTPError and time-outs are OSErrors
+        reason = _reason(error)
+        raise DownloadFailed(f"cannot download {url}: {reason}; try again, or {by_hand}", reason) from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def fetch_cifar(spec: Cifar, data_dir: str | Path, progress: bool = True) -> None:
+    """Puts the official folder of python batches into `data_dir`: from the archive where it lies there, else by download."""
+    data_dir = Path(data_dir)
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        with _lock(data_dir / f".{spec.name}.lock"):
+            if (data_dir / spec.forms[0].folder).is_dir():  # another process fetched it meanwhile
+                return
+            archive = data_dir / spec.archive
+            ours = not archive.exists()
+            if ours:
+                download(spec.url, archive, spec.md5, progress)
+            else:
+                verify(archive, File(spec.archive, spec.md5), f"delete it, or download {spec.url} again")
+            _unpack(spec, archive, data_dir)
+            if ours:
+                archive.unlink()
+    except OSError as error:
+        reason = f"{data_dir} cannot be written: {error.strerror or error}"
+        raise DownloadFailed(f"cannot fetch {spec.title}: {reason}; name another --data-dir", reason) from None
+
+
+class _Connection(http.client.HTTPConnection):
+    def connect(self) -> None:
+        super().connect()
+        self.sock.settimeout(READ_SECONDS)
+
+
+class _SecureConnection(http.client.HTTPSConnection):
+    def connect(self) -> None:
+        super().connect()
+        self.sock.settimeout(READ_SECONDS)
+
+
+class _Handler(urllib.request.HTTPHandler):
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_Connection, req)
+
+
+class _SecureHandler(urllib.request.HTTPSHandler):
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_SecureConnection, req, context=ssl.create_default_context())
+
+
+def _stream(url: str, part: Path, progress: bool, connect_seconds: float) -> str:
+    """Writes what `url` delivers to `part`, flushed to the disk, and returns its MD5."""
+    digest = hashlib.md5(usedforsecurity=False)
+    request = urllib.request.Request(url, headers={"User-Agent": "fastbn"})
+    with urllib.request.build_opener(_Handler, _SecureHandler).open(request, timeout=connect_seconds) as response, part.open("wb") as file:
+        length = response.headers.get("Content-Length", "")
+        total = int(length) if length.isdigit() else None
+        with _bar(url, total, progress) as bar:
+            while chunk := response.read(CHUNK):
+                file.write(chunk)
+                digest.update(chunk)
+                bar.update(len(chunk))
+        if total is not None and file.tell() != total:
+            raise ConnectionError(f"the connection ended after {file.tell():,} of {total:,} bytes")
+        file.flush()
+        os.fsync(file.fileno())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _bar(url: str, total: int | None, progress: bool) -> Iterator[Any]:
+    """A bar on a terminal; elsewhere a line at the start and one at the end."""
+    terminal = progress and sys.stderr.isatty()
+    if progress and not terminal:
+        print(f"downloading {url}" + (f" ({total / 1e6:.0f} MB)" if total else ""), file=sys.stderr, flush=True)
+    with tqdm(total=total, unit="B", unit_scale=True, desc=url.rsplit("/", 1)[-1], disable=not terminal, file=sys.stderr) as bar:
+        yield bar
+    if progress and not terminal:
+        print(f"downloaded {url}", file=sys.stderr, flush=True)
+
+
+def _unpack(spec: Cifar, archive: Path, data_dir: Path) -> None:
+    """The expected members, by name, into a scratch folder; verified; then the folder is renamed at once."""
+    form = spec.forms[0]
+    wanted = {f"{form.folder}/{file.name}": file for file in form.train + form.test + form.others}
+    scratch = data_dir / f".{form.folder}.part"
+    remedy = f"delete {archive} and download {spec.url} again"
+    shutil.rmtree(scratch, ignore_errors=True)  # what a killed process left
+    scratch.mkdir()
+    try:
+        with tarfile.open(archive, "r:*") as tar:
+            for member in tar:
+                file = wanted.pop(member.name, None) if member.isfile() else None
+                source = tar.extractfile(member) if file else None
+                if file and source:
+                    with (scratch / file.name).open("wb") as out:
+                        shutil.copyfileobj(source, out)
+                        out.flush()
+                        os.fsync(out.fileno())
+                    verify(scratch / file.name, file, remedy)
+        if wanted:
+            raise UsageError(f"{archive} lacks {', '.join(wanted)}; {remedy}")
+        os.rename(scratch, data_dir / form.folder)
+    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise UsageError(f"{archive} cannot be unpacked: {error}; {remedy}") from None
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """One process at a time; a file system without locks goes without."""
+    with path.open("w") as file:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _reason(error: Exception) -> str:
+    inner = getattr(error, "reason", error)  # URLError wraps the socket's error; HTTPError has a code and a phrase
+    code = getattr(error, "code", None)
+    text = f"HTTP {code} {inner}" if code else getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
+    return " ".join(str(text).split())

@@ -1,0 +1,110 @@
+"""A user's own images: DIR/train/CLASS/*.png and DIR/test/CLASS/*.png (or DIR/val), read whole into memory."""
+
+from __future__ import annotations
+
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from fastbn.data.images import Images
+from fastbn.errors import MachineError, UsageError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+LONG = 5_000  # images from which reading them is worth a word
+
+
+def read_folder(data_dir: str | Path, size: int = 32) -> tuple[Images, Images]:
+    """(train, test) of class folders: RGB, the shorter side resized to `size`, the centre cut out square.
+
+    Raises UsageError, naming the file or folder, for a broken image, an empty class, none, or classes that differ.
+    """
+    if size < 1:
+        raise UsageError(f"the image size must be at least 1 pixel, got {size}")
+    root = Path(data_dir)
+    train_dir, test_dir = root / "train", _test_dir(root)
+    train, test = _listing(train_dir), _listing(test_dir)
+    if train.keys() != test.keys():
+        alone = sorted(train.keys() ^ test.keys())[0]
+        where, other = (train_dir, test_dir) if alone in train else (test_dir, train_dir)
+        raise UsageError(f"{train_dir} and {test_dir} must hold the same classes: {where / alone} has no counterpart in {other}")
+    return _read(train, size, root.resolve().name), _read(test, size, root.resolve().name)
+
+
+def _test_dir(root: Path) -> Path:
+    for name in ("test", "val"):
+        if (root / name).is_dir():
+            return root / name
+    raise UsageError(f"{root} holds no folder test or val; lay the images out as {root}/train/CLASS/*.png and {root}/test/CLASS/*.png")
+
+
+def _listing(folder: Path) -> dict[str, list[Path]]:
+    """The image files of each class, both in alphabetical order."""
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not there; lay the images out as {folder}/CLASS/*.png")
+    listing = {}
+    for entry in sorted(folder.iterdir()):
+        if entry.is_dir() and not entry.name.startswith("."):
+            paths = sorted(p for p in entry.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+            if not paths:
+                raise UsageError(f"{entry} holds no image ({', '.join(SUFFIXES)}); add some or remove the folder")
+            listing[entry.name] = paths
+    if not listing:
+        raise UsageError(f"{folder} holds no class folders; lay the images out as {folder}/CLASS/*.png")
+    return listing
+
+
+def _read(listing: dict[str, list[Path]], size: int, name: str) -> Images:
+    paths = [path for group in listing.values() for path in group]
+    labels = [label for label, group in enumerate(listing.values()) for _ in group]
+    needed, memory = len(paths) * size * size * 3, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        sizes = f"{needed / 1e9:.0f} GB, this machine has {memory / 1e9:.0f}"
+        raise MachineError(f"{len(paths):,} images of {size}×{size} need {sizes}; reduce the size or their number")
+    image_module = _pillow()
+    images = torch.empty(len(paths), size, size, 3, dtype=torch.uint8)
+
+    def read(k: int) -> None:
+        images[k] = _load(image_module, paths[k], size)
+
+    where = paths[0].parent.parent
+    terminal = sys.stderr.isatty()
+    if len(paths) >= LONG and not terminal:
+        print(f"reading {len(paths):,} images from {where}", file=sys.stderr, flush=True)
+    with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter's lock
+        bar = tqdm(pool.map(read, range(len(paths))), total=len(paths), desc=str(where), disable=len(paths) < LONG or not terminal)
+        try:
+            for _ in bar:
+                pass
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return Images(images, labels, tuple(listing), name=name, flip=True, pad=size // 8, default_epochs=160)
+
+
+def _pillow() -> Any:
+    try:
+        from PIL import Image
+    except ImportError:
+        raise MachineError("reading image files needs Pillow, which is not installed; run: pip install 'fastbn[images]'") from None
+    return Image
+
+
+def _load(image_module: Any, path: Path, size: int) -> torch.Tensor:
+    """(size, size, 3) uint8."""
+    try:
+        with image_module.open(path) as opened:
+            image = opened.convert("RGB")
+    except Exception as error:  # each format's decoder raises its own
+        raise UsageError(f"{path} cannot be read as an image ({type(error).__name__}: {error}); repair or remove it") from None
+    width, height = image.size
+    scale = size / min(width, height)
+    width, height = max(size, round(width * scale)), max(size, round(height * scale))
+    image = image.resize((width, height), image_module.Resampling.BILINEAR)
+    left, top = (width - size) // 2, (height - size) // 2
+    pixels = bytearray(image.crop((left, top, left + size, top + size)).tobytes())
+    return torch.frombuffer(pixels, dtype=torch.uint8).view(size, size, 3)

@@ -1,0 +1,47 @@
+"""explain(model): what runs fused, what runs stock, and why, as data that prints itself."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import nn
+
+from fastbn.engine import choose
+from fastbn.engine.fused import Fused, fused_forward
+from fastbn.engine.graph import Graph
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """`graph` holds the regions and the stock nodes; `engine` and `why` say who carries the regions out."""
+
+    model: str
+    engine: str
+    why: str
+    graph: Graph
+
+    def __str__(self) -> str:
+        lines = [f"{self.model}: engine {self.engine} ({self.why})"]
+        for number, region in enumerate(self.graph.regions):
+            first, last = region.convs[0], region.convs[-1]
+            counts = (
+                f"{len(region.convs)} convolutions with their BatchNorms",
+                f"{sum(join.residual is not None or len(join.convs) > 1 for join in region.joins)} additions",
+                f"{sum(join.relu for join in region.joins)} ReLUs",
+            )
+            lines.append(f"  fused {number}: {first.name} … {last.norm}: {', '.join(counts)}; {2 * region.channels:,} γ and β")
+        lines += [f"  stock: {what}" + (f": {why}" if why else "") for what, why in self.graph.stock]
+        return "\n".join(lines)
+
+
+def explain(model: nn.Module) -> Explanation:
+    """What fuse(model) runs fused and what it leaves to stock PyTorch, for the model as it now is and the device it is on.
+
+    A model that was not fused is read as fuse(model) would. Raises TypeError for one that torch.fx can't trace.
+    """
+    fused = fused_forward(model) or Fused(model, "auto")
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    graph, _ = fused.program(device, fused.defaults())
+    engine, why = choose.choose(fused.engine, device)
+    return Explanation(type(model).__name__, engine.name if engine else "stock", why, graph)

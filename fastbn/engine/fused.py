@@ -1,0 +1,139 @@
+"""fuse(model): the model's own forward, its matched regions carried out by an engine."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fastbn.engine import choose
+from fastbn.engine.graph import Graph
+from fastbn.engine.reader import read, trace
+
+SIMPLE = (type(None), bool, int, float, str)  # arguments that a trace may fix
+
+
+def fuse(model: nn.Module, engine: str = "auto") -> nn.Module:
+    """Gives a model the engine, in place, and returns it: wherever a convolution with a frozen weight meets a BatchNorm,
+    an addition, a ReLU, they run as one. Parameters, buffers, names and results stay what they are.
+
+    engine: 'auto' (by the input's device, at the first forward), 'reference', or 'stock', which undoes fuse.
+    Raises UsageError for an unknown engine, MachineError for one that this machine can't run, TypeError for a model
+    that torch.fx can't trace.
+    """
+    choose.check(engine)
+    if engine == "stock":
+        vars(model).pop("forward", None)
+        return model
+    fused = Fused(model, engine)
+    trace(model, fused.defaults())
+    model.forward = fused
+    return model
+
+
+def fused_forward(model: nn.Module) -> Fused | None:
+    """The fused forward that fuse() gave this model, or None."""
+    found = vars(model).get("forward")
+    return found if isinstance(found, Fused) else None
+
+
+class Fused:
+    """A model's fused forward. It reads the model anew when what it read no longer holds."""
+
+    def __init__(self, model: nn.Module, engine: str):
+        self.model, self.engine = model, engine
+        self.why = ""  # why the engine was chosen, known after the first forward
+        self._forget()
+
+    def _forget(self) -> None:
+        self._programs: dict[Any, tuple[Graph, fx.GraphModule]] = {}
+        self._structure: list[tuple[dict[str, Any], tuple[Any, ...]]] = []
+        self._inner: list[nn.Module] = []
+        self._convs: list[nn.Module] = []
+        self._warned: set[str] = set()
+
+    def __getstate__(self) -> dict[str, Any]:  # deepcopy and pickle carry the model and the choice, not what was read
+        return {"model": self.model, "engine": self.engine}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["model"], state["engine"])  # type: ignore[misc]
+
+    @torch._dynamo.disable
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        values = [*args, *kwargs.values()]
+        if torch.jit.is_tracing() or any(isinstance(value, fx.Proxy) for value in values):
+            return self._stock(args, kwargs)
+        self._look()
+        why = self._why_stock()
+        bound = self._signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        tensors = [value for value in bound.arguments.values() if isinstance(value, Tensor)]
+        constants = {name: value for name, value in bound.arguments.items() if not isinstance(value, Tensor)}
+        if not tensors or not all(isinstance(value, SIMPLE) for value in constants.values()):
+            why = why or "its forward was called with something other than tensors and plain values"
+        if why:
+            if why not in self._warned:
+                self._warned.add(why)
+                warnings.warn(f"fastbn runs {type(self.model).__name__} stock in this call: {why}", stacklevel=2)
+            return self._stock(args, kwargs)
+        _, program = self.program(tensors[0].device, constants)
+        return program(*bound.arguments.values())
+
+    def program(self, device: torch.device, constants: dict[str, Any]) -> tuple[Graph, fx.GraphModule]:
+        """The graph and its program for the model as it now is, on this device."""
+        engine, self.why = choose.choose(self.engine, device)
+        assert engine is not None
+        self._look()
+        state = (
+            engine.name,
+            tuple(sorted(constants.items())),
+            tuple(module.training for module in self._inner),
+            tuple(p.requires_grad for conv in self._convs for p in conv._parameters.values() if p is not None),
+        )
+        if state not in self._programs:
+            self._programs[state] = read(self.model, constants, engine)
+        return self._programs[state]
+
+    def defaults(self) -> dict[str, Any]:
+        """Every argument of the model's forward that has a default, fixed at it."""
+        parameters = self._signature.parameters.values()
+        return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+
+    @functools.cached_property
+    def _signature(self) -> inspect.Signature:
+        signature = inspect.signature(type(self.model).forward)
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+    def _stock(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return type(self.model).forward(self.model, *args, **kwargs)
+
+    def _look(self) -> None:
+        """Forgets what was read if a submodule has been exchanged, added or taken away since."""
+        if self._structure and all(tuple(children.values()) == seen for children, seen in self._structure):
+            return
+        self._forget()
+        for module in self.model.modules():
+            if module._modules:
+                self._structure.append((module._modules, tuple(module._modules.values())))
+                self._inner.append(module)
+            if isinstance(module, nn.modules.conv._ConvNd):
+                self._convs.append(module)
+
+    def _why_stock(self) -> str | None:
+        """What an engine would pass over: hooks on what it fuses."""
+        if nn.modules.module._has_any_global_hook():
+            return "a global module hook is registered"
+        for module in self._submodules():
+            if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+                name = next(name for name, found in self.model.named_modules() if found is module)
+                return f"{name} has a hook"
+        return None
+
+    def _submodules(self) -> Iterator[nn.Module]:
+        for _, children in self._structure:
+            yield from (child for child in children if child is not None)

@@ -1,0 +1,122 @@
+"""The graph: what an engine carries out, as plain data read off a model. It holds names and numbers, no tensors.
+
+A region is a chain of joins. A join makes one activation from one or two convolutions, each followed by its BatchNorm:
+
+    z = [relu]( scale·y + shift  [+ rscale·y_r + rshift | + residual] )        y = conv(source), raw
+
+Values are numbered: a region's inputs first, then each join's z in the order in which they are made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+Shape = tuple[int, int, int, int]  # (N, C, H, W)
+Pair = tuple[int, int]
+
+
+class Unfit(Exception):
+    """These inputs are outside what a region can carry out (a broadcast addition, say); stock decides what they mean."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Conv:
+    """A convolution with a frozen weight, and the BatchNorm that reads it. Each is itself alone: it may key a dictionary."""
+
+    name: str  # "layer1.0.conv1"
+    norm: str  # "layer1.0.bn1"
+    source: int  # the value that it reads
+    in_channels: int
+    channels: int
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+    groups: int
+    slot: int  # where its channels begin in the region's flat vectors
+
+    def shape(self, source: Shape) -> Shape:
+        """Its output's shape; raises Unfit where it has none."""
+        n, c, *size = source
+        out = [
+            (extent + 2 * p - d * (k - 1) - 1) // s + 1
+            for extent, p, d, k, s in zip(size, self.padding, self.dilation, self.kernel, self.stride, strict=True)
+        ]
+        if c != self.in_channels or min(out) < 1 or n < 1:
+            raise Unfit(f"{self.name} cannot read an input of shape {source}")
+        return n, self.channels, out[0], out[1]
+
+    @property
+    def span(self) -> slice:
+        """Its channels' place in the region's flat vectors."""
+        return slice(self.slot, self.slot + self.channels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Join:
+    """An activation z, made of one convolution, or of two (a projection block), or of one and a residual value."""
+
+    value: int
+    convs: tuple[Conv, ...]
+    residual: int | None
+    relu: bool
+
+    @property
+    def needs_mask(self) -> bool:
+        """Whether its ReLU follows an addition, so that its mask cannot be told again from one raw output."""
+        return self.relu and (self.residual is not None or len(self.convs) > 1)
+
+    @property
+    def sources(self) -> tuple[int, ...]:
+        """Every value that it reads, the residual last."""
+        residual = () if self.residual is None else (self.residual,)
+        return (*(conv.source for conv in self.convs), *residual)
+
+
+@dataclasses.dataclass(frozen=True)
+class Region:
+    """A maximal set of joins that runs as one function."""
+
+    inputs: int  # how many values come from outside: they are numbered 0 … inputs−1
+    joins: tuple[Join, ...]
+    outputs: tuple[int, ...]  # the values handed outside
+
+    @functools.cached_property
+    def convs(self) -> tuple[Conv, ...]:
+        return tuple(conv for join in self.joins for conv in join.convs)
+
+    @functools.cached_property
+    def channels(self) -> int:
+        """Length of the region's flat vectors: every BatchNorm's channels."""
+        return sum(conv.channels for conv in self.convs)
+
+    def uses(self) -> dict[int, int]:
+        """How often each value is read; being handed outside counts once."""
+        counts = dict.fromkeys(range(self.inputs + len(self.joins)), 0)
+        for join in self.joins:
+            for value in join.sources:
+                counts[value] += 1
+        for value in self.outputs:
+            counts[value] += 1
+        return counts
+
+    def shapes(self, inputs: tuple[Shape, ...]) -> dict[int, Shape]:
+        """Every value's shape, from the inputs'. A join's z and its raw outputs share one; raises Unfit where they don't."""
+        shapes = dict(enumerate(inputs))
+        for join in self.joins:
+            found = {conv.shape(shapes[conv.source]) for conv in join.convs}
+            if join.residual is not None:
+                found.add(shapes[join.residual])
+            if len(found) > 1:
+                raise Unfit(f"the addition after {join.convs[0].norm} broadcasts {' and '.join(map(str, sorted(found)))}")
+            shapes[join.value] = found.pop()
+        return shapes
+
+
+@dataclasses.dataclass(frozen=True)
+class Graph:
+    """A network as the engine sees it: what runs fused, and what runs stock and why."""
+
+    regions: tuple[Region, ...]
+    stock: tuple[tuple[str, str], ...]  # (what, why)

@@ -1,0 +1,111 @@
+"""Reads the graph off a model: a torch.fx trace, what matches in it, and the program that runs regions and stock nodes in turn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx, nn
+
+from fastbn.engine.graph import Conv, Graph, Join, Region
+from fastbn.engine.match import Unit, fixed_padding, match
+from fastbn.engine.operations import Engine
+from fastbn.engine.partition import order, partition
+from fastbn.engine.region import FusedRegion
+
+
+def trace(model: nn.Module, constants: dict[str, Any]) -> fx.Graph:
+    """The model's operations, its forward called with these constants. Raises TypeError where Python decides by the data."""
+    try:
+        return fx.Tracer().trace(model, concrete_args=constants)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise TypeError(
+            f"fuse({type(model).__name__}): torch.fx could not trace its forward ({reason}); "
+            "fuse the traceable part of it instead, for example model.backbone"
+        ) from error
+
+
+def read(model: nn.Module, constants: dict[str, Any], engine: Engine) -> tuple[Graph, fx.GraphModule]:
+    """The graph, and the same computation with every region replaced by one call of this engine."""
+    traced = trace(model, constants)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    units, refused = match(traced, modules, lambda name, conv: engine.supports(_conv(name, "", conv, 0, 0)))
+    groups = partition(traced, units)
+    plan = order(traced, groups)
+    groups_in_order = [groups[item] for item in plan if isinstance(item, int)]
+    built = [_Builder(group, modules) for group in groups_in_order]
+    program = fx.Graph()
+    root: dict[str, Any] = {}
+    env: dict[fx.Node, fx.Node] = {}
+    regions = iter(enumerate(built))
+    for item in plan:
+        if isinstance(item, int):
+            number, builder = next(regions)
+            root[f"region{number}"] = FusedRegion(builder.region, engine, builder.pairs, builder.stock(modules))
+            call = program.call_module(f"region{number}", tuple(env[node] for node in builder.inputs))
+            for i, node in enumerate(builder.outputs):
+                env[node] = program.call_function(_pick, (call, i))
+        else:
+            env[item] = program.node_copy(item, lambda node: env[node])
+            if item.op in ("call_module", "get_attr"):
+                root[str(item.target)] = _attribute(model, str(item.target))
+    stock = [(str(node.target), refused.get(str(node.target), "")) for node in plan if isinstance(node, fx.Node) and _computes(node)]
+    return Graph(tuple(builder.region for builder in built), tuple(stock)), fx.GraphModule(root, program, type(model).__name__)
+
+
+def _pick(values: tuple[Any, ...], i: int) -> Any:
+    return values[i]
+
+
+def _computes(node: fx.Node) -> bool:
+    return node.op.startswith("call_")
+
+
+def _attribute(model: nn.Module, target: str) -> Any:
+    *path, name = target.split(".")
+    return getattr(model.get_submodule(".".join(path)), name)
+
+
+def _conv(name: str, norm: str, conv: nn.Conv2d, source: int, slot: int) -> Conv:
+    padding = fixed_padding(conv)
+    assert padding is not None
+    pair = {key: (value[0], value[1]) for key, value in (("kernel", conv.kernel_size), ("stride", conv.stride), ("dilation", conv.dilation))}
+    return Conv(name, norm, source, conv.in_channels, conv.out_channels, padding=padding, groups=conv.groups, slot=slot, **pair)
+
+
+class _Builder:
+    """Numbers a region's values and convolutions."""
+
+    def __init__(self, units: list[Unit], modules: dict[str, nn.Module]):
+        self.units = units
+        made = {unit.output for unit in units}
+        self.inputs = list(dict.fromkeys(node for unit in units for node in unit.inputs if node not in made))
+        inside = {node for unit in units for node in unit.nodes}
+        self.outputs = [unit.output for unit in units if any(user not in inside for user in unit.output.users)]
+        self.pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
+        number = {node: i for i, node in enumerate(self.inputs)}
+        joins, slot = [], 0
+        for unit in units:
+            convs = []
+            for conv_node, norm_node in unit.convs:
+                module: Any = modules[str(conv_node.target)]
+                source: Any = conv_node.args[0]
+                convs.append(_conv(str(conv_node.target), str(norm_node.target), module, number[source], slot))
+                slot += module.out_channels
+                norm: Any = modules[str(norm_node.target)]
+                self.pairs.append((module, norm))
+            residual = None if unit.residual is None else number[unit.residual]
+            number[unit.output] = len(number)
+            joins.append(Join(number[unit.output], tuple(convs), residual, unit.relu))
+        self.region = Region(len(self.inputs), tuple(joins), tuple(number[node] for node in self.outputs))
+
+    def stock(self, modules: dict[str, nn.Module]) -> fx.GraphModule:
+        """The same region as ordinary nodes."""
+        graph = fx.Graph()
+        env = {node: graph.placeholder(f"x{i}") for i, node in enumerate(self.inputs)}
+        for unit in self.units:
+            for node in unit.nodes:
+                env[node] = graph.node_copy(node, lambda n: env[n])
+        graph.output(tuple(env[node] for node in self.outputs))
+        root = {str(node.target): modules[str(node.target)] for node in graph.nodes if node.op == "call_module"}
+        return fx.GraphModule(root, graph, "StockRegion")

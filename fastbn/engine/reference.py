@@ -1,0 +1,138 @@
+"""The reference engine: the graph's operations as plain channels-last tensor code. The oracle for the others; float64 too.
+
+    forward    n = scale·y + shift          z = relu(n [+ residual | + rscale·y_r + rshift])
+    backward   ds = dz · (z > 0)            dβ = Σ ds        dγ = r·Σ ds·(y − μ)
+               dy = c1·ds + c2·y + c0       c1 = γ·r         c2 = −γ·r²·dγ/M         c0 = −γ·r·dβ/M − c2·μ
+
+It saves raw convolution outputs, and one byte an element for a ReLU after an addition; a ReLU straight after a
+BatchNorm is told again from y. No weight gradient is ever computed.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastbn.engine.graph import Conv, Shape
+from fastbn.engine.operations import Activation, Formed, Mask, Norm, Path, Statistics
+
+
+class Reference:
+    name = "reference"
+
+    def supports(self, conv: Conv) -> str | None:
+        return None
+
+    def pack(self, conv: Conv, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        return weight.detach().to(dtype).contiguous(memory_format=torch.channels_last)
+
+    def convolve(
+        self, conv: Conv, packed: Tensor, source: Tensor | Activation, keep_z: bool, keep_mask: bool, statistics: bool
+    ) -> tuple[Tensor, Statistics | None, Formed | None]:
+        formed = self.form(source, keep_mask) if isinstance(source, Activation) else None
+        z = formed.z if formed else source
+        assert isinstance(z, Tensor)
+        y = F.conv2d(z, packed, None, conv.stride, conv.padding, conv.dilation, conv.groups)
+        y = y.contiguous(memory_format=torch.channels_last)
+        if formed and not keep_z:
+            formed = Formed(None, formed.mask)
+        return y, _statistics(y) if statistics else None, formed
+
+    def form(self, activation: Activation, keep_mask: bool) -> Formed:
+        z = _affine(activation.ys[0], activation.norms[0].scale, activation.norms[0].shift)
+        for y, norm in zip(activation.ys[1:], activation.norms[1:], strict=True):
+            z += _affine(y, norm.scale, norm.shift)
+        if activation.residual is not None:
+            z += activation.residual
+        if activation.relu:
+            z.relu_()
+        z = z.to(activation.ys[0].dtype)
+        return Formed(z, z <= 0 if keep_mask else None)
+
+    def normalise(self, statistics: Statistics, weight: Tensor | None, bias: Tensor | None, eps: float, out: Tensor) -> None:
+        mean, rstd, scale, shift = out
+        mean.copy_(statistics.mean)
+        rstd.copy_(statistics.var).add_(eps).rsqrt_()
+        scale.copy_(rstd if weight is None else rstd * weight)
+        torch.mul(mean, scale, out=shift).neg_()
+        if bias is not None:
+            shift += bias
+
+    def gradient(self, paths: list[Path], added: list[Tensor], mask: Mask | None, shape: Shape) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        dz: Tensor | None = None
+        for path in paths:
+            dx = _input_gradient(path, shape)
+            dz = dx if dz is None else dz.add_(dx)
+        ours = dz is not None  # what came from outside is not ours to write on
+        for term in added:
+            dz = term if dz is None else dz.add_(term) if ours else dz + term
+            ours = ours or dz is not term
+        assert dz is not None
+        if mask is None:
+            return dz, []
+        ds = _masked(dz, mask)
+        rows = _rows(ds)
+        total = rows.sum(0)
+        return ds, [(total, (_rows(y) - norm.mean).mul_(rows).sum(0)) for y, norm in zip(mask.ys, mask.norms, strict=True)]
+
+    def finish(self, sums: tuple[Tensor, Tensor], norm: Norm, rows: int, out: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        dweight, dbias = out
+        dbias.copy_(sums[0])
+        torch.mul(sums[1], norm.rstd, out=dweight)
+        c1 = norm.scale
+        if not norm.batch:
+            return c1, None, None
+        c2 = c1 * norm.rstd * dweight / -rows
+        return c1, c2, c1 * dbias / -rows - c2 * norm.mean
+
+
+def _rows(t: Tensor) -> Tensor:
+    """(N, C, H, W) in channels-last memory -> (M, C), no copy; half precision is widened."""
+    rows = t.permute(0, 2, 3, 1).reshape(-1, t.shape[1])
+    return rows if rows.dtype == torch.float64 else rows.float()
+
+
+def _affine(y: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """scale·y + shift by channel, in float32 or float64."""
+    n, c, h, w = y.shape
+    return torch.addcmul(shift, _rows(y), scale).view(n, h, w, c).permute(0, 3, 1, 2)
+
+
+def _statistics(y: Tensor) -> Statistics:
+    """Mean and biased variance in two passes, the second about the first's mean, and both corrected by what it leaves:
+    Chan, Golub, LeVeque 1983. Exact at |mean| = 1000·std, where E[y²] − E[y]² has no digit left."""
+    rows = _rows(y)
+    guess = rows.mean(0)
+    centred = rows - guess
+    rest = centred.mean(0)
+    var = centred.square_().mean(0).addcmul_(rest, rest, value=-1)
+    return Statistics(guess + rest, var.clamp_(min=0))
+
+
+def _masked(dz: Tensor, mask: Mask) -> Tensor:
+    """dz where the ReLU was open, in the widths of dz."""
+    if not mask.relu:
+        return dz
+    if mask.saved is not None:
+        return dz.masked_fill(mask.saved, 0)
+    n = _affine(mask.ys[0], mask.norms[0].scale, mask.norms[0].shift).to(mask.ys[0].dtype)
+    return torch.ops.aten.threshold_backward(dz, n.to(dz.dtype), 0)
+
+
+def _input_gradient(path: Path, shape: Shape) -> Tensor:
+    """convᵀ(c1·ds + c2·y + c0), shaped like the convolution's source."""
+    conv, (c1, c2, c0) = path.conv, path.coefficients
+    n, c, h, w = path.ds.shape
+    if c2 is None or c0 is None:
+        dy = _rows(path.ds) * c1
+    else:
+        dy = torch.addcmul(c0, _rows(path.ds), c1).addcmul_(_rows(path.y), c2)
+    dy = dy.view(n, h, w, c).permute(0, 3, 1, 2).to(path.ds.dtype)
+    reach = [
+        (extent - 1) * s - 2 * p + d * (k - 1) + 1
+        for extent, s, p, d, k in zip((h, w), conv.stride, conv.padding, conv.dilation, conv.kernel, strict=True)
+    ]
+    ragged = [size - r for size, r in zip(shape[2:], reach, strict=True)]  # rows that a stride skipped at the end
+    dx = F.conv_transpose2d(dy, path.packed, None, conv.stride, conv.padding, ragged, conv.groups, conv.dilation)
+    return dx.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,111 @@
+"""A region as a module: one autograd function around the walk, and the region's own nodes for the calls that it can't take."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.autograd.function import once_differentiable
+
+from fastbn.engine import norms, walk
+from fastbn.engine.graph import Conv, Region, Shape, Unfit
+from fastbn.engine.operations import Engine
+
+
+class FusedRegion(nn.Module):
+    """Runs a region by an engine. `stock` is the same region as ordinary nodes: it takes the calls that do not fit."""
+
+    def __init__(self, region: Region, engine: Engine, modules: list[tuple[nn.Conv2d, nn.BatchNorm2d]], stock: fx.GraphModule):
+        super().__init__()
+        self.region, self.engine = region, engine
+        self.pairs = modules  # in a list: they are the model's own submodules, not this one's
+        self._stock = [stock]
+        self._packs: dict[tuple[Conv, torch.dtype], tuple[tuple[int, int], Any]] = {}
+        self._shapes: dict[tuple[Shape, ...], dict[int, Shape]] = {}
+        self._warned: set[str] = set()
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        try:
+            shapes = self._check(inputs)
+        except Unfit as unfit:
+            if str(unfit) not in self._warned:
+                self._warned.add(str(unfit))
+                warnings.warn(f"fastbn runs {self.region.convs[0].name} to {self.region.convs[-1].norm} stock: {unfit}", stacklevel=2)
+            return self._stock[0](*inputs)
+        device = inputs[0].device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs[0].dtype
+        plain = all(x.is_contiguous() for x in inputs)  # what comes in NCHW goes out NCHW, as stock does
+        with torch.autocast(device, enabled=False):
+            cast = [x.to(dtype).contiguous(memory_format=torch.channels_last) for x in inputs]
+            affine = [t for _, norm in self.pairs for t in (norm.weight, norm.bias)]
+            packed = [self._pack(conv, module, dtype) for conv, (module, _) in zip(self.region.convs, self.pairs, strict=True)]
+            call = walk.Call(self.region, self.engine, self.pairs, packed, shapes, set())
+            if torch.is_grad_enabled():
+                trains = [any(t is not None and t.requires_grad for t in (norm.weight, norm.bias)) for _, norm in self.pairs]
+                call.live = walk.live_values(self.region, [x.requires_grad for x in cast], trains)
+            if call.live.isdisjoint(self.region.outputs):
+                with torch.no_grad():
+                    outputs = tuple(walk.forward(call, cast)[0])
+            else:
+                outputs = _Function.apply(call, *cast, *affine)
+            return tuple(z.contiguous() for z in outputs) if plain else outputs
+
+    def _check(self, inputs: tuple[Tensor, ...]) -> dict[int, Shape]:
+        """Every value's shape; raises Unfit if this call is not one for the walk."""
+        for x in inputs:
+            if x.dim() != 4 or not x.is_floating_point():
+                raise Unfit(f"an input is a {x.dtype} tensor of shape {tuple(x.shape)}, not (N, C, H, W) of floats")
+        given: Any = tuple(tuple(x.shape) for x in inputs)
+        if given not in self._shapes:
+            self._shapes[given] = self.region.shapes(given)
+        shapes = self._shapes[given]
+        pairs = iter(self.pairs)
+        for join in self.region.joins:
+            n, _, h, w = shapes[join.value]
+            if any([norms.uses_batch(next(pairs)[1]) for _ in join.convs]) and n * h * w == 1:
+                raise Unfit(f"{join.convs[0].norm} has one value per channel")
+        return shapes
+
+    def _pack(self, conv: Conv, module: nn.Conv2d, dtype: torch.dtype) -> Any:
+        """The packed weight, made again when the parameter's storage or contents have changed."""
+        weight = module.weight
+        key = (weight.data_ptr(), weight._version)
+        found = self._packs.get((conv, dtype))
+        if found is None or found[0] != key:
+            found = self._packs[conv, dtype] = (key, self.engine.pack(conv, weight, dtype))
+        return found[1]
+
+
+class _Function(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, call: walk.Call, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        inputs: Any = tensors[: call.region.inputs]
+        outputs, vectors, saved = walk.forward(call, list(inputs))
+        ctx.call = call
+        ctx.weights = [(module.weight, module.weight._version) for module, _ in call.modules]
+        ctx.dtypes = [None if t is None else t.dtype for t in tensors]
+        ctx.save_for_backward(vectors, *saved)
+        ctx.set_materialize_grads(False)
+        return tuple(outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        call: walk.Call = ctx.call
+        for (weight, version), conv in zip(ctx.weights, call.region.convs, strict=True):
+            if weight._version != version:
+                raise RuntimeError(
+                    f"{conv.name}.weight was modified in place between the forward and the backward; the gradient would belong to neither"
+                )
+        vectors, *saved = ctx.saved_tensors
+        given = [None if g is None else g.to(saved[0].dtype).contiguous(memory_format=torch.channels_last) for g in gradients]
+        found, affine = walk.backward(call, given, vectors, saved)
+        needs, dtypes = ctx.needs_input_grad[1:], ctx.dtypes
+        pairs = (affine.get(conv, (None, None)) for conv in call.region.convs)
+        every = [*(found.get(value) for value in range(call.region.inputs)), *itertools.chain.from_iterable(pairs)]
+        return None, *(
+            None if g is None or not needed else g.to(dtype) for g, needed, dtype in zip(every, needs, dtypes, strict=True)
+        )

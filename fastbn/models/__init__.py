@@ -1,0 +1,1 @@
+"""The ResNets that train BatchNorm and only BatchNorm, and their seeded weights."""

@@ -1,0 +1,8 @@
+"""The names of the initialisations, the default first. Imports no torch; the draws themselves are in weights.py."""
+
+GAMMA_INITS = ("uniform", "ones", "uniform_symmetric", "normal", "he_normal")
+BETA_INITS = ("zeros", "ones")
+WEIGHT_INITS = ("kaiming_normal", "kaiming_uniform", "orthogonal", "binary")
+
+# Drawn again from the seed to the same bits on any machine; what is not here (LAPACK's QR differs) a checkpoint stores.
+REGENERABLE = frozenset({"kaiming_normal", "kaiming_uniform", "binary"})

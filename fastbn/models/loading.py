@@ -1,0 +1,107 @@
+"""A model's weights from a file with torchvision's keys, checked whole before anything is written; no pickle is executed."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from fastbn.errors import UsageError
+
+HEAD = ("fc.weight", "fc.bias")
+COUNTER = "num_batches_tracked"
+
+
+def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> str:
+    """Copy the file's parameters, γ, β and running statistics into `model`, and return the file's SHA-256 (hex).
+
+    path: `.safetensors`, or what torch.save wrote of a state dict (also under "state_dict", also with DataParallel's "module." on every
+    key), read with weights_only=True. Any floating-point dtype, cast to the model's. A file with another number of classes leaves the
+    model's own `fc`; `num_batches_tracked` may be missing, and is then 0.
+
+    Raises UsageError, the model untouched, for a file that cannot be read, and for keys or shapes that do not fit.
+    """
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"weights file {path}: {error.strerror or error}") from error
+    found = _tensors(_read(path, content), path)
+    state = model.state_dict()
+    if _other_classes(found, state):
+        found = {name: value for name, value in found.items() if name not in HEAD}
+        expected = {name: value for name, value in state.items() if name not in HEAD}
+    else:
+        expected = state
+    _check(found, expected, path)
+    with torch.no_grad():
+        for name, target in expected.items():
+            if name in found:
+                target.copy_(found[name])
+            else:
+                target.zero_()
+    return hashlib.sha256(content).hexdigest()
+
+
+def _read(path: Path, content: bytes) -> object:
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load(content)
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file raises anything, from EOFError to KeyError
+        kind = "safetensors" if path.suffix == ".safetensors" else "torch.save (weights only)"
+        raise UsageError(f"weights file {path}: not a readable {kind} file ({_first_line(error)})") from error
+
+
+def _tensors(loaded: object, path: Path) -> dict[str, Tensor]:
+    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, Mapping) or not loaded:
+        raise UsageError(f"weights file {path}: must hold a state dict of tensors by name, found {_kind(loaded)}")
+    for name, value in loaded.items():
+        plain = isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
+        if not plain or not (value.is_floating_point() or str(name).endswith(COUNTER)):
+            raise UsageError(f"weights file {path}: must hold floating-point tensors by name, found {name!r}: {_kind(value)}")
+    prefix = "module." if all(name.startswith("module.") for name in loaded) else ""
+    return {name.removeprefix(prefix): value for name, value in loaded.items()}
+
+
+def _other_classes(found: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> bool:
+    """Whether the file's fc is a sound one that differs from the model's in its number of classes alone."""
+    if not all(name in found and name in state for name in HEAD):
+        return False
+    weight, bias = (found[name].shape for name in HEAD)
+    features = state[HEAD[0]].shape[1:]
+    return weight[1:] == features and bias == weight[:1] and weight[0] != state[HEAD[0]].shape[0]
+
+
+def _check(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
+    problems = []
+    if missing := [name for name in expected if name not in found and not name.endswith(COUNTER)]:
+        problems.append(f"{len(missing)} missing ({_few(missing)})")
+    if unexpected := sorted(name for name in found if name not in expected):
+        problems.append(f"{len(unexpected)} unexpected ({_few(unexpected)})")
+    shapes = [(name, found[name].shape, value.shape) for name, value in expected.items() if name in found]
+    if wrong := [f"{name} {tuple(has)} for {tuple(needs)}" for name, has, needs in shapes if has != needs]:
+        problems.append(f"{len(wrong)} of another shape ({_few(wrong)})")
+    if problems:
+        raise UsageError(f"weights file {path} does not fit the model: {', '.join(problems)}; check depth, width and family")
+
+
+def _few(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def _kind(value: object) -> str:
+    return f"a {value.layout} {value.dtype} tensor on {value.device}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

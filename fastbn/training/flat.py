@@ -1,0 +1,36 @@
+"""Everything that trains, as one vector, for as long as training lasts: an update and a checkpoint are then one operation."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from fastbn.errors import UsageError
+from fastbn.trainable import trainable
+
+
+class Flat:
+    """The trainable parameters, in `named_parameters` order, as views of `vector` (n,), their gradients as views of `gradient` (n,)."""
+
+    def __init__(self, model: nn.Module):
+        named = trainable(model)
+        if not named:
+            raise UsageError(f"nothing trains: no parameter of {type(model).__name__} requires grad; call fastbn.freeze(model, 'bn')")
+        kinds = {(p.dtype, p.device) for _, p in named}
+        if len(kinds) > 1:
+            raise UsageError(f"the trainable parameters must share one dtype and device, found {sorted(map(str, kinds))}")
+        self.parameters = [p for _, p in named]
+        self.vector = torch.cat([p.detach().reshape(-1) for p in self.parameters])
+        self.gradient = torch.zeros_like(self.vector)
+        place = 0
+        for p in self.parameters:
+            here = slice(place, place + p.numel())
+            p.data = self.vector[here].view(p.shape)
+            p.grad = self.gradient[here].view(p.shape)
+            place += p.numel()
+
+    def dissolve(self) -> None:
+        """Gives every parameter storage of its own again, and no gradient."""
+        for p in self.parameters:
+            p.data = p.data.clone()
+            p.grad = None

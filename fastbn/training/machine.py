@@ -1,0 +1,80 @@
+"""What the machine is, and what it counts: device, versions, peak memory, energy."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+from typing import Any
+
+import torch
+
+import fastbn
+from fastbn.errors import MachineError
+
+
+def choose_device(name: str) -> torch.device:
+    """'auto' is CUDA where there is one. Raises MachineError for a device that this machine lacks."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise MachineError("--device cuda: torch finds no CUDA device here; use --device cpu, or install a CUDA build of torch")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def describe(device: torch.device) -> str:
+    """The device as a person would name it: 'AMD EPYC, 2 threads'."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_processor()}, {torch.get_num_threads()} threads"
+
+
+def versions() -> dict[str, str]:
+    return {"fastbn": fastbn.__version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """On CUDA the most that tensors have occupied; elsewhere the process's largest resident size so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+class EnergyMeter:
+    """Joules that the GPU has used since the meter was made; None where NVML or its Python binding is not there."""
+
+    def __init__(self, device: torch.device):
+        self._nvml: Any = None
+        if device.type != "cuda":
+            return
+        try:
+            import pynvml
+        except ImportError:
+            return
+        try:
+            pynvml.nvmlInit()
+            uuid = str(torch.cuda.get_device_properties(device).uuid)
+            self._handle = pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
+            self._start = pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)
+        except pynvml.NVMLError:
+            return
+        self._nvml = pynvml
+
+    def joules(self) -> float | None:
+        """Since the last call, or since the meter was made."""
+        if self._nvml is None:
+            return None
+        start, self._start = self._start, self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)
+        return (self._start - start) / 1000
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,45 @@
+"""SGD and Adam over one flat vector, as torch.optim defines them, with an update that a device-side flag can withhold.
+
+SGD      d = g + λ·p;  b ← m·b + d;  p ← p − lr·b            (Nesterov: p ← p − lr·(d + m·b))
+Adam     m ← β₁m + (1−β₁)d;  v ← β₂v + (1−β₂)d²;  p ← p − lr·m̂ / (√v̂ + ε)     Kingma, Ba 2015; λ·p enters d, as in torch.optim.Adam
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastbn.config import Recipe
+
+BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
+
+
+class Optimizer:
+    """`state` holds everything that a checkpoint needs, by name."""
+
+    def __init__(self, recipe: Recipe, vector: Tensor):
+        self.recipe = recipe
+        names = ("momentum",) if recipe.optimizer == "sgd" else ("mean", "square")
+        self.state = {name: torch.zeros_like(vector) for name in names}
+        if recipe.optimizer == "adam":
+            self.state["steps"] = torch.zeros((), dtype=vector.dtype, device=vector.device)
+
+    @torch.no_grad()
+    def update(self, vector: Tensor, gradient: Tensor, lr: float, allowed: Tensor) -> None:
+        """One step, in place; where `allowed` (a bool scalar on the device) is false, nothing moves."""
+        d = gradient.add(vector, alpha=self.recipe.weight_decay)
+        state, change = self._sgd(d) if self.recipe.optimizer == "sgd" else self._adam(d)
+        vector.copy_(torch.where(allowed, vector.sub(change, alpha=lr), vector))
+        for name, value in state.items():
+            self.state[name].copy_(torch.where(allowed, value, self.state[name]))
+
+    def _sgd(self, d: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        momentum = self.state["momentum"] * self.recipe.momentum + d
+        return {"momentum": momentum}, d.add(momentum, alpha=self.recipe.momentum) if self.recipe.nesterov else momentum
+
+    def _adam(self, d: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        steps = self.state["steps"] + 1
+        mean = self.state["mean"].lerp(d, 1 - BETA1)
+        square = self.state["square"] * BETA2 + d * d * (1 - BETA2)
+        corrected = (square / (1 - BETA2**steps)).sqrt() + EPS
+        return {"steps": steps, "mean": mean, "square": square}, mean / (1 - BETA1**steps) / corrected

@@ -1,0 +1,64 @@
+"""One training step: augment -> forward -> loss -> backward -> update, with nothing read back from the device."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastbn.config import Recipe
+from fastbn.data.augment import Epoch, batch
+from fastbn.data.images import Images
+from fastbn.training.flat import Flat
+from fastbn.training.optimizer import Optimizer
+
+
+@dataclasses.dataclass
+class Totals:
+    """What an epoch adds up, on the device."""
+
+    loss: Tensor  # float64: Σ loss over images
+    correct: Tensor  # int64
+    images: int
+    finite: Tensor  # bool: every loss and gradient so far
+
+    @staticmethod
+    def zero(device: torch.device) -> Totals:
+        def scalar(value: float | bool, dtype: torch.dtype) -> Tensor:
+            return torch.tensor(value, dtype=dtype, device=device)
+
+        return Totals(scalar(0, torch.float64), scalar(0, torch.int64), 0, scalar(True, torch.bool))
+
+    def add(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
+        """Adds a batch whose mean loss this is."""
+        n = labels.shape[0]
+        self.loss += loss.detach().double() * n
+        self.correct += (logits.detach().argmax(1) == labels).sum()
+        self.images += n
+
+    def mean(self, prefix: str) -> dict[str, float]:
+        """Mean loss and the fraction correct, as a metrics line names them."""
+        return {f"{prefix}_loss": self.loss.item() / self.images, f"{prefix}_accuracy": self.correct.item() / self.images}
+
+
+class Step:
+    """The model, its flat vector and its optimizer, ready to take batches."""
+
+    def __init__(self, model: nn.Module, images: Images, recipe: Recipe):
+        self.model, self.images = model, images
+        self.flat = Flat(model)
+        self.optimizer = Optimizer(recipe, self.flat.vector)
+
+    def __call__(self, indices: Tensor, epoch: Epoch, lr: float, totals: Totals) -> None:
+        """Trains on the images at `indices`. A loss or gradient that is not finite withholds the update and is kept in `totals`."""
+        labels = self.images.labels[indices]
+        logits = self.model(batch(self.images, indices, epoch))
+        loss = F.cross_entropy(logits.float(), labels)
+        self.flat.gradient.zero_()
+        loss.backward()
+        finite = torch.isfinite(loss.detach()) & torch.isfinite(self.flat.gradient).all()
+        self.optimizer.update(self.flat.vector, self.flat.gradient, lr, finite)
+        totals.add(logits, labels, loss)
+        totals.finite &= finite
