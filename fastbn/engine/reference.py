@@ -71,10 +71,8 @@ class Reference:
         assert dz is not None
         if mask is None:
             return dz, []
-        ds = _masked(dz, mask)
-        rows = _rows(ds)
-        total = rows.sum(0)
-        return ds, [(total, (_rows(y) - norm.mean).mul_(rows).sum(0)) for y, norm in zip(mask.ys, mask.norms, strict=True)]
+        ds = _masked(dz, mask, ours)
+        return ds, [_sums(ds, y, norm.mean) for y, norm in zip(mask.ys, mask.norms, strict=True)]
 
     def finish(self, sums: tuple[Tensor, Tensor], norm: Norm, rows: int, out: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         dweight, dbias = out
@@ -87,10 +85,14 @@ class Reference:
         return c1, c2, c1 * dbias / -rows - c2 * norm.mean
 
 
+def _wide(t: Tensor) -> Tensor:
+    """The tensor in the arithmetic's width: half precision becomes float32."""
+    return t if t.dtype == torch.float64 else t.float()
+
+
 def _rows(t: Tensor) -> Tensor:
-    """(N, C, H, W) in channels-last memory -> (M, C), no copy; half precision is widened."""
-    rows = t.permute(0, 2, 3, 1).reshape(-1, t.shape[1])
-    return rows if rows.dtype == torch.float64 else rows.float()
+    """(N, C, H, W) in channels-last memory -> (M, C) in the arithmetic's width, no copy."""
+    return _wide(t).permute(0, 2, 3, 1).reshape(-1, t.shape[1])
 
 
 def _affine(y: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -100,22 +102,29 @@ def _affine(y: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
 
 def _statistics(y: Tensor) -> Statistics:
-    """Mean and biased variance in two passes, the second about the first's mean, and both corrected by what it leaves:
-    Chan, Golub, LeVeque 1983. Exact at |mean| = 1000·std, where E[y²] − E[y]² has no digit left."""
-    rows = _rows(y)
-    guess = rows.mean(0)
-    centred = rows - guess
-    rest = centred.mean(0)
-    var = centred.square_().mean(0).addcmul_(rest, rest, value=-1)
-    return Statistics(guess + rest, var.clamp_(min=0))
+    """Mean and biased variance. torch's one pass gives Σ(y − a)²/M about a mean a of its own, rounded where |mean| is large;
+    Σ(y − a)²/M − (a − μ)² is the variance about the better μ (Chan, Golub, LeVeque 1983). Good at |mean| = 1000·std."""
+    mean = _rows(y).mean(0)
+    about, var = torch.batch_norm_update_stats(_wide(y), None, None, 0.0)
+    return Statistics(mean, (var - (about - mean).square()).clamp_(min=0))
 
 
-def _masked(dz: Tensor, mask: Mask) -> Tensor:
-    """dz where the ReLU was open, in the widths of dz."""
+def _sums(ds: Tensor, y: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ ds and Σ ds·(y − μ), in one pass of torch's own reduction."""
+    one = torch.ones_like(mean)
+    _, product, total = torch.ops.aten.native_batch_norm_backward(
+        _wide(ds), _wide(y), one, None, None, mean, one, True, 0.0, (False, True, True)
+    )
+    return total, product
+
+
+def _masked(dz: Tensor, mask: Mask, ours: bool) -> Tensor:
+    """dz where the ReLU was open; written over dz if that is ours."""
     if not mask.relu:
         return dz
     if mask.saved is not None:
-        return dz.masked_fill(mask.saved, 0)
+        opened = ~mask.saved
+        return dz.mul_(opened) if ours else dz * opened
     n = _affine(mask.ys[0], mask.norms[0].scale, mask.norms[0].shift).to(mask.ys[0].dtype)
     return torch.ops.aten.threshold_backward(dz, n.to(dz.dtype), 0)
 

@@ -1,0 +1,199 @@
+"""A run of the command line: settings -> data set, network, folder -> fit -> summary."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastbn.config import Config
+from fastbn.data.choose import Loaded, load
+from fastbn.data.names import DEFAULT_DIR
+from fastbn.engine import explain, fuse
+from fastbn.engine.choose import choose
+from fastbn.errors import UsageError
+from fastbn.models.families import resolve
+from fastbn.models.resnet import FastBNOnlyResNet
+from fastbn.trainable import count, freeze
+from fastbn.training import machine, precision
+from fastbn.training.folder import RunFolder, json_ready
+from fastbn.training.loop import fit
+from fastbn.training.progress import Progress
+from fastbn.training.saving import Saver
+
+IMAGE_SIZE = {"cifar": 32, "imagenet": 224}  # of class folders
+
+
+def train_run(config: Config) -> str:
+    """Trains, and returns the line that sums it up. Raises UsageError, MachineError, Diverged, Stopped."""
+    begun = time.perf_counter()
+    resolve(config.depth, width=config.width, family=config.family)  # a wrong depth is told before any data is read
+    precision.check(config.precision, machine.choose_device(config.device))
+    loaded = None
+    if config.out is None:
+        loaded = _data(config)  # the folder's name holds the data set's
+        config = dataclasses.replace(config, out=f"runs/{_name(config, loaded)}")
+    assert config.out is not None
+    folder = RunFolder(config.out)
+    try:
+        config, note = _continued(config, folder)
+        loaded = loaded if loaded is not None and loaded.name == config.dataset else _data(config)
+        config, why = _resolved(config, loaded)
+        model = _model(config, loaded)
+        if folder.has_checkpoint:
+            differing = config.differences(folder.checkpoint()[1].get("config", {}))
+            if differing:
+                raise UsageError(f"{folder.path} holds a run with other settings ({'; '.join(differing)}); give the same, or another --out")
+        folder.write_json("config.json", json_ready(config))
+        train, val = loaded.train, None
+        if config.val is not None:
+            train, val = train.split(config.val, config.seed)
+        speak = Progress(config.epochs or 0, True)
+        for line in _opening(config, loaded, model, why, note):
+            speak.say(line)
+        saver = Saver(folder, json_ready(config))
+        recipe = {field.name: getattr(config, field.name) for field in dataclasses.fields(config.__class__.__mro__[1])}
+        history = fit(model, train, loaded.test, val, saver=saver, **recipe)
+        summary = _summary(config, loaded, model, why, history, time.perf_counter() - begun)
+        folder.write_json("summary.json", summary)
+        return (
+            f"{_network(config)} on {loaded.train.name}: test accuracy {summary['test_accuracy']:.4f} after {config.epochs} epochs, "
+            f"{summary['trained_parameters']:,} of {summary['parameters']:,} parameters trained; {folder.path}"
+        )
+    finally:
+        folder.close()
+
+
+def explain_run(config: Config) -> str:
+    """The plan: what would train, on what, by which engine, and which parts of the network run fused."""
+    loaded = load_quietly(config)
+    config, why = _resolved(config, loaded)
+    model = _model(config, loaded)
+    return "\n".join([*_opening(config, loaded, model, why, ""), str(explain(model))])
+
+
+def load_quietly(config: Config) -> Loaded:
+    """The data set, but nothing is downloaded for it."""
+    size = IMAGE_SIZE[resolve(config.depth, family=config.family).family]
+    return _limited(load(config.dataset, config.data_dir, False, size, default_dir=""), config)
+
+
+def _data(config: Config) -> Loaded:
+    size = IMAGE_SIZE[resolve(config.depth, family=config.family).family]
+    return _limited(load(config.dataset, config.data_dir, config.download, size, DEFAULT_DIR), config)
+
+
+def _limited(loaded: Loaded, config: Config) -> Loaded:
+    return dataclasses.replace(loaded, train=loaded.train.limit(config.limit_train), test=loaded.test.limit(config.limit_test))
+
+
+def _continued(config: Config, folder: RunFolder) -> tuple[Config, str]:
+    """The config completed by that of the run in the folder, and what to say of it."""
+    if folder.holds_run and not config.resume:
+        raise UsageError(f"{folder.path} holds a run; continue it with --resume, or choose another --out")
+    saved = folder.config()
+    if not config.resume:
+        return config, ""
+    if saved is None or not folder.has_checkpoint:
+        return config, f"nothing saved in {folder.path}: starting afresh"
+    return config.completed_by(saved), f"resuming {folder.path}"
+
+
+def _resolved(config: Config, loaded: Loaded) -> tuple[Config, str]:
+    """Nothing left open; and why this engine."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    device = machine.choose_device(config.device)
+    spec = resolve(config.depth, width=config.width, family=config.family)
+    engine, why = choose(config.engine, device)
+    config = config.resolved(loaded.train.default_epochs)
+    config = dataclasses.replace(
+        config,
+        family=spec.family,
+        width=spec.width,
+        dataset=loaded.name,
+        engine=engine.name if engine else "stock",
+        device=device.type,
+        threads=torch.get_num_threads(),
+    )
+    return config, why
+
+
+def _model(config: Config, loaded: Loaded) -> FastBNOnlyResNet:
+    model = FastBNOnlyResNet(
+        config.depth,
+        len(loaded.train.classes),
+        config.width,
+        config.family,
+        config.seed,
+        "stock",
+        config.weights,
+        gamma_init=config.gamma_init,
+        beta_init=config.beta_init,
+        weight_init=config.weight_init,
+    )
+    freeze(model, config.train)
+    model.to(config.device)
+    fuse(model, config.engine)
+    return model
+
+
+def _opening(config: Config, loaded: Loaded, model: FastBNOnlyResNet, why: str, note: str) -> list[str]:
+    """What a run says first."""
+    some, total = count(model)
+    versions = ", ".join(f"{name} {version}" for name, version in machine.versions().items())
+    milestones = f" ÷10 at {', '.join(map(str, config.milestones or ()))}" if config.schedule == "multistep" else f", {config.schedule}"
+    return [
+        *([f"fastbn: {note}"] if note else []),
+        f"device    {machine.describe(torch.device(config.device))} ({versions})",
+        f"engine    {config.engine}, {config.precision} ({why})",
+        f"data      {loaded.train.name}: {len(loaded.train):,} to train on, {len(loaded.test):,} to test ({loaded.why})",
+        f"network   {_network(config)}, {some:,} of {total:,} parameters train ({config.train})",
+        f"recipe    {config.epochs} epochs, batch {config.batch_size}, {config.optimizer} lr {config.lr}{milestones}, "
+        f"weight decay {config.weight_decay}, seed {config.seed}",
+    ]
+
+
+def _network(config: Config) -> str:
+    family = "" if config.family == "cifar" else f" ({config.family})"
+    return f"ResNet-{config.depth}{family}"
+
+
+def _name(config: Config, loaded: Loaded) -> str:
+    return f"resnet{config.depth}-{loaded.name}-{config.train}-s{config.seed}"
+
+
+def _summary(
+    config: Config, loaded: Loaded, model: FastBNOnlyResNet, why: str, history: list[dict[str, Any]], seconds: float
+) -> dict[str, Any]:
+    last, (some, total) = history[-1], count(model)
+    return {
+        "test_accuracy": last["test_accuracy"],
+        "test_loss": last["test_loss"],
+        "train_accuracy": last["train_accuracy"],
+        "epochs": len(history),
+        "parameters": total,
+        "trained_parameters": some,
+        "dataset": loaded.name,
+        "dataset_why": loaded.why,
+        "engine": config.engine,
+        "engine_why": why,
+        "device": machine.describe(torch.device(config.device)),
+        "versions": machine.versions(),
+        "images_per_second": sorted(line["images_per_second"] for line in history)[len(history) // 2],
+        "training_seconds": sum(line["seconds"] for line in history),
+        "seconds_of_this_process": seconds,
+        "peak_memory_bytes": max(line["peak_memory_bytes"] for line in history),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def find_run(path: str) -> Path:
+    """A run's folder, checked to be one."""
+    folder = Path(path)
+    if not (folder / "config.json").is_file():
+        raise UsageError(f"{path} is not a run's folder: it holds no config.json")
+    return folder
