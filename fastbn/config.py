@@ -9,7 +9,7 @@ import argparse
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from fastbn import choices
 from fastbn.data.names import DATASETS, DEFAULT_DIR
@@ -17,6 +17,7 @@ from fastbn.errors import UsageError
 from fastbn.models.families import FAMILIES
 from fastbn.models.inits import BETA_INITS, GAMMA_INITS, WEIGHT_INITS
 
+Self = TypeVar("Self", bound="Recipe")
 MAY_DIFFER = ("epochs", "out", "data_dir", "download", "resume", "explain")  # between a run and its resumption
 
 
@@ -63,7 +64,7 @@ class Recipe:
         if self.milestones is not None and list(self.milestones) != sorted(set(self.milestones)):
             raise UsageError(f"milestones must be increasing epochs, got {self.milestones}")
 
-    def resolved(self, default_epochs: int) -> Any:
+    def resolved(self: Self, default_epochs: int) -> Self:
         """The same recipe with nothing left open."""
         epochs = self.epochs or default_epochs
         return dataclasses.replace(
@@ -110,6 +111,10 @@ class Config(Recipe):
 
     def asdict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+    def recipe(self) -> Recipe:
+        """The part that says how to train."""
+        return Recipe(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Recipe)})
 
     def differences(self, saved: dict[str, Any]) -> list[str]:
         """The settings in which a saved run was another than this one asks for."""

@@ -66,7 +66,7 @@ class Fused:
     @torch._dynamo.disable
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         values = [*args, *kwargs.values()]
-        if torch.jit.is_tracing() or any(isinstance(value, fx.Proxy) for value in values):
+        if torch._C._get_tracing_state() is not None or any(isinstance(value, fx.Proxy) for value in values):
             return self._stock(args, kwargs)
         self._look()
         why = self._why_stock()

@@ -15,7 +15,7 @@ from torch import fx, nn
 
 ADDITIONS = {operator.add, operator.iadd, torch.add}
 RELUS = {F.relu, torch.relu, F.relu_, torch.relu_}
-IN_PLACE_OPERATORS = {getattr(operator, name) for name in dir(operator) if name.startswith("i") and callable(getattr(operator, name[1:], None))}
+IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.imod, operator.ipow}
 
 
 @dataclasses.dataclass
@@ -34,16 +34,18 @@ class Unit:
         return [node for node in found if isinstance(node, fx.Node)]
 
 
-def match(graph: fx.Graph, modules: dict[str, nn.Module], unsupported: Callable[[str, nn.Conv2d], str | None]) -> tuple[list[Unit], dict[str, str]]:
+def match(
+    graph: fx.Graph, modules: dict[str, nn.Module], unsupported: Callable[[str, nn.Conv2d], str | None]
+) -> tuple[list[Unit], dict[str, str]]:
     """The units of a traced network in the order of their outputs, and why each other convolution runs stock."""
     barred = _mutated(graph, modules)
     convs: dict[fx.Node, fx.Node] = {}  # BatchNorm -> its convolution
     refused: dict[str, str] = {}
     for node in graph.nodes:
-        if node.op == "call_module" and isinstance(conv := modules[node.target], nn.modules.conv._ConvNd):
-            why = _why_not(node, conv, modules, barred) or unsupported(node.target, conv)  # type: ignore[arg-type]
+        if node.op == "call_module" and isinstance(conv := modules[str(node.target)], nn.modules.conv._ConvNd):
+            why = _why_not(node, conv, modules, barred) or unsupported(str(node.target), conv)  # type: ignore[arg-type]
             if why:
-                refused[node.target] = why
+                refused[str(node.target)] = why
             else:
                 convs[next(iter(node.users))] = node
     units, taken = [], set()
@@ -68,7 +70,7 @@ def _why_not(node: fx.Node, conv: nn.Module, modules: dict[str, nn.Module], barr
     if len(node.args) != 1 or not isinstance(node.args[0], fx.Node) or node.kwargs:
         return "it is called in an unusual form"
     users = list(node.users)
-    if len(users) != 1 or users[0].op != "call_module" or type(modules[users[0].target]) is not nn.BatchNorm2d:
+    if len(users) != 1 or users[0].op != "call_module" or type(modules[str(users[0].target)]) is not nn.BatchNorm2d:
         return "its output does not go to a BatchNorm2d alone"
     if users[0].args != (node,) or users[0].kwargs:
         return "its BatchNorm is called in an unusual form"
@@ -137,7 +139,7 @@ def _mutates(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     if node.op == "call_method":
         return str(node.target).endswith("_") and not str(node.target).endswith("__")
     name = getattr(node.target, "__name__", "")
-    return node.op == "call_function" and (node.target in IN_PLACE_OPERATORS or name.endswith("_") or bool(node.kwargs.get("inplace")))
+    return node.op == "call_function" and (node.target in IN_PLACE or name.endswith("_") or bool(node.kwargs.get("inplace")))
 
 
 def _mutated(graph: fx.Graph, modules: dict[str, nn.Module]) -> set[fx.Node]:

@@ -108,7 +108,9 @@ class Engine(Protocol):
     def normalise(self, statistics: Statistics, weight: Tensor | None, bias: Tensor | None, eps: float, out: Tensor) -> None:
         """Writes μ, r, γ·r and β − μ·γ·r into out (4, C)."""
 
-    def gradient(self, paths: list[Path], added: list[Tensor], mask: Mask | None, shape: Shape) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    def gradient(
+        self, paths: list[Path], added: list[Tensor], mask: Mask | None, shape: Shape
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """The gradient of a value of this shape: Σ convᵀ(dy) + Σ added, masked: ds; and for each of the mask's ys
         (Σ ds, Σ ds·(y − μ)). With no mask it is the plain sum (a region's input)."""
 

@@ -49,7 +49,7 @@ def read(model: nn.Module, constants: dict[str, Any], engine: Engine) -> tuple[G
             env[item] = program.node_copy(item, lambda node: env[node])
             if item.op in ("call_module", "get_attr"):
                 root[str(item.target)] = _attribute(model, str(item.target))
-    stock = [(str(node.target), refused.get(str(node.target), "")) for node in plan if isinstance(node, fx.Node) and _computes(node)]
+    stock = [(_title(node), refused.get(str(node.target), "")) for node in plan if isinstance(node, fx.Node) and node.op.startswith("call_")]
     return Graph(tuple(builder.region for builder in built), tuple(stock)), fx.GraphModule(root, program, type(model).__name__)
 
 
@@ -57,8 +57,8 @@ def _pick(values: tuple[Any, ...], i: int) -> Any:
     return values[i]
 
 
-def _computes(node: fx.Node) -> bool:
-    return node.op.startswith("call_")
+def _title(node: fx.Node) -> str:
+    return getattr(node.target, "__name__", str(node.target))
 
 
 def _attribute(model: nn.Module, target: str) -> Any:
@@ -69,8 +69,8 @@ def _attribute(model: nn.Module, target: str) -> Any:
 def _conv(name: str, norm: str, conv: nn.Conv2d, source: int, slot: int) -> Conv:
     padding = fixed_padding(conv)
     assert padding is not None
-    pair = {key: (value[0], value[1]) for key, value in (("kernel", conv.kernel_size), ("stride", conv.stride), ("dilation", conv.dilation))}
-    return Conv(name, norm, source, conv.in_channels, conv.out_channels, padding=padding, groups=conv.groups, slot=slot, **pair)
+    kernel, stride, dilation = ((value[0], value[1]) for value in (conv.kernel_size, conv.stride, conv.dilation))
+    return Conv(name, norm, source, conv.in_channels, conv.out_channels, kernel, stride, padding, dilation, conv.groups, slot)
 
 
 class _Builder:

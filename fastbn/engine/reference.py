@@ -59,7 +59,9 @@ class Reference:
         if bias is not None:
             shift += bias
 
-    def gradient(self, paths: list[Path], added: list[Tensor], mask: Mask | None, shape: Shape) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    def gradient(
+        self, paths: list[Path], added: list[Tensor], mask: Mask | None, shape: Shape
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         dz: Tensor | None = None
         for path in paths:
             dx = _input_gradient(path, shape)

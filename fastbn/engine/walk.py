@@ -102,7 +102,9 @@ def forward(call: Call, inputs: list[Tensor]) -> tuple[list[Tensor], Tensor, lis
     return outputs, vectors, [tensor for join in region.joins for tensor in saved[join.value]]
 
 
-def backward(call: Call, gradients: list[Tensor | None], vectors: Tensor, saved: list[Tensor]) -> tuple[dict[int, Tensor], dict[Conv, Tensor]]:
+def backward(
+    call: Call, gradients: list[Tensor | None], vectors: Tensor, saved: list[Tensor]
+) -> tuple[dict[int, Tensor], dict[Conv, Tensor]]:
     """The gradients of the region's live inputs; and of each BatchNorm that the gradient reached, its (dγ, dβ) as a (2, C)
     view of one fresh flat tensor."""
     region, engine = call.region, call.engine

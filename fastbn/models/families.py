@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from typing import SupportsIndex, cast
+from typing import Any, SupportsIndex, cast
 
 from fastbn.choices import one_of
 from fastbn.errors import UsageError
@@ -41,7 +41,7 @@ class Spec:
     beta_init: str
     weight_init: str
 
-    def asdict(self) -> dict[str, int | str]:
+    def asdict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     @property

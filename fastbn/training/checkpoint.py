@@ -19,7 +19,7 @@ from fastbn.models.families import Spec
 from fastbn.models.inits import REGENERABLE
 from fastbn.models.resnet import FastBNOnlyResNet
 from fastbn.models.weights import fingerprint
-from fastbn.trainable import NORMS
+from fastbn.trainable import NORMS, trainable
 from fastbn.training import container
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -73,7 +73,7 @@ def restore(model: nn.Module, tensors: dict[str, Tensor], source: Source) -> Non
     """Puts back what `tensors_of` took, in place. Raises UsageError where lengths or the frozen weights' SHA-256 differ."""
     stored, frozen = split(model)
     parameters = dict(model.named_parameters())
-    parts = {"parameters": [parameters[name] for name in stored], **_buffers(model)}
+    parts: dict[str, list[Tensor]] = {"parameters": [parameters[name] for name in stored], **_buffers(model)}
     if source.kind == "stored":
         parts["frozen"] = [parameters[name] for name in frozen]
     for name, targets in parts.items():
@@ -85,7 +85,7 @@ def restore(model: nn.Module, tensors: dict[str, Tensor], source: Source) -> Non
         for target, values in zip(targets, tensors[name].split([t.numel() for t in targets]), strict=True):
             target.copy_(values.view(target.shape))
     if fingerprint(model, frozen) != source.sha256:
-        raise UsageError(f"the frozen weights from the {source.kind} are not those that the checkpoint was trained with (their SHA-256 differs)")
+        raise UsageError(f"the frozen weights from the {source.kind} have another SHA-256 than those that the checkpoint was trained with")
 
 
 def save(model: FastBNOnlyResNet, path: str | os.PathLike[str], **extra: Any) -> None:
@@ -94,14 +94,15 @@ def save(model: FastBNOnlyResNet, path: str | os.PathLike[str], **extra: Any) ->
     Raises TypeError for another kind of model, MachineError where the file can't be written.
     """
     if not isinstance(model, FastBNOnlyResNet):
-        raise TypeError(f"save needs a FastBNOnlyResNet, got {type(model).__name__}; store model.state_dict() of any other network yourself")
+        raise TypeError(f"save needs a FastBNOnlyResNet, got {type(model).__name__}; of another network store its state_dict()")
     source = source_of(model)
     container.write(Path(path), tensors_of(model, source), header_of(model, source) | extra)
 
 
 def header_of(model: FastBNOnlyResNet, source: Source) -> dict[str, Any]:
     """What a checkpoint says of the model itself."""
-    return {"model": model.spec.asdict(), "source": dataclasses.asdict(source), "trains": [n for n, p in model.named_parameters() if p.requires_grad]}
+    trains = [name for name, _ in trainable(model)]
+    return {"model": model.spec.asdict(), "source": dataclasses.asdict(source), "trains": trains}
 
 
 def load(run: str | os.PathLike[str], engine: str = "auto", weights: str | os.PathLike[str] | None = None) -> FastBNOnlyResNet:
@@ -115,7 +116,9 @@ def load(run: str | os.PathLike[str], engine: str = "auto", weights: str | os.Pa
     return build(tensors, header, engine, weights)
 
 
-def build(tensors: dict[str, Tensor], header: dict[str, Any], engine: str, weights: str | os.PathLike[str] | None = None) -> FastBNOnlyResNet:
+def build(
+    tensors: dict[str, Tensor], header: dict[str, Any], engine: str, weights: str | os.PathLike[str] | None = None
+) -> FastBNOnlyResNet:
     """The model that a checkpoint's tensors and header describe."""
     spec, source = Spec(**header["model"]), Source(**header["source"])
     file = weights if weights is not None else source.file

@@ -42,7 +42,7 @@ def write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> Non
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and the header. Raises UsageError for a file that is missing, truncated, altered, or not fastbn's."""
     try:
-        with safetensors.safe_open(path, "pt") as file:  # type: ignore[no-untyped-call]
+        with safetensors.safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except FileNotFoundError:

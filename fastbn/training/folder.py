@@ -53,13 +53,14 @@ class RunFolder:
 
     def add_metrics(self, line: dict[str, Any]) -> None:
         """Appends one epoch's line and flushes it to the disk."""
+        path = self.path / "metrics.jsonl"
         try:
-            with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+            with open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise MachineError(f"could not write {self.path / 'metrics.jsonl'}: {error.strerror or error}; the checkpoint is intact") from error
+            raise MachineError(f"could not write {path}: {error.strerror or error}; the checkpoint is intact") from error
 
     def keep_metrics(self, epochs: int) -> list[dict[str, Any]]:
         """The lines of the first `epochs` epochs; those beyond, and one that a kill cut short, are dropped from the file."""

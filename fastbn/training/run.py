@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from fastbn.config import Config
 from fastbn.data.choose import Loaded, load
-from fastbn.data.names import DEFAULT_DIR
+from fastbn.data.names import DEFAULT_DIR, IMAGE_SIZE
 from fastbn.engine import explain, fuse
 from fastbn.engine.choose import choose
 from fastbn.errors import UsageError
@@ -23,8 +22,6 @@ from fastbn.training.folder import RunFolder, json_ready
 from fastbn.training.loop import fit
 from fastbn.training.progress import Progress
 from fastbn.training.saving import Saver
-
-IMAGE_SIZE = {"cifar": 32, "imagenet": 224}  # of class folders
 
 
 def train_run(config: Config) -> str:
@@ -55,8 +52,7 @@ def train_run(config: Config) -> str:
         for line in _opening(config, loaded, model, why, note):
             speak.say(line)
         saver = Saver(folder, json_ready(config))
-        recipe = {field.name: getattr(config, field.name) for field in dataclasses.fields(config.__class__.__mro__[1])}
-        history = fit(model, train, loaded.test, val, saver=saver, **recipe)
+        history = fit(model, train, loaded.test, val, saver=saver, recipe=config.recipe())
         summary = _summary(config, loaded, model, why, history, time.perf_counter() - begun)
         folder.write_json("summary.json", summary)
         return (
@@ -69,21 +65,16 @@ def train_run(config: Config) -> str:
 
 def explain_run(config: Config) -> str:
     """The plan: what would train, on what, by which engine, and which parts of the network run fused."""
-    loaded = load_quietly(config)
+    loaded = _data(config, may_download=False)
     config, why = _resolved(config, loaded)
     model = _model(config, loaded)
     return "\n".join([*_opening(config, loaded, model, why, ""), str(explain(model))])
 
 
-def load_quietly(config: Config) -> Loaded:
-    """The data set, but nothing is downloaded for it."""
+def _data(config: Config, may_download: bool = True) -> Loaded:
     size = IMAGE_SIZE[resolve(config.depth, family=config.family).family]
-    return _limited(load(config.dataset, config.data_dir, False, size, default_dir=""), config)
-
-
-def _data(config: Config) -> Loaded:
-    size = IMAGE_SIZE[resolve(config.depth, family=config.family).family]
-    return _limited(load(config.dataset, config.data_dir, config.download, size, DEFAULT_DIR), config)
+    default_dir = DEFAULT_DIR if may_download else ""  # the one folder that is downloaded into without being asked
+    return _limited(load(config.dataset, config.data_dir, config.download and may_download, size, default_dir), config)
 
 
 def _limited(loaded: Loaded, config: Config) -> Loaded:
@@ -189,11 +180,3 @@ def _summary(
         "peak_memory_bytes": max(line["peak_memory_bytes"] for line in history),
         "date": time.strftime("%Y-%m-%d"),
     }
-
-
-def find_run(path: str) -> Path:
-    """A run's folder, checked to be one."""
-    folder = Path(path)
-    if not (folder / "config.json").is_file():
-        raise UsageError(f"{path} is not a run's folder: it holds no config.json")
-    return folder

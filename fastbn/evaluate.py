@@ -1,0 +1,61 @@
+"""python -m fastbn.evaluate RUN: brings a trained network back from its few KB and tests it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fastbn import choices
+from fastbn.data.names import DATASETS, DEFAULT_DIR, IMAGE_SIZE
+from fastbn.errors import MachineError, UsageError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit codes: 0 done; 2 a wrong argument, a damaged file, missing data, or an engine or device that is lacking."""
+    parser = argparse.ArgumentParser("python -m fastbn.evaluate", description="Tests the network of a run, or of a checkpoint file.")
+    parser.add_argument("run", help="the folder that python -m fastbn.train wrote, or a .safetensors file that fastbn.save wrote")
+    parser.add_argument("--dataset", choices=DATASETS, help="another than the run's own")
+    parser.add_argument("--data-dir", metavar="DIR", help="where the data set lies now")
+    parser.add_argument("--weights", metavar="FILE", help="where the frozen weights' file lies now, if the run began from one")
+    parser.add_argument("--engine", default="auto", choices=choices.ENGINES, help="(auto)")
+    parser.add_argument("--device", default="auto", choices=choices.DEVICES, help="(auto)")
+    parser.add_argument("--limit-test", type=int, metavar="N", help="test on this many images only")
+    try:
+        print(evaluate_run(parser.parse_args(arguments)))
+    except (UsageError, MachineError) as error:
+        print(f"fastbn: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def evaluate_run(asked: argparse.Namespace) -> str:
+    """The line that says what the network reaches."""
+    from fastbn.data.choose import load as load_data
+    from fastbn.training import container
+    from fastbn.training.checkpoint import CHECKPOINT, build
+    from fastbn.training.evaluation import evaluate
+    from fastbn.training.machine import choose_device
+    from fastbn.training.precision import arithmetic
+
+    path = Path(asked.run)
+    tensors, header = container.read(path / CHECKPOINT if path.is_dir() else path)
+    config = header.get("config", {})
+    dataset = asked.dataset or config.get("dataset")
+    if dataset is None:
+        raise UsageError(f"{path} does not say what it was trained on; name it with --dataset")
+    device = choose_device(asked.device)
+    model = build(tensors, header, asked.engine, asked.weights).to(device)
+    data_dir = asked.data_dir or config.get("data_dir", DEFAULT_DIR)
+    test = load_data(dataset, data_dir, size=IMAGE_SIZE[model.spec.family]).test.limit(asked.limit_test).to(device)
+    if len(test.classes) != model.spec.num_classes:
+        raise UsageError(f"{test.name} has {len(test.classes)} classes, the network {model.spec.num_classes}; name its own with --dataset")
+    with arithmetic("fp32", device):
+        found = evaluate(model, test).mean("test")
+    accuracy, loss = found["test_accuracy"], found["test_loss"]
+    return f"ResNet-{model.spec.depth} on {test.name}: test accuracy {accuracy:.4f}, loss {loss:.4f}, {len(test):,} images"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
