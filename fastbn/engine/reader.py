@@ -49,7 +49,8 @@ def read(model: nn.Module, constants: dict[str, Any], engine: Engine) -> tuple[G
             env[item] = program.node_copy(item, lambda node: env[node])
             if item.op in ("call_module", "get_attr"):
                 root[str(item.target)] = _attribute(model, str(item.target))
-    stock = [(_title(node), refused.get(str(node.target), "")) for node in plan if isinstance(node, fx.Node) and node.op.startswith("call_")]
+    left = [node for node in plan if isinstance(node, fx.Node) and node.op.startswith("call_")]
+    stock = [(_title(node), refused.get(str(node.target), "")) for node in left]
     return Graph(tuple(builder.region for builder in built), tuple(stock)), fx.GraphModule(root, program, type(model).__name__)
 
 

@@ -1,0 +1,1 @@
+"""Measurements, side by side with stock PyTorch in one process; their records are in results/."""
