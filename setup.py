@@ -6,11 +6,13 @@ from setuptools import find_packages, setup
 
 TEST = ["pytest>=8", "pillow>=10", "ruff", "mypy", "types-tqdm", "build"]
 
+HERE = Path(__file__).parent
+
 setup(
     name="fastbn",
-    version="0.1.0",
+    version=(HERE / "fastbn" / "version.py").read_text(encoding="utf-8").split('"')[-2],
     description="Trains BatchNorm and only BatchNorm, fast",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
     license_files=["LICENSE"],

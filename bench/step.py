@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastbn import FastBNOnlyResNet, freeze, fuse
+from fastbn import FastBNOnlyResNet, freeze
 from fastbn.training import machine
 
 RESULTS = Path(__file__).parent / "results"

@@ -13,6 +13,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from fastbn.version import VERSION
+
 if TYPE_CHECKING:
     from fastbn.data.images import Images
     from fastbn.engine import explain, fuse
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from fastbn.training.checkpoint import load, save
     from fastbn.training.loop import fit
 
-__version__ = "0.1.0"
+__version__ = VERSION
 __all__ = ["FastBNOnlyResNet", "Images", "explain", "fit", "freeze", "fuse", "load", "save"]
 
 _HOME = {

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-import fastbn
 from fastbn.errors import MachineError
+from fastbn.version import VERSION
 
 
 def choose_device(name: str) -> torch.device:
@@ -30,7 +30,7 @@ def describe(device: torch.device) -> str:
 
 
 def versions() -> dict[str, str]:
-    return {"fastbn": fastbn.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    return {"fastbn": VERSION, "torch": torch.__version__, "python": platform.python_version()}
 
 
 def peak_memory_bytes(device: torch.device) -> int:
