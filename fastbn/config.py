@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from fastbn import choices
 from fastbn.data.names import DATASETS, DEFAULT_DIR
@@ -18,11 +17,23 @@ from fastbn.models.families import FAMILIES
 from fastbn.models.inits import BETA_INITS, GAMMA_INITS, WEIGHT_INITS
 
 Self = TypeVar("Self", bound="Recipe")
-MAY_DIFFER = ("epochs", "out", "data_dir", "download", "resume", "explain")  # between a run and its resumption
+FLOAT32_MAX = 3.4e38
+MAX_THREADS = 4096
+MAY_DIFFER = ("epochs", "out", "data_dir", "download", "weights", "resume", "explain")  # between a run and its resumption
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are UsageErrors: one line, like every other wrong argument."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see --help")
 
 
 def epoch_list(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(",") if part.strip())
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be epochs separated by commas, as in 80,120; got {text!r}") from None
 
 
 def option(default: Any, help: str, kind: Any = str, choices: Sequence[str] | None = None, metavar: str | None = None) -> Any:
@@ -57,7 +68,7 @@ class Recipe:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
                 raise UsageError(f"{name} must be an integer of at least {least}, got {value!r}")
-        for name, low, high in (("lr", 0, math.inf), ("momentum", 0, 1), ("weight_decay", 0, math.inf)):
+        for name, low, high in (("lr", 0, FLOAT32_MAX), ("momentum", 0, 1), ("weight_decay", 0, FLOAT32_MAX)):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, (int, float)) and low <= value < high and (value or name != "lr")):
                 raise UsageError(f"{name} must be a number {'above' if name == 'lr' else 'of at least'} {low}, below {high}, got {value!r}")
@@ -71,7 +82,7 @@ class Recipe:
             self,
             epochs=epochs,
             lr=self.lr if self.lr is not None else {"sgd": 0.1, "adam": 0.001}[self.optimizer],
-            milestones=self.milestones if self.milestones is not None else tuple(dict.fromkeys((epochs // 2, epochs * 3 // 4))),
+            milestones=self.milestones if self.milestones is not None else tuple(sorted({epochs // 2, epochs * 3 // 4} - {0})),
             precision="fp32" if self.precision == "auto" else self.precision,
         )
 
@@ -107,6 +118,8 @@ class Config(Recipe):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name.replace('_', '-')} must be at least 1, got {value}")
+        if self.threads is not None and self.threads > MAX_THREADS:
+            raise UsageError(f"threads must be at most {MAX_THREADS}, got {self.threads}")
         choices.train_names(self.train)
 
     def asdict(self) -> dict[str, Any]:
@@ -134,8 +147,8 @@ class Config(Recipe):
 
 
 def parse(arguments: Sequence[str] | None, program: str, description: str) -> Config:
-    """The command line's Config; argparse prints --help and wrong arguments, and exits."""
-    parser = argparse.ArgumentParser(program, description=description)
+    """The command line's Config; --help prints and exits. Raises UsageError for a wrong argument."""
+    parser = Parser(program, description=description)
     recipe = {field.name for field in dataclasses.fields(Recipe)}
     groups = {False: parser.add_argument_group("network, data and run"), True: parser.add_argument_group("recipe")}
     for field in dataclasses.fields(Config):

@@ -8,20 +8,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fastbn import choices
+from fastbn.config import Parser
 from fastbn.data.names import DATASETS, DEFAULT_DIR, IMAGE_SIZE
 from fastbn.errors import MachineError, UsageError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done; 2 a wrong argument, a damaged file, missing data, or an engine or device that is lacking."""
-    parser = argparse.ArgumentParser("python -m fastbn.evaluate", description="Tests the network of a run, or of a checkpoint file.")
+    parser = Parser("python -m fastbn.evaluate", description="Tests the network of a run, or of a checkpoint file.")
     parser.add_argument("run", help="the folder that python -m fastbn.train wrote, or a .safetensors file that fastbn.save wrote")
     parser.add_argument("--dataset", choices=DATASETS, help="another than the run's own")
     parser.add_argument("--data-dir", metavar="DIR", help="where the data set lies now")
     parser.add_argument("--weights", metavar="FILE", help="where the frozen weights' file lies now, if the run began from one")
     parser.add_argument("--engine", default="auto", choices=choices.ENGINES, help="(auto)")
     parser.add_argument("--device", default="auto", choices=choices.DEVICES, help="(auto)")
-    parser.add_argument("--limit-test", type=int, metavar="N", help="test on this many images only")
+    parser.add_argument("--limit-test", type=int, metavar="N", help="test on this many images only; as many as the run did")
     try:
         print(evaluate_run(parser.parse_args(arguments)))
     except (UsageError, MachineError) as error:
@@ -48,7 +49,8 @@ def evaluate_run(asked: argparse.Namespace) -> str:
     device = choose_device(asked.device)
     model = build(tensors, header, asked.engine, asked.weights).to(device)
     data_dir = asked.data_dir or config.get("data_dir", DEFAULT_DIR)
-    test = load_data(dataset, data_dir, size=IMAGE_SIZE[model.spec.family]).test.limit(asked.limit_test).to(device)
+    limit = config.get("limit_test") if asked.limit_test is None and dataset == config.get("dataset") else asked.limit_test
+    test = load_data(dataset, data_dir, size=IMAGE_SIZE[model.spec.family]).test.limit(limit).to(device)
     if len(test.classes) != model.spec.num_classes:
         raise UsageError(f"{test.name} has {len(test.classes)} classes, the network {model.spec.num_classes}; name its own with --dataset")
     with arithmetic("fp32", device):

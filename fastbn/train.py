@@ -24,6 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Stopped as stopped:
         print(f"fastbn: {stopped}; continue with --resume", file=sys.stderr)
         return stopped.exit_code
+    except KeyboardInterrupt:  # before the first step, or a second one
+        print("fastbn: interrupted; what was saved before is intact", file=sys.stderr)
+        return 130
 
 
 def run(config: Config) -> int:

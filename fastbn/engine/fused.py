@@ -120,6 +120,7 @@ class Fused:
         for module in self.model.modules():
             if module._modules:
                 self._structure.append((module._modules, tuple(module._modules.values())))
+            if module._modules or not type(module).__module__.startswith("torch.nn"):  # what the trace went into
                 self._inner.append(module)
             if isinstance(module, nn.modules.conv._ConvNd):
                 self._convs.append(module)

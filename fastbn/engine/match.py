@@ -15,6 +15,8 @@ from torch import fx, nn
 
 ADDITIONS = {operator.add, operator.iadd, torch.add}
 RELUS = {F.relu, torch.relu, F.relu_, torch.relu_}
+VIEWS = {"view", "view_as", "reshape", "flatten", "unflatten", "permute", "transpose", "movedim", "squeeze", "unsqueeze", "expand"}
+VIEWS |= {"narrow", "select", "chunk", "split", "unbind", "getitem", "contiguous", "to", "detach", "dropout"}
 IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.imod, operator.ipow}
 
 
@@ -48,14 +50,30 @@ def match(
                 refused[str(node.target)] = why
             else:
                 convs[next(iter(node.users))] = node
-    units, taken = [], set()
-    for norm in graph.nodes:
-        if norm in convs and norm not in taken:
-            unit = _unit(norm, convs, modules, barred)
-            taken.update(unit.nodes)
-            units.append(unit)
     place = {node: i for i, node in enumerate(graph.nodes)}
-    return sorted(units, key=lambda unit: place[unit.output]), refused
+    alone: set[str] = set()  # BatchNorms called again and again, out of the trace's order if they took in what follows
+    while True:
+        units, taken = [], set()
+        for norm in graph.nodes:
+            if norm in convs and norm not in taken:
+                unit = _unit(norm, convs, modules, barred, alone)
+                taken.update(unit.nodes)
+                units.append(unit)
+        units.sort(key=lambda unit: place[unit.output])
+        if not (late := _out_of_order(units, place)):
+            return units, refused
+        alone |= late
+
+
+def _out_of_order(units: list[Unit], place: dict[fx.Node, int]) -> set[str]:
+    """BatchNorms of which a later call would move the running statistics before an earlier one."""
+    last: dict[str, int] = {}
+    found = set()
+    for norm in (norm for unit in units for _, norm in unit.convs):
+        if place[norm] < last.get(str(norm.target), 0):
+            found.add(str(norm.target))
+        last[str(norm.target)] = place[norm]
+    return found
 
 
 def _why_not(node: fx.Node, conv: nn.Module, modules: dict[str, nn.Module], barred: set[fx.Node]) -> str | None:
@@ -89,8 +107,10 @@ def fixed_padding(conv: nn.Conv2d) -> tuple[int, int] | None:
     return None if any(t % 2 for t in total) else (total[0] // 2, total[1] // 2)
 
 
-def _unit(norm: fx.Node, convs: dict[fx.Node, fx.Node], modules: dict[str, nn.Module], barred: set[fx.Node]) -> Unit:
+def _unit(norm: fx.Node, convs: dict[fx.Node, fx.Node], modules: dict[str, nn.Module], barred: set[fx.Node], alone: set[str]) -> Unit:
     unit = Unit([(convs[norm], norm)], None, False, norm, [convs[norm], norm])
+    if str(norm.target) in alone:
+        return unit
     add = _only_user(norm, barred)
     operands = _operands(add) if add is not None else None
     if add is not None and operands is not None and add not in barred:
@@ -98,7 +118,7 @@ def _unit(norm: fx.Node, convs: dict[fx.Node, fx.Node], modules: dict[str, nn.Mo
         other = second if first is norm else first
         rewrites_another = _mutates(add, modules) and first is not norm and (len(first.users) > 1 or first.op == "placeholder")
         if other is not norm and not rewrites_another and other not in barred:
-            if other in convs and len(other.users) == 1:
+            if other in convs and len(other.users) == 1 and str(other.target) not in alone:
                 unit.convs = [(convs[first], first), (convs[second], second)]
                 unit.nodes += [convs[other], other]
             else:
@@ -148,6 +168,16 @@ def _mutated(graph: fx.Graph, modules: dict[str, nn.Module]) -> set[fx.Node]:
     for node in graph.nodes:
         if _mutates(node, modules):
             target = node.args[0] if node.args else None
-            if isinstance(target, fx.Node) and len(target.users) > 1:
-                found.add(target)
+            while isinstance(target, fx.Node):
+                if len(target.users) > 1:
+                    found.add(target)
+                target = target.args[0] if _may_view(target, modules) and target.args else None
     return found
+
+
+def _may_view(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether a node's value may share its first argument's memory."""
+    if node.op == "call_module":
+        return isinstance(modules[str(node.target)], (nn.Identity, nn.Flatten, nn.Unflatten, nn.modules.dropout._DropoutNd))
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return node.op in ("call_function", "call_method") and (name in VIEWS or _mutates(node, modules))

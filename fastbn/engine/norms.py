@@ -21,7 +21,8 @@ def running(norm: nn.BatchNorm2d, conv_bias: Tensor | None) -> Statistics:
 
 def commit(norm: nn.BatchNorm2d, statistics: Statistics, conv_bias: Tensor | None, rows: int) -> None:
     """Moves the running statistics by one batch: momentum None is the cumulative average; the variance is the unbiased one."""
-    if not norm.training or norm.running_mean is None or norm.running_var is None:
+    tracks = norm.training and norm.track_running_stats
+    if not tracks or norm.running_mean is None or norm.running_var is None:
         return
     if norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)

@@ -7,16 +7,33 @@ from typing import Any
 from torch import fx, nn
 
 from fastbn.engine.graph import Conv, Graph, Join, Region
-from fastbn.engine.match import Unit, fixed_padding, match
+from fastbn.engine.match import IN_PLACE, Unit, fixed_padding, match
 from fastbn.engine.operations import Engine
 from fastbn.engine.partition import order, partition
 from fastbn.engine.region import FusedRegion
 
 
+class _Proxy(fx.Proxy):
+    """One that records `x += y` as what it is; fx's own makes `x = x + y` of it, which differs where x has another name."""
+
+
+for operation in IN_PLACE:
+    setattr(
+        _Proxy,
+        f"__{operation.__name__}__",
+        lambda self, other, operation=operation: self.tracer.create_proxy("call_function", operation, (self, other), {}),
+    )
+
+
+class _Tracer(fx.Tracer):
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+
 def trace(model: nn.Module, constants: dict[str, Any]) -> fx.Graph:
     """The model's operations, its forward called with these constants. Raises TypeError where Python decides by the data."""
     try:
-        return fx.Tracer().trace(model, concrete_args=constants)
+        return _Tracer().trace(model, concrete_args=constants)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise TypeError(
@@ -45,10 +62,14 @@ def read(model: nn.Module, constants: dict[str, Any], engine: Engine) -> tuple[G
             call = program.call_module(f"region{number}", tuple(env[node] for node in builder.inputs))
             for i, node in enumerate(builder.outputs):
                 env[node] = program.call_function(_pick, (call, i))
+        elif item.op == "get_attr":
+            owner, _, name = str(item.target).rpartition(".")
+            root[f"attribute{len(root)}"] = _Attribute(model.get_submodule(owner), name)
+            env[item] = program.call_module(f"attribute{len(root) - 1}")
         else:
             env[item] = program.node_copy(item, lambda node: env[node])
-            if item.op in ("call_module", "get_attr"):
-                root[str(item.target)] = _attribute(model, str(item.target))
+            if item.op == "call_module":
+                root[str(item.target)] = model.get_submodule(str(item.target))
     left = [node for node in plan if isinstance(node, fx.Node) and node.op.startswith("call_")]
     stock = [(_title(node), refused.get(str(node.target), "")) for node in left]
     return Graph(tuple(builder.region for builder in built), tuple(stock)), fx.GraphModule(root, program, type(model).__name__)
@@ -62,16 +83,22 @@ def _title(node: fx.Node) -> str:
     return getattr(node.target, "__name__", str(node.target))
 
 
-def _attribute(model: nn.Module, target: str) -> Any:
-    *path, name = target.split(".")
-    return getattr(model.get_submodule(".".join(path)), name)
-
-
 def _conv(name: str, norm: str, conv: nn.Conv2d, source: int, slot: int) -> Conv:
     padding = fixed_padding(conv)
     assert padding is not None
     kernel, stride, dilation = ((value[0], value[1]) for value in (conv.kernel_size, conv.stride, conv.dilation))
     return Conv(name, norm, source, conv.in_channels, conv.out_channels, kernel, stride, padding, dilation, conv.groups, slot)
+
+
+class _Attribute(nn.Module):
+    """A parameter or a buffer, looked up at each call: .to() and users exchange them."""
+
+    def __init__(self, owner: nn.Module, name: str):
+        super().__init__()
+        self._owner, self._name = [owner], name  # in a list: it is the model's own submodule, not this one's
+
+    def forward(self) -> Any:
+        return getattr(self._owner[0], self._name)
 
 
 class _Builder:

@@ -17,6 +17,8 @@ from torch import Tensor
 from fastbn.engine.graph import Conv, Shape
 from fastbn.engine.operations import Activation, Formed, Mask, Norm, Path, Statistics
 
+BITS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
+
 
 class Reference:
     name = "reference"
@@ -48,7 +50,7 @@ class Reference:
         if activation.relu:
             z.relu_()
         z = z.to(activation.ys[0].dtype)
-        return Formed(z, z <= 0 if keep_mask else None)
+        return Formed(z, (z <= 0).logical_not_() if keep_mask else None)  # a NaN stays open
 
     def normalise(self, statistics: Statistics, weight: Tensor | None, bias: Tensor | None, eps: float, out: Tensor) -> None:
         mean, rstd, scale, shift = out
@@ -125,8 +127,10 @@ def _masked(dz: Tensor, mask: Mask, ours: bool) -> Tensor:
     if not mask.relu:
         return dz
     if mask.saved is not None:
-        opened = ~mask.saved
-        return dz.mul_(opened) if ours else dz * opened
+        bits = BITS[dz.dtype]  # as integers 0·x is 0 whatever x is; masked_fill takes twenty times as long
+        ds = dz if ours else dz.clone()
+        ds.view(bits).mul_(mask.saved)
+        return ds
     n = _affine(mask.ys[0], mask.norms[0].scale, mask.norms[0].shift).to(mask.ys[0].dtype)
     return torch.ops.aten.threshold_backward(dz, n.to(dz.dtype), 0)
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.autograd.function import once_differentiable
 
 from fastbn.engine import norms, walk
 from fastbn.engine.graph import Conv, Region, Shape, Unfit
@@ -23,7 +22,7 @@ class FusedRegion(nn.Module):
         self.region, self.engine = region, engine
         self.pairs = modules  # in a list: they are the model's own submodules, not this one's
         self._stock = [stock]
-        self._packs: dict[tuple[Conv, torch.dtype], tuple[tuple[int, int], Any]] = {}
+        self._packs: dict[tuple[Conv, torch.dtype], tuple[tuple[int, int], Tensor, Any]] = {}
         self._shapes: dict[tuple[Shape, ...], dict[int, Shape]] = {}
         self._warned: set[str] = set()
 
@@ -36,7 +35,9 @@ class FusedRegion(nn.Module):
                 warnings.warn(f"fastbn runs {self.region.convs[0].name} to {self.region.convs[-1].norm} stock: {unfit}", stacklevel=2)
             return self._stock[0](*inputs)
         device = inputs[0].device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs[0].dtype
+        dtype = inputs[0].dtype
+        if torch.is_autocast_enabled(device) and dtype != torch.float64:  # which autocast leaves as it is
+            dtype = torch.get_autocast_dtype(device)
         plain = all(x.is_contiguous() for x in inputs)  # what comes in NCHW goes out NCHW, as stock does
         with torch.autocast(device, enabled=False):
             cast = [x.to(dtype).contiguous(memory_format=torch.channels_last) for x in inputs]
@@ -56,6 +57,8 @@ class FusedRegion(nn.Module):
     def _check(self, inputs: tuple[Tensor, ...]) -> dict[int, Shape]:
         """Every value's shape; raises Unfit if this call is not one for the walk."""
         for x in inputs:
+            if not isinstance(x, Tensor):
+                raise Unfit(f"an input is {x!r}, not a tensor")
             if x.dim() != 4 or not x.is_floating_point():
                 raise Unfit(f"an input is a {x.dtype} tensor of shape {tuple(x.shape)}, not (N, C, H, W) of floats")
         given: Any = tuple(tuple(x.shape) for x in inputs)
@@ -75,37 +78,59 @@ class FusedRegion(nn.Module):
         key = (weight.data_ptr(), weight._version)
         found = self._packs.get((conv, dtype))
         if found is None or found[0] != key:
-            found = self._packs[conv, dtype] = (key, self.engine.pack(conv, weight, dtype))
-        return found[1]
+            # the alias keeps this address from being given to another weight
+            found = self._packs[conv, dtype] = (key, weight.detach(), self.engine.pack(conv, weight, dtype))
+        return found[2]
 
 
 class _Function(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: walk.Call, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         inputs: Any = tensors[: call.region.inputs]
-        outputs, vectors, saved = walk.forward(call, list(inputs))
+        made, vectors, saved = walk.forward(call, list(inputs))
         ctx.call = call
         ctx.weights = [(module.weight, module.weight._version) for module, _ in call.modules]
         ctx.dtypes = [None if t is None else t.dtype for t in tensors]
         ctx.save_for_backward(vectors, *saved)
+        outputs = tuple(z.detach() for z in made)  # else views of rows, which autograd lets nobody edit in place
         ctx.set_materialize_grads(False)
-        return tuple(outputs)
+        ctx.mark_non_differentiable(*(z for z, value in zip(outputs, call.region.outputs, strict=True) if value not in call.live))
+        return outputs
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        call: walk.Call = ctx.call
-        for (weight, version), conv in zip(ctx.weights, call.region.convs, strict=True):
-            if weight._version != version:
-                raise RuntimeError(
-                    f"{conv.name}.weight was modified in place between the forward and the backward; the gradient would belong to neither"
-                )
-        vectors, *saved = ctx.saved_tensors
-        given = [None if g is None else g.to(saved[0].dtype).contiguous(memory_format=torch.channels_last) for g in gradients]
-        found, affine = walk.backward(call, given, vectors, saved)
-        needs, dtypes = ctx.needs_input_grad[1:], ctx.dtypes
-        pairs = (affine.get(conv, (None, None)) for conv in call.region.convs)
-        every = [*(found.get(value) for value in range(call.region.inputs)), *itertools.chain.from_iterable(pairs)]
-        return None, *(
-            None if g is None or not needed else g.to(dtype) for g, needed, dtype in zip(every, needs, dtypes, strict=True)
-        )
+        with torch.no_grad():
+            found = _backward(ctx, gradients)
+        if torch.is_grad_enabled():  # create_graph=True
+            found = _Once.apply(torch.empty(0, requires_grad=True), *found)
+        return None, *found
+
+
+class _Once(torch.autograd.Function):
+    """Hands gradients on; differentiating them raises. (torch's once_differentiable lets that pass, as a constant, where
+    no upstream gradient requires one itself.)"""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        ctx.set_materialize_grads(False)
+        return tuple(None if g is None else g.detach() for g in gradients)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor | None) -> Any:
+        raise RuntimeError("double backward through a fused region: fastbn computes first derivatives; use fuse(model, 'stock')")
+
+
+def _backward(ctx: Any, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    call: walk.Call = ctx.call
+    for (weight, version), conv in zip(ctx.weights, call.region.convs, strict=True):
+        if weight._version != version:
+            raise RuntimeError(
+                f"{conv.name}.weight was modified in place between the forward and the backward; the gradient would belong to neither"
+            )
+    vectors, *saved = ctx.saved_tensors
+    given = [None if g is None else g.to(saved[0].dtype).contiguous(memory_format=torch.channels_last) for g in gradients]
+    found, affine = walk.backward(call, given, vectors, saved)
+    needs, dtypes = ctx.needs_input_grad[1:], ctx.dtypes
+    pairs = (affine.get(conv, (None, None)) for conv in call.region.convs)
+    every = [*(found.get(value) for value in range(call.region.inputs)), *itertools.chain.from_iterable(pairs)]
+    return tuple(None if g is None or not needed else g.to(dtype) for g, needed, dtype in zip(every, needs, dtypes, strict=True))

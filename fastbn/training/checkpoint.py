@@ -122,6 +122,8 @@ def build(
     """The model that a checkpoint's tensors and header describe."""
     spec, source = Spec(**header["model"]), Source(**header["source"])
     file = weights if weights is not None else source.file
+    if source.kind == "file" and file is not None and not Path(file).exists():
+        raise UsageError(f"the frozen weights came from {file}, where there is no file; say where it lies now: weights=, or --weights")
     model = FastBNOnlyResNet(**spec.asdict(), engine=engine, weights=file if source.kind == "file" else None)
     trains = set(header["trains"])
     for name, parameter in model.named_parameters():

@@ -63,16 +63,21 @@ class RunFolder:
             raise MachineError(f"could not write {path}: {error.strerror or error}; the checkpoint is intact") from error
 
     def keep_metrics(self, epochs: int) -> list[dict[str, Any]]:
-        """The lines of the first `epochs` epochs; those beyond, and one that a kill cut short, are dropped from the file."""
+        """The lines of the first `epochs` epochs; those beyond, and one that a kill cut short, are dropped from the file.
+
+        Raises UsageError, the file untouched, where one of those epochs has no line.
+        """
         path = self.path / "metrics.jsonl"
+        texts = path.read_text(encoding="utf-8", errors="replace").splitlines()[:epochs] if path.exists() else []
         lines = []
-        for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        for epoch in range(epochs):
             try:
-                line = json.loads(text)
-            except json.JSONDecodeError:
-                break
-            if line["epoch"] < epochs:
-                lines.append(line)
+                lines.append(json.loads(texts[epoch]))
+                whole = lines[epoch]["epoch"] == epoch
+            except (IndexError, KeyError, TypeError, ValueError):
+                whole = False
+            if not whole:
+                raise UsageError(f"{path}: no line of epoch {epoch + 1} of {epochs} saved; the folder is damaged, choose another --out")
         self._replace("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
         return lines
 

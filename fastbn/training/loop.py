@@ -43,7 +43,7 @@ def fit(
         history = fastbn.fit(model, train, test, epochs=15, batch_size=64)
 
     Raises UsageError where nothing trains or a setting can't be, MachineError for a precision that the device lacks,
-    Diverged when a loss or gradient is not finite (the model is then as after the last good step).
+    Diverged when a loss or gradient is not finite (the parameters are then as after the last good step).
     """
     if recipe is not None and settings:
         raise UsageError(f"give fit a recipe or settings, not both: got recipe and {', '.join(settings)}")
@@ -130,7 +130,7 @@ def _check(finite: bool, position: Position) -> None:
     if not finite:
         raise Diverged(
             f"the loss or a gradient stopped being finite in epoch {position.epoch + 1}; lower --lr or add --warmup-epochs "
-            "(the last checkpoint is intact)"
+            "(a checkpoint of an earlier epoch is intact)"
         )
 
 

@@ -25,13 +25,17 @@ class Optimizer:
             self.state["steps"] = torch.zeros((), dtype=vector.dtype, device=vector.device)
 
     @torch.no_grad()
-    def update(self, vector: Tensor, gradient: Tensor, lr: float, allowed: Tensor) -> None:
-        """One step, in place; where `allowed` (a bool scalar on the device) is false, nothing moves."""
+    def update(self, vector: Tensor, gradient: Tensor, lr: float, allowed: Tensor) -> Tensor:
+        """One step, in place. Where `allowed` is false, or the step would not be finite (a gradient is not, or it overflows),
+        nothing moves. Returns whether it moved; both are bool scalars on the device."""
         d = gradient.add(vector, alpha=self.recipe.weight_decay)
         state, change = self._sgd(d) if self.recipe.optimizer == "sgd" else self._adam(d)
-        vector.copy_(torch.where(allowed, vector.sub(change, alpha=lr), vector))
+        updated = vector.sub(change, alpha=lr)
+        moved = allowed & torch.isfinite(updated).all()
+        vector.copy_(torch.where(moved, updated, vector))
         for name, value in state.items():
-            self.state[name].copy_(torch.where(allowed, value, self.state[name]))
+            self.state[name].copy_(torch.where(moved, value, self.state[name]))
+        return moved
 
     def _sgd(self, d: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         momentum = self.state["momentum"] * self.recipe.momentum + d

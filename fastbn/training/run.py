@@ -16,7 +16,7 @@ from fastbn.engine.choose import choose
 from fastbn.errors import UsageError
 from fastbn.models.families import resolve
 from fastbn.models.resnet import FastBNOnlyResNet
-from fastbn.trainable import count, freeze
+from fastbn.trainable import TRAIN_MODES, count, freeze, trainable
 from fastbn.training import machine, precision
 from fastbn.training.folder import RunFolder, json_ready
 from fastbn.training.loop import fit
@@ -28,7 +28,9 @@ def train_run(config: Config) -> str:
     """Trains, and returns the line that sums it up. Raises UsageError, MachineError, Diverged, Stopped."""
     begun = time.perf_counter()
     resolve(config.depth, width=config.width, family=config.family)  # a wrong depth is told before any data is read
-    precision.check(config.precision, machine.choose_device(config.device))
+    device = machine.choose_device(config.device)
+    precision.check(config.precision, device)
+    choose(config.engine, device)
     loaded = None
     if config.out is None:
         loaded = _data(config)  # the folder's name holds the data set's
@@ -40,14 +42,16 @@ def train_run(config: Config) -> str:
         loaded = loaded if loaded is not None and loaded.name == config.dataset else _data(config)
         config, why = _resolved(config, loaded)
         model = _model(config, loaded)
+        if not trainable(model):
+            raise UsageError(f"--train {config.train} leaves nothing to train; choose from {', '.join(TRAIN_MODES)}")
         if folder.has_checkpoint:
             differing = config.differences(folder.checkpoint()[1].get("config", {}))
             if differing:
                 raise UsageError(f"{folder.path} holds a run with other settings ({'; '.join(differing)}); give the same, or another --out")
-        folder.write_json("config.json", json_ready(config))
         train, val = loaded.train, None
         if config.val is not None:
             train, val = train.split(config.val, config.seed)
+        folder.write_json("config.json", json_ready(config))
         speak = Progress(config.epochs or 0, True)
         for line in _opening(config, loaded, model, why, note):
             speak.say(line)
@@ -56,7 +60,7 @@ def train_run(config: Config) -> str:
         summary = _summary(config, loaded, model, why, history, time.perf_counter() - begun)
         folder.write_json("summary.json", summary)
         return (
-            f"{_network(config)} on {loaded.train.name}: test accuracy {summary['test_accuracy']:.4f} after {config.epochs} epochs, "
+            f"{_network(config)} on {loaded.train.name}: test accuracy {summary['test_accuracy']:.4f} after {summary['epochs']} epochs, "
             f"{summary['trained_parameters']:,} of {summary['parameters']:,} parameters trained; {folder.path}"
         )
     finally:
@@ -73,7 +77,7 @@ def explain_run(config: Config) -> str:
 
 def _data(config: Config, may_download: bool = True) -> Loaded:
     size = IMAGE_SIZE[resolve(config.depth, family=config.family).family]
-    default_dir = DEFAULT_DIR if may_download else ""  # the one folder that is downloaded into without being asked
+    default_dir = DEFAULT_DIR if may_download else None  # the one folder that is downloaded into without being asked
     return _limited(load(config.dataset, config.data_dir, config.download and may_download, size, default_dir), config)
 
 
@@ -88,8 +92,10 @@ def _continued(config: Config, folder: RunFolder) -> tuple[Config, str]:
     saved = folder.config()
     if not config.resume:
         return config, ""
-    if saved is None or not folder.has_checkpoint:
+    if not folder.has_checkpoint:
         return config, f"nothing saved in {folder.path}: starting afresh"
+    if saved is None:
+        raise UsageError(f"{folder.path} holds a checkpoint but no config.json; the folder is damaged, choose another --out")
     return config.completed_by(saved), f"resuming {folder.path}"
 
 
@@ -136,14 +142,16 @@ def _opening(config: Config, loaded: Loaded, model: FastBNOnlyResNet, why: str, 
     """What a run says first."""
     some, total = count(model)
     versions = ", ".join(f"{name} {version}" for name, version in machine.versions().items())
-    milestones = f" ÷10 at {', '.join(map(str, config.milestones or ()))}" if config.schedule == "multistep" else f", {config.schedule}"
+    schedule = f", {config.schedule}"
+    if config.schedule == "multistep":
+        schedule = f" ÷10 at {', '.join(map(str, config.milestones))}" if config.milestones else ""
     return [
         *([f"fastbn: {note}"] if note else []),
         f"device    {machine.describe(torch.device(config.device))} ({versions})",
         f"engine    {config.engine}, {config.precision} ({why})",
         f"data      {loaded.train.name}: {len(loaded.train):,} to train on, {len(loaded.test):,} to test ({loaded.why})",
         f"network   {_network(config)}, {some:,} of {total:,} parameters train ({config.train})",
-        f"recipe    {config.epochs} epochs, batch {config.batch_size}, {config.optimizer} lr {config.lr}{milestones}, "
+        f"recipe    {config.epochs} epochs, batch {config.batch_size}, {config.optimizer} lr {config.lr}{schedule}, "
         f"weight decay {config.weight_decay}, seed {config.seed}",
     ]
 

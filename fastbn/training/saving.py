@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Any
 
 import torch
@@ -49,6 +50,8 @@ class Saver:
         if "position" not in header:
             raise UsageError(f"{self.folder.path / CHECKPOINT} holds a model but no run to resume; start one in another --out")
         self.source = Source(**header["source"])
+        if model.weights_file is not None:  # which may have moved; its SHA-256 decides
+            self.source = dataclasses.replace(self.source, file=os.path.abspath(model.weights_file))
         restore(model, tensors, self.source)
         for name, value in step.optimizer.state.items():
             value.copy_(tensors[f"optimizer.{name}"])
@@ -81,7 +84,7 @@ class Saver:
         """An epoch is over: its metrics first, so that a kill between the two repeats the epoch and loses nothing."""
         if "val_accuracy" in line and line["val_accuracy"] > max((old["val_accuracy"] for old in self.history), default=-1.0):
             tensors, header = self._model(step)
-            self.folder.save(BEST, tensors, header | {"epoch": line["epoch"], "val_accuracy": line["val_accuracy"]})
+            self.folder.save(BEST, tensors, header | {"config": self.config, "epoch": line["epoch"], "val_accuracy": line["val_accuracy"]})
         self.history.append(line)
         self.folder.add_metrics(line)
         self.save(step, position)

@@ -22,7 +22,7 @@ class Totals:
     loss: Tensor  # float64: Σ loss over images
     correct: Tensor  # int64
     images: int
-    finite: Tensor  # bool: every loss and gradient so far
+    finite: Tensor  # bool: every loss, gradient and update so far
 
     @staticmethod
     def zero(device: torch.device) -> Totals:
@@ -52,13 +52,12 @@ class Step:
         self.optimizer = Optimizer(recipe, self.flat.vector)
 
     def __call__(self, indices: Tensor, epoch: Epoch, lr: float, totals: Totals) -> None:
-        """Trains on the images at `indices`. A loss or gradient that is not finite withholds the update and is kept in `totals`."""
+        """Trains on the images at `indices`. A loss, gradient or update that is not finite withholds the update and is kept in `totals`."""
         labels = self.images.labels[indices]
         logits = self.model(batch(self.images, indices, epoch))
         loss = F.cross_entropy(logits.float(), labels)
         self.flat.gradient.zero_()
         loss.backward()
-        finite = torch.isfinite(loss.detach()) & torch.isfinite(self.flat.gradient).all()
-        self.optimizer.update(self.flat.vector, self.flat.gradient, lr, finite)
+        moved = self.optimizer.update(self.flat.vector, self.flat.gradient, lr, torch.isfinite(loss.detach()))
         totals.add(logits, labels, loss)
-        totals.finite &= finite
+        totals.finite &= moved

@@ -1,0 +1,77 @@
+"""Tiny runs of python -m fastbn.train, in this process or as processes of their own, and what they leave behind."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from fastbn.data.digits import load_digits
+from fastbn.models.resnet import FastBNOnlyResNet
+from fastbn.train import main
+from fastbn.training import container
+
+TINY = ["--depth", "8", "--width", "4", "--dataset", "digits", "--limit-train", "64", "--limit-test", "32", "--batch-size", "24"]
+STEPS = 3  # an epoch: 24, 24 and a ragged 16
+REPOSITORY = Path(__file__).parents[1]
+TIMES = {"images_per_second", "seconds", "evaluation_seconds", "peak_memory_bytes", "energy_joules"}  # what no two runs share
+
+
+def digits(train=64, test=32):
+    whole = load_digits()
+    return whole[0].limit(train), whole[1].limit(test)
+
+
+def network(**arguments):
+    return FastBNOnlyResNet(8, **{"width": 4, **arguments})
+
+
+def train(out, *arguments, epochs=2):
+    """The exit code of a tiny run in this process."""
+    return main([*TINY, "--epochs", str(epochs), "--out", str(out), *arguments])
+
+
+def start(*arguments, module="fastbn.train"):
+    """A process that runs a module of fastbn's, one thread."""
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *map(str, arguments)],
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def python(code, *arguments):
+    """A finished process that ran this code, one thread."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def metrics(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def checkpoint(out):
+    return container.read(out / "checkpoint.safetensors")
+
+
+def contents(out):
+    """Every file of a folder but its lock, by name."""
+    return {path.name: path.read_bytes() for path in out.iterdir() if path.name != "lock"}
+
+
+def assert_same_run(out, other):
+    """Bit for bit: parameters, running statistics, optimizer state, position, and the metrics but for the times."""
+    (tensors, header), (expected, wanted) = checkpoint(out), checkpoint(other)
+    assert tensors.keys() == expected.keys()
+    for name, tensor in tensors.items():
+        assert tensor.dtype == expected[name].dtype and torch.equal(tensor, expected[name]), name
+    assert {**header, "config": None} == {**wanted, "config": None}
+    known = [[{k: v for k, v in line.items() if k not in TIMES} for line in metrics(folder)] for folder in (out, other)]
+    assert known[0] == known[1]
+    assert not list(out.glob("*.part"))
