@@ -17,8 +17,8 @@ setup(
     license="MIT",
     license_files=["LICENSE"],
     python_requires=">=3.10",
-    packages=find_packages(include=["fastbn", "fastbn.*"]),
-    package_data={"fastbn": ["py.typed"], "fastbn.data": ["digits.csv.gz", "DIGITS.md"]},
+    packages=[*find_packages(include=["fastbn", "fastbn.*"]), "fastbn.kernels", "fastbn.kernels.cpu"],
+    package_data={"fastbn": ["py.typed"], "fastbn.kernels.cpu": ["*.cpp", "*.h"], "fastbn.data": ["digits.csv.gz", "DIGITS.md"]},
     install_requires=[
         "torch>=2.9",
         "numpy>=1.26",

@@ -27,12 +27,14 @@ class Loaded:
     why: str  # a phrase for people
 
 
-def load(dataset: str, data_dir: str | Path, download: bool = False, size: int = 32, default_dir: str | Path | None = DEFAULT_DIR) -> Loaded:
+def load(
+    dataset: str, data_dir: str | Path, download: bool = False, size: int = 32, default_dir: str | Path | None = DEFAULT_DIR
+) -> Loaded:
     """The data set called `dataset`, one of DATASETS.
 
     "auto" is CIFAR-10 where it lies in `data_dir` or can be downloaded there, else the embedded digits; a damaged CIFAR-10 is an
-    error all the same. Any other name is that set or a UsageError. Only `default_dir` (None: no folder) is downloaded into, unless `download`.
-    `size` is for "folder" alone: the side in pixels that its images are brought to.
+    error all the same. Any other name is that set or a UsageError. Only `default_dir` (None: no folder) is downloaded into,
+    unless `download`. `size` is for "folder" alone: the side in pixels that its images are brought to.
     """
     may_download = download or (default_dir is not None and Path(data_dir) == Path(default_dir))
     if dataset in CIFARS:

@@ -41,7 +41,7 @@ def explain(model: nn.Module) -> Explanation:
     A model that was not fused is read as fuse(model) would. Raises TypeError for one that torch.fx can't trace.
     """
     fused = fused_forward(model) or Fused(model, "auto")
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    graph, _ = fused.program(device, fused.defaults())
-    engine, why = choose.choose(fused.engine, device)
+    like = next(iter(model.parameters()), torch.empty(0))
+    graph, _ = fused.program(like.device, like.dtype, fused.defaults())
+    engine, why = choose.choose(fused.engine, like.device, like.dtype)
     return Explanation(type(model).__name__, engine.name if engine else "stock", why, graph)

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from fastbn.engine import choose
 from fastbn.engine.graph import Graph
 from fastbn.engine.reader import read, trace
+from fastbn.engine.region import storage_dtype
 
 SIMPLE = (type(None), bool, int, float, str)  # arguments that a trace may fix
 
@@ -81,12 +82,12 @@ class Fused:
                 self._warned.add(why)
                 warnings.warn(f"fastbn runs {type(self.model).__name__} stock in this call: {why}", stacklevel=2)
             return self._stock(args, kwargs)
-        _, program = self.program(tensors[0].device, constants)
+        _, program = self.program(tensors[0].device, storage_dtype(tensors[0]), constants)
         return program(*bound.arguments.values())
 
-    def program(self, device: torch.device, constants: dict[str, Any]) -> tuple[Graph, fx.GraphModule]:
+    def program(self, device: torch.device, dtype: torch.dtype, constants: dict[str, Any]) -> tuple[Graph, fx.GraphModule]:
         """The graph and its program for the model as it now is, on this device."""
-        engine, self.why = choose.choose(self.engine, device)
+        engine, self.why = choose.choose(self.engine, device, dtype)
         assert engine is not None
         self._look()
         state = (

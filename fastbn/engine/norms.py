@@ -1,10 +1,12 @@
-"""What a BatchNorm module asks for at this call: batch or running statistics, and how its running statistics move."""
+"""BatchNorm by channel: what a module asks for at this call, how its running statistics move, and the formulas of a few numbers
+a channel that every CPU engine shares."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
-from fastbn.engine.operations import Statistics
+from fastbn.engine.operations import Norm, Statistics
 
 
 def uses_batch(norm: nn.BatchNorm2d) -> bool:
@@ -32,3 +34,26 @@ def commit(norm: nn.BatchNorm2d, statistics: Statistics, conv_bias: Tensor | Non
     mean = statistics.mean if conv_bias is None else statistics.mean + conv_bias
     norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), share)
     norm.running_var.lerp_((statistics.var * (rows / (rows - 1))).to(norm.running_var.dtype), share)
+
+
+def normalise(statistics: Statistics, weight: Tensor | None, bias: Tensor | None, eps: float, out: Tensor) -> None:
+    """Writes μ, r = (σ² + ε)^-½, scale = γ·r and shift = β − μ·scale into out (4, C)."""
+    mean, rstd, scale, shift = out
+    mean.copy_(statistics.mean)
+    rstd.copy_(statistics.var).add_(eps).rsqrt_()
+    scale.copy_(rstd if weight is None else rstd * weight)
+    torch.mul(mean, scale, out=shift).neg_()
+    if bias is not None:
+        shift += bias
+
+
+def finish(sums: tuple[Tensor, Tensor], norm: Norm, rows: int, out: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Writes dγ = r·Σ ds·(y − μ) and dβ = Σ ds into out (2, C); returns c1, c2, c0 of dy = c1·ds + c2·y + c0."""
+    dweight, dbias = out
+    dbias.copy_(sums[0])
+    torch.mul(sums[1], norm.rstd, out=dweight)
+    c1 = norm.scale
+    if not norm.batch:
+        return c1, None, None
+    c2 = c1 * norm.rstd * dweight / -rows
+    return c1, c2, c1 * dbias / -rows - c2 * norm.mean

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastbn.engine import norms
 from fastbn.engine.graph import Conv, Shape
-from fastbn.engine.operations import Activation, Formed, Mask, Norm, Path, Statistics
+from fastbn.engine.operations import Activation, Formed, Mask, Path, Statistics
 
 BITS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
 
@@ -52,14 +53,8 @@ class Reference:
         z = z.to(activation.ys[0].dtype)
         return Formed(z, (z <= 0).logical_not_() if keep_mask else None)  # a NaN stays open
 
-    def normalise(self, statistics: Statistics, weight: Tensor | None, bias: Tensor | None, eps: float, out: Tensor) -> None:
-        mean, rstd, scale, shift = out
-        mean.copy_(statistics.mean)
-        rstd.copy_(statistics.var).add_(eps).rsqrt_()
-        scale.copy_(rstd if weight is None else rstd * weight)
-        torch.mul(mean, scale, out=shift).neg_()
-        if bias is not None:
-            shift += bias
+    normalise = staticmethod(norms.normalise)
+    finish = staticmethod(norms.finish)
 
     def gradient(
         self, paths: list[Path], added: list[Tensor], mask: Mask | None, shape: Shape
@@ -77,16 +72,6 @@ class Reference:
             return dz, []
         ds = _masked(dz, mask, ours)
         return ds, [_sums(ds, y, norm.mean) for y, norm in zip(mask.ys, mask.norms, strict=True)]
-
-    def finish(self, sums: tuple[Tensor, Tensor], norm: Norm, rows: int, out: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        dweight, dbias = out
-        dbias.copy_(sums[0])
-        torch.mul(sums[1], norm.rstd, out=dweight)
-        c1 = norm.scale
-        if not norm.batch:
-            return c1, None, None
-        c2 = c1 * norm.rstd * dweight / -rows
-        return c1, c2, c1 * dbias / -rows - c2 * norm.mean
 
 
 def _wide(t: Tensor) -> Tensor:

@@ -34,10 +34,7 @@ class FusedRegion(nn.Module):
                 self._warned.add(str(unfit))
                 warnings.warn(f"fastbn runs {self.region.convs[0].name} to {self.region.convs[-1].norm} stock: {unfit}", stacklevel=2)
             return self._stock[0](*inputs)
-        device = inputs[0].device.type
-        dtype = inputs[0].dtype
-        if torch.is_autocast_enabled(device) and dtype != torch.float64:  # which autocast leaves as it is
-            dtype = torch.get_autocast_dtype(device)
+        device, dtype = inputs[0].device.type, storage_dtype(inputs[0])
         plain = all(x.is_contiguous() for x in inputs)  # what comes in NCHW goes out NCHW, as stock does
         with torch.autocast(device, enabled=False):
             cast = [x.to(dtype).contiguous(memory_format=torch.channels_last) for x in inputs]
@@ -81,6 +78,14 @@ class FusedRegion(nn.Module):
             # the alias keeps this address from being given to another weight
             found = self._packs[conv, dtype] = (key, weight.detach(), self.engine.pack(conv, weight, dtype))
         return found[2]
+
+
+def storage_dtype(x: Tensor) -> torch.dtype:
+    """What activations are stored in: autocast's dtype, else the input's."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:  # which autocast leaves as it is
+        return torch.get_autocast_dtype(device)
+    return x.dtype
 
 
 class _Function(torch.autograd.Function):

@@ -23,6 +23,8 @@ from fastbn.training.loop import fit
 from fastbn.training.progress import Progress
 from fastbn.training.saving import Saver
 
+DTYPES = {"bf16": torch.bfloat16}  # of stored activations, where it is not float32
+
 
 def train_run(config: Config) -> str:
     """Trains, and returns the line that sums it up. Raises UsageError, MachineError, Diverged, Stopped."""
@@ -30,7 +32,7 @@ def train_run(config: Config) -> str:
     resolve(config.depth, width=config.width, family=config.family)  # a wrong depth is told before any data is read
     device = machine.choose_device(config.device)
     precision.check(config.precision, device)
-    choose(config.engine, device)
+    choose(config.engine, device, DTYPES.get(config.precision, torch.float32))
     loaded = None
     if config.out is None:
         loaded = _data(config)  # the folder's name holds the data set's
@@ -105,7 +107,7 @@ def _resolved(config: Config, loaded: Loaded) -> tuple[Config, str]:
         torch.set_num_threads(config.threads)
     device = machine.choose_device(config.device)
     spec = resolve(config.depth, width=config.width, family=config.family)
-    engine, why = choose(config.engine, device)
+    engine, why = choose(config.engine, device, DTYPES.get(config.precision, torch.float32))
     config = config.resolved(loaded.train.default_epochs)
     config = dataclasses.replace(
         config,

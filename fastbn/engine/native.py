@@ -1,0 +1,185 @@
+"""The native engine: the graph's operations by the C++ kernels of kernels/cpu, float32 on CPUs.
+
+Each operation is one call that reads and writes every activation once: forming z, the convolution and the statistics are one,
+and so are dy, the input gradient, the ReLU's mask and BatchNorm's two reductions.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import functools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastbn.engine import build, norms
+from fastbn.engine.buffers import Buffers
+from fastbn.engine.graph import Conv, Shape
+from fastbn.engine.operations import Activation, Formed, Mask, Path, Statistics
+
+WINOGRAD_CHANNELS = 32  # from this many on, on both sides, F(4×4, 3×3) is the faster
+WINOGRAD = torch.tensor(  # G of F(4×4, 3×3): Lavin, Gray 2016
+    [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6], [1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]],
+    dtype=torch.float64,
+)
+
+
+def _fields(pointers: str = "", ints: str = "") -> list[tuple[str, Any]]:
+    return [(name, ctypes.c_int) for name in ints.split()] + [(name, ctypes.c_void_p) for name in pointers.split()]
+
+
+class _Geometry(ctypes.Structure):
+    _fields_ = _fields(ints="n h w c oh ow oc kh kw sh sw ph pw dh dw")
+
+
+class _Source(ctypes.Structure):
+    _fields_ = _fields("y scale shift y_r rscale rshift residual z mask", "relu")
+
+
+class _Path(ctypes.Structure):
+    _fields_ = [("g", _Geometry), *_fields("ds y c1 c2 c0 weights", "winograd")]
+
+
+class _Value(ctypes.Structure):
+    _fields_ = [*_fields("mask y y_r mean mean_r scale shift added added_2", "n h w c relu")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """A frozen weight in the kernels' layouts, for the forward and for the input gradient."""
+
+    forward: Tensor
+    backward: Tensor
+    winograd: bool
+
+
+class Native:
+    name = "native"
+
+    def __init__(self) -> None:
+        self._kernels = build.library()
+        self._lanes = self._kernels.fastbn_lanes()
+        self._buffers = Buffers()
+
+    def supports(self, conv: Conv) -> str | None:
+        return None if conv.groups == 1 else "a grouped convolution: the native engine has none"
+
+    def pack(self, conv: Conv, weight: Tensor, dtype: torch.dtype) -> Packed:
+        w = weight.detach().to("cpu", torch.float32)  # (C, C_in, KH, KW)
+        if uses_winograd(conv):
+            return Packed(self._transformed(w), self._transformed(w.flip(2, 3).transpose(0, 1)), True)
+        forward = w.permute(2, 3, 1, 0).flatten(0, 1)  # (taps, C_in, C)
+        rows, columns = _by_parity(conv)
+        backward = w.permute(2, 3, 0, 1)[rows, columns]  # (taps, C, C_in)
+        return Packed(self._blocks(forward), self._blocks(backward), False)
+
+    def convolve(
+        self, conv: Conv, packed: Packed, source: Tensor | Activation, keep_z: bool, keep_mask: bool, statistics: bool
+    ) -> tuple[Tensor, Statistics | None, Formed | None]:
+        x = source if isinstance(source, Tensor) else source.ys[0]
+        geometry = _geometry(conv, tuple(x.shape))  # type: ignore[arg-type]
+        y = self._activation((geometry.n, geometry.oc, geometry.oh, geometry.ow))
+        found = torch.empty((2, conv.channels), dtype=torch.float64) if statistics else None
+        read, formed = self._source(source, keep_z, keep_mask)
+        self._kernels.fastbn_convolve(
+            ctypes.byref(geometry), ctypes.byref(read), _at(packed.forward), packed.winograd, _at(y), _at(found)
+        )
+        mean_var = None if found is None else Statistics(*found.float())
+        return y, mean_var, formed if isinstance(source, Activation) else None
+
+    def form(self, activation: Activation, keep_mask: bool) -> Formed:
+        n, c, h, w = activation.ys[0].shape
+        read, formed = self._source(activation, True, keep_mask)
+        self._kernels.fastbn_form(ctypes.byref(read), ctypes.c_long(n * h * w), c)
+        return formed
+
+    normalise = staticmethod(norms.normalise)
+    finish = staticmethod(norms.finish)
+
+    def gradient(
+        self, paths: list[Path], added: list[Tensor], mask: Mask | None, shape: Shape
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        n, c, h, w = shape
+        ds = self._activation(shape)
+        value = _Value(n=n, h=h, w=w, c=c, relu=0)
+        terms = added if len(added) <= 2 else [added[0], functools.reduce(torch.add, added[1:])]
+        value.added, value.added_2 = [*map(_at, terms), None, None][:2]
+        ways = (_Path * max(len(paths), 1))(*(self._path(path, shape) for path in paths))
+        sums = None
+        if mask is not None:
+            sums = torch.empty((len(mask.ys), 2, c), dtype=torch.float64)
+            value.relu, value.mask = mask.relu, _at(mask.saved)
+            value.y, value.y_r = [*map(_at, mask.ys), None][:2]
+            value.mean, value.mean_r = [*(_at(norm.mean) for norm in mask.norms), None][:2]
+            value.scale, value.shift = _at(mask.norms[0].scale), _at(mask.norms[0].shift)
+        self._kernels.fastbn_gradient(ctypes.byref(value), ways, len(paths), _at(ds), _at(sums))
+        return ds, [] if sums is None else [(pair[0], pair[1]) for pair in sums.float()]
+
+    def _path(self, path: Path, shape: Shape) -> _Path:
+        c1, c2, c0 = path.coefficients
+        packed: Packed = path.packed
+        return _Path(
+            _geometry(path.conv, shape), packed.winograd, _at(path.ds), _at(path.y), _at(c1), _at(c2), _at(c0), _at(packed.backward)
+        )
+
+    def _source(self, source: Tensor | Activation, keep_z: bool, keep_mask: bool) -> tuple[_Source, Formed]:
+        if isinstance(source, Tensor):
+            return _Source(y=_at(source)), Formed(None, None)
+        y, norm = source.ys[0], source.norms[0]
+        n, c, h, w = y.shape
+        z = self._activation((n, c, h, w)) if keep_z else None
+        mask = self._buffers.empty((n * h * w * -(-c // 8),), torch.uint8) if keep_mask else None
+        read = _Source(y=_at(y), scale=_at(norm.scale), shift=_at(norm.shift), relu=source.relu, z=_at(z), mask=_at(mask))
+        if len(source.ys) > 1:
+            read.y_r, read.rscale, read.rshift = _at(source.ys[1]), _at(source.norms[1].scale), _at(source.norms[1].shift)
+        read.residual = _at(source.residual)
+        return read, Formed(z, mask)
+
+    def _activation(self, shape: Shape) -> Tensor:
+        n, c, h, w = shape
+        return self._buffers.empty((n, h, w, c)).permute(0, 3, 1, 2)
+
+    def _transformed(self, w: Tensor) -> Tensor:
+        """G w Gᵀ, (36, C_in, C), computed in float64 and rounded once; C_in filled up to whole vectors."""
+        u = torch.einsum("ia,ocab,jb->ijco", WINOGRAD, w.double(), WINOGRAD).flatten(0, 1).float()
+        return self._blocks(F.pad(u, (0, 0, 0, -u.shape[1] % self._lanes)))
+
+    def _blocks(self, m: Tensor) -> Tensor:
+        """(taps, K, C) -> for each block of two vectors of output channels, and a last one of one, (taps, K, block), flat."""
+        m = F.pad(m, (0, -m.shape[2] % self._lanes))
+        pair = 2 * self._lanes
+        sizes = [pair] * (m.shape[2] // pair) + ([self._lanes] if m.shape[2] % pair else [])
+        return torch.cat([block.flatten() for block in m.split(sizes, 2)])
+
+
+def uses_winograd(conv: Conv) -> bool:
+    """Which algorithm carries a convolution out: by its shape alone."""
+    fits = conv.kernel == (3, 3) and conv.stride == (1, 1) and conv.dilation == (1, 1) and conv.padding == (1, 1)
+    return fits and min(conv.in_channels, conv.channels) >= WINOGRAD_CHANNELS
+
+
+def _by_parity(conv: Conv) -> tuple[list[int], list[int]]:
+    """The kernel's rows and columns in the order in which the input gradient's parity classes read them."""
+    (kh, kw), (sh, sw), (ph, pw), (dh, dw) = conv.kernel, conv.stride, conv.padding, conv.dilation
+    taps = [
+        (i, j)
+        for y in range(sh)
+        for x in range(sw)
+        for i in range(kh)
+        for j in range(kw)
+        if (y + ph - i * dh) % sh == 0 and (x + pw - j * dw) % sw == 0
+    ]
+    return [i for i, _ in taps], [j for _, j in taps]
+
+
+def _geometry(conv: Conv, source: Shape) -> _Geometry:
+    n, c, h, w = source
+    _, oc, oh, ow = conv.shape(source)
+    return _Geometry(n, h, w, c, oh, ow, oc, *conv.kernel, *conv.stride, *conv.padding, *conv.dilation)
+
+
+def _at(t: Tensor | None) -> ctypes.c_void_p | None:
+    return None if t is None else ctypes.c_void_p(t.data_ptr())

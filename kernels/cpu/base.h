@@ -1,0 +1,111 @@
+// What every CPU kernel of fastbn shares: the vector, the convolution's geometry, the register tile.
+//
+// GCC vector extensions, no intrinsics: the same source serves AVX-512, AVX2 and NEON. Activations are channels-last,
+// (N, H, W, C) float32. Work is cut into items, an item being a band of rows of one image that stays in the core's L2
+// from load to store; each item leaves its own partial sums, merged in the items' order, so results have the same bits
+// at any thread count.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <type_traits>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+constexpr int L = 16;
+#elif defined(__AVX2__) || defined(__AVX__)
+constexpr int L = 8;
+#else
+constexpr int L = 4;
+#endif
+typedef float vec __attribute__((vector_size(4 * L), aligned(4)));
+typedef int32_t veci __attribute__((vector_size(4 * L), aligned(4)));
+
+inline vec load(const float* p) { return *(const vec*)p; }
+inline void store(float* p, vec v) { *(vec*)p = v; }
+inline vec splat(float x) { return vec{} + x; }
+inline vec relu(vec t) { return t < 0.f ? vec{} : t; }  // a NaN is not below zero: it stays
+
+// The first k ≤ L floats, zero beyond; and storing only those.
+inline vec load_some(const float* p, int k) {
+    if (k == L) return load(p);
+    vec v = {};
+    memcpy(&v, p, sizeof(float) * k);
+    return v;
+}
+inline void store_some(float* p, vec v, int k) {
+    if (k == L) store(p, v);
+    else memcpy(p, &v, sizeof(float) * k);
+}
+
+// A ReLU's mask: a bit an element, set where it was open; a pixel's C channels take mask_bytes(C) bytes.
+inline int mask_bytes(int C) { return (C + 7) / 8; }
+inline void store_mask(uint8_t* p, vec z, int k) {
+    uint32_t bits = 0;
+#ifdef __AVX512F__
+    bits = _mm512_cmp_ps_mask((__m512)z, _mm512_setzero_ps(), _CMP_NLE_UQ);
+#else
+    for (int l = 0; l < L; l++) bits |= static_cast<uint32_t>(!(z[l] <= 0.f)) << l;
+#endif
+    memcpy(p, &bits, (k + 7) / 8);
+}
+inline vec masked(vec t, const uint8_t* p, int k) {
+    uint32_t bits = 0;
+    memcpy(&bits, p, (k + 7) / 8);
+    veci lane;
+    for (int l = 0; l < L; l++) lane[l] = 1 << l;
+    return ((veci{} + static_cast<int32_t>(bits)) & lane) != 0 ? t : vec{};
+}
+
+inline int round_up(int n, int to) { return (n + to - 1) / to * to; }
+
+struct Tap {
+    ptrdiff_t in;      // elements from the first pixel read to this tap's
+    ptrdiff_t weight;  // elements from the block's first weight to this tap's
+};
+
+// out[p] (+)= Σ_taps Σ_k in[p·in_step + tap.in + k] · w[tap.weight + k·V·L], for P pixels and V vectors of channels.
+template <int P, int V>
+inline void tile(const float* in, ptrdiff_t in_step, const Tap* taps, int n_taps, int K, const float* w, float* out, ptrdiff_t out_step, bool add) {
+    vec acc[P][V];
+    for (int p = 0; p < P; p++)
+        for (int v = 0; v < V; v++) acc[p][v] = add ? load(out + p * out_step + v * L) : vec{};
+    for (int t = 0; t < n_taps; t++) {
+        const float* a = in + taps[t].in;
+        const float* b = w + taps[t].weight;
+        for (int k = 0; k < K; k++, a++, b += V * L) {
+            vec row[V];
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++) row[v] = load(b + v * L);
+#pragma GCC unroll 16
+            for (int p = 0; p < P; p++)
+#pragma GCC unroll 4
+                for (int v = 0; v < V; v++) acc[p][v] += a[p * in_step] * row[v];
+        }
+    }
+    for (int p = 0; p < P; p++)
+        for (int v = 0; v < V; v++) store(out + p * out_step + v * L, acc[p][v]);
+}
+
+template <int V, int P>
+inline void line(const float* in, ptrdiff_t in_step, const Tap* taps, int n_taps, int K, const float* w, float* out, ptrdiff_t out_step, int n, bool add) {
+    int p = 0;
+    for (; p + P <= n; p += P) tile<P, V>(in + p * in_step, in_step, taps, n_taps, K, w, out + p * out_step, out_step, add);
+    if constexpr (P > 1) line<V, P / 2>(in + p * in_step, in_step, taps, n_taps, K, w, out + p * out_step, out_step, n - p, add);
+}
+
+// Output channels go in blocks of two vectors, the last of one: packed weights are laid out so.
+template <int V>
+constexpr int PIXELS = (L == 16 ? 16 : 8) / V;
+
+template <typename F>
+inline void blocks(int C, F f) {
+    int c = 0;
+    for (; c + 2 * L <= C; c += 2 * L) f(c, std::integral_constant<int, 2>{});
+    if (c < C) f(c, std::integral_constant<int, 1>{});
+}
+
+inline float* floats(size_t n) { return static_cast<float*>(aligned_alloc(64, (sizeof(float) * n + 63) / 64 * 64)); }

@@ -1,0 +1,125 @@
+// y = conv(z) with y's statistics, z formed as it is loaded and, if asked, written once.
+//
+// Layout   activations (N, H, W, C); packed weights by blocks of output channels, (taps, C_in, block) or Winograd's (36, C_in, block).
+// Traffic  reads what makes z, writes y, and z and its mask if asked: each once.
+#include <omp.h>
+#include <vector>
+#include "base.h"
+#include "geometry.h"
+#include "items.h"
+#include "source.h"
+#include "winograd.h"
+
+// statistics (2, C) double: mean and biased variance, by Chan, Golub, LeVeque's merge of the items' (count, mean, M2) in order; may be null.
+extern "C" void fastbn_convolve(const Geometry* geometry, const Source* source, const float* weights, int use_winograd, float* y, double* statistics) {
+    const Geometry g = *geometry;
+    const Source s = *source;
+    const int OC = round_up(g.oc, L), TW = (g.ow + 3) / 4;
+    const int OW = use_winograd ? 4 * TW : g.ow;
+    const int reach = (g.kw - 1) * g.dw + (use_winograd ? OW : (g.ow - 1) * g.sw + 1);
+    const int PW = reach > g.w + g.pw ? reach : g.w + g.pw;  // columns of the padded image
+    const int K = use_winograd ? round_up(g.c, L) : g.c;
+    const Items items = cut(g.n, g.oh, sizeof(float) * (static_cast<size_t>(g.sh) * PW * K + static_cast<size_t>(OW) * OC), use_winograd ? (g.oh + 3) / 4 * TW : 0, use_winograd ? 4 : 1);
+    const int TH = (items.rows + 3) / 4, OH = use_winograd ? 4 * TH : items.rows;  // rows of the output buffer
+    const int PH = (OH - 1) * g.sh + (g.kh - 1) * g.dh + 1;
+    const size_t padded_size = static_cast<size_t>(PH) * PW * K, out_size = static_cast<size_t>(OH) * OW * OC;
+    std::vector<Tap> taps;
+    for (int i = 0; i < g.kh; i++)
+        for (int j = 0; j < g.kw; j++) taps.push_back({(static_cast<ptrdiff_t>(i) * g.dh * PW + j * g.dw) * K, static_cast<ptrdiff_t>(i * g.kw + j) * K});
+    std::vector<double> partial(statistics ? static_cast<size_t>(items.count()) * 3 * OC : 0);
+
+#pragma omp parallel
+    {
+        float* padded = floats(items.images * padded_size);
+        float* out = floats(items.images * out_size);
+        memset(padded, 0, sizeof(float) * items.images * padded_size);
+        const size_t tiles = static_cast<size_t>(items.images) * TH * TW * 36;
+        float *transformed = nullptr, *products = nullptr;
+        if (use_winograd) transformed = floats(tiles * K), products = floats(tiles * OC);
+        std::vector<float> pivot(OC);
+#pragma omp for schedule(static)
+        for (int item = 0; item < items.count(); item++) {
+            const int n0 = items.first_image(item), r0 = items.first_row(item);
+            const int images = g.n - n0 < items.images ? g.n - n0 : items.images;
+            const int rows = g.oh - r0 < items.rows ? g.oh - r0 : items.rows;
+            const int top = r0 * g.sh - g.ph;                                   // the source row that the buffer's first holds
+            const int own = r0 * g.sh, beyond = r0 + rows == g.oh ? g.h : (r0 + rows) * g.sh;  // the source rows whose z this item writes
+            for (int i = 0; i < images; i++) {
+                for (int b = 0; b < PH; b++) {
+                    const int r = top + b;
+                    float* row = padded + i * padded_size + static_cast<size_t>(b) * PW * K + static_cast<size_t>(g.pw) * K;
+                    if (r < 0 || r >= g.h) {
+                        memset(row, 0, sizeof(float) * g.w * K);
+                        continue;
+                    }
+                    Source here = s;
+                    if (r < own || r >= beyond) here.z = nullptr, here.mask = nullptr;
+                    const size_t first = (static_cast<size_t>(n0 + i) * g.h + r) * g.w;
+                    if (K == g.c) form(here, first, g.w, g.c, row);
+                    else
+                        for (int q = 0; q < g.w; q++) form(here, first + q, 1, g.c, row + q * K);
+                }
+                if (s.z || s.mask)
+                    for (int r = own; r < beyond; r++)
+                        if (r < top || r >= top + PH) form(s, (static_cast<size_t>(n0 + i) * g.h + r) * g.w, g.w, g.c, nullptr);
+            }
+            if (use_winograd) {
+                winograd(padded, images, PH, PW, K, weights, out, OW, TH, TW, OC, false, transformed, products);
+            } else {
+                for (int i = 0; i < images; i++)
+                    blocks(OC, [&](int c, auto V) {
+                        std::vector<Tap> own_taps = taps;
+                        for (Tap& tap : own_taps) tap.weight *= V() * L;
+                        const float* w = weights + static_cast<size_t>(c) * taps.size() * K;
+                        for (int r = 0; r < rows; r++)
+                            line<V(), PIXELS<V()>>(padded + i * padded_size + static_cast<size_t>(r) * g.sh * PW * K, g.sw * K, own_taps.data(), static_cast<int>(own_taps.size()), K, w,
+                                                   out + i * out_size + static_cast<size_t>(r) * OW * OC + c, OC, g.ow, false);
+                    });
+            }
+            double* mine = statistics ? partial.data() + static_cast<size_t>(item) * 3 * OC : nullptr;
+            memcpy(pivot.data(), out, sizeof(float) * OC);  // sums are taken about the item's first pixel
+            for (int i = 0; i < images; i++)
+                for (int r = 0; r < rows; r++) {
+                    const float* from = out + i * out_size + static_cast<size_t>(r) * OW * OC;
+                    float* to = y + ((static_cast<size_t>(n0 + i) * g.oh + r0 + r) * g.ow) * g.oc;
+                    for (int c = 0; c < OC; c += L) {
+                        const int k = g.oc - c < L ? g.oc - c : L;
+                        const vec about = load(pivot.data() + c);
+                        vec sum = {}, square = {};
+                        for (int q = 0; q < g.ow; q++) {
+                            const vec v = load(from + q * OC + c), d = v - about;
+                            store_some(to + q * g.oc + c, v, k);
+                            sum += d, square += d * d;
+                        }
+                        if (mine)
+                            for (int l = 0; l < L; l++) mine[OC + c + l] += sum[l], mine[2 * OC + c + l] += square[l];
+                    }
+                }
+            if (mine)
+                for (int c = 0; c < OC; c++) mine[c] = pivot[c];
+        }
+        free(padded), free(out), free(transformed), free(products);
+    }
+    if (!statistics) return;
+    for (int c = 0; c < g.oc; c++) {
+        double count = 0, mean = 0, m2 = 0;
+        for (int item = 0; item < items.count(); item++) {
+            const double* p = partial.data() + static_cast<size_t>(item) * 3 * OC + c;
+            const int images = g.n - items.first_image(item) < items.images ? g.n - items.first_image(item) : items.images;
+            const int rows = g.oh - items.first_row(item) < items.rows ? g.oh - items.first_row(item) : items.rows;
+            const double n = static_cast<double>(images) * rows * g.ow;
+            const double d = p[0] + p[OC] / n - mean, total = count + n;
+            m2 += p[2 * OC] - p[OC] * p[OC] / n + d * d * count * n / total;
+            mean += d * n / total;
+            count = total;
+        }
+        statistics[c] = mean, statistics[g.oc + c] = m2 > 0 || m2 != m2 ? m2 / count : 0;
+    }
+}
+
+// z (and its mask) of an activation that no convolution reads first.
+extern "C" void fastbn_form(const Source* source, long pixels, int C) {
+    const long step = 1024;
+#pragma omp parallel for schedule(static)
+    for (long p = 0; p < pixels; p += step) form(*source, p, static_cast<int>(pixels - p < step ? pixels - p : step), C, nullptr);
+}

@@ -1,0 +1,206 @@
+// A value's gradient: ds = (Σ convᵀ(dy) + Σ added) · mask with dy = c1·ds + c2·y + c0 formed as it is loaded, and, for each of the
+// raw outputs that the value was made of, Σ ds and Σ ds·(y − μ).
+//
+// Layout   activations (N, H, W, C); packed weights of the flipped, transposed kernel: by blocks of C_in channels, for each parity
+//          class of (row mod stride, column mod stride) its taps, (taps, C_out, block); or Winograd's (36, C_out, block).
+// Traffic  reads ds and y of each path, the added terms, the mask or the y that gives it; writes ds: each once.
+#include <omp.h>
+#include <vector>
+#include "base.h"
+#include "geometry.h"
+#include "items.h"
+#include "winograd.h"
+
+extern "C" struct Path {
+    Geometry g;  // of the forward convolution
+    int use_winograd;
+    const float *ds, *y;        // (N, OH, OW, OC)
+    const float *c1, *c2, *c0;  // (OC,); c2 and c0 null where statistics are frozen
+    const float* weights;
+};
+
+extern "C" struct Value {
+    int n, h, w, c, relu;
+    const uint8_t* mask;            // the forward's, or null: it is told again from ys[0]
+    const float* ys[2];             // (N, H, W, C), the raw outputs that the value was made of; null beyond
+    const float* means[2];          // (C,)
+    const float *scale, *shift;     // (C,), of ys[0]
+    const float* added[2];          // (N, H, W, C), or null
+};
+
+// Where a path reads: for each parity class of output pixels, its taps.
+struct Class {
+    std::vector<Tap> taps;
+    ptrdiff_t weight;
+};
+
+struct Plan {
+    Geometry g;
+    int above, left, PH, PW, K, TH, TW;  // the padded dy: rows above the first that belongs, columns likewise, its size
+    size_t padded_size;
+    std::vector<Class> classes;
+};
+
+static int floor_div(int a, int b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
+
+static Plan plan_of(const Path& path, int rows, int OW) {
+    const Geometry& g = path.g;
+    Plan p;
+    p.g = g;
+    p.K = path.use_winograd ? round_up(g.oc, L) : g.oc;
+    // dx[r] reads dy[q] with q·s = r + pad − k·d: q from floor((r0 + pad − (k−1)d)/s), relative to r0/s
+    p.above = -floor_div(g.ph - (g.kh - 1) * g.dh, g.sh), p.left = -floor_div(g.pw - (g.kw - 1) * g.dw, g.sw);
+    if (p.above < 0) p.above = 0;
+    if (p.left < 0) p.left = 0;
+    p.PH = p.above + (rows - 1 + g.ph) / g.sh + 1, p.PW = p.left + (OW - 1 + g.pw) / g.sw + 1;
+    if (p.PW < p.left + g.ow) p.PW = p.left + g.ow;
+    p.TH = (rows + 3) / 4, p.TW = OW / 4;
+    if (path.use_winograd) p.PH = 4 * p.TH + 2, p.PW = p.PW > OW + 2 ? p.PW : OW + 2;
+    p.padded_size = static_cast<size_t>(p.PH) * p.PW * p.K;
+    ptrdiff_t weight = 0;
+    for (int y = 0; y < g.sh; y++)
+        for (int x = 0; x < g.sw; x++) {
+            Class found{{}, weight};
+            for (int i = 0; i < g.kh; i++)
+                for (int j = 0; j < g.kw; j++) {
+                    const int a = y + g.ph - i * g.dh, b = x + g.pw - j * g.dw;
+                    if (a % g.sh || b % g.sw) continue;
+                    found.taps.push_back({(static_cast<ptrdiff_t>(a / g.sh + p.above) * p.PW + b / g.sw + p.left) * p.K, static_cast<ptrdiff_t>(found.taps.size()) * p.K});
+                }
+            weight += static_cast<ptrdiff_t>(found.taps.size()) * p.K;
+            p.classes.push_back(found);
+        }
+    return p;
+}
+
+// dy of one image's rows, zero outside.
+static void form_dy(const Path& path, const Plan& p, int n, int first, float* to) {
+    const Geometry& g = p.g;
+    for (int b = 0; b < p.PH; b++) {
+        const int q = first + b;
+        float* row = to + (static_cast<size_t>(b) * p.PW + p.left) * p.K;
+        if (q < 0 || q >= g.oh) {
+            memset(row, 0, sizeof(float) * g.ow * p.K);
+            continue;
+        }
+        const size_t at = (static_cast<size_t>(n) * g.oh + q) * g.ow * g.oc;
+        for (int x = 0; x < g.ow; x++)
+            for (int c = 0; c < g.oc; c += L) {
+                const size_t i = at + static_cast<size_t>(x) * g.oc + c;
+                const int k = g.oc - c < L ? g.oc - c : L;
+                vec dy = load_some(path.ds + i, k) * load_some(path.c1 + c, k);
+                if (path.c2) dy += load_some(path.y + i, k) * load_some(path.c2 + c, k) + load_some(path.c0 + c, k);
+                store_some(row + x * p.K + c, dy, k);
+            }
+    }
+}
+
+// out (+)= convᵀ(padded dy), `rows` rows from row r0 on.
+static void transpose(const Path& path, const Plan& p, const float* padded, int r0, int rows, int w, float* out, int OW, int C, bool add) {
+    const Geometry& g = p.g;
+    blocks(C, [&](int c, auto V) {
+        for (int r = 0; r < rows; r++)
+            for (int x = 0; x < g.sw; x++) {
+                if (x >= w) break;
+                const Class& found = p.classes[static_cast<size_t>((r0 + r) % g.sh * g.sw + x)];
+                const int pixels = (w - x + g.sw - 1) / g.sw;
+                float* to = out + (static_cast<size_t>(r) * OW + x) * C + c;
+                if (found.taps.empty()) {
+                    if (!add)
+                        for (int q = 0; q < pixels; q++)
+                            for (int v = 0; v < V(); v++) store(to + static_cast<size_t>(q) * g.sw * C + v * L, vec{});
+                    continue;
+                }
+                std::vector<Tap> taps = found.taps;
+                for (Tap& tap : taps) tap.weight *= V() * L;
+                const float* weights = path.weights + static_cast<size_t>(c) * g.kh * g.kw * p.K + found.weight * V() * L;
+                line<V(), PIXELS<V()>>(padded + static_cast<size_t>(r / g.sh) * p.PW * p.K, p.K, taps.data(), static_cast<int>(taps.size()), p.K, weights, to, static_cast<ptrdiff_t>(g.sw) * C, pixels, add);
+            }
+    });
+}
+
+// sums: (n_ys, 2, C) double, Σ ds and Σ ds·(y − μ); may be null.
+extern "C" void fastbn_gradient(const Value* value, const Path* paths, int n_paths, float* ds, double* sums) {
+    const Value& v = *value;
+    const int C = round_up(v.c, L), bytes = mask_bytes(v.c);
+    int unit = 1, tiles = 0, n_ys = v.ys[1] ? 2 : v.ys[0] ? 1 : 0;
+    size_t row_bytes = sizeof(float) * static_cast<size_t>(v.w) * C;
+    for (int i = 0; i < n_paths; i++) {
+        const Geometry& g = paths[i].g;
+        row_bytes += sizeof(float) * static_cast<size_t>(g.ow + 2) * g.oc / g.sh;
+        unit = unit % g.sh ? unit * g.sh : unit;
+        if (paths[i].use_winograd) tiles = (v.h + 3) / 4 * ((v.w + 3) / 4), unit = unit % 4 ? unit * 4 : unit;
+    }
+    const Items items = cut(v.n, v.h, row_bytes, tiles, unit);
+    const int OW = tiles ? round_up(v.w, 4) : v.w, OH = tiles ? round_up(items.rows, 4) : items.rows;
+    const size_t out_size = static_cast<size_t>(OH) * OW * C;
+    std::vector<Plan> plans;
+    size_t padded_most = 0, work_most = 0;
+    for (int i = 0; i < n_paths; i++) {
+        plans.push_back(plan_of(paths[i], OH, OW));
+        const Plan& p = plans.back();
+        if (p.padded_size > padded_most) padded_most = p.padded_size;
+        const size_t work = paths[i].use_winograd ? static_cast<size_t>(items.images) * p.TH * p.TW * 36 * (p.K + C) : 0;
+        if (work > work_most) work_most = work;
+    }
+    std::vector<double> partial(sums ? static_cast<size_t>(items.count()) * 2 * n_ys * C : 0);
+
+#pragma omp parallel
+    {
+        float* padded = floats(items.images * padded_most + 1);
+        float* out = floats(items.images * out_size);
+        float* work = floats(work_most + 1);
+#pragma omp for schedule(static)
+        for (int item = 0; item < items.count(); item++) {
+            const int n0 = items.first_image(item), r0 = items.first_row(item);
+            const int images = v.n - n0 < items.images ? v.n - n0 : items.images;
+            const int rows = v.h - r0 < items.rows ? v.h - r0 : items.rows;
+            for (int i = 0; i < n_paths; i++) {
+                const Plan& p = plans[i];
+                memset(padded, 0, sizeof(float) * images * p.padded_size);
+                for (int m = 0; m < images; m++) form_dy(paths[i], p, n0 + m, r0 / p.g.sh - p.above, padded + m * p.padded_size);
+                if (paths[i].use_winograd)
+                    winograd(padded, images, p.PH, p.PW, p.K, paths[i].weights, out, OW, p.TH, p.TW, C, i > 0, work, work + static_cast<size_t>(images) * p.TH * p.TW * 36 * p.K);
+                else
+                    for (int m = 0; m < images; m++) transpose(paths[i], p, padded + m * p.padded_size, r0, rows, v.w, out + m * out_size, OW, C, i > 0);
+            }
+            if (n_paths == 0) memset(out, 0, sizeof(float) * images * out_size);
+            double* mine = sums ? partial.data() + static_cast<size_t>(item) * 2 * n_ys * C : nullptr;
+            for (int m = 0; m < images; m++)
+                for (int r = 0; r < rows; r++) {
+                    const float* from = out + m * out_size + static_cast<size_t>(r) * OW * C;
+                    const size_t pixel = (static_cast<size_t>(n0 + m) * v.h + r0 + r) * v.w;
+                    for (int c = 0; c < C; c += L) {
+                        const int k = v.c - c < L ? v.c - c : L;
+                        vec total = {}, product[2] = {};
+                        const bool again = v.relu && !v.mask;
+                        const vec scale = again ? load_some(v.scale + c, k) : vec{}, shift = again ? load_some(v.shift + c, k) : vec{};
+                        const vec mean[2] = {n_ys > 0 ? load_some(v.means[0] + c, k) : vec{}, n_ys > 1 ? load_some(v.means[1] + c, k) : vec{}};
+                        for (int q = 0; q < v.w; q++) {
+                            const size_t i = (pixel + q) * v.c + c;
+                            vec t = load(from + q * C + c);
+                            for (int a = 0; a < 2; a++)
+                                if (v.added[a]) t += load_some(v.added[a] + i, k);
+                            vec y = n_ys > 0 ? load_some(v.ys[0] + i, k) : vec{};
+                            if (v.relu) t = v.mask ? masked(t, v.mask + (pixel + q) * bytes + c / 8, k) : (y * scale + shift <= 0.f ? vec{} : t);
+                            store_some(ds + i, t, k);
+                            total += t;
+                            product[0] += t * (y - mean[0]);
+                            if (n_ys > 1) product[1] += t * (load_some(v.ys[1] + i, k) - mean[1]);
+                        }
+                        if (mine)
+                            for (int a = 0; a < n_ys; a++)
+                                for (int l = 0; l < L; l++) mine[(2 * a) * C + c + l] += total[l], mine[(2 * a + 1) * C + c + l] += product[a][l];
+                    }
+                }
+        }
+        free(padded), free(out), free(work);
+    }
+    if (!sums) return;
+    for (int a = 0; a < 2 * n_ys; a++)
+        for (int c = 0; c < v.c; c++) {
+            double sum = 0;
+            for (int item = 0; item < items.count(); item++) sum += partial[(static_cast<size_t>(item) * 2 * n_ys + a) * C + c];
+            sums[static_cast<size_t>(a) * v.c + c] = sum;
+        }
+}

@@ -1,0 +1,183 @@
+"""The native engine as a whole: whole networks against float64, its build, its memory, its manners in the process."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from nets import flip_free, images, resnet
+from oracle import error, flat_gradient, fused, run, stock
+
+from fastbn import FastBNOnlyResNet, explain, fuse
+from fastbn.engine import build, native
+from fastbn.engine.buffers import Buffers
+from fastbn.errors import MachineError
+
+pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
+ROOT = Path(__file__).resolve().parent.parent
+NETS = {
+    "cifar 14": lambda: resnet(14, 16),
+    "cifar 8, odd width": lambda: resnet(8, 12),
+    "cifar 8, wide: Winograd in every stage": lambda: resnet(8, 32),
+    "imagenet 18": lambda: resnet(18, 32, "imagenet"),
+    "imagenet 50": lambda: resnet(50, 8, "imagenet"),
+}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_gradients_without_a_flip(name):
+    """β = ±6: no ReLU hangs on a rounding. 2e-5 is float32's own; Winograd's F(4×4) transforms cost a few bits more: 1e-4."""
+    model = flip_free(NETS[name]()).float()
+    x = images(5, 33, 31, dtype=torch.float32, grad=True)
+    found = run(fused(model, "native"), x)
+    expected = run(stock(model).double(), x.detach().double().requires_grad_())
+    tolerance = 1e-4 if any(native.uses_winograd(conv) for conv in explain(fused(model, "native")).graph.regions[-1].convs) else 2e-5
+    assert error(flat_gradient(found), flat_gradient(expected)) < tolerance
+    assert error(found.inputs[0], expected.inputs[0]) < tolerance
+    for buffer in expected.buffers:
+        assert error(found.buffers[buffer], expected.buffers[buffer]) < 1e-5, buffer
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_gradients_of_random_nets(name):
+    """A sanity check: one ReLU that flips moves stock itself by 1e-3 to 3e-2."""
+    model = NETS[name]().float()
+    x = images(5, 32, 32, dtype=torch.float32)
+    assert error(flat_gradient(run(fused(model, "native"), x)), flat_gradient(run(stock(model).double(), x.double()))) < 5e-2
+
+
+def test_evaluation_and_frozen_statistics():
+    model = resnet(14, 16).float().eval()
+    x = images(5, 13, 11, dtype=torch.float32)
+    with torch.no_grad():
+        assert error(fused(model, "native")(x), stock(model).double()(x.double())) < 1e-5
+    found, expected = run(fused(flip_free(model), "native"), x), run(stock(flip_free(model)).double(), x.double())
+    assert error(flat_gradient(found), flat_gradient(expected)) < 2e-5
+
+
+def test_auto_takes_it_for_fp32_on_the_cpu_only():
+    model = FastBNOnlyResNet(8, width=4)
+    assert explain(model).engine == "native"
+    x = torch.randn(2, 3, 8, 8)
+    model(x)
+    assert explain(copy.deepcopy(model).double()).engine == "reference"
+    with pytest.raises(MachineError, match="float32, and this is float64"):
+        fuse(copy.deepcopy(model).double(), "native")(x.double())
+
+
+def test_grouped_convolutions_run_stock():
+    net = torch.nn.Sequential(torch.nn.Conv2d(8, 8, 3, groups=8, bias=False), torch.nn.BatchNorm2d(8), torch.nn.ReLU())
+    net[0].requires_grad_(False)
+    assert "grouped" in str(explain(fuse(net, "native")))
+
+
+def test_memory_comes_back():
+    """After the first step nothing new is asked for, however often; two forwards alive have blocks of their own."""
+    model = FastBNOnlyResNet(8, width=4, engine="native")
+    x = torch.randn(4, 3, 8, 8)
+
+    def step():
+        model(x).square().sum().backward()
+
+    step()
+    step()
+    buffers = native_buffers()
+    before = buffers.bytes
+    for _ in range(3):
+        step()
+    assert buffers.bytes == before
+    first, second = model(x), model(x)
+    del first, second
+    gc.collect()
+    assert buffers.bytes > before
+
+
+def native_buffers() -> Buffers:
+    from fastbn.engine import choose
+
+    return choose._native()._buffers
+
+
+def test_blocks_are_not_given_out_twice():
+    buffers = Buffers()
+    a = buffers.empty((4, 5))
+    view = a[1:]
+    del a
+    b = buffers.empty((4, 5))
+    b.fill_(1)
+    view.fill_(2)  # a's block is still out, held by the view
+    assert (b == 1).all() and buffers.bytes == 2 * 80
+    del view
+    assert buffers.empty((20,)).data_ptr() % 64 == 0 and buffers.bytes == 2 * 80
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    path = {"PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, "-c", code], env=os.environ | path | environment, capture_output=True, text=True, timeout=300)
+
+
+def test_denormals_and_nan_behave_as_before_loading():
+    """A library built with -ffast-math would set the whole process to flush-to-zero."""
+    code = """
+import numpy as np, torch
+def probe():
+    tiny = np.float32(1e-39)
+    return float(tiny * np.float32(0.5)), (torch.tensor(1e-39) * 0.5).item(), torch.tensor(float("nan")).relu().isnan().item()
+before = probe()
+from fastbn.engine import build
+build.library()
+assert before == probe() and before[0] > 0 and before[1] > 0, (before, probe())
+"""
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_a_compiler_auto_says_so_and_native_refuses():
+    code = """
+import torch, fastbn
+model = fastbn.FastBNOnlyResNet(8, width=4)
+print(fastbn.explain(model))
+model(torch.randn(2, 3, 8, 8)).sum().backward()
+try:
+    fastbn.fuse(model, "native")(torch.randn(2, 3, 8, 8))
+except RuntimeError as error:
+    print(error)
+"""
+    done = python(code, CXX="no-such-compiler")
+    assert done.returncode == 0, done.stderr
+    assert "engine reference (engine 'native' needs a C++ compiler" in done.stdout
+    assert "engine 'native' was asked for, but" in done.stdout
+
+
+def test_a_failing_compiler_is_one_clear_line(tmp_path):
+    fake = tmp_path / "c++"
+    fake.write_text("#!/bin/sh\n[ \"$1\" = --version ] && exit 0\necho 'internal compiler error' >&2\nexit 1\n")
+    fake.chmod(0o755)
+    done = python("from fastbn.engine import build; build.library()", CXX=str(fake), XDG_CACHE_HOME=str(tmp_path))
+    assert "could not build the kernels (internal compiler error)" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "flags",
+    ["-march=x86-64-v3", "-march=x86-64-v3 -mno-avx2 -mno-avx", "-fsanitize=address,undefined -fno-sanitize-recover=all -g -O1"],
+    ids=["AVX2", "SSE: four lanes, as NEON has", "sanitizers"],
+)
+def test_other_builds(flags, tmp_path):
+    """The same source for narrower vectors, and under the address and undefined-behaviour sanitizers: the operations' tests pass."""
+    environment = {"FASTBN_CXXFLAGS": flags, "XDG_CACHE_HOME": str(tmp_path)}
+    if "sanitize" in flags:
+        preload = [
+            subprocess.run([str(build.compiler()), f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
+            for name in ("libasan.so", "libubsan.so")
+        ]
+        environment |= {"LD_PRELOAD": " ".join(preload), "ASAN_OPTIONS": "detect_leaks=0"}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/test_native_operations.py"]
+    done = subprocess.run(command, env=os.environ | environment, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
