@@ -293,7 +293,7 @@ def test_one_value_per_channel_raises_as_stock_does():
         fused(net)(images(1, 2, 2, dtype=torch.float32))
 
 
-@pytest.mark.parametrize("engine, error_type", [("nope", UsageError), ("triton", MachineError), ("native", MachineError)])
+@pytest.mark.parametrize("engine, error_type", [("nope", UsageError), ("triton", MachineError)])
 def test_engines_that_cannot_be(model, engine, error_type):
     with pytest.raises(error_type, match=engine):
         fuse(model, engine)
@@ -306,13 +306,6 @@ def test_stock_undoes_fuse(model):
     assert fused_forward(model) is not None
     assert fuse(model, "stock") is model
     assert fused_forward(model) is None and "forward" not in vars(model)
-
-
-def test_auto_is_the_reference_and_says_why():
-    model = FastBNOnlyResNet(8, width=4)
-    assert is_fused(model)
-    assert fused_forward(model).why == "the engine of this version on cpu"
-    assert str(explain(model)).startswith("FastBNOnlyResNet: engine reference (the engine of this version on cpu)\n")
 
 
 # ------ copies, conversions, other ways to call

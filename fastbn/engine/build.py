@@ -34,7 +34,7 @@ def library() -> ctypes.CDLL:
     """The kernels, built if this version of them was not yet built for this CPU. Raises MachineError where that fails."""
     found = compiler()
     if found is None:
-        raise MachineError("engine 'native' needs a C++ compiler, none of CXX, c++, g++, clang++ was found; install one, or use 'reference'")
+        raise MachineError("engine 'native' needs a C++ compiler, none of CXX, c++, g++, clang++ found; install one, or use 'reference'")
     target = cache() / f"kernels-{_key(found)}.so"
     if not target.exists():
         _build(found, target)

@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastbn.engine import build, norms
 from fastbn.engine.buffers import Buffers
 from fastbn.engine.graph import Conv, Shape
-from fastbn.engine.operations import Activation, Formed, Mask, Path, Statistics
+from fastbn.engine.operations import Activation, Formed, Mask, Norm, Path, Statistics
 
-WINOGRAD_CHANNELS = 32  # from this many on, on both sides, F(4×4, 3×3) is the faster
+WINOGRAD_CHANNELS = range(16, 129)  # on both sides: below F(4×4, 3×3) is slower than direct, above it is off by more than 2e-6
 WINOGRAD = torch.tensor(  # G of F(4×4, 3×3): Lavin, Gray 2016
     [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6], [1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]],
     dtype=torch.float64,
@@ -39,12 +39,21 @@ class _Source(ctypes.Structure):
     _fields_ = _fields("y scale shift y_r rscale rshift residual z mask", "relu")
 
 
+class _Norm(ctypes.Structure):
+    _fields_ = [
+        *_fields("mean var weight bias conv_bias running_mean running_var", "c"),
+        *((name, ctypes.c_double) for name in ("eps", "share", "unbiased")),
+        ("out", ctypes.c_void_p),
+        ("stride", ctypes.c_long),
+    ]
+
+
 class _Path(ctypes.Structure):
     _fields_ = [("g", _Geometry), *_fields("ds y c1 c2 c0 weights", "winograd")]
 
 
 class _Value(ctypes.Structure):
-    _fields_ = [*_fields("mask y y_r mean mean_r scale shift added added_2", "n h w c relu")]
+    _fields_ = [*_fields("mask y y_r mean mean_r scale shift added added_2 ds", "n h w c relu")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,8 +96,7 @@ class Native:
         self._kernels.fastbn_convolve(
             ctypes.byref(geometry), ctypes.byref(read), _at(packed.forward), packed.winograd, _at(y), _at(found)
         )
-        mean_var = None if found is None else Statistics(*found.float())
-        return y, mean_var, formed if isinstance(source, Activation) else None
+        return y, None if found is None else Statistics(found[0], found[1]), formed if isinstance(source, Activation) else None
 
     def form(self, activation: Activation, keep_mask: bool) -> Formed:
         n, c, h, w = activation.ys[0].shape
@@ -96,15 +104,36 @@ class Native:
         self._kernels.fastbn_form(ctypes.byref(read), ctypes.c_long(n * h * w), c)
         return formed
 
-    normalise = staticmethod(norms.normalise)
-    finish = staticmethod(norms.finish)
+    def normalise(
+        self, statistics: Statistics | None, conv_bias: Tensor | None, norm: nn.BatchNorm2d, rows: int, out: Tensor
+    ) -> None:
+        if any(t is not None and t.dtype != torch.float32 for t in (norm.weight, norm.running_mean)):
+            norms.normalise(statistics, conv_bias, norm, rows, out)
+            return
+        own = _Norm(c=out.shape[1], eps=norm.eps, stride=out.stride(0), out=_at(out), conv_bias=_at(conv_bias))
+        own.weight, own.bias = _at(norm.weight), _at(norm.bias)
+        own.running_mean, own.running_var = _at(norm.running_mean), _at(norm.running_var)
+        if statistics is not None:
+            own.mean, own.var = _at(statistics.mean), _at(statistics.var)
+            own.share, own.unbiased = norms.share_of_batch(norm), rows / max(rows - 1, 1)
+        self._kernels.fastbn_normalise(ctypes.byref(own))
+
+    def finish(self, sums: tuple[Tensor, Tensor], norm: Norm, rows: int, out: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        vectors, c = norm.vectors, out.shape[1]
+        found = torch.empty((3, c))
+        self._kernels.fastbn_finish(
+            _at(sums[0]), _at(vectors), ctypes.c_long(vectors.stride(0)), ctypes.c_long(rows), c,
+            _at(out), ctypes.c_long(out.stride(0)), _at(found),
+        )
+        c1, c2, c0 = found.unbind()
+        return (c1, c2, c0) if norm.batch else (c1, None, None)
 
     def gradient(
         self, paths: list[Path], added: list[Tensor], mask: Mask | None, shape: Shape
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         n, c, h, w = shape
         ds = self._activation(shape)
-        value = _Value(n=n, h=h, w=w, c=c, relu=0)
+        value = _Value(n=n, h=h, w=w, c=c, relu=0, ds=_at(ds))
         terms = added if len(added) <= 2 else [added[0], functools.reduce(torch.add, added[1:])]
         value.added, value.added_2 = [*map(_at, terms), None, None][:2]
         ways = (_Path * max(len(paths), 1))(*(self._path(path, shape) for path in paths))
@@ -115,8 +144,8 @@ class Native:
             value.y, value.y_r = [*map(_at, mask.ys), None][:2]
             value.mean, value.mean_r = [*(_at(norm.mean) for norm in mask.norms), None][:2]
             value.scale, value.shift = _at(mask.norms[0].scale), _at(mask.norms[0].shift)
-        self._kernels.fastbn_gradient(ctypes.byref(value), ways, len(paths), _at(ds), _at(sums))
-        return ds, [] if sums is None else [(pair[0], pair[1]) for pair in sums.float()]
+        self._kernels.fastbn_gradient(ctypes.byref(value), ways, len(paths), _at(sums))
+        return ds, [] if sums is None else [(pair[0], pair[1]) for pair in sums]
 
     def _path(self, path: Path, shape: Shape) -> _Path:
         c1, c2, c0 = path.coefficients
@@ -158,7 +187,7 @@ class Native:
 def uses_winograd(conv: Conv) -> bool:
     """Which algorithm carries a convolution out: by its shape alone."""
     fits = conv.kernel == (3, 3) and conv.stride == (1, 1) and conv.dilation == (1, 1) and conv.padding == (1, 1)
-    return fits and min(conv.in_channels, conv.channels) >= WINOGRAD_CHANNELS
+    return fits and conv.in_channels in WINOGRAD_CHANNELS and conv.channels in WINOGRAD_CHANNELS
 
 
 def _by_parity(conv: Conv) -> tuple[list[int], list[int]]:

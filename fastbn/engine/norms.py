@@ -14,37 +14,35 @@ def uses_batch(norm: nn.BatchNorm2d) -> bool:
     return norm.training or (norm.running_mean is None and norm.running_var is None)
 
 
-def running(norm: nn.BatchNorm2d, conv_bias: Tensor | None) -> Statistics:
-    """Its running statistics, of the convolution's output without its bias."""
-    assert norm.running_mean is not None and norm.running_var is not None
-    mean = norm.running_mean if conv_bias is None else norm.running_mean - conv_bias
-    return Statistics(mean, norm.running_var)
-
-
-def commit(norm: nn.BatchNorm2d, statistics: Statistics, conv_bias: Tensor | None, rows: int) -> None:
-    """Moves the running statistics by one batch: momentum None is the cumulative average; the variance is the unbiased one."""
-    tracks = norm.training and norm.track_running_stats
-    if not tracks or norm.running_mean is None or norm.running_var is None:
-        return
+def share_of_batch(norm: nn.BatchNorm2d) -> float:
+    """By how much its running statistics move towards this batch's; counts the batch. Momentum None is the cumulative average."""
+    if not (norm.training and norm.track_running_stats) or norm.running_mean is None:
+        return 0.0
     if norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
-    share = norm.momentum
-    if share is None:
-        share = 1.0 / float(norm.num_batches_tracked) if norm.num_batches_tracked is not None else 0.0
-    mean = statistics.mean if conv_bias is None else statistics.mean + conv_bias
-    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), share)
-    norm.running_var.lerp_((statistics.var * (rows / (rows - 1))).to(norm.running_var.dtype), share)
+    if norm.momentum is not None:
+        return norm.momentum
+    return 1.0 / float(norm.num_batches_tracked) if norm.num_batches_tracked is not None else 0.0
 
 
-def normalise(statistics: Statistics, weight: Tensor | None, bias: Tensor | None, eps: float, out: Tensor) -> None:
-    """Writes μ, r = (σ² + ε)^-½, scale = γ·r and shift = β − μ·scale into out (4, C)."""
+def normalise(statistics: Statistics | None, conv_bias: Tensor | None, norm: nn.BatchNorm2d, rows: int, out: Tensor) -> None:
+    """Writes μ, r = (σ² + ε)^-½, scale = γ·r and shift = β − μ·scale into out (4, C), of the batch's statistics, or of the running
+    ones where there are none; moves the running ones, whose variance is the unbiased one. All without the convolution's bias."""
     mean, rstd, scale, shift = out
+    offset = 0 if conv_bias is None else conv_bias
+    if statistics is None:
+        assert norm.running_mean is not None and norm.running_var is not None
+        statistics = Statistics(norm.running_mean - offset, norm.running_var)
+    elif share := share_of_batch(norm):
+        assert norm.running_mean is not None and norm.running_var is not None
+        norm.running_mean.lerp_((statistics.mean + offset).to(norm.running_mean.dtype), share)
+        norm.running_var.lerp_((statistics.var * (rows / (rows - 1))).to(norm.running_var.dtype), share)
     mean.copy_(statistics.mean)
-    rstd.copy_(statistics.var).add_(eps).rsqrt_()
-    scale.copy_(rstd if weight is None else rstd * weight)
+    rstd.copy_(statistics.var).add_(norm.eps).rsqrt_()
+    scale.copy_(rstd if norm.weight is None else rstd * norm.weight)
     torch.mul(mean, scale, out=shift).neg_()
-    if bias is not None:
-        shift += bias
+    if norm.bias is not None:
+        shift += norm.bias
 
 
 def finish(sums: tuple[Tensor, Tensor], norm: Norm, rows: int, out: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:

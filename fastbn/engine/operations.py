@@ -10,7 +10,7 @@ import dataclasses
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastbn.engine.graph import Conv, Shape
 
@@ -105,8 +105,11 @@ class Engine(Protocol):
     def form(self, activation: Activation, keep_mask: bool) -> Formed:
         """z of an activation that no convolution reads first."""
 
-    def normalise(self, statistics: Statistics, weight: Tensor | None, bias: Tensor | None, eps: float, out: Tensor) -> None:
-        """Writes μ, r, γ·r and β − μ·γ·r into out (4, C)."""
+    def normalise(
+        self, statistics: Statistics | None, conv_bias: Tensor | None, norm: nn.BatchNorm2d, rows: int, out: Tensor
+    ) -> None:
+        """Writes μ, r, γ·r and β − μ·γ·r into out (4, C), of the batch's statistics (and moves the running ones by them) or,
+        where there are none, of the running ones. The raw output is without the convolution's bias."""
 
     def gradient(
         self, paths: list[Path], added: list[Tensor], mask: Mask | None, shape: Shape

@@ -70,6 +70,7 @@ def forward(call: Call, inputs: list[Tensor]) -> tuple[list[Tensor], Tensor, lis
 
     for join in region.joins:
         ys, ready = [], []
+        n, _, h, w = call.shapes[join.value]
         for conv in join.convs:
             conv_module, norm_module = next(modules)
             batch = norms.uses_batch(norm_module)
@@ -82,14 +83,10 @@ def forward(call: Call, inputs: list[Tensor]) -> tuple[list[Tensor], Tensor, lis
                 formed(conv.source, left.z, left.mask)
             if uses[conv.source] == 0:
                 del values[conv.source]
-            if statistics is None:
-                statistics = norms.running(norm_module, conv_module.bias)
-            else:
-                n, _, h, w = call.shapes[join.value]
-                norms.commit(norm_module, statistics, conv_module.bias, n * h * w)
-            engine.normalise(statistics, norm_module.weight, norm_module.bias, norm_module.eps, vectors[:, conv.span])
+            own = vectors[:, conv.span]
+            engine.normalise(statistics, conv_module.bias, norm_module, n * h * w, own)
             ys.append(y)
-            ready.append(Norm(vectors[:, conv.span], batch))
+            ready.append(Norm(own, batch))
         residual = None
         if join.residual is not None:
             residual = form(join.residual)

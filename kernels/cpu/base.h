@@ -29,21 +29,29 @@ inline void store(float* p, vec v) { *(vec*)p = v; }
 inline vec splat(float x) { return vec{} + x; }
 inline vec relu(vec t) { return t < 0.f ? vec{} : t; }  // a NaN is not below zero: it stays
 
-// The first k ≤ L floats, zero beyond; and storing only those.
+// The first k ≤ L floats, zero beyond; and storing only those. Whole vectors have a type of their own, so their loops are plain.
+using Whole = std::integral_constant<int, L>;
+inline vec load_some(const float* p, Whole) { return load(p); }
 inline vec load_some(const float* p, int k) {
-    if (k == L) return load(p);
     vec v = {};
     memcpy(&v, p, sizeof(float) * k);
     return v;
 }
-inline void store_some(float* p, vec v, int k) {
-    if (k == L) store(p, v);
-    else memcpy(p, &v, sizeof(float) * k);
+inline void store_some(float* p, vec v, Whole) { store(p, v); }
+inline void store_some(float* p, vec v, int k) { memcpy(p, &v, sizeof(float) * k); }
+
+// f(c, how many channels from c on), over C channels by vectors.
+template <typename F>
+inline void across(int C, F f) {
+    int c = 0;
+    for (; c + L <= C; c += L) f(c, Whole{});
+    if (c < C) f(c, C - c);
 }
 
 // A ReLU's mask: a bit an element, set where it was open; a pixel's C channels take mask_bytes(C) bytes.
 inline int mask_bytes(int C) { return (C + 7) / 8; }
-inline void store_mask(uint8_t* p, vec z, int k) {
+template <typename K>
+inline void store_mask(uint8_t* p, vec z, K k) {
     uint32_t bits = 0;
 #ifdef __AVX512F__
     bits = _mm512_cmp_ps_mask((__m512)z, _mm512_setzero_ps(), _CMP_NLE_UQ);
@@ -52,9 +60,13 @@ inline void store_mask(uint8_t* p, vec z, int k) {
 #endif
     memcpy(p, &bits, (k + 7) / 8);
 }
-inline vec masked(vec t, const uint8_t* p, int k) {
+template <typename K>
+inline vec masked(vec t, const uint8_t* p, K k) {
     uint32_t bits = 0;
     memcpy(&bits, p, (k + 7) / 8);
+#ifdef __AVX512F__
+    return (vec)_mm512_maskz_mov_ps(static_cast<__mmask16>(bits), (__m512)t);
+#endif
     veci lane;
     for (int l = 0; l < L; l++) lane[l] = 1 << l;
     return ((veci{} + static_cast<int32_t>(bits)) & lane) != 0 ? t : vec{};

@@ -33,10 +33,8 @@ extern "C" void fastbn_convolve(const Geometry* geometry, const Source* source, 
         float* padded = floats(items.images * padded_size);
         float* out = floats(items.images * out_size);
         memset(padded, 0, sizeof(float) * items.images * padded_size);
-        const size_t tiles = static_cast<size_t>(items.images) * TH * TW * 36;
-        float *transformed = nullptr, *products = nullptr;
-        if (use_winograd) transformed = floats(tiles * K), products = floats(tiles * OC);
-        std::vector<float> pivot(OC);
+        float* work = use_winograd ? floats(static_cast<size_t>(36) * (K + OC) * tiles_at_once(K, OC)) : nullptr;
+        std::vector<float> pivot(OC), unread(static_cast<size_t>(g.w) * g.c);
 #pragma omp for schedule(static)
         for (int item = 0; item < items.count(); item++) {
             const int n0 = items.first_image(item), r0 = items.first_row(item);
@@ -55,16 +53,14 @@ extern "C" void fastbn_convolve(const Geometry* geometry, const Source* source, 
                     Source here = s;
                     if (r < own || r >= beyond) here.z = nullptr, here.mask = nullptr;
                     const size_t first = (static_cast<size_t>(n0 + i) * g.h + r) * g.w;
-                    if (K == g.c) form(here, first, g.w, g.c, row);
-                    else
-                        for (int q = 0; q < g.w; q++) form(here, first + q, 1, g.c, row + q * K);
+                    form(here, first, g.w, g.c, row, K);
                 }
                 if (s.z || s.mask)
                     for (int r = own; r < beyond; r++)
-                        if (r < top || r >= top + PH) form(s, (static_cast<size_t>(n0 + i) * g.h + r) * g.w, g.w, g.c, nullptr);
+                        if (r < top || r >= top + PH) form(s, (static_cast<size_t>(n0 + i) * g.h + r) * g.w, g.w, g.c, unread.data(), g.c);
             }
             if (use_winograd) {
-                winograd(padded, images, PH, PW, K, weights, out, OW, TH, TW, OC, false, transformed, products);
+                winograd(padded, images, PH, PW, K, weights, out, OW, TH, TW, OC, false, work);
             } else {
                 for (int i = 0; i < images; i++)
                     blocks(OC, [&](int c, auto V) {
@@ -82,8 +78,7 @@ extern "C" void fastbn_convolve(const Geometry* geometry, const Source* source, 
                 for (int r = 0; r < rows; r++) {
                     const float* from = out + i * out_size + static_cast<size_t>(r) * OW * OC;
                     float* to = y + ((static_cast<size_t>(n0 + i) * g.oh + r0 + r) * g.ow) * g.oc;
-                    for (int c = 0; c < OC; c += L) {
-                        const int k = g.oc - c < L ? g.oc - c : L;
+                    across(g.oc, [&](int c, auto k) {
                         const vec about = load(pivot.data() + c);
                         vec sum = {}, square = {};
                         for (int q = 0; q < g.ow; q++) {
@@ -93,12 +88,12 @@ extern "C" void fastbn_convolve(const Geometry* geometry, const Source* source, 
                         }
                         if (mine)
                             for (int l = 0; l < L; l++) mine[OC + c + l] += sum[l], mine[2 * OC + c + l] += square[l];
-                    }
+                    });
                 }
             if (mine)
                 for (int c = 0; c < OC; c++) mine[c] = pivot[c];
         }
-        free(padded), free(out), free(transformed), free(products);
+        free(padded), free(out), free(work);
     }
     if (!statistics) return;
     for (int c = 0; c < g.oc; c++) {
@@ -119,7 +114,11 @@ extern "C" void fastbn_convolve(const Geometry* geometry, const Source* source, 
 
 // z (and its mask) of an activation that no convolution reads first.
 extern "C" void fastbn_form(const Source* source, long pixels, int C) {
-    const long step = 1024;
-#pragma omp parallel for schedule(static)
-    for (long p = 0; p < pixels; p += step) form(*source, p, static_cast<int>(pixels - p < step ? pixels - p : step), C, nullptr);
+    const long step = 256;
+#pragma omp parallel
+    {
+        std::vector<float> row(static_cast<size_t>(step) * C);
+#pragma omp for schedule(static)
+        for (long p = 0; p < pixels; p += step) form(*source, p, static_cast<int>(pixels - p < step ? pixels - p : step), C, row.data(), C);
+    }
 }

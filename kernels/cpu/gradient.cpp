@@ -26,6 +26,7 @@ extern "C" struct Value {
     const float* means[2];          // (C,)
     const float *scale, *shift;     // (C,), of ys[0]
     const float* added[2];          // (N, H, W, C), or null
+    float* ds;                      // (N, H, W, C), out
 };
 
 // Where a path reads: for each parity class of output pixels, its taps.
@@ -84,14 +85,16 @@ static void form_dy(const Path& path, const Plan& p, int n, int first, float* to
             continue;
         }
         const size_t at = (static_cast<size_t>(n) * g.oh + q) * g.ow * g.oc;
-        for (int x = 0; x < g.ow; x++)
-            for (int c = 0; c < g.oc; c += L) {
-                const size_t i = at + static_cast<size_t>(x) * g.oc + c;
-                const int k = g.oc - c < L ? g.oc - c : L;
-                vec dy = load_some(path.ds + i, k) * load_some(path.c1 + c, k);
-                if (path.c2) dy += load_some(path.y + i, k) * load_some(path.c2 + c, k) + load_some(path.c0 + c, k);
-                store_some(row + x * p.K + c, dy, k);
+        across(g.oc, [&](int c, auto k) {
+            const float *ds = path.ds + at + c, *y = path.y + at + c;
+            const vec c1 = load_some(path.c1 + c, k);
+            if (!path.c2) {
+                for (int x = 0; x < g.ow; x++) store_some(row + x * p.K + c, load_some(ds + x * g.oc, k) * c1, k);
+                return;
             }
+            const vec c2 = load_some(path.c2 + c, k), c0 = load_some(path.c0 + c, k);
+            for (int x = 0; x < g.ow; x++) store_some(row + x * p.K + c, load_some(ds + x * g.oc, k) * c1 + (load_some(y + x * g.oc, k) * c2 + c0), k);
+        });
     }
 }
 
@@ -119,10 +122,40 @@ static void transpose(const Path& path, const Plan& p, const float* padded, int 
     });
 }
 
+// One row's channels c … c+k: added terms, mask, ds, sums; one simple pass each, the row stays in the first-level cache.
+template <typename Some>
+static void finish_row(const Value& v, size_t pixel, float* row, int c, Some k, int C, int n_ys, double* sums) {
+    const size_t at = pixel * v.c + c;
+    float* t = row + c;
+    for (const float* added : v.added)
+        if (added)
+            for (int q = 0; q < v.w; q++) store(t + q * C, load(t + q * C) + load_some(added + at + q * v.c, k));
+    if (v.relu && v.mask) {
+        const int bytes = mask_bytes(v.c);
+        for (int q = 0; q < v.w; q++) store(t + q * C, masked(load(t + q * C), v.mask + (pixel + q) * bytes + c / 8, k));
+    } else if (v.relu) {
+        const vec scale = load_some(v.scale + c, k), shift = load_some(v.shift + c, k);
+        for (int q = 0; q < v.w; q++) store(t + q * C, load_some(v.ys[0] + at + q * v.c, k) * scale + shift <= 0.f ? vec{} : load(t + q * C));
+    }
+    vec total = {};
+    for (int q = 0; q < v.w; q++) {
+        const vec ds = load(t + q * C);
+        store_some(v.ds + at + q * v.c, ds, k);
+        total += ds;
+    }
+    if (!sums) return;
+    for (int a = 0; a < n_ys; a++) {
+        const vec mean = load_some(v.means[a] + c, k);
+        vec product = {};
+        for (int q = 0; q < v.w; q++) product += load(t + q * C) * (load_some(v.ys[a] + at + q * v.c, k) - mean);
+        for (int l = 0; l < L; l++) sums[2 * a * C + c + l] += total[l], sums[(2 * a + 1) * C + c + l] += product[l];
+    }
+}
+
 // sums: (n_ys, 2, C) double, Σ ds and Σ ds·(y − μ); may be null.
-extern "C" void fastbn_gradient(const Value* value, const Path* paths, int n_paths, float* ds, double* sums) {
+extern "C" void fastbn_gradient(const Value* value, const Path* paths, int n_paths, double* sums) {
     const Value& v = *value;
-    const int C = round_up(v.c, L), bytes = mask_bytes(v.c);
+    const int C = round_up(v.c, L);
     int unit = 1, tiles = 0, n_ys = v.ys[1] ? 2 : v.ys[0] ? 1 : 0;
     size_t row_bytes = sizeof(float) * static_cast<size_t>(v.w) * C;
     for (int i = 0; i < n_paths; i++) {
@@ -140,7 +173,7 @@ extern "C" void fastbn_gradient(const Value* value, const Path* paths, int n_pat
         plans.push_back(plan_of(paths[i], OH, OW));
         const Plan& p = plans.back();
         if (p.padded_size > padded_most) padded_most = p.padded_size;
-        const size_t work = paths[i].use_winograd ? static_cast<size_t>(items.images) * p.TH * p.TW * 36 * (p.K + C) : 0;
+        const size_t work = paths[i].use_winograd ? static_cast<size_t>(36) * (p.K + C) * tiles_at_once(p.K, C) : 0;
         if (work > work_most) work_most = work;
     }
     std::vector<double> partial(sums ? static_cast<size_t>(items.count()) * 2 * n_ys * C : 0);
@@ -150,6 +183,7 @@ extern "C" void fastbn_gradient(const Value* value, const Path* paths, int n_pat
         float* padded = floats(items.images * padded_most + 1);
         float* out = floats(items.images * out_size);
         float* work = floats(work_most + 1);
+        memset(padded, 0, sizeof(float) * items.images * padded_most);
 #pragma omp for schedule(static)
         for (int item = 0; item < items.count(); item++) {
             const int n0 = items.first_image(item), r0 = items.first_row(item);
@@ -157,10 +191,10 @@ extern "C" void fastbn_gradient(const Value* value, const Path* paths, int n_pat
             const int rows = v.h - r0 < items.rows ? v.h - r0 : items.rows;
             for (int i = 0; i < n_paths; i++) {
                 const Plan& p = plans[i];
-                memset(padded, 0, sizeof(float) * images * p.padded_size);
+                if (n_paths > 1) memset(padded, 0, sizeof(float) * images * p.padded_size);
                 for (int m = 0; m < images; m++) form_dy(paths[i], p, n0 + m, r0 / p.g.sh - p.above, padded + m * p.padded_size);
                 if (paths[i].use_winograd)
-                    winograd(padded, images, p.PH, p.PW, p.K, paths[i].weights, out, OW, p.TH, p.TW, C, i > 0, work, work + static_cast<size_t>(images) * p.TH * p.TW * 36 * p.K);
+                    winograd(padded, images, p.PH, p.PW, p.K, paths[i].weights, out, OW, p.TH, p.TW, C, i > 0, work);
                 else
                     for (int m = 0; m < images; m++) transpose(paths[i], p, padded + m * p.padded_size, r0, rows, v.w, out + m * out_size, OW, C, i > 0);
             }
@@ -168,30 +202,9 @@ extern "C" void fastbn_gradient(const Value* value, const Path* paths, int n_pat
             double* mine = sums ? partial.data() + static_cast<size_t>(item) * 2 * n_ys * C : nullptr;
             for (int m = 0; m < images; m++)
                 for (int r = 0; r < rows; r++) {
-                    const float* from = out + m * out_size + static_cast<size_t>(r) * OW * C;
+                    float* row = out + m * out_size + static_cast<size_t>(r) * OW * C;
                     const size_t pixel = (static_cast<size_t>(n0 + m) * v.h + r0 + r) * v.w;
-                    for (int c = 0; c < C; c += L) {
-                        const int k = v.c - c < L ? v.c - c : L;
-                        vec total = {}, product[2] = {};
-                        const bool again = v.relu && !v.mask;
-                        const vec scale = again ? load_some(v.scale + c, k) : vec{}, shift = again ? load_some(v.shift + c, k) : vec{};
-                        const vec mean[2] = {n_ys > 0 ? load_some(v.means[0] + c, k) : vec{}, n_ys > 1 ? load_some(v.means[1] + c, k) : vec{}};
-                        for (int q = 0; q < v.w; q++) {
-                            const size_t i = (pixel + q) * v.c + c;
-                            vec t = load(from + q * C + c);
-                            for (int a = 0; a < 2; a++)
-                                if (v.added[a]) t += load_some(v.added[a] + i, k);
-                            vec y = n_ys > 0 ? load_some(v.ys[0] + i, k) : vec{};
-                            if (v.relu) t = v.mask ? masked(t, v.mask + (pixel + q) * bytes + c / 8, k) : (y * scale + shift <= 0.f ? vec{} : t);
-                            store_some(ds + i, t, k);
-                            total += t;
-                            product[0] += t * (y - mean[0]);
-                            if (n_ys > 1) product[1] += t * (load_some(v.ys[1] + i, k) - mean[1]);
-                        }
-                        if (mine)
-                            for (int a = 0; a < n_ys; a++)
-                                for (int l = 0; l < L; l++) mine[(2 * a) * C + c + l] += total[l], mine[(2 * a + 1) * C + c + l] += product[a][l];
-                    }
+                    across(v.c, [&](int c, auto k) { finish_row(v, pixel, row, c, k, C, n_ys, mine); });
                 }
         }
         free(padded), free(out), free(work);

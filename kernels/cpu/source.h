@@ -1,4 +1,4 @@
-// What a convolution reads: z = [relu](scale·y + shift [+ rscale·y_r + rshift] [+ residual]), formed as it is loaded.
+// What a convolution reads: z = [relu](scale·y + shift [+ rscale·y_r + rshift | + residual]), formed as it is loaded.
 #pragma once
 #include "base.h"
 
@@ -11,24 +11,36 @@ extern "C" struct Source {
     uint8_t* mask;                       // where to write the ReLU's mask, or null
 };
 
-// Forms `pixels` pixels of C channels from pixel `first` on; `to` (may be null) takes them besides z and the mask.
-inline void form(const Source& s, size_t first, int pixels, int C, float* to) {
+// Forms `pixels` pixels of C channels from pixel `first` on, into `to` (K ≥ C floats a pixel) and, if asked, z and its mask.
+// One simple pass a term: a row stays in the first-level cache.
+inline void form(const Source& s, size_t first, int pixels, int C, float* to, int K) {
     const size_t at = first * C;
-    if (!s.scale) {
-        if (to) memcpy(to, s.y + at, sizeof(float) * pixels * C);
-        return;
-    }
-    const int bytes = mask_bytes(C);
-    for (int p = 0; p < pixels; p++)
-        for (int c = 0; c < C; c += L) {
-            const size_t i = at + static_cast<size_t>(p) * C + c;
-            const int k = C - c < L ? C - c : L;
-            vec t = load_some(s.y + i, k) * load_some(s.scale + c, k) + load_some(s.shift + c, k);
-            if (s.y_r) t += load_some(s.y_r + i, k) * load_some(s.rscale + c, k) + load_some(s.rshift + c, k);
-            if (s.residual) t += load_some(s.residual + i, k);
-            if (s.relu) t = relu(t);
-            if (to) store_some(to + static_cast<size_t>(p) * C + c, t, k);
-            if (s.z) store_some(s.z + i, t, k);
-            if (s.mask) store_mask(s.mask + (first + p) * bytes + c / 8, t, k);
+    across(C, [&](int c, auto k) {
+        const float* y = s.y + at + c;
+        float* t = to + c;
+        if (!s.scale) {
+            for (int p = 0; p < pixels; p++) store_some(t + p * K, load_some(y + p * C, k), k);
+            return;
         }
+        const vec scale = load_some(s.scale + c, k), shift = load_some(s.shift + c, k);
+        if (!s.y_r && !s.residual) {
+            for (int p = 0; p < pixels; p++) {
+                const vec n = load_some(y + p * C, k) * scale + shift;
+                store_some(t + p * K, s.relu ? relu(n) : n, k);
+            }
+        } else {
+            const vec rscale = s.y_r ? load_some(s.rscale + c, k) : splat(1.f), rshift = s.y_r ? load_some(s.rshift + c, k) : vec{};
+            const float* r = (s.y_r ? s.y_r : s.residual) + at + c;
+            for (int p = 0; p < pixels; p++) {
+                const vec n = load_some(y + p * C, k) * scale + shift + (load_some(r + p * C, k) * rscale + rshift);
+                store_some(t + p * K, s.relu ? relu(n) : n, k);
+            }
+        }
+        if (s.z)
+            for (int p = 0; p < pixels; p++) store_some(s.z + at + c + p * C, load_some(t + p * K, k), k);
+        if (s.mask) {
+            const int bytes = mask_bytes(C);
+            for (int p = 0; p < pixels; p++) store_mask(s.mask + (first + p) * bytes + c / 8, load_some(t + p * K, k), k);
+        }
+    });
 }
