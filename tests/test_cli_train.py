@@ -12,6 +12,7 @@ import torch
 from runs import REPOSITORY, STEPS, TIMES, TINY, assert_same_run, checkpoint, contents, metrics, network, python, train
 
 from fastbn import evaluate
+from fastbn.engine.choose import choose
 from fastbn.models.resnet import FastBNOnlyResNet
 from fastbn.train import main
 from fastbn.training import container
@@ -19,6 +20,7 @@ from fastbn.training.checkpoint import load
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+AUTO = choose("auto", torch.device("cpu"), torch.float32)[0].name
 LINE = {"epoch", "step", "lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy"} | TIMES
 
 
@@ -54,7 +56,7 @@ def test_a_run_s_folder(tmp_path, capfd):
     config = json.loads((out / "config.json").read_text())
     open_ones = {name for name, value in config.items() if value in (None, "auto")}
     assert open_ones == {"weights", "val"}
-    expected = {"dataset": "digits", "family": "cifar", "width": 4, "engine": "reference", "device": "cpu", "precision": "fp32"}
+    expected = {"dataset": "digits", "family": "cifar", "width": 4, "engine": AUTO, "device": "cpu", "precision": "fp32"}
     assert expected.items() <= config.items()
     assert (config["epochs"], config["milestones"], config["lr"], config["threads"]) == (2, [1], 0.1, torch.get_num_threads())
 
@@ -149,15 +151,15 @@ def test_explain_says_the_plan_and_writes_nothing(tmp_path, monkeypatch, capfd, 
     assert main([*TINY, "--explain", "--batch-size", size]) == 0
     out, err = capfd.readouterr()
     assert err == "" and list(tmp_path.iterdir()) == []
-    for said in ("engine    reference", "digits: 64", "168 of 5,214", f"batch {size}", "fused 0", "stock"):
+    for said in (f"engine    {AUTO}", "digits: 64", "168 of 5,214", f"batch {size}", "fused 0", "stock"):
         assert said in out
 
 
-@pytest.mark.parametrize("names, engine, some", [("all", "stock", 5214), ("bn+output", "reference", 338), ("output", "reference", 170)])
+@pytest.mark.parametrize("names, engine, some", [("all", "auto", 5214), ("bn+output", "reference", 338), ("output", "reference", 170)])
 def test_what_trains_can_be_chosen(tmp_path, names, engine, some):
     assert train(tmp_path, "--train", names, "--engine", engine) == 0
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert (summary["trained_parameters"], summary["engine"]) == (some, engine)
+    assert (summary["trained_parameters"], summary["engine"]) == (some, "stock" if names == "all" else engine)
     model, drawn = load(tmp_path), FastBNOnlyResNet(8, width=4)
     moved = sum(p.numel() for p, start in zip(model.parameters(), drawn.parameters(), strict=True) if not torch.equal(p, start))
     assert moved == some
@@ -199,6 +201,7 @@ WRONG = [
     (["--width", "0"], ["width", "0"]),
     (["--family", "vgg"], ["--family", "vgg", "cifar"]),
     (["--engine", "triton"], ["triton", "reference"]),
+    (["--engine", "reference", "--train", "all"], ["reference", "all", "--engine stock"]),
     (["--device", "cuda"], ["cuda", "--device cpu"]),
     (["--precision", "tf32"], ["tf32", "fp32"]),
     (["--precision", "mixed"], ["mixed", "fp32"]),

@@ -412,7 +412,7 @@ def test_like_stock(kind, training):
 @pytest.mark.parametrize("kind", NETS)
 def test_explain_is_true(kind):
     regions, left = NETS[kind]
-    graph = explain(prepared(kind)).graph
+    graph = explain(fused(prepared(kind))).graph
     assert [[conv.name for conv in region.convs] for region in graph.regions] == regions
     assert [item for item in graph.stock if item[0] not in CHECKS_OF_CONSTANTS] == left
 

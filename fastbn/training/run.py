@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fastbn.choices import train_names
 from fastbn.config import Config
 from fastbn.data.choose import Loaded, load
 from fastbn.data.names import DEFAULT_DIR, IMAGE_SIZE
@@ -32,7 +33,7 @@ def train_run(config: Config) -> str:
     resolve(config.depth, width=config.width, family=config.family)  # a wrong depth is told before any data is read
     device = machine.choose_device(config.device)
     precision.check(config.precision, device)
-    choose(config.engine, device, DTYPES.get(config.precision, torch.float32))
+    _engine(config, device)
     loaded = None
     if config.out is None:
         loaded = _data(config)  # the folder's name holds the data set's
@@ -107,18 +108,28 @@ def _resolved(config: Config, loaded: Loaded) -> tuple[Config, str]:
         torch.set_num_threads(config.threads)
     device = machine.choose_device(config.device)
     spec = resolve(config.depth, width=config.width, family=config.family)
-    engine, why = choose(config.engine, device, DTYPES.get(config.precision, torch.float32))
+    engine, why = _engine(config, device)
     config = config.resolved(loaded.train.default_epochs)
     config = dataclasses.replace(
         config,
         family=spec.family,
         width=spec.width,
         dataset=loaded.name,
-        engine=engine.name if engine else "stock",
+        engine=engine,
         device=device.type,
         threads=torch.get_num_threads(),
     )
     return config, why
+
+
+def _engine(config: Config, device: torch.device) -> tuple[str, str]:
+    """The engine's name, and why it is that one."""
+    if "all" in train_names(config.train):
+        if config.engine not in ("auto", "stock"):
+            raise UsageError(f"--engine {config.engine} runs frozen convolutions, --train {config.train} leaves none; use --engine stock")
+        return "stock", "every convolution trains"
+    engine, why = choose(config.engine, device, DTYPES.get(config.precision, torch.float32))
+    return engine.name if engine else "stock", why
 
 
 def _model(config: Config, loaded: Loaded) -> FastBNOnlyResNet:
