@@ -18,7 +18,12 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=[*find_packages(include=["fastbn", "fastbn.*"]), "fastbn.kernels", "fastbn.kernels.cpu"],
-    package_data={"fastbn": ["py.typed"], "fastbn.kernels.cpu": ["*.cpp", "*.h"], "fastbn.data": ["digits.csv.gz", "DIGITS.md"]},
+    package_data={
+        "fastbn": ["py.typed"],
+        "fastbn.engine": ["algorithms.json"],
+        "fastbn.kernels.cpu": ["*.cpp", "*.h"],
+        "fastbn.data": ["digits.csv.gz", "DIGITS.md"],
+    },
     install_requires=[
         "torch>=2.9",
         "numpy>=1.26",

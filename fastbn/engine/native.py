@@ -16,15 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastbn.engine import build, norms
+from fastbn.engine.algorithms import algorithm
 from fastbn.engine.buffers import Buffers
 from fastbn.engine.graph import Conv, Shape
 from fastbn.engine.operations import Activation, Formed, Mask, Norm, Path, Statistics
 
-WINOGRAD_CHANNELS = range(16, 129)  # on both sides: below F(4×4, 3×3) is slower than direct, above it is off by more than 2e-6
-WINOGRAD = torch.tensor(  # G of F(4×4, 3×3): Lavin, Gray 2016
-    [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6], [1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]],
-    dtype=torch.float64,
-)
+G = {  # of Winograd's weight transform G w Gᵀ: Lavin, Gray 2016
+    2: [[1, 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, 1]],
+    4: [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6], [1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]],
+}
 
 
 def _fields(pointers: str = "", ints: str = "") -> list[tuple[str, Any]]:
@@ -49,7 +49,7 @@ class _Norm(ctypes.Structure):
 
 
 class _Path(ctypes.Structure):
-    _fields_ = [("g", _Geometry), *_fields("ds y c1 c2 c0 weights", "winograd")]
+    _fields_ = [("g", _Geometry), *_fields("ds y c1 c2 c0 weights", "M")]
 
 
 class _Value(ctypes.Structure):
@@ -62,13 +62,14 @@ class Packed:
 
     forward: Tensor
     backward: Tensor
-    winograd: bool
+    M: int  # of Winograd's F(M×M, 3×3), or 0 for the direct sum
 
 
 class Native:
     name = "native"
 
-    def __init__(self) -> None:
+    def __init__(self, exact: bool = False) -> None:
+        self.exact = exact  # no Winograd
         self._kernels = build.library()
         self._lanes = self._kernels.fastbn_lanes()
         self._buffers = Buffers()
@@ -78,12 +79,12 @@ class Native:
 
     def pack(self, conv: Conv, weight: Tensor, dtype: torch.dtype) -> Packed:
         w = weight.detach().to("cpu", torch.float32)  # (C, C_in, KH, KW)
-        if uses_winograd(conv):
-            return Packed(self._transformed(w), self._transformed(w.flip(2, 3).transpose(0, 1)), True)
+        if M := algorithm(conv, self.exact):
+            return Packed(self._transformed(w, M), self._transformed(w.flip(2, 3).transpose(0, 1), M), M)
         forward = w.permute(2, 3, 1, 0).flatten(0, 1)  # (taps, C_in, C)
         rows, columns = _by_parity(conv)
         backward = w.permute(2, 3, 0, 1)[rows, columns]  # (taps, C, C_in)
-        return Packed(self._blocks(forward), self._blocks(backward), False)
+        return Packed(self._blocks(forward), self._blocks(backward), 0)
 
     def convolve(
         self, conv: Conv, packed: Packed, source: Tensor | Activation, keep_z: bool, keep_mask: bool, statistics: bool
@@ -94,7 +95,7 @@ class Native:
         found = torch.empty((2, conv.channels), dtype=torch.float64) if statistics else None
         read, formed = self._source(source, keep_z, keep_mask)
         self._kernels.fastbn_convolve(
-            ctypes.byref(geometry), ctypes.byref(read), _at(packed.forward), packed.winograd, _at(y), _at(found)
+            ctypes.byref(geometry), ctypes.byref(read), _at(packed.forward), packed.M, _at(y), _at(found)
         )
         return y, None if found is None else Statistics(found[0], found[1]), formed if isinstance(source, Activation) else None
 
@@ -151,7 +152,7 @@ class Native:
         c1, c2, c0 = path.coefficients
         packed: Packed = path.packed
         return _Path(
-            _geometry(path.conv, shape), packed.winograd, _at(path.ds), _at(path.y), _at(c1), _at(c2), _at(c0), _at(packed.backward)
+            _geometry(path.conv, shape), packed.M, _at(path.ds), _at(path.y), _at(c1), _at(c2), _at(c0), _at(packed.backward)
         )
 
     def _source(self, source: Tensor | Activation, keep_z: bool, keep_mask: bool) -> tuple[_Source, Formed]:
@@ -171,9 +172,10 @@ class Native:
         n, c, h, w = shape
         return self._buffers.empty((n, h, w, c)).permute(0, 3, 1, 2)
 
-    def _transformed(self, w: Tensor) -> Tensor:
-        """G w Gᵀ, (36, C_in, C), computed in float64 and rounded once; C_in filled up to whole vectors."""
-        u = torch.einsum("ia,ocab,jb->ijco", WINOGRAD, w.double(), WINOGRAD).flatten(0, 1).float()
+    def _transformed(self, w: Tensor, M: int) -> Tensor:
+        """G w Gᵀ, ((M+2)², C_in, C), computed in float64 and rounded once; C_in filled up to whole vectors."""
+        transform = torch.tensor(G[M], dtype=torch.float64)
+        u = torch.einsum("ia,ocab,jb->ijco", transform, w.double(), transform).flatten(0, 1).float()
         return self._blocks(F.pad(u, (0, 0, 0, -u.shape[1] % self._lanes)))
 
     def _blocks(self, m: Tensor) -> Tensor:
@@ -182,12 +184,6 @@ class Native:
         pair = 2 * self._lanes
         sizes = [pair] * (m.shape[2] // pair) + ([self._lanes] if m.shape[2] % pair else [])
         return torch.cat([block.flatten() for block in m.split(sizes, 2)])
-
-
-def uses_winograd(conv: Conv) -> bool:
-    """Which algorithm carries a convolution out: by its shape alone."""
-    fits = conv.kernel == (3, 3) and conv.stride == (1, 1) and conv.dilation == (1, 1) and conv.padding == (1, 1)
-    return fits and conv.in_channels in WINOGRAD_CHANNELS and conv.channels in WINOGRAD_CHANNELS
 
 
 def _by_parity(conv: Conv) -> tuple[list[int], list[int]]:

@@ -10,17 +10,18 @@
 #include "source.h"
 #include "winograd.h"
 
+// M: Winograd's F(M×M, 3×3), or 0 for the direct sum.
 // statistics (2, C) double: mean and biased variance, by Chan, Golub, LeVeque's merge of the items' (count, mean, M2) in order; may be null.
-extern "C" void fastbn_convolve(const Geometry* geometry, const Source* source, const float* weights, int use_winograd, float* y, double* statistics) {
+extern "C" void fastbn_convolve(const Geometry* geometry, const Source* source, const float* weights, int M, float* y, double* statistics) {
     const Geometry g = *geometry;
     const Source s = *source;
-    const int OC = round_up(g.oc, L), TW = (g.ow + 3) / 4;
-    const int OW = use_winograd ? 4 * TW : g.ow;
-    const int reach = (g.kw - 1) * g.dw + (use_winograd ? OW : (g.ow - 1) * g.sw + 1);
+    const int OC = round_up(g.oc, L), TW = M ? (g.ow + M - 1) / M : 0;
+    const int OW = M ? M * TW : g.ow;
+    const int reach = (g.kw - 1) * g.dw + (M ? OW : (g.ow - 1) * g.sw + 1);
     const int PW = reach > g.w + g.pw ? reach : g.w + g.pw;  // columns of the padded image
-    const int K = use_winograd ? round_up(g.c, L) : g.c;
-    const Items items = cut(g.n, g.oh, sizeof(float) * (static_cast<size_t>(g.sh) * PW * K + static_cast<size_t>(OW) * OC), use_winograd ? (g.oh + 3) / 4 * TW : 0, use_winograd ? 4 : 1);
-    const int TH = (items.rows + 3) / 4, OH = use_winograd ? 4 * TH : items.rows;  // rows of the output buffer
+    const int K = M ? round_up(g.c, L) : g.c;
+    const Items items = cut(g.n, g.oh, sizeof(float) * (static_cast<size_t>(g.sh) * PW * K + static_cast<size_t>(OW) * OC), M ? (g.oh + M - 1) / M * TW : 0, M ? M : 1);
+    const int TH = M ? (items.rows + M - 1) / M : 0, OH = M ? M * TH : items.rows;  // rows of the output buffer
     const int PH = (OH - 1) * g.sh + (g.kh - 1) * g.dh + 1;
     const size_t padded_size = static_cast<size_t>(PH) * PW * K, out_size = static_cast<size_t>(OH) * OW * OC;
     std::vector<Tap> taps;
@@ -33,7 +34,7 @@ extern "C" void fastbn_convolve(const Geometry* geometry, const Source* source, 
         float* padded = floats(items.images * padded_size);
         float* out = floats(items.images * out_size);
         memset(padded, 0, sizeof(float) * items.images * padded_size);
-        float* work = use_winograd ? floats(static_cast<size_t>(36) * (K + OC) * tiles_at_once(K, OC)) : nullptr;
+        float* work = M ? floats(winograd_work(M, K, OC)) : nullptr;
         std::vector<float> pivot(OC), unread(static_cast<size_t>(g.w) * g.c);
 #pragma omp for schedule(static)
         for (int item = 0; item < items.count(); item++) {
@@ -59,8 +60,8 @@ extern "C" void fastbn_convolve(const Geometry* geometry, const Source* source, 
                     for (int r = own; r < beyond; r++)
                         if (r < top || r >= top + PH) form(s, (static_cast<size_t>(n0 + i) * g.h + r) * g.w, g.w, g.c, unread.data(), g.c);
             }
-            if (use_winograd) {
-                winograd(padded, images, PH, PW, K, weights, out, OW, TH, TW, OC, false, work);
+            if (M) {
+                (M == 4 ? winograd<4> : winograd<2>)(padded, images, PH, PW, K, weights, out, OW, TH, TW, OC, false, work);
             } else {
                 for (int i = 0; i < images; i++)
                     blocks(OC, [&](int c, auto V) {

@@ -13,7 +13,7 @@
 
 extern "C" struct Path {
     Geometry g;  // of the forward convolution
-    int use_winograd;
+    int M;       // Winograd's F(M×M, 3×3), or 0 for the direct sum
     const float *ds, *y;        // (N, OH, OW, OC)
     const float *c1, *c2, *c0;  // (OC,); c2 and c0 null where statistics are frozen
     const float* weights;
@@ -48,15 +48,14 @@ static Plan plan_of(const Path& path, int rows, int OW) {
     const Geometry& g = path.g;
     Plan p;
     p.g = g;
-    p.K = path.use_winograd ? round_up(g.oc, L) : g.oc;
+    p.K = path.M ? round_up(g.oc, L) : g.oc;
     // dx[r] reads dy[q] with q·s = r + pad − k·d: q from floor((r0 + pad − (k−1)d)/s), relative to r0/s
     p.above = -floor_div(g.ph - (g.kh - 1) * g.dh, g.sh), p.left = -floor_div(g.pw - (g.kw - 1) * g.dw, g.sw);
     if (p.above < 0) p.above = 0;
     if (p.left < 0) p.left = 0;
     p.PH = p.above + (rows - 1 + g.ph) / g.sh + 1, p.PW = p.left + (OW - 1 + g.pw) / g.sw + 1;
     if (p.PW < p.left + g.ow) p.PW = p.left + g.ow;
-    p.TH = (rows + 3) / 4, p.TW = OW / 4;
-    if (path.use_winograd) p.PH = 4 * p.TH + 2, p.PW = p.PW > OW + 2 ? p.PW : OW + 2;
+    if (path.M) p.TH = rows / path.M, p.TW = OW / path.M, p.PH = rows + 2, p.PW = p.PW > OW + 2 ? p.PW : OW + 2;
     p.padded_size = static_cast<size_t>(p.PH) * p.PW * p.K;
     ptrdiff_t weight = 0;
     for (int y = 0; y < g.sh; y++)
@@ -156,16 +155,18 @@ static void finish_row(const Value& v, size_t pixel, float* row, int c, Some k, 
 extern "C" void fastbn_gradient(const Value* value, const Path* paths, int n_paths, double* sums) {
     const Value& v = *value;
     const int C = round_up(v.c, L);
-    int unit = 1, tiles = 0, n_ys = v.ys[1] ? 2 : v.ys[0] ? 1 : 0;
+    int unit = 1, tile = 1, n_ys = v.ys[1] ? 2 : v.ys[0] ? 1 : 0;
     size_t row_bytes = sizeof(float) * static_cast<size_t>(v.w) * C;
     for (int i = 0; i < n_paths; i++) {
         const Geometry& g = paths[i].g;
         row_bytes += sizeof(float) * static_cast<size_t>(g.ow + 2) * g.oc / g.sh;
         unit = unit % g.sh ? unit * g.sh : unit;
-        if (paths[i].use_winograd) tiles = (v.h + 3) / 4 * ((v.w + 3) / 4), unit = unit % 4 ? unit * 4 : unit;
+        if (paths[i].M) tile = paths[i].M > tile ? paths[i].M : tile;
     }
-    const Items items = cut(v.n, v.h, row_bytes, tiles, unit);
-    const int OW = tiles ? round_up(v.w, 4) : v.w, OH = tiles ? round_up(items.rows, 4) : items.rows;
+    unit = unit % tile ? unit * tile : unit;
+    const int OW = round_up(v.w, tile);
+    const Items items = cut(v.n, v.h, row_bytes, tile > 1 ? round_up(v.h, tile) / tile * (OW / tile) : 0, unit);
+    const int OH = round_up(items.rows, tile);
     const size_t out_size = static_cast<size_t>(OH) * OW * C;
     std::vector<Plan> plans;
     size_t padded_most = 0, work_most = 0;
@@ -173,7 +174,7 @@ extern "C" void fastbn_gradient(const Value* value, const Path* paths, int n_pat
         plans.push_back(plan_of(paths[i], OH, OW));
         const Plan& p = plans.back();
         if (p.padded_size > padded_most) padded_most = p.padded_size;
-        const size_t work = paths[i].use_winograd ? static_cast<size_t>(36) * (p.K + C) * tiles_at_once(p.K, C) : 0;
+        const size_t work = paths[i].M ? winograd_work(paths[i].M, p.K, C) : 0;
         if (work > work_most) work_most = work;
     }
     std::vector<double> partial(sums ? static_cast<size_t>(items.count()) * 2 * n_ys * C : 0);
@@ -193,8 +194,8 @@ extern "C" void fastbn_gradient(const Value* value, const Path* paths, int n_pat
                 const Plan& p = plans[i];
                 if (n_paths > 1) memset(padded, 0, sizeof(float) * images * p.padded_size);
                 for (int m = 0; m < images; m++) form_dy(paths[i], p, n0 + m, r0 / p.g.sh - p.above, padded + m * p.padded_size);
-                if (paths[i].use_winograd)
-                    winograd(padded, images, p.PH, p.PW, p.K, paths[i].weights, out, OW, p.TH, p.TW, C, i > 0, work);
+                if (paths[i].M)
+                    (paths[i].M == 4 ? winograd<4> : winograd<2>)(padded, images, p.PH, p.PW, p.K, paths[i].weights, out, OW, p.TH, p.TW, C, i > 0, work);
                 else
                     for (int m = 0; m < images; m++) transpose(paths[i], p, padded + m * p.padded_size, r0, rows, v.w, out + m * out_size, OW, C, i > 0);
             }
