@@ -103,6 +103,7 @@ class Config(Recipe):
     weight_init: str = option(WEIGHT_INITS[0], "convolutions and fc", choices=WEIGHT_INITS)
     weights: str | None = option(None, "torchvision-keyed .safetensors or .pth to start from; it wins over the inits", metavar="FILE")
     engine: str = option("auto", "what carries the step out", choices=choices.ENGINES)
+    exact_conv: bool = option(False, "no Winograd on the native engine: slower, and exact to float32's last bits", bool)
     device: str = option("auto", "cuda where there is one", choices=choices.DEVICES)
     threads: int | None = option(None, "CPU threads; torch's own choice", int)
     out: str | None = option(None, "the run's folder; runs/resnet866-cifar10-bn-s0 and the like", metavar="DIR")

@@ -210,18 +210,20 @@ def test_every_spelling_matches(addition, relu):
 EXPLAINED = """\
 FastBNOnlyResNet: engine reference (asked for)
   fused 0: conv1 … layer3.1.bn2: 15 convolutions with their BatchNorms, 6 additions, 13 ReLUs; 1,120 γ and β
+  15 convolutions by torch's conv2d
   stock: avgpool
   stock: flatten
   stock: fc"""
 
 
-@pytest.mark.parametrize("engine", ["reference", "auto", "stock"])
-def test_explain(engine):
-    """Depth 14: a stem, six blocks of two convolutions, two projections; a model that is not fused is read as it would be."""
-    first, rest = str(explain(FastBNOnlyResNet(14, engine=engine))).split("\n", 1)
-    expected_first, expected_rest = EXPLAINED.split("\n", 1)
-    assert rest == expected_rest
-    assert first == expected_first or engine != "reference"
+def test_explain():
+    """Depth 14: a stem, six blocks of two convolutions, two projections."""
+    assert str(explain(FastBNOnlyResNet(14, engine="reference"))) == EXPLAINED
+
+
+def test_explain_reads_a_model_that_is_not_fused_as_it_would_be():
+    found, fused = (explain(FastBNOnlyResNet(14, engine=engine)) for engine in ("stock", "auto"))
+    assert str(found) == str(fused)
 
 
 def test_explain_tells_the_regions_of_an_imagenet_net():

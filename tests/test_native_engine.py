@@ -72,6 +72,16 @@ def test_auto_takes_it_for_fp32_on_the_cpu_only():
         fuse(copy.deepcopy(model).double(), "native")(x.double())
 
 
+def test_exact_leaves_winograd_out():
+    """15 convolutions: the stem and the projection blocks' four are direct in any case."""
+    model = resnet(14, 16).float()
+    assert explain(fuse(model, "native")).algorithms == {"direct": 5, "Winograd F(4×4, 3×3)": 10}
+    assert explain(fuse(model, "native", exact=True)).algorithms == {"direct": 15}
+    x = images(3, 16, 16, dtype=torch.float32)
+    found, expected = run(fuse(flip_free(model), "native", exact=True), x), run(stock(model).double(), x.double())
+    assert error(flat_gradient(found), flat_gradient(expected)) < 2e-5
+
+
 def test_grouped_convolutions_run_stock():
     net = torch.nn.Sequential(torch.nn.Conv2d(8, 8, 3, groups=8, bias=False), torch.nn.BatchNorm2d(8), torch.nn.ReLU())
     net[0].requires_grad_(False)
@@ -102,7 +112,7 @@ def test_memory_comes_back():
 def native_buffers() -> Buffers:
     from fastbn.engine import choose
 
-    return choose._native()._buffers
+    return choose._native(False)._buffers
 
 
 def test_blocks_are_not_given_out_twice():

@@ -21,23 +21,26 @@ def check(name: str) -> str:
     return name
 
 
-def choose(name: str, device: torch.device, dtype: torch.dtype) -> tuple[Engine | None, str]:
-    """The engine for activations of this device and dtype (None is stock: the model's own forward by autograd), and why."""
+def choose(name: str, device: torch.device, dtype: torch.dtype, exact: bool = False) -> tuple[Engine | None, str]:
+    """The engine for activations of this device and dtype (None is stock: the model's own forward by autograd), and why.
+
+    exact: no algorithm that rounds more than the plain sum does.
+    """
     if check(name) == "stock":
         return None, "asked for"
     unfit = _why_not_native(device, dtype)
     if name == "native":
         if unfit:
             raise MachineError(f"engine 'native' was asked for, but {unfit}; ask for 'auto' or 'reference'")
-        return _native(), "asked for"
+        return _native(exact), "asked for"
     if name == "auto" and not unfit:
-        return _native(), "fp32 on a CPU"
+        return _native(exact), "fp32 on a CPU"
     return Reference(), "asked for" if name == "reference" else unfit
 
 
 @functools.cache
-def _native() -> Native:
-    return Native()
+def _native(exact: bool) -> Native:
+    return Native(exact)
 
 
 def _why_not_native(device: torch.device, dtype: torch.dtype) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 
 import torch
@@ -20,6 +21,7 @@ class Explanation:
     engine: str
     why: str
     graph: Graph
+    algorithms: dict[str, int]  # how many convolutions each carries out
 
     def __str__(self) -> str:
         lines = [f"{self.model}: engine {self.engine} ({self.why})"]
@@ -31,6 +33,7 @@ class Explanation:
                 f"{sum(join.relu for join in region.joins)} ReLUs",
             )
             lines.append(f"  fused {number}: {first.name} … {last.norm}: {', '.join(counts)}; {2 * region.channels:,} γ and β")
+        lines += [f"  {count} convolutions by {algorithm}" for algorithm, count in self.algorithms.items()]
         lines += [f"  stock: {what}" + (f": {why}" if why else "") for what, why in self.graph.stock]
         return "\n".join(lines)
 
@@ -43,5 +46,7 @@ def explain(model: nn.Module) -> Explanation:
     fused = fused_forward(model) or Fused(model, "auto")
     like = next(iter(model.parameters()), torch.empty(0))
     graph, _ = fused.program(like.device, like.dtype, fused.defaults())
-    engine, why = choose.choose(fused.engine, like.device, like.dtype)
-    return Explanation(type(model).__name__, engine.name if engine else "stock", why, graph)
+    engine, why = choose.choose(fused.engine, like.device, like.dtype, fused.exact)
+    assert engine is not None  # fuse(model, "stock") leaves no fused forward behind
+    algorithms = collections.Counter(engine.algorithm(conv) for region in graph.regions for conv in region.convs)
+    return Explanation(type(model).__name__, engine.name, why, graph, dict(algorithms))

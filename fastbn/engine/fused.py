@@ -19,11 +19,12 @@ from fastbn.engine.region import storage_dtype
 SIMPLE = (type(None), bool, int, float, str)  # arguments that a trace may fix
 
 
-def fuse(model: nn.Module, engine: str = "auto") -> nn.Module:
+def fuse(model: nn.Module, engine: str = "auto", exact: bool = False) -> nn.Module:
     """Gives a model the engine, in place, and returns it: wherever a convolution with a frozen weight meets a BatchNorm,
     an addition, a ReLU, they run as one. Parameters, buffers, names and results stay what they are.
 
-    engine: 'auto' (by the input's device, at the first forward), 'reference', or 'stock', which undoes fuse.
+    engine: 'auto' (by the input's device and dtype, at the first forward), 'native', 'reference', or 'stock', which undoes fuse.
+    exact: without Winograd, whose transforms cost a few of float32's last bits.
     Raises UsageError for an unknown engine, MachineError for one that this machine can't run, TypeError for a model
     that torch.fx can't trace.
     """
@@ -31,7 +32,7 @@ def fuse(model: nn.Module, engine: str = "auto") -> nn.Module:
     if engine == "stock":
         vars(model).pop("forward", None)
         return model
-    fused = Fused(model, engine)
+    fused = Fused(model, engine, exact)
     trace(model, fused.defaults())
     model.forward = fused
     return model
@@ -46,8 +47,8 @@ def fused_forward(model: nn.Module) -> Fused | None:
 class Fused:
     """A model's fused forward. It reads the model anew when what it read no longer holds."""
 
-    def __init__(self, model: nn.Module, engine: str):
-        self.model, self.engine = model, engine
+    def __init__(self, model: nn.Module, engine: str, exact: bool = False):
+        self.model, self.engine, self.exact = model, engine, exact
         self.why = ""  # why the engine was chosen, known after the first forward
         self._forget()
 
@@ -59,10 +60,10 @@ class Fused:
         self._warned: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:  # deepcopy and pickle carry the model and the choice, not what was read
-        return {"model": self.model, "engine": self.engine}
+        return {"model": self.model, "engine": self.engine, "exact": self.exact}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["model"], state["engine"])  # type: ignore[misc]
+        self.__init__(**state)  # type: ignore[misc]
 
     @torch._dynamo.disable
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -87,11 +88,11 @@ class Fused:
 
     def program(self, device: torch.device, dtype: torch.dtype, constants: dict[str, Any]) -> tuple[Graph, fx.GraphModule]:
         """The graph and its program for the model as it now is, on this device."""
-        engine, self.why = choose.choose(self.engine, device, dtype)
+        engine, self.why = choose.choose(self.engine, device, dtype, self.exact)
         assert engine is not None
         self._look()
         state = (
-            engine.name,
+            engine,
             tuple(sorted(constants.items())),
             tuple(module.training for module in self._inner),
             tuple(p.requires_grad for conv in self._convs for p in conv._parameters.values() if p is not None),

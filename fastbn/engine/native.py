@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastbn.engine import build, norms
-from fastbn.engine.algorithms import algorithm
+from fastbn.engine.algorithms import NAMES, algorithm
 from fastbn.engine.buffers import Buffers
 from fastbn.engine.graph import Conv, Shape
 from fastbn.engine.operations import Activation, Formed, Mask, Norm, Path, Statistics
@@ -76,6 +76,9 @@ class Native:
 
     def supports(self, conv: Conv) -> str | None:
         return None if conv.groups == 1 else "a grouped convolution: the native engine has none"
+
+    def algorithm(self, conv: Conv) -> str:
+        return NAMES[algorithm(conv, self.exact)]
 
     def pack(self, conv: Conv, weight: Tensor, dtype: torch.dtype) -> Packed:
         w = weight.detach().to("cpu", torch.float32)  # (C, C_in, KH, KW)

@@ -94,6 +94,9 @@ class Engine(Protocol):
     def supports(self, conv: Conv) -> str | None:
         """None, or why this convolution must run stock."""
 
+    def algorithm(self, conv: Conv) -> str:
+        """The name of what carries this convolution out."""
+
     def pack(self, conv: Conv, weight: Tensor, dtype: torch.dtype) -> Any:
         """The frozen weight (C, C_in/groups, KH, KW) in the form that this engine multiplies by. Made once."""
 

@@ -27,6 +27,9 @@ class Reference:
     def supports(self, conv: Conv) -> str | None:
         return None
 
+    def algorithm(self, conv: Conv) -> str:
+        return "torch's conv2d"
+
     def pack(self, conv: Conv, weight: Tensor, dtype: torch.dtype) -> Tensor:
         return weight.detach().to(dtype).contiguous(memory_format=torch.channels_last)
 

@@ -147,7 +147,7 @@ def _model(config: Config, loaded: Loaded) -> FastBNOnlyResNet:
     )
     freeze(model, config.train)
     model.to(config.device)
-    fuse(model, config.engine)
+    fuse(model, config.engine, config.exact_conv)
     return model
 
 
