@@ -24,20 +24,28 @@ from fastbn.training import machine
 RESULTS = Path(__file__).parent / "results"
 
 
-def providers(depth: int, engine: str) -> dict[str, tuple[nn.Module, torch.memory_format]]:
-    """By name: a network and the memory format of its images. Every one has the same weights."""
+Provider = tuple[Callable[[torch.Tensor], torch.Tensor], nn.Module, torch.memory_format]
 
-    def stock(train: str, layout: torch.memory_format) -> tuple[nn.Module, torch.memory_format]:
-        model = freeze(FastBNOnlyResNet(depth, engine="stock"), train)
-        return model.to(memory_format=layout), layout  # type: ignore[call-overload]
 
-    return {
-        "stock, all": stock("all", torch.contiguous_format),
-        "stock, all, channels-last": stock("all", torch.channels_last),
-        "stock, BN only": stock("bn", torch.contiguous_format),
-        "stock, BN only, channels-last": stock("bn", torch.channels_last),
-        f"fastbn {engine}": (FastBNOnlyResNet(depth, engine=engine), torch.channels_last),
-    }
+def providers(depth: int, family: str | None, engine: str, compiled: bool) -> dict[str, Callable[[], Provider]]:
+    """By name: what makes a network, the module that owns its parameters, and the memory format of its images."""
+
+    def stock(train: str, layout: torch.memory_format, compiled: bool = False) -> Provider:
+        model = freeze(FastBNOnlyResNet(depth, family=family, engine="stock"), train)
+        model = model.to(memory_format=layout)  # type: ignore[call-overload]
+        return torch.compile(model, dynamic=False) if compiled else model, model, layout
+
+    def fused() -> Provider:
+        model = FastBNOnlyResNet(depth, family=family, engine=engine)
+        return model, model, torch.channels_last
+
+    found: dict[str, Callable[[], Provider]] = {}
+    for train, title in (("all", "stock, all"), ("bn", "stock, BN only")):
+        found[title] = lambda train=train: stock(train, torch.contiguous_format)  # type: ignore[misc]
+        found[f"{title}, channels-last"] = lambda train=train: stock(train, torch.channels_last)  # type: ignore[misc]
+        if compiled:
+            found[f"{title}, channels-last, compiled"] = lambda train=train: stock(train, torch.channels_last, True)  # type: ignore[misc]
+    return found | {f"fastbn {engine}": fused}
 
 
 def saved_bytes(forward: Callable[[], torch.Tensor], own: int) -> int:
@@ -54,23 +62,33 @@ def saved_bytes(forward: Callable[[], torch.Tensor], own: int) -> int:
     return sum(storages.values()) + own
 
 
-def measure(depth: int, batch: int, rounds: int, engine: str) -> list[dict[str, Any]]:
-    """One row a provider: seconds a step, median and quartiles over rounds taken in turn, and bytes saved for the backward."""
+def step_of(provider: Provider, batch: int, size: int) -> tuple[Callable[[], None], Callable[[], torch.Tensor]]:
+    """A whole training step, and its forward alone."""
+    forward, model, layout = provider
     torch.manual_seed(0)
-    images, labels = torch.randn(batch, 3, 32, 32), torch.randint(0, 10, (batch,))
+    x = torch.randn(batch, 3, size, size).contiguous(memory_format=layout)
+    labels = torch.randint(0, 10, (batch,))
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1, 0.9)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(forward(x), labels).backward()
+        optimizer.step()
+
+    return step, lambda: forward(x)
+
+
+def measure(made: dict[str, Callable[[], Provider]], batch: int, size: int, rounds: int) -> list[dict[str, Any]]:
+    """One row a provider: seconds a step, median and quartiles over rounds taken in turn, and bytes saved for the backward."""
     rows, steps = [], []
-    for name, (model, layout) in providers(depth, engine).items():
-        x = images.contiguous(memory_format=layout)
-        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1, 0.9)
-
-        def step(model: nn.Module = model, x: torch.Tensor = x, optimizer: torch.optim.Optimizer = optimizer) -> None:
-            optimizer.zero_grad()
-            F.cross_entropy(model(x), labels).backward()
-            optimizer.step()
-
+    for name, make in made.items():
+        provider = make()
+        step, forward = step_of(provider, batch, size)
+        start = time.perf_counter()
         step()  # compiles, packs, allocates
-        packed = sum(p.numel() * 4 for p in model.parameters() if not p.requires_grad) if name.startswith("fastbn") else 0
-        rows.append({"provider": name, "saved_bytes": saved_bytes(lambda model=model, x=x: model(x), packed), "seconds": []})  # type: ignore[misc]
+        first = time.perf_counter() - start
+        packed = sum(p.numel() * 4 for p in provider[1].parameters() if not p.requires_grad) if name.startswith("fastbn") else 0
+        rows.append({"provider": name, "first_step_seconds": first, "saved_bytes": saved_bytes(forward, packed), "seconds": []})
         steps.append(step)
     for _ in range(rounds):
         for row, step in zip(rows, steps, strict=True):
@@ -80,25 +98,43 @@ def measure(depth: int, batch: int, rounds: int, engine: str) -> list[dict[str, 
     return rows
 
 
+def matmul_rate() -> float:
+    """FLOP/s of a large float32 matrix product."""
+    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    times = []
+    for _ in range(7):
+        start = time.perf_counter()
+        a @ b
+        times.append(time.perf_counter() - start)
+    return 2 * 2048**3 / statistics.median(times)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser("python -m bench.step", description=__doc__)
     parser.add_argument("--depth", type=int, default=32)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--engine", default="reference")
+    parser.add_argument("--engine", default="native")
+    parser.add_argument("--family", default=None)
+    parser.add_argument("--size", type=int, default=32, help="of the images")
+    parser.add_argument("--compiled", action="store_true", help="stock under torch.compile too")
     asked = parser.parse_args()
-    rows = measure(asked.depth, asked.batch_size, asked.rounds, asked.engine)
+    made = providers(asked.depth, asked.family, asked.engine, asked.compiled)
+    rows = measure(made, asked.batch_size, asked.size, asked.rounds)
+    sgemm = matmul_rate()
+    print(f"matrix product of this machine, float32: {sgemm / 1e9:.0f} GFLOP/s")
     best = min(statistics.median(row["seconds"]) for row in rows if row["provider"].startswith("stock, BN"))
-    print(f"{'':32}{'ms a step':>12}{'quartiles':>20}{'/ best stock BN only':>22}{'saved MB':>10}")
+    print(f"{'':42}{'ms a step':>12}{'quartiles':>20}{'/ best stock BN only':>22}{'saved MB':>10}")
     for row in rows:
         low, middle, high = statistics.quantiles(row["seconds"], n=4)
         spread = f"{1e3 * low:.0f} … {1e3 * high:.0f}"
-        print(f"{row['provider']:32}{1e3 * middle:12.1f}{spread:>20}{middle / best:22.2f}{row['saved_bytes'] / 1e6:10.1f}")
+        print(f"{row['provider']:42}{1e3 * middle:12.1f}{spread:>20}{middle / best:22.2f}{row['saved_bytes'] / 1e6:10.1f}")
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS).stdout.strip()
     date = time.strftime("%Y-%m-%d")
     conditions = {"device": machine.describe(torch.device("cpu")), "versions": machine.versions(), "commit": commit, "date": date}
-    record = {"depth": asked.depth, "batch_size": asked.batch_size, "precision": "fp32", **conditions, "rows": rows}
-    target = RESULTS / f"step-resnet{asked.depth}-b{asked.batch_size}-{date}.json"
+    record = {"depth": asked.depth, "batch_size": asked.batch_size, "size": asked.size, "precision": "fp32", **conditions}
+    record |= {"matmul_flops": sgemm, "rows": rows}
+    target = RESULTS / f"step-resnet{asked.depth}-{asked.size}px-b{asked.batch_size}-{asked.engine}-{date}.json"
     target.write_text(json.dumps(record, indent=1) + "\n")
     print(target)
 
