@@ -27,6 +27,9 @@ G = {  # of Winograd's weight transform G w Gᵀ: Lavin, Gray 2016
 }
 
 
+SCALE, SHIFT = 2, 3  # rows of a Norm's vectors
+
+
 def _fields(pointers: str = "", ints: str = "") -> list[tuple[str, Any]]:
     return [(name, ctypes.c_int) for name in ints.split()] + [(name, ctypes.c_void_p) for name in pointers.split()]
 
@@ -56,6 +59,16 @@ class _Value(ctypes.Structure):
     _fields_ = [*_fields("mask y y_r mean mean_r scale shift added added_2 ds", "n h w c relu")]
 
 
+POINTER, LONG, INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
+ARGUMENTS = {
+    "fastbn_convolve": [POINTER, POINTER, POINTER, INT, POINTER, POINTER],
+    "fastbn_form": [POINTER, LONG, INT],
+    "fastbn_gradient": [POINTER, POINTER, INT, POINTER],
+    "fastbn_normalise": [POINTER],
+    "fastbn_finish": [POINTER, POINTER, LONG, LONG, INT, POINTER, LONG, POINTER],
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Packed:
     """A frozen weight in the kernels' layouts, for the forward and for the input gradient."""
@@ -71,6 +84,9 @@ class Native:
     def __init__(self, exact: bool = False) -> None:
         self.exact = exact  # no Winograd
         self._kernels = build.library()
+        for name, arguments in ARGUMENTS.items():
+            getattr(self._kernels, name).argtypes = arguments
+        self._geometries: dict[tuple[Conv, Shape], _Geometry] = {}
         self._lanes = self._kernels.fastbn_lanes()
         self._buffers = Buffers()
 
@@ -93,7 +109,7 @@ class Native:
         self, conv: Conv, packed: Packed, source: Tensor | Activation, keep_z: bool, keep_mask: bool, statistics: bool
     ) -> tuple[Tensor, Statistics | None, Formed | None]:
         x = source if isinstance(source, Tensor) else source.ys[0]
-        geometry = _geometry(conv, tuple(x.shape))  # type: ignore[arg-type]
+        geometry = self._geometry(conv, tuple(x.shape))  # type: ignore[arg-type]
         y = self._activation((geometry.n, geometry.oc, geometry.oh, geometry.ow))
         found = torch.empty((2, conv.channels), dtype=torch.float64) if statistics else None
         read, formed = self._source(source, keep_z, keep_mask)
@@ -105,7 +121,7 @@ class Native:
     def form(self, activation: Activation, keep_mask: bool) -> Formed:
         n, c, h, w = activation.ys[0].shape
         read, formed = self._source(activation, True, keep_mask)
-        self._kernels.fastbn_form(ctypes.byref(read), ctypes.c_long(n * h * w), c)
+        self._kernels.fastbn_form(ctypes.byref(read), n * h * w, c)
         return formed
 
     def normalise(
@@ -126,11 +142,9 @@ class Native:
         vectors, c = norm.vectors, out.shape[1]
         found = torch.empty((3, c))
         self._kernels.fastbn_finish(
-            _at(sums[0]), _at(vectors), ctypes.c_long(vectors.stride(0)), ctypes.c_long(rows), c,
-            _at(out), ctypes.c_long(out.stride(0)), _at(found),
+            _at(sums[0]), _at(vectors), vectors.stride(0), rows, c, _at(out), out.stride(0), _at(found)
         )
-        c1, c2, c0 = found.unbind()
-        return (c1, c2, c0) if norm.batch else (c1, None, None)
+        return (found[0], found[1], found[2]) if norm.batch else (found[0], None, None)
 
     def gradient(
         self, paths: list[Path], added: list[Tensor], mask: Mask | None, shape: Shape
@@ -146,8 +160,8 @@ class Native:
             sums = torch.empty((len(mask.ys), 2, c), dtype=torch.float64)
             value.relu, value.mask = mask.relu, _at(mask.saved)
             value.y, value.y_r = [*map(_at, mask.ys), None][:2]
-            value.mean, value.mean_r = [*(_at(norm.mean) for norm in mask.norms), None][:2]
-            value.scale, value.shift = _at(mask.norms[0].scale), _at(mask.norms[0].shift)
+            value.mean, value.mean_r = [*(_at(norm.vectors) for norm in mask.norms), None][:2]  # the mean is the first row
+            value.scale, value.shift = _rows_at(mask.norms[0].vectors, SCALE, SHIFT)
         self._kernels.fastbn_gradient(ctypes.byref(value), ways, len(paths), _at(sums))
         return ds, [] if sums is None else [(pair[0], pair[1]) for pair in sums]
 
@@ -155,7 +169,7 @@ class Native:
         c1, c2, c0 = path.coefficients
         packed: Packed = path.packed
         return _Path(
-            _geometry(path.conv, shape), packed.M, _at(path.ds), _at(path.y), _at(c1), _at(c2), _at(c0), _at(packed.backward)
+            self._geometry(path.conv, shape), packed.M, _at(path.ds), _at(path.y), _at(c1), _at(c2), _at(c0), _at(packed.backward)
         )
 
     def _source(self, source: Tensor | Activation, keep_z: bool, keep_mask: bool) -> tuple[_Source, Formed]:
@@ -165,11 +179,22 @@ class Native:
         n, c, h, w = y.shape
         z = self._activation((n, c, h, w)) if keep_z else None
         mask = self._buffers.empty((n * h * w * -(-c // 8),), torch.uint8) if keep_mask else None
-        read = _Source(y=_at(y), scale=_at(norm.scale), shift=_at(norm.shift), relu=source.relu, z=_at(z), mask=_at(mask))
+        read = _Source(relu=source.relu, y=_at(y), z=_at(z), mask=_at(mask))
+        read.scale, read.shift = _rows_at(norm.vectors, SCALE, SHIFT)
         if len(source.ys) > 1:
-            read.y_r, read.rscale, read.rshift = _at(source.ys[1]), _at(source.norms[1].scale), _at(source.norms[1].shift)
+            read.y_r = _at(source.ys[1])
+            read.rscale, read.rshift = _rows_at(source.norms[1].vectors, SCALE, SHIFT)
         read.residual = _at(source.residual)
         return read, Formed(z, mask)
+
+    def _geometry(self, conv: Conv, source: Shape) -> _Geometry:
+        found = self._geometries.get((conv, source))
+        if found is None:
+            n, c, h, w = source
+            _, oc, oh, ow = conv.shape(source)
+            found = _Geometry(n, h, w, c, oh, ow, oc, *conv.kernel, *conv.stride, *conv.padding, *conv.dilation)
+            self._geometries[conv, source] = found
+        return found
 
     def _activation(self, shape: Shape) -> Tensor:
         n, c, h, w = shape
@@ -203,11 +228,11 @@ def _by_parity(conv: Conv) -> tuple[list[int], list[int]]:
     return [i for i, _ in taps], [j for _, j in taps]
 
 
-def _geometry(conv: Conv, source: Shape) -> _Geometry:
-    n, c, h, w = source
-    _, oc, oh, ow = conv.shape(source)
-    return _Geometry(n, h, w, c, oh, ow, oc, *conv.kernel, *conv.stride, *conv.padding, *conv.dilation)
+def _at(t: Tensor | None) -> int | None:
+    return None if t is None else t.data_ptr()
 
 
-def _at(t: Tensor | None) -> ctypes.c_void_p | None:
-    return None if t is None else ctypes.c_void_p(t.data_ptr())
+def _rows_at(vectors: Tensor, *rows: int) -> list[int]:
+    """Where rows of a (4, C) or (2, C) view begin, without a tensor for each."""
+    first, step = vectors.data_ptr(), vectors.stride(0) * vectors.element_size()
+    return [first + row * step for row in rows]
