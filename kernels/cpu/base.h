@@ -80,8 +80,10 @@ struct Tap {
 };
 
 // out[p] (+)= Σ_taps Σ_k in[p·in_step + tap.in + k] · w[tap.weight + k·V·L], for P pixels and V vectors of channels.
-template <int P, int V>
-inline void tile(const float* in, ptrdiff_t in_step, const Tap* taps, int n_taps, int K, const float* w, float* out, ptrdiff_t out_step, bool add) {
+// STEP is in_step where that is known to the compiler: the pixels' addresses are then constants off one register; else 0.
+template <int P, int V, int STEP>
+inline void tile(const float* in, ptrdiff_t any_step, const Tap* taps, int n_taps, int K, const float* w, float* out, ptrdiff_t out_step, bool add) {
+    const ptrdiff_t in_step = STEP ? STEP : any_step;
     vec acc[P][V];
     for (int p = 0; p < P; p++)
         for (int v = 0; v < V; v++) acc[p][v] = add ? load(out + p * out_step + v * L) : vec{};
@@ -102,11 +104,18 @@ inline void tile(const float* in, ptrdiff_t in_step, const Tap* taps, int n_taps
         for (int v = 0; v < V; v++) store(out + p * out_step + v * L, acc[p][v]);
 }
 
+template <int V, int P, int STEP>
+inline void line_at(const float* in, ptrdiff_t in_step, const Tap* taps, int n_taps, int K, const float* w, float* out, ptrdiff_t out_step, int n, bool add) {
+    int p = 0;
+    for (; p + P <= n; p += P) tile<P, V, STEP>(in + p * in_step, in_step, taps, n_taps, K, w, out + p * out_step, out_step, add);
+    if constexpr (P > 1) line_at<V, P / 2, STEP>(in + p * in_step, in_step, taps, n_taps, K, w, out + p * out_step, out_step, n - p, add);
+}
+
+// n pixels, P at a time and the rest by halves.
 template <int V, int P>
 inline void line(const float* in, ptrdiff_t in_step, const Tap* taps, int n_taps, int K, const float* w, float* out, ptrdiff_t out_step, int n, bool add) {
-    int p = 0;
-    for (; p + P <= n; p += P) tile<P, V>(in + p * in_step, in_step, taps, n_taps, K, w, out + p * out_step, out_step, add);
-    if constexpr (P > 1) line<V, P / 2>(in + p * in_step, in_step, taps, n_taps, K, w, out + p * out_step, out_step, n - p, add);
+    auto run = in_step == 16 ? line_at<V, P, 16> : line_at<V, P, 0>;  // for more channels the constants gain nothing
+    run(in, in_step, taps, n_taps, K, w, out, out_step, n, add);
 }
 
 // Output channels go in blocks of two vectors, the last of one: packed weights are laid out so.

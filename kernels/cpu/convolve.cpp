@@ -20,7 +20,7 @@ extern "C" void fastbn_convolve(const Geometry* geometry, const Source* source, 
     const int reach = (g.kw - 1) * g.dw + (M ? OW : (g.ow - 1) * g.sw + 1);
     const int PW = reach > g.w + g.pw ? reach : g.w + g.pw;  // columns of the padded image
     const int K = M ? round_up(g.c, L) : g.c;
-    const Items items = cut(g.n, g.oh, sizeof(float) * (static_cast<size_t>(g.sh) * PW * K + static_cast<size_t>(OW) * OC), M ? (g.oh + M - 1) / M * TW : 0, M ? M : 1);
+    const Items items = cut(g.n, g.oh, sizeof(float) * (static_cast<size_t>(g.sh) * PW * K + static_cast<size_t>(OW) * OC), M ? (g.oh + M - 1) / M * TW : 0, M ? M : 1, sizeof(float) * (M ? (M + 2) * (M + 2) : g.kh * g.kw) * static_cast<size_t>(K) * OC);
     const int TH = M ? (items.rows + M - 1) / M : 0, OH = M ? M * TH : items.rows;  // rows of the output buffer
     const int PH = (OH - 1) * g.sh + (g.kh - 1) * g.dh + 1;
     const size_t padded_size = static_cast<size_t>(PH) * PW * K, out_size = static_cast<size_t>(OH) * OW * OC;

@@ -156,16 +156,17 @@ extern "C" void fastbn_gradient(const Value* value, const Path* paths, int n_pat
     const Value& v = *value;
     const int C = round_up(v.c, L);
     int unit = 1, tile = 1, n_ys = v.ys[1] ? 2 : v.ys[0] ? 1 : 0;
-    size_t row_bytes = sizeof(float) * static_cast<size_t>(v.w) * C;
+    size_t weight_bytes = 0, row_bytes = sizeof(float) * static_cast<size_t>(v.w) * C;
     for (int i = 0; i < n_paths; i++) {
         const Geometry& g = paths[i].g;
         row_bytes += sizeof(float) * static_cast<size_t>(g.ow + 2) * g.oc / g.sh;
         unit = unit % g.sh ? unit * g.sh : unit;
+        weight_bytes += sizeof(float) * (paths[i].M ? (paths[i].M + 2) * (paths[i].M + 2) : g.kh * g.kw) * static_cast<size_t>(g.oc) * C;
         if (paths[i].M) tile = paths[i].M > tile ? paths[i].M : tile;
     }
     unit = unit % tile ? unit * tile : unit;
     const int OW = round_up(v.w, tile);
-    const Items items = cut(v.n, v.h, row_bytes, tile > 1 ? round_up(v.h, tile) / tile * (OW / tile) : 0, unit);
+    const Items items = cut(v.n, v.h, row_bytes, tile > 1 ? round_up(v.h, tile) / tile * (OW / tile) : 0, unit, weight_bytes);
     const int OH = round_up(items.rows, tile);
     const size_t out_size = static_cast<size_t>(OH) * OW * C;
     std::vector<Plan> plans;
