@@ -13,6 +13,8 @@ from fastbn.engine.operations import Engine
 from fastbn.engine.reference import Reference
 from fastbn.errors import MachineError
 
+REFERENCE = Reference()
+
 
 def check(name: str) -> str:
     """The name, if it is an engine's; raises UsageError otherwise and MachineError for one that cannot run here."""
@@ -35,7 +37,7 @@ def choose(name: str, device: torch.device, dtype: torch.dtype, exact: bool = Fa
         return _native(exact), "asked for"
     if name == "auto" and not unfit:
         return _native(exact), "fp32 on a CPU"
-    return Reference(), "asked for" if name == "reference" else unfit
+    return REFERENCE, "asked for" if name == "reference" else unfit
 
 
 @functools.cache
