@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from fastbn.engine import choose
 from fastbn.engine.graph import Graph
 from fastbn.engine.reader import read, trace
-from fastbn.engine.region import storage_dtype
+from fastbn.engine.region import Packs, storage_dtype
 
 SIMPLE = (type(None), bool, int, float, str)  # arguments that a trace may fix
 
@@ -54,6 +54,7 @@ class Fused:
 
     def _forget(self) -> None:
         self._programs: dict[Any, tuple[Graph, fx.GraphModule]] = {}
+        self._packs: dict[str, Packs] = {}  # by engine; the programs for training and for evaluation share them
         self._structure: list[tuple[dict[str, Any], tuple[Any, ...]]] = []
         self._inner: list[nn.Module] = []
         self._convs: list[nn.Module] = []
@@ -98,7 +99,7 @@ class Fused:
             tuple(p.requires_grad for conv in self._convs for p in conv._parameters.values() if p is not None),
         )
         if state not in self._programs:
-            self._programs[state] = read(self.model, constants, engine)
+            self._programs[state] = read(self.model, constants, engine, self._packs.setdefault(engine.name, {}))
         return self._programs[state]
 
     def defaults(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from fastbn.engine.graph import Conv, Graph, Join, Region
 from fastbn.engine.match import IN_PLACE, Unit, fixed_padding, match
 from fastbn.engine.operations import Engine
 from fastbn.engine.partition import order, partition
-from fastbn.engine.region import FusedRegion
+from fastbn.engine.region import FusedRegion, Packs
 
 
 class _Proxy(fx.Proxy):
@@ -42,7 +42,7 @@ def trace(model: nn.Module, constants: dict[str, Any]) -> fx.Graph:
         ) from error
 
 
-def read(model: nn.Module, constants: dict[str, Any], engine: Engine) -> tuple[Graph, fx.GraphModule]:
+def read(model: nn.Module, constants: dict[str, Any], engine: Engine, packs: Packs) -> tuple[Graph, fx.GraphModule]:
     """The graph, and the same computation with every region replaced by one call of this engine."""
     traced = trace(model, constants)
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -58,7 +58,7 @@ def read(model: nn.Module, constants: dict[str, Any], engine: Engine) -> tuple[G
     for item in plan:
         if isinstance(item, int):
             number, builder = next(regions)
-            root[f"region{number}"] = FusedRegion(builder.region, engine, builder.pairs, builder.stock(modules))
+            root[f"region{number}"] = FusedRegion(builder.region, engine, builder.pairs, builder.stock(modules), packs)
             call = program.call_module(f"region{number}", tuple(env[node] for node in builder.inputs))
             for i, node in enumerate(builder.outputs):
                 env[node] = program.call_function(_pick, (call, i))

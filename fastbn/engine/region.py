@@ -13,16 +13,21 @@ from fastbn.engine import norms, walk
 from fastbn.engine.graph import Conv, Region, Shape, Unfit
 from fastbn.engine.operations import Engine
 
+# By convolution and dtype: the weight's address and version, an alias of it, and the weight as the engine packed it.
+Packs = dict[tuple[nn.Conv2d, torch.dtype], tuple[tuple[int, int], Tensor, Any]]
+
 
 class FusedRegion(nn.Module):
     """Runs a region by an engine. `stock` is the same region as ordinary nodes: it takes the calls that do not fit."""
 
-    def __init__(self, region: Region, engine: Engine, modules: list[tuple[nn.Conv2d, nn.BatchNorm2d]], stock: fx.GraphModule):
+    def __init__(
+        self, region: Region, engine: Engine, modules: list[tuple[nn.Conv2d, nn.BatchNorm2d]], stock: fx.GraphModule, packs: Packs
+    ):
         super().__init__()
         self.region, self.engine = region, engine
         self.pairs = modules  # in a list: they are the model's own submodules, not this one's
         self._stock = [stock]
-        self._packs: dict[tuple[Conv, torch.dtype], tuple[tuple[int, int], Tensor, Any]] = {}
+        self._packs = packs
         self._shapes: dict[tuple[Shape, ...], dict[int, Shape]] = {}
         self._warned: set[str] = set()
 
@@ -73,10 +78,10 @@ class FusedRegion(nn.Module):
         """The packed weight, made again when the parameter's storage or contents have changed."""
         weight = module.weight
         key = (weight.data_ptr(), weight._version)
-        found = self._packs.get((conv, dtype))
+        found = self._packs.get((module, dtype))
         if found is None or found[0] != key:
             # the alias keeps this address from being given to another weight
-            found = self._packs[conv, dtype] = (key, weight.detach(), self.engine.pack(conv, weight, dtype))
+            found = self._packs[module, dtype] = (key, weight.detach(), self.engine.pack(conv, weight, dtype))
         return found[2]
 
 
