@@ -82,6 +82,42 @@ def test_exact_leaves_winograd_out():
     assert error(flat_gradient(found), flat_gradient(expected)) < 2e-5
 
 
+@pytest.mark.parametrize("change", ["strided", "double", "half the length"])
+def test_unusual_tensors_are_not_read_by_address(change):
+    """γ as a column of a matrix, in another dtype: right all the same; of another length: stock's own error."""
+    model = resnet(8, 16).float()
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        old = getattr(model.layer1[0].bn1, name).detach()
+        new = {"strided": torch.stack([old, old + 1], 1)[:, 0], "double": old.double(), "half the length": old[:8]}[change]
+        owner = model.layer1[0].bn1._buffers if name.startswith("running") else model.layer1[0].bn1._parameters
+        owner[name] = new if name.startswith("running") else torch.nn.Parameter(new)
+    if change == "half the length":
+        model.layer1[0].bn1.num_features = 8
+        with pytest.warns(UserWarning, match="another shape"), pytest.raises(RuntimeError):
+            fused(model, "native")(images(2, dtype=torch.float32))
+    elif change == "strided":
+        x = images(3, 16, 16, dtype=torch.float32)
+        assert error(fused(model, "native")(x), stock(model).double()(x.double())) < 1e-4
+    else:
+        fused(model, "native")(images(3, dtype=torch.float32)).sum().backward()
+
+
+def test_an_inner_change_of_dtype_runs_stock():
+    class Inner(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = torch.nn.Conv2d(3, 4, 3, bias=False).double(), torch.nn.BatchNorm2d(4).double()
+            self.conv.requires_grad_(False)
+
+        def forward(self, x):
+            return self.norm(self.conv(x.double())).relu()
+
+    model, x = Inner(), torch.randn(2, 3, 8, 8)
+    with pytest.warns(UserWarning, match="does not take torch.float64"):
+        found = fused(model, "native")(x)
+    assert torch.equal(found, stock(model)(x))
+
+
 def test_grouped_convolutions_run_stock():
     net = torch.nn.Sequential(torch.nn.Conv2d(8, 8, 3, groups=8, bias=False), torch.nn.BatchNorm2d(8), torch.nn.ReLU())
     net[0].requires_grad_(False)
@@ -162,7 +198,7 @@ except RuntimeError as error:
 """
     done = python(code, CXX="no-such-compiler")
     assert done.returncode == 0, done.stderr
-    assert "engine reference (engine 'native' needs a C++ compiler" in done.stdout
+    assert "engine reference (engine 'native': no C++ compiler was found (CXX=no-such-compiler)" in done.stdout
     assert "engine 'native' was asked for, but" in done.stdout
 
 
@@ -185,7 +221,7 @@ def test_other_builds(flags, tmp_path):
     environment = {"FASTBN_CXXFLAGS": flags, "XDG_CACHE_HOME": str(tmp_path)}
     if "sanitize" in flags:
         preload = [
-            subprocess.run([str(build.compiler()), f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
+            subprocess.run([*build.compiler(), f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
             for name in ("libasan.so", "libubsan.so")
         ]
         environment |= {"LD_PRELOAD": " ".join(preload), "ASAN_OPTIONS": "detect_leaks=0"}

@@ -58,6 +58,8 @@ CASES = [
     Case("a dilated kernel", 2, 6, 5, 8, 8, padding=2, dilation=2),
     Case("stride 3, kernel 5, channels below a vector", 2, 9, 10, 5, 7, kernel=5, stride=3, padding=2),
     Case("512 channels", 2, 4, 4, 512, 512),
+    Case("padding beyond the kernel: the last band reads below the image", 1, 4, 9, 8, 8, kernel=1, padding=1),
+    Case("the same at stride 2", 1, 7, 9, 8, 8, stride=2, padding=2),
 ]
 SOURCES = ("formed", "scale-shift-relu", "residual", "projection")
 
@@ -119,8 +121,10 @@ def test_forward(engine, case, kind):
     assert (formed is None) == (kind == "formed")
     if formed is not None:
         assert error(formed.z, z) < 1e-6
-        bits = formed.mask.view(-1, -(-case.c // 8)).unsqueeze(2) >> torch.arange(8, dtype=torch.uint8) & 1
-        opened = bits.flatten(1)[:, : case.c].bool().view(case.n, case.h, case.w, case.c).permute(0, 3, 1, 2)
+        vectors = -(-case.c // engine._lanes)
+        bits = formed.mask.view(-1, vectors, engine.mask_bytes(case.c) // vectors, 1) >> torch.arange(8, dtype=torch.uint8) & 1
+        opened = bits.flatten(2)[:, :, : engine._lanes].flatten(1)[:, : case.c].bool()
+        opened = opened.view(case.n, case.h, case.w, case.c).permute(0, 3, 1, 2)
         assert torch.equal(opened, formed.z > 0)
 
 

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -23,54 +24,61 @@ FLAGS = [
 ]
 
 
-def compiler() -> str | None:
-    """The C++ compiler: what CXX names, else the first of c++, g++, clang++ on the path; None if there is none."""
-    asked = os.environ.get("CXX")
-    return next((found for name in ([asked] if asked else ["c++", "g++", "clang++"]) if (found := shutil.which(name))), None)
+def compiler() -> list[str] | None:
+    """The C++ compiler's command: what CXX says, else the first of c++, g++, clang++ on the path; None if there is none."""
+    asked = shlex.split(os.environ.get("CXX", ""))
+    if asked:
+        return asked if shutil.which(asked[0]) else None
+    return next(([found] for name in ("c++", "g++", "clang++") if (found := shutil.which(name))), None)
+
+
+def library() -> ctypes.CDLL:
+    """The kernels, built if this version of them was not yet built for this CPU. Raises MachineError where that fails."""
+    found = _library()
+    if isinstance(found, str):
+        raise MachineError(f"engine 'native': {found}; use 'reference' instead")
+    return found
 
 
 @functools.cache
-def library() -> ctypes.CDLL:
-    """The kernels, built if this version of them was not yet built for this CPU. Raises MachineError where that fails."""
-    found = compiler()
-    if found is None:
-        raise MachineError("engine 'native' needs a C++ compiler, none of CXX, c++, g++, clang++ found; install one, or use 'reference'")
-    target = cache() / f"kernels-{_key(found)}.so"
-    if not target.exists():
-        _build(found, target)
+def _library() -> ctypes.CDLL | str:
+    """The kernels, or why there are none: tried once in a process."""
+    command = compiler()
+    if command is None:
+        asked = os.environ.get("CXX")
+        return f"no C++ compiler was found ({f'CXX={asked}' if asked else 'c++, g++, clang++'})"
     try:
+        target = cache() / f"kernels-{_key(command)}.so"
+        if not target.exists():
+            _build(command, target)
         return ctypes.CDLL(str(target))
+    except subprocess.CalledProcessError as error:
+        lines = error.stderr.strip().splitlines() or ["no message"]
+        return f"{command[0]} could not build the kernels ({next((line for line in lines if 'error' in line), lines[0])})"
     except OSError as error:
-        target.unlink(missing_ok=True)
-        raise MachineError(f"engine 'native': {target} could not be loaded ({error}); it is removed, try again") from error
+        return f"its kernels can't be built or loaded ({error}); CXX names another compiler, XDG_CACHE_HOME another place for them"
 
 
 def cache() -> Path:
     """Where built kernels are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastbn"
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "fastbn"
 
 
-def _build(compiler: str, target: Path) -> None:
+def _build(command: list[str], target: Path) -> None:
     sources = [str(path) for path in sorted(SOURCES.glob("*.cpp"))]
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            part = Path(folder) / "kernels.so"
-            done = subprocess.run([compiler, *FLAGS, *sources, "-o", str(part)], capture_output=True, text=True)
-            if done.returncode:
-                reason = (done.stderr.strip().splitlines() or ["no message"])[0]
-                raise MachineError(f"engine 'native': {compiler} could not build the kernels ({reason}); set CXX, or use 'reference'")
-            os.replace(part, target)
-    except OSError as error:
-        raise MachineError(f"engine 'native': cannot keep kernels in {target.parent} ({error.strerror}); set XDG_CACHE_HOME") from error
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        part = Path(folder) / "kernels.so"
+        subprocess.run([*command, *FLAGS, *sources, "-o", str(part)], capture_output=True, text=True, check=True)
+        os.replace(part, target)
 
 
-def _key(compiler: str) -> str:
+def _key(command: list[str]) -> str:
     """What a build depends on: the sources, the flags, the compiler, the CPU."""
     digest = hashlib.sha256()
-    for path in sorted(SOURCES.iterdir()):
+    for path in sorted([*SOURCES.glob("*.h"), *SOURCES.glob("*.cpp")]):
         digest.update(path.name.encode() + path.read_bytes())
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
+    version = subprocess.run([*command, "--version"], capture_output=True, text=True).stdout
     digest.update("\n".join([*FLAGS, version, _cpu()]).encode())
     return digest.hexdigest()[:16]
 

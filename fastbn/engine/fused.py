@@ -24,7 +24,10 @@ def fuse(model: nn.Module, engine: str = "auto", exact: bool = False) -> nn.Modu
     an addition, a ReLU, they run as one. Parameters, buffers, names and results stay what they are.
 
     engine: 'auto' (by the input's device and dtype, at the first forward), 'native', 'reference', or 'stock', which undoes fuse.
-    exact: without Winograd, whose transforms cost a few of float32's last bits.
+    exact: without Winograd, whose transforms cost a few of float32's last bits, and make one NaN a tile of NaNs.
+
+    What Python computes while the network is traced (its own attributes, random numbers, branches) is fixed until a submodule, a
+    mode or a requires_grad changes. A frozen weight written through `.data` is not noticed: write it under torch.no_grad().
     Raises UsageError for an unknown engine, MachineError for one that this machine can't run, TypeError for a model
     that torch.fx can't trace.
     """
@@ -84,7 +87,8 @@ class Fused:
                 self._warned.add(why)
                 warnings.warn(f"fastbn runs {type(self.model).__name__} stock in this call: {why}", stacklevel=2)
             return self._stock(args, kwargs)
-        _, program = self.program(tensors[0].device, storage_dtype(tensors[0]), constants)
+        like = next((x for x in tensors if x.is_floating_point()), next(self.model.parameters(), tensors[0]))
+        _, program = self.program(tensors[0].device, storage_dtype(like), constants)
         return program(*bound.arguments.values())
 
     def program(self, device: torch.device, dtype: torch.dtype, constants: dict[str, Any]) -> tuple[Graph, fx.GraphModule]:

@@ -48,6 +48,10 @@ class Conv:
         return n, self.channels, out[0], out[1]
 
     @property
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        return self.channels, self.in_channels // self.groups, *self.kernel
+
+    @property
     def span(self) -> slice:
         """Its channels' place in the region's flat vectors."""
         return slice(self.slot, self.slot + self.channels)

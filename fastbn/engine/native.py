@@ -1,7 +1,7 @@
 """The native engine: the graph's operations by the C++ kernels of kernels/cpu, float32 on CPUs.
 
-Each operation is one call that reads and writes every activation once: forming z, the convolution and the statistics are one,
-and so are dy, the input gradient, the ReLU's mask and BatchNorm's two reductions.
+Each operation is one call that reads what it needs and writes what it makes once: forming z, the convolution and the statistics are
+one, and so are dy, the input gradient, the ReLU's mask and BatchNorm's two reductions.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ class _Value(ctypes.Structure):
 
 POINTER, LONG, INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
 ARGUMENTS = {
-    "fastbn_convolve": [POINTER, POINTER, POINTER, INT, POINTER, POINTER],
-    "fastbn_form": [POINTER, LONG, INT],
-    "fastbn_gradient": [POINTER, POINTER, INT, POINTER],
+    "fastbn_convolve": [POINTER, POINTER, POINTER, INT, POINTER, POINTER, INT],
+    "fastbn_form": [POINTER, LONG, INT, INT],
+    "fastbn_gradient": [POINTER, POINTER, INT, POINTER, INT],
     "fastbn_normalise": [POINTER],
     "fastbn_finish": [POINTER, POINTER, LONG, LONG, INT, POINTER, LONG, POINTER],
 }
@@ -86,12 +86,14 @@ class Native:
         self._kernels = build.library()
         for name, arguments in ARGUMENTS.items():
             getattr(self._kernels, name).argtypes = arguments
-        self._geometries: dict[tuple[Conv, Shape], _Geometry] = {}
         self._lanes = self._kernels.fastbn_lanes()
         self._buffers = Buffers()
 
     def supports(self, conv: Conv) -> str | None:
         return None if conv.groups == 1 else "a grouped convolution: the native engine has none"
+
+    def takes(self, device: torch.device, dtype: torch.dtype) -> bool:
+        return device.type == "cpu" and dtype == torch.float32
 
     def algorithm(self, conv: Conv) -> str:
         return NAMES[algorithm(conv, self.exact)]
@@ -109,25 +111,26 @@ class Native:
         self, conv: Conv, packed: Packed, source: Tensor | Activation, keep_z: bool, keep_mask: bool, statistics: bool
     ) -> tuple[Tensor, Statistics | None, Formed | None]:
         x = source if isinstance(source, Tensor) else source.ys[0]
-        geometry = self._geometry(conv, tuple(x.shape))  # type: ignore[arg-type]
+        geometry = _geometry(conv, tuple(x.shape))
         y = self._activation((geometry.n, geometry.oc, geometry.oh, geometry.ow))
         found = torch.empty((2, conv.channels), dtype=torch.float64) if statistics else None
         read, formed = self._source(source, keep_z, keep_mask)
         self._kernels.fastbn_convolve(
-            ctypes.byref(geometry), ctypes.byref(read), _at(packed.forward), packed.M, _at(y), _at(found)
+            ctypes.byref(geometry), ctypes.byref(read), _at(packed.forward), packed.M, _at(y), _at(found), torch.get_num_threads()
         )
         return y, None if found is None else Statistics(found[0], found[1]), formed if isinstance(source, Activation) else None
 
     def form(self, activation: Activation, keep_mask: bool) -> Formed:
         n, c, h, w = activation.ys[0].shape
         read, formed = self._source(activation, True, keep_mask)
-        self._kernels.fastbn_form(ctypes.byref(read), n * h * w, c)
+        self._kernels.fastbn_form(ctypes.byref(read), n * h * w, c, torch.get_num_threads())
         return formed
 
     def normalise(
         self, statistics: Statistics | None, conv_bias: Tensor | None, norm: nn.BatchNorm2d, rows: int, out: Tensor
     ) -> None:
-        if any(t is not None and t.dtype != torch.float32 for t in (norm.weight, norm.running_mean)):
+        own_tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var, conv_bias)
+        if not all(t is None or _plain(t, out.shape[1]) for t in own_tensors):
             norms.normalise(statistics, conv_bias, norm, rows, out)
             return
         own = _Norm(c=out.shape[1], eps=norm.eps, stride=out.stride(0), out=_at(out), conv_bias=_at(conv_bias))
@@ -141,6 +144,7 @@ class Native:
     def finish(self, sums: tuple[Tensor, Tensor], norm: Norm, rows: int, out: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         vectors, c = norm.vectors, out.shape[1]
         found = torch.empty((3, c))
+        assert sums[1].data_ptr() == sums[0].data_ptr() + c * sums[0].element_size()  # the two rows that gradient() made
         self._kernels.fastbn_finish(
             _at(sums[0]), _at(vectors), vectors.stride(0), rows, c, _at(out), out.stride(0), _at(found)
         )
@@ -162,14 +166,14 @@ class Native:
             value.y, value.y_r = [*map(_at, mask.ys), None][:2]
             value.mean, value.mean_r = [*(_at(norm.vectors) for norm in mask.norms), None][:2]  # the mean is the first row
             value.scale, value.shift = _rows_at(mask.norms[0].vectors, SCALE, SHIFT)
-        self._kernels.fastbn_gradient(ctypes.byref(value), ways, len(paths), _at(sums))
+        self._kernels.fastbn_gradient(ctypes.byref(value), ways, len(paths), _at(sums), torch.get_num_threads())
         return ds, [] if sums is None else [(pair[0], pair[1]) for pair in sums]
 
     def _path(self, path: Path, shape: Shape) -> _Path:
         c1, c2, c0 = path.coefficients
         packed: Packed = path.packed
         return _Path(
-            self._geometry(path.conv, shape), packed.M, _at(path.ds), _at(path.y), _at(c1), _at(c2), _at(c0), _at(packed.backward)
+            _geometry(path.conv, shape), packed.M, _at(path.ds), _at(path.y), _at(c1), _at(c2), _at(c0), _at(packed.backward)
         )
 
     def _source(self, source: Tensor | Activation, keep_z: bool, keep_mask: bool) -> tuple[_Source, Formed]:
@@ -178,7 +182,7 @@ class Native:
         y, norm = source.ys[0], source.norms[0]
         n, c, h, w = y.shape
         z = self._activation((n, c, h, w)) if keep_z else None
-        mask = self._buffers.empty((n * h * w * -(-c // 8),), torch.uint8) if keep_mask else None
+        mask = self._buffers.empty((n * h * w * self.mask_bytes(c),), torch.uint8) if keep_mask else None
         read = _Source(relu=source.relu, y=_at(y), z=_at(z), mask=_at(mask))
         read.scale, read.shift = _rows_at(norm.vectors, SCALE, SHIFT)
         if len(source.ys) > 1:
@@ -187,14 +191,9 @@ class Native:
         read.residual = _at(source.residual)
         return read, Formed(z, mask)
 
-    def _geometry(self, conv: Conv, source: Shape) -> _Geometry:
-        found = self._geometries.get((conv, source))
-        if found is None:
-            n, c, h, w = source
-            _, oc, oh, ow = conv.shape(source)
-            found = _Geometry(n, h, w, c, oh, ow, oc, *conv.kernel, *conv.stride, *conv.padding, *conv.dilation)
-            self._geometries[conv, source] = found
-        return found
+    def mask_bytes(self, c: int) -> int:
+        """Of one pixel's mask: a bit a channel, whole bytes a vector."""
+        return -(-c // self._lanes) * -(-self._lanes // 8)
 
     def _activation(self, shape: Shape) -> Tensor:
         n, c, h, w = shape
@@ -228,11 +227,23 @@ def _by_parity(conv: Conv) -> tuple[list[int], list[int]]:
     return [i for i, _ in taps], [j for _, j in taps]
 
 
+@functools.lru_cache(4096)
+def _geometry(conv: Conv, source: Shape) -> _Geometry:
+    n, c, h, w = source
+    _, oc, oh, ow = conv.shape(source)
+    return _Geometry(n, h, w, c, oh, ow, oc, *conv.kernel, *conv.stride, *conv.padding, *conv.dilation)
+
+
 def _at(t: Tensor | None) -> int | None:
     return None if t is None else t.data_ptr()
 
 
+def _plain(t: Tensor, c: int) -> bool:
+    """Whether the kernels can read it by its address: (C,) float32 on the CPU, contiguous."""
+    return t.dtype == torch.float32 and t.device.type == "cpu" and t.shape == (c,) and t.is_contiguous()
+
+
 def _rows_at(vectors: Tensor, *rows: int) -> list[int]:
-    """Where rows of a (4, C) or (2, C) view begin, without a tensor for each."""
+    """Where rows of a (4, C) view begin, without a tensor for each."""
     first, step = vectors.data_ptr(), vectors.stride(0) * vectors.element_size()
     return [first + row * step for row in rows]

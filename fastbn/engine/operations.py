@@ -94,6 +94,9 @@ class Engine(Protocol):
     def supports(self, conv: Conv) -> str | None:
         """None, or why this convolution must run stock."""
 
+    def takes(self, device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether it carries out activations of this dtype there."""
+
     def algorithm(self, conv: Conv) -> str:
         """The name of what carries this convolution out."""
 

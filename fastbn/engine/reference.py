@@ -27,6 +27,9 @@ class Reference:
     def supports(self, conv: Conv) -> str | None:
         return None
 
+    def takes(self, device: torch.device, dtype: torch.dtype) -> bool:
+        return dtype in BITS
+
     def algorithm(self, conv: Conv) -> str:
         return "torch's conv2d"
 

@@ -63,6 +63,11 @@ class FusedRegion(nn.Module):
                 raise Unfit(f"an input is {x!r}, not a tensor")
             if x.dim() != 4 or not x.is_floating_point():
                 raise Unfit(f"an input is a {x.dtype} tensor of shape {tuple(x.shape)}, not (N, C, H, W) of floats")
+            if x.device != inputs[0].device or not self.engine.takes(x.device, storage_dtype(inputs[0])):
+                raise Unfit(f"the {self.engine.name} engine does not take {storage_dtype(inputs[0])} on {x.device}")
+        for conv, (module, norm) in zip(self.region.convs, self.pairs, strict=True):
+            if module.weight.shape != conv.weight_shape or norm.num_features != conv.channels:
+                raise Unfit(f"{conv.name} or {conv.norm} has another shape than it says")
         given: Any = tuple(tuple(x.shape) for x in inputs)
         if given not in self._shapes:
             self._shapes[given] = self.region.shapes(given)
@@ -77,7 +82,7 @@ class FusedRegion(nn.Module):
     def _pack(self, conv: Conv, module: nn.Conv2d, dtype: torch.dtype) -> Any:
         """The packed weight, made again when the parameter's storage or contents have changed."""
         weight = module.weight
-        key = (weight.data_ptr(), weight._version)
+        key = (weight.data_ptr(), _version(weight))
         found = self._packs.get((module, dtype))
         if found is None or found[0] != key:
             # the alias keeps this address from being given to another weight
@@ -93,13 +98,17 @@ def storage_dtype(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
+def _version(t: Tensor) -> int:
+    return 0 if t.is_inference() else t._version
+
+
 class _Function(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: walk.Call, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         inputs: Any = tensors[: call.region.inputs]
         made, vectors, saved = walk.forward(call, list(inputs))
         ctx.call = call
-        ctx.weights = [(module.weight, module.weight._version) for module, _ in call.modules]
+        ctx.weights = [(module.weight, _version(module.weight)) for module, _ in call.modules]
         ctx.dtypes = [None if t is None else t.dtype for t in tensors]
         ctx.save_for_backward(vectors, *saved)
         outputs = tuple(z.detach() for z in made)  # else views of rows, which autograd lets nobody edit in place
@@ -133,7 +142,7 @@ class _Once(torch.autograd.Function):
 def _backward(ctx: Any, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
     call: walk.Call = ctx.call
     for (weight, version), conv in zip(ctx.weights, call.region.convs, strict=True):
-        if weight._version != version:
+        if _version(weight) != version:
             raise RuntimeError(
                 f"{conv.name}.weight was modified in place between the forward and the backward; the gradient would belong to neither"
             )

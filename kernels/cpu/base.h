@@ -1,9 +1,8 @@
 // What every CPU kernel of fastbn shares: the vector, the convolution's geometry, the register tile.
 //
 // GCC vector extensions, no intrinsics: the same source serves AVX-512, AVX2 and NEON. Activations are channels-last,
-// (N, H, W, C) float32. Work is cut into items, an item being a band of rows of one image that stays in the core's L2
-// from load to store; each item leaves its own partial sums, merged in the items' order, so results have the same bits
-// at any thread count.
+// (N, H, W, C) float32. Work is cut into items (items.h) that stay in the core's L2 from load to store; each leaves its own
+// partial sums, merged in the items' order, so results have the same bits at any thread count.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -48,22 +47,21 @@ inline void across(int C, F f) {
     if (c < C) f(c, C - c);
 }
 
-// A ReLU's mask: a bit an element, set where it was open; a pixel's C channels take mask_bytes(C) bytes.
-inline int mask_bytes(int C) { return (C + 7) / 8; }
-template <typename K>
-inline void store_mask(uint8_t* p, vec z, K k) {
+// A ReLU's mask: a bit an element, set where it was open; whole bytes a vector, mask_bytes(C) of them a pixel.
+constexpr int VECTOR_BYTES = (L + 7) / 8;
+inline int mask_bytes(int C) { return (C + L - 1) / L * VECTOR_BYTES; }
+inline void store_mask(uint8_t* p, vec z) {
     uint32_t bits = 0;
 #ifdef __AVX512F__
     bits = _mm512_cmp_ps_mask((__m512)z, _mm512_setzero_ps(), _CMP_NLE_UQ);
 #else
     for (int l = 0; l < L; l++) bits |= static_cast<uint32_t>(!(z[l] <= 0.f)) << l;
 #endif
-    memcpy(p, &bits, (k + 7) / 8);
+    memcpy(p, &bits, VECTOR_BYTES);
 }
-template <typename K>
-inline vec masked(vec t, const uint8_t* p, K k) {
+inline vec masked(vec t, const uint8_t* p) {
     uint32_t bits = 0;
-    memcpy(&bits, p, (k + 7) / 8);
+    memcpy(&bits, p, VECTOR_BYTES);
 #ifdef __AVX512F__
     return (vec)_mm512_maskz_mov_ps(static_cast<__mmask16>(bits), (__m512)t);
 #endif
@@ -76,10 +74,10 @@ inline int round_up(int n, int to) { return (n + to - 1) / to * to; }
 
 struct Tap {
     ptrdiff_t in;      // elements from the first pixel read to this tap's
-    ptrdiff_t weight;  // elements from the block's first weight to this tap's
+    ptrdiff_t weight;  // rows of the block from its first weight to this tap's
 };
 
-// out[p] (+)= Σ_taps Σ_k in[p·in_step + tap.in + k] · w[tap.weight + k·V·L], for P pixels and V vectors of channels.
+// out[p] (+)= Σ_taps Σ_k in[p·in_step + tap.in + k] · w[tap.weight + k][·], for P pixels and V vectors of channels.
 // STEP is in_step where that is known to the compiler: the pixels' addresses are then constants off one register; else 0.
 template <int P, int V, int STEP>
 inline void tile(const float* in, ptrdiff_t any_step, const Tap* taps, int n_taps, int K, const float* w, float* out, ptrdiff_t out_step, bool add) {
@@ -89,7 +87,7 @@ inline void tile(const float* in, ptrdiff_t any_step, const Tap* taps, int n_tap
         for (int v = 0; v < V; v++) acc[p][v] = add ? load(out + p * out_step + v * L) : vec{};
     for (int t = 0; t < n_taps; t++) {
         const float* a = in + taps[t].in;
-        const float* b = w + taps[t].weight;
+        const float* b = w + taps[t].weight * V * L;
         for (int k = 0; k < K; k++, a++, b += V * L) {
             vec row[V];
 #pragma GCC unroll 4
@@ -105,16 +103,16 @@ inline void tile(const float* in, ptrdiff_t any_step, const Tap* taps, int n_tap
 }
 
 template <int V, int P, int STEP>
-inline void line_at(const float* in, ptrdiff_t in_step, const Tap* taps, int n_taps, int K, const float* w, float* out, ptrdiff_t out_step, int n, bool add) {
+inline void pixels_at(const float* in, ptrdiff_t in_step, const Tap* taps, int n_taps, int K, const float* w, float* out, ptrdiff_t out_step, int n, bool add) {
     int p = 0;
     for (; p + P <= n; p += P) tile<P, V, STEP>(in + p * in_step, in_step, taps, n_taps, K, w, out + p * out_step, out_step, add);
-    if constexpr (P > 1) line_at<V, P / 2, STEP>(in + p * in_step, in_step, taps, n_taps, K, w, out + p * out_step, out_step, n - p, add);
+    if constexpr (P > 1) pixels_at<V, P / 2, STEP>(in + p * in_step, in_step, taps, n_taps, K, w, out + p * out_step, out_step, n - p, add);
 }
 
-// n pixels, P at a time and the rest by halves.
+// n pixels of a row, P at a time and the rest by halves.
 template <int V, int P>
-inline void line(const float* in, ptrdiff_t in_step, const Tap* taps, int n_taps, int K, const float* w, float* out, ptrdiff_t out_step, int n, bool add) {
-    auto run = in_step == 16 ? line_at<V, P, 16> : line_at<V, P, 0>;  // for more channels the constants gain nothing
+inline void pixels(const float* in, ptrdiff_t in_step, const Tap* taps, int n_taps, int K, const float* w, float* out, ptrdiff_t out_step, int n, bool add) {
+    auto run = in_step == 16 ? pixels_at<V, P, 16> : pixels_at<V, P, 0>;  // for more channels the constants gain nothing
     run(in, in_step, taps, n_taps, K, w, out, out_step, n, add);
 }
 

@@ -1,6 +1,6 @@
 // y = conv(z) with y's statistics, z formed as it is loaded and, if asked, written once.
 //
-// Layout   activations (N, H, W, C); packed weights by blocks of output channels, (taps, C_in, block) or Winograd's (36, C_in, block).
+// Layout   activations (N, H, W, C); packed weights by blocks of output channels, (taps, C_in, block) or Winograd's ((M+2)², C_in, block).
 // Traffic  reads what makes z, writes y, and z and its mask if asked: each once.
 #include <omp.h>
 #include <vector>
@@ -12,7 +12,7 @@
 
 // M: Winograd's F(M×M, 3×3), or 0 for the direct sum.
 // statistics (2, C) double: mean and biased variance, by Chan, Golub, LeVeque's merge of the items' (count, mean, M2) in order; may be null.
-extern "C" void fastbn_convolve(const Geometry* geometry, const Source* source, const float* weights, int M, float* y, double* statistics) {
+extern "C" void fastbn_convolve(const Geometry* geometry, const Source* source, const float* weights, int M, float* y, double* statistics, int threads) {
     const Geometry g = *geometry;
     const Source s = *source;
     const int OC = round_up(g.oc, L), TW = M ? (g.ow + M - 1) / M : 0;
@@ -29,7 +29,7 @@ extern "C" void fastbn_convolve(const Geometry* geometry, const Source* source, 
         for (int j = 0; j < g.kw; j++) taps.push_back({(static_cast<ptrdiff_t>(i) * g.dh * PW + j * g.dw) * K, static_cast<ptrdiff_t>(i * g.kw + j) * K});
     std::vector<double> partial(statistics ? static_cast<size_t>(items.count()) * 3 * OC : 0);
 
-#pragma omp parallel
+#pragma omp parallel num_threads(threads)
     {
         float* padded = floats(items.images * padded_size);
         float* out = floats(items.images * out_size);
@@ -42,7 +42,7 @@ extern "C" void fastbn_convolve(const Geometry* geometry, const Source* source, 
             const int images = g.n - n0 < items.images ? g.n - n0 : items.images;
             const int rows = g.oh - r0 < items.rows ? g.oh - r0 : items.rows;
             const int top = r0 * g.sh - g.ph;                                   // the source row that the buffer's first holds
-            const int own = r0 * g.sh, beyond = r0 + rows == g.oh ? g.h : (r0 + rows) * g.sh;  // the source rows whose z this item writes
+            const int own = r0 * g.sh, next = (r0 + rows) * g.sh, beyond = r0 + rows == g.oh || next > g.h ? g.h : next;  // the source rows whose z this item writes
             for (int i = 0; i < images; i++) {
                 for (int b = 0; b < PH; b++) {
                     const int r = top + b;
@@ -58,18 +58,16 @@ extern "C" void fastbn_convolve(const Geometry* geometry, const Source* source, 
                 }
                 if (s.z || s.mask)
                     for (int r = own; r < beyond; r++)
-                        if (r < top || r >= top + PH) form(s, (static_cast<size_t>(n0 + i) * g.h + r) * g.w, g.w, g.c, unread.data(), g.c);
+                        if (r >= top + PH) form(s, (static_cast<size_t>(n0 + i) * g.h + r) * g.w, g.w, g.c, unread.data(), g.c);
             }
             if (M) {
                 (M == 4 ? winograd<4> : winograd<2>)(padded, images, PH, PW, K, weights, out, OW, TH, TW, OC, false, work);
             } else {
                 for (int i = 0; i < images; i++)
                     blocks(OC, [&](int c, auto V) {
-                        std::vector<Tap> own_taps = taps;
-                        for (Tap& tap : own_taps) tap.weight *= V() * L;
                         const float* w = weights + static_cast<size_t>(c) * taps.size() * K;
                         for (int r = 0; r < rows; r++)
-                            line<V(), PIXELS<V()>>(padded + i * padded_size + static_cast<size_t>(r) * g.sh * PW * K, g.sw * K, own_taps.data(), static_cast<int>(own_taps.size()), K, w,
+                            pixels<V(), PIXELS<V()>>(padded + i * padded_size + static_cast<size_t>(r) * g.sh * PW * K, g.sw * K, taps.data(), static_cast<int>(taps.size()), K, w,
                                                    out + i * out_size + static_cast<size_t>(r) * OW * OC + c, OC, g.ow, false);
                     });
             }
@@ -114,9 +112,9 @@ extern "C" void fastbn_convolve(const Geometry* geometry, const Source* source, 
 }
 
 // z (and its mask) of an activation that no convolution reads first.
-extern "C" void fastbn_form(const Source* source, long pixels, int C) {
+extern "C" void fastbn_form(const Source* source, long pixels, int C, int threads) {
     const long step = 256;
-#pragma omp parallel
+#pragma omp parallel num_threads(threads)
     {
         std::vector<float> row(static_cast<size_t>(step) * C);
 #pragma omp for schedule(static)

@@ -2,7 +2,7 @@
 // raw outputs that the value was made of, Σ ds and Σ ds·(y − μ).
 //
 // Layout   activations (N, H, W, C); packed weights of the flipped, transposed kernel: by blocks of C_in channels, for each parity
-//          class of (row mod stride, column mod stride) its taps, (taps, C_out, block); or Winograd's (36, C_out, block).
+//          class of (row mod stride, column mod stride) its taps, (taps, C_out, block); or Winograd's ((M+2)², C_out, block).
 // Traffic  reads ds and y of each path, the added terms, the mask or the y that gives it; writes ds: each once.
 #include <omp.h>
 #include <vector>
@@ -37,7 +37,7 @@ struct Class {
 
 struct Plan {
     Geometry g;
-    int above, left, PH, PW, K, TH, TW;  // the padded dy: rows above the first that belongs, columns likewise, its size
+    int above, left, PH, PW, K, TH = 0, TW = 0;  // the padded dy: rows above the first that belongs, columns likewise, its size
     size_t padded_size;
     std::vector<Class> classes;
 };
@@ -102,21 +102,18 @@ static void transpose(const Path& path, const Plan& p, const float* padded, int 
     const Geometry& g = p.g;
     blocks(C, [&](int c, auto V) {
         for (int r = 0; r < rows; r++)
-            for (int x = 0; x < g.sw; x++) {
-                if (x >= w) break;
+            for (int x = 0; x < g.sw && x < w; x++) {
                 const Class& found = p.classes[static_cast<size_t>((r0 + r) % g.sh * g.sw + x)];
-                const int pixels = (w - x + g.sw - 1) / g.sw;
+                const int count = (w - x + g.sw - 1) / g.sw;
                 float* to = out + (static_cast<size_t>(r) * OW + x) * C + c;
                 if (found.taps.empty()) {
                     if (!add)
-                        for (int q = 0; q < pixels; q++)
+                        for (int q = 0; q < count; q++)
                             for (int v = 0; v < V(); v++) store(to + static_cast<size_t>(q) * g.sw * C + v * L, vec{});
                     continue;
                 }
-                std::vector<Tap> taps = found.taps;
-                for (Tap& tap : taps) tap.weight *= V() * L;
                 const float* weights = path.weights + static_cast<size_t>(c) * g.kh * g.kw * p.K + found.weight * V() * L;
-                line<V(), PIXELS<V()>>(padded + static_cast<size_t>(r / g.sh) * p.PW * p.K, p.K, taps.data(), static_cast<int>(taps.size()), p.K, weights, to, static_cast<ptrdiff_t>(g.sw) * C, pixels, add);
+                pixels<V(), PIXELS<V()>>(padded + static_cast<size_t>(r / g.sh) * p.PW * p.K, p.K, found.taps.data(), static_cast<int>(found.taps.size()), p.K, weights, to, static_cast<ptrdiff_t>(g.sw) * C, count, add);
             }
     });
 }
@@ -131,7 +128,7 @@ static void finish_row(const Value& v, size_t pixel, float* row, int c, Some k, 
             for (int q = 0; q < v.w; q++) store(t + q * C, load(t + q * C) + load_some(added + at + q * v.c, k));
     if (v.relu && v.mask) {
         const int bytes = mask_bytes(v.c);
-        for (int q = 0; q < v.w; q++) store(t + q * C, masked(load(t + q * C), v.mask + (pixel + q) * bytes + c / 8, k));
+        for (int q = 0; q < v.w; q++) store(t + q * C, masked(load(t + q * C), v.mask + (pixel + q) * bytes + c / L * VECTOR_BYTES));
     } else if (v.relu) {
         const vec scale = load_some(v.scale + c, k), shift = load_some(v.shift + c, k);
         for (int q = 0; q < v.w; q++) store(t + q * C, load_some(v.ys[0] + at + q * v.c, k) * scale + shift <= 0.f ? vec{} : load(t + q * C));
@@ -152,22 +149,22 @@ static void finish_row(const Value& v, size_t pixel, float* row, int c, Some k, 
 }
 
 // sums: (n_ys, 2, C) double, Σ ds and Σ ds·(y − μ); may be null.
-extern "C" void fastbn_gradient(const Value* value, const Path* paths, int n_paths, double* sums) {
+extern "C" void fastbn_gradient(const Value* value, const Path* paths, int n_paths, double* sums, int threads) {
     const Value& v = *value;
     const int C = round_up(v.c, L);
-    int unit = 1, tile = 1, n_ys = v.ys[1] ? 2 : v.ys[0] ? 1 : 0;
+    int unit = 1, most = 1, n_ys = v.ys[1] ? 2 : v.ys[0] ? 1 : 0;
     size_t weight_bytes = 0, row_bytes = sizeof(float) * static_cast<size_t>(v.w) * C;
     for (int i = 0; i < n_paths; i++) {
         const Geometry& g = paths[i].g;
         row_bytes += sizeof(float) * static_cast<size_t>(g.ow + 2) * g.oc / g.sh;
         unit = unit % g.sh ? unit * g.sh : unit;
         weight_bytes += sizeof(float) * (paths[i].M ? (paths[i].M + 2) * (paths[i].M + 2) : g.kh * g.kw) * static_cast<size_t>(g.oc) * C;
-        if (paths[i].M) tile = paths[i].M > tile ? paths[i].M : tile;
+        if (paths[i].M) most = paths[i].M > most ? paths[i].M : most;
     }
-    unit = unit % tile ? unit * tile : unit;
-    const int OW = round_up(v.w, tile);
-    const Items items = cut(v.n, v.h, row_bytes, tile > 1 ? round_up(v.h, tile) / tile * (OW / tile) : 0, unit, weight_bytes);
-    const int OH = round_up(items.rows, tile);
+    unit = unit % most ? unit * most : unit;
+    const int OW = round_up(v.w, most);
+    const Items items = cut(v.n, v.h, row_bytes, most > 1 ? round_up(v.h, most) / most * (OW / most) : 0, unit, weight_bytes);
+    const int OH = round_up(items.rows, most);
     const size_t out_size = static_cast<size_t>(OH) * OW * C;
     std::vector<Plan> plans;
     size_t padded_most = 0, work_most = 0;
@@ -180,7 +177,7 @@ extern "C" void fastbn_gradient(const Value* value, const Path* paths, int n_pat
     }
     std::vector<double> partial(sums ? static_cast<size_t>(items.count()) * 2 * n_ys * C : 0);
 
-#pragma omp parallel
+#pragma omp parallel num_threads(threads)
     {
         float* padded = floats(items.images * padded_most + 1);
         float* out = floats(items.images * out_size);

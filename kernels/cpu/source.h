@@ -40,7 +40,7 @@ inline void form(const Source& s, size_t first, int pixels, int C, float* to, in
             for (int p = 0; p < pixels; p++) store_some(s.z + at + c + p * C, load_some(t + p * K, k), k);
         if (s.mask) {
             const int bytes = mask_bytes(C);
-            for (int p = 0; p < pixels; p++) store_mask(s.mask + (first + p) * bytes + c / 8, load_some(t + p * K, k), k);
+            for (int p = 0; p < pixels; p++) store_mask(s.mask + (first + p) * bytes + c / L * VECTOR_BYTES, load_some(t + p * K, k));
         }
     });
 }

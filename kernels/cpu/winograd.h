@@ -1,5 +1,5 @@
 // Winograd F(M×M, 3×3), stride 1, for M = 4 and 2: a quarter, or four ninths, of the products (Lavin, Gray 2016).
-// The weight's transform, ((M+2)², K, C), was made once: the weights are frozen.
+// The weight's transform was made once: the weights are frozen.
 #pragma once
 #include "base.h"
 
@@ -60,7 +60,7 @@ inline void winograd(const float* padded, int images, int PH, int PW, int K, con
             float* b = products + static_cast<size_t>(f) * T * C;
             blocks(C, [&](int c, auto V) {
                 const float* w = u + (static_cast<size_t>(c) * N * N + f * V() * L) * K;
-                line<V(), PIXELS<V()>>(a, K, &one, 1, K, w, b + c, C, T, false);
+                pixels<V(), PIXELS<V()>>(a, K, &one, 1, K, w, b + c, C, T, false);
             });
         }
         for (int t = 0; t < T; t++) {
