@@ -63,5 +63,6 @@ def test_an_installed_wheel_trains(built, tmp_path):
 
 
 def test_the_example_runs():
-    done = subprocess.run([sys.executable, "examples/own_network.py"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    here = {"cwd": ROOT, "env": os.environ | {"PYTHONPATH": str(ROOT)}, "capture_output": True, "text": True, "timeout": 300}
+    done = subprocess.run([sys.executable, "examples/own_network.py"], **here)
     assert done.returncode == 0 and "3 convolutions with their BatchNorms" in done.stdout, done.stderr

@@ -41,7 +41,8 @@ class Buffers:
     def _fitting(self, size: int) -> np.ndarray:
         """The smallest free block that is large enough, and not much too large; else a new one."""
         while self._back:
-            bisect.insort(self._free, self._back.popleft(), key=len)
+            block = self._back.popleft()
+            self._free.insert(bisect.bisect_left(self._free, len(block), key=len), block)  # the last to come back, still in a cache, first
         place = bisect.bisect_left(self._free, size, key=len)
         if place < len(self._free) and len(self._free[place]) <= MOST * size:
             return self._free.pop(place)
