@@ -52,7 +52,8 @@ def evaluate_run(asked: argparse.Namespace) -> str:
     limit = config.get("limit_test") if asked.limit_test is None and dataset == config.get("dataset") else asked.limit_test
     test = load_data(dataset, data_dir, size=IMAGE_SIZE[model.spec.family]).test.limit(limit).to(device)
     if len(test.classes) != model.spec.num_classes:
-        raise UsageError(f"{test.name} has {len(test.classes)} classes, the network {model.spec.num_classes}; name its own with --dataset")
+        classes = f"{len(test.classes)} classes, the network {model.spec.num_classes}"
+        raise UsageError(f"{test.name} has {classes}; give the data set that it was trained on")
     with arithmetic("fp32", device):
         found = evaluate(model, test).mean("test")
     accuracy, loss = found["test_accuracy"], found["test_loss"]

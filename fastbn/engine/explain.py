@@ -22,9 +22,12 @@ class Explanation:
     why: str
     graph: Graph
     algorithms: dict[str, int]  # how many convolutions each carries out
+    fused: bool  # whether the model was given the engine
 
     def __str__(self) -> str:
         lines = [f"{self.model}: engine {self.engine} ({self.why})"]
+        if not self.fused:
+            lines[0] += "; not fused yet: this is what fuse(model) would do"
         for number, region in enumerate(self.graph.regions):
             first, last = region.convs[0], region.convs[-1]
             counts = (
@@ -43,10 +46,11 @@ def explain(model: nn.Module) -> Explanation:
 
     A model that was not fused is read as fuse(model) would. Raises TypeError for one that torch.fx can't trace.
     """
-    fused = fused_forward(model) or Fused(model, "auto")
+    given = fused_forward(model)
+    fused = given or Fused(model, "auto")
     like = next(iter(model.parameters()), torch.empty(0))
     graph, _ = fused.program(like.device, like.dtype, fused.defaults())
     engine, why = choose.choose(fused.engine, like.device, like.dtype, fused.exact)
     assert engine is not None  # fuse(model, "stock") leaves no fused forward behind
     algorithms = collections.Counter(engine.algorithm(conv) for region in graph.regions for conv in region.convs)
-    return Explanation(type(model).__name__, engine.name, why, graph, dict(algorithms))
+    return Explanation(type(model).__name__, engine.name, why, graph, dict(algorithms), given is not None)

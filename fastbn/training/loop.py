@@ -47,6 +47,9 @@ def fit(
     """
     if recipe is not None and settings:
         raise UsageError(f"give fit a recipe or settings, not both: got recipe and {', '.join(settings)}")
+    for name, images in (("train", train), ("test", test), ("val", val)):
+        if not isinstance(images, Images) and (images is not None or name == "train"):
+            raise UsageError(f"{name} must be fastbn.Images(uint8 (N, H, W, 3), labels), got {type(images).__name__}")
     recipe = (recipe or Recipe(**settings)).resolved(train.default_epochs)
     assert recipe.epochs is not None
     device = next(model.parameters()).device

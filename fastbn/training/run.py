@@ -72,10 +72,12 @@ def train_run(config: Config) -> str:
 
 def explain_run(config: Config) -> str:
     """The plan: what would train, on what, by which engine, and which parts of the network run fused."""
+    asked = config
     loaded = _data(config, may_download=False)
     config, why = _resolved(config, loaded)
     model = _model(config, loaded)
-    return "\n".join([*_opening(config, loaded, model, why, ""), str(explain(model))])
+    note = "" if asked.dataset != "auto" else "the plan for the data that is here: --explain downloads nothing"
+    return "\n".join([*_opening(config, loaded, model, why, note), *str(explain(model)).splitlines()[1:]])
 
 
 def _data(config: Config, may_download: bool = True) -> Loaded:
