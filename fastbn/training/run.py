@@ -37,7 +37,7 @@ def train_run(config: Config) -> str:
     loaded = None
     if config.out is None:
         loaded = _data(config)  # the folder's name holds the data set's
-        config = dataclasses.replace(config, out=f"runs/{_name(config, loaded)}")
+        config = dataclasses.replace(config, out=f"runs/{_name(config, loaded)}", dataset=loaded.name)
     assert config.out is not None
     folder = RunFolder(config.out)
     try:
