@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from fastbn.engine import algorithms
 from fastbn.engine.graph import Conv
 from fastbn.engine.native import Native
-from fastbn.engine.operations import Activation, Mask, Norm, Path
+from fastbn.engine.operations import Activation, Mask, Norm, Path, Target
 from fastbn.training import machine
 
 CHANNELS = {8: 32, 16: 32, 24: 32, 32: 16, 64: 8, 128: 14, 256: 14, 512: 7}  # channels -> the size at which networks have them
@@ -36,11 +36,12 @@ def operations(M: int, channels: int, size: int, images: int) -> tuple[list[Call
     source = Activation((y,), (norm,), None, True)
     path = Path(conv, packed, y, y, (norm.scale, norm.shift, norm.mean))
     z = torch.relu(y.double() * norm.scale.double().view(1, -1, 1, 1) + norm.shift.double().view(1, -1, 1, 1))
-    found, expected = engine.convolve(conv, packed, source, False, False, True)[0], F.conv2d(z, weight.double(), padding=1)
-    mask = Mask(True, None, (y,), (norm,))
+    target = Target(torch.nn.BatchNorm2d(channels), None, Norm(torch.empty(4, channels), True))
+    found, expected = engine.convolve(conv, packed, source, False, False, target)[0], F.conv2d(z, weight.double(), padding=1)
+    mask = Mask(True, None, (y,), (norm,), (torch.empty(2, channels),))
     shape = (images, channels, size, size)
     calls: list[Callable[[], Any]] = [
-        lambda: engine.convolve(conv, packed, source, False, False, True),
+        lambda: engine.convolve(conv, packed, source, False, False, target),
         lambda: engine.gradient([path], [], mask, shape),
     ]
     return calls, ((found.double() - expected).norm() / expected.norm()).item()

@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastbn.engine import build, norms
 from fastbn.engine.algorithms import NAMES, algorithm
 from fastbn.engine.buffers import Buffers
 from fastbn.engine.graph import Conv, Shape
-from fastbn.engine.operations import Activation, Formed, Mask, Norm, Path, Statistics
+from fastbn.engine.operations import Activation, Coefficients, Formed, Mask, Norm, Path, Statistics, Target
 
 G = {  # of Winograd's weight transform G w Gᵀ: Lavin, Gray 2016
     2: [[1, 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, 1]],
@@ -108,17 +108,18 @@ class Native:
         return Packed(self._blocks(forward), self._blocks(backward), 0)
 
     def convolve(
-        self, conv: Conv, packed: Packed, source: Tensor | Activation, keep_z: bool, keep_mask: bool, statistics: bool
-    ) -> tuple[Tensor, Statistics | None, Formed | None]:
+        self, conv: Conv, packed: Packed, source: Tensor | Activation, keep_z: bool, keep_mask: bool, target: Target
+    ) -> tuple[Tensor, Formed | None]:
         x = source if isinstance(source, Tensor) else source.ys[0]
         geometry = _geometry(conv, tuple(x.shape))
         y = self._activation((geometry.n, geometry.oc, geometry.oh, geometry.ow))
-        found = torch.empty((2, conv.channels), dtype=torch.float64) if statistics else None
+        found = torch.empty((2, conv.channels), dtype=torch.float64) if target.norm.batch else None
         read, formed = self._source(source, keep_z, keep_mask)
         self._kernels.fastbn_convolve(
             ctypes.byref(geometry), ctypes.byref(read), _at(packed.forward), packed.M, _at(y), _at(found), torch.get_num_threads()
         )
-        return y, None if found is None else Statistics(found[0], found[1]), formed if isinstance(source, Activation) else None
+        self._normalise(found, target, geometry.n * geometry.oh * geometry.ow)
+        return y, formed if isinstance(source, Activation) else None
 
     def form(self, activation: Activation, keep_mask: bool) -> Formed:
         n, c, h, w = activation.ys[0].shape
@@ -126,33 +127,32 @@ class Native:
         self._kernels.fastbn_form(ctypes.byref(read), n * h * w, c, torch.get_num_threads())
         return formed
 
-    def normalise(
-        self, statistics: Statistics | None, conv_bias: Tensor | None, norm: nn.BatchNorm2d, rows: int, out: Tensor
-    ) -> None:
-        own_tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var, conv_bias)
+    def _normalise(self, statistics: Tensor | None, target: Target, rows: int) -> None:
+        """statistics: (2, C) float64, mean and variance, or None where the running ones serve."""
+        norm, out = target.module, target.norm.vectors
+        own_tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var, target.conv_bias)
         if not all(t is None or _plain(t, out.shape[1]) for t in own_tensors):
-            norms.normalise(statistics, conv_bias, norm, rows, out)
+            norms.normalise(None if statistics is None else Statistics(statistics[0], statistics[1]), target, rows)
             return
-        own = _Norm(c=out.shape[1], eps=norm.eps, stride=out.stride(0), out=_at(out), conv_bias=_at(conv_bias))
+        own = _Norm(c=out.shape[1], eps=norm.eps, stride=out.stride(0), out=_at(out), conv_bias=_at(target.conv_bias))
         own.weight, own.bias = _at(norm.weight), _at(norm.bias)
         own.running_mean, own.running_var = _at(norm.running_mean), _at(norm.running_var)
         if statistics is not None:
-            own.mean, own.var = _at(statistics.mean), _at(statistics.var)
+            own.mean = _at(statistics)
+            own.var = own.mean + out.shape[1] * statistics.element_size()
             own.share, own.unbiased = norms.share_of_batch(norm), rows / max(rows - 1, 1)
         self._kernels.fastbn_normalise(ctypes.byref(own))
 
-    def finish(self, sums: tuple[Tensor, Tensor], norm: Norm, rows: int, out: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def _finish(self, sums: Tensor, norm: Norm, rows: int, out: Tensor) -> Coefficients:
+        """dγ and dβ into out (2, C); sums: (2, C) float64, Σ ds and Σ ds·(y − μ)."""
         vectors, c = norm.vectors, out.shape[1]
         found = torch.empty((3, c))
-        assert sums[1].data_ptr() == sums[0].data_ptr() + c * sums[0].element_size()  # the two rows that gradient() made
-        self._kernels.fastbn_finish(
-            _at(sums[0]), _at(vectors), vectors.stride(0), rows, c, _at(out), out.stride(0), _at(found)
-        )
+        self._kernels.fastbn_finish(_at(sums), _at(vectors), vectors.stride(0), rows, c, _at(out), out.stride(0), _at(found))
         return (found[0], found[1], found[2]) if norm.batch else (found[0], None, None)
 
     def gradient(
         self, paths: list[Path], added: list[Tensor], mask: Mask | None, shape: Shape
-    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    ) -> tuple[Tensor, list[Coefficients]]:
         n, c, h, w = shape
         ds = self._activation(shape)
         value = _Value(n=n, h=h, w=w, c=c, relu=0, ds=_at(ds))
@@ -167,7 +167,9 @@ class Native:
             value.mean, value.mean_r = [*(_at(norm.vectors) for norm in mask.norms), None][:2]  # the mean is the first row
             value.scale, value.shift = _rows_at(mask.norms[0].vectors, SCALE, SHIFT)
         self._kernels.fastbn_gradient(ctypes.byref(value), ways, len(paths), _at(sums), torch.get_num_threads())
-        return ds, [] if sums is None else [(pair[0], pair[1]) for pair in sums]
+        if mask is None or sums is None:
+            return ds, []
+        return ds, [self._finish(pair, norm, n * h * w, out) for pair, norm, out in zip(sums, mask.norms, mask.affine, strict=True)]
 
     def _path(self, path: Path, shape: Shape) -> _Path:
         c1, c2, c0 = path.coefficients

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fastbn.engine.operations import Norm, Statistics
+from fastbn.engine.operations import Coefficients, Norm, Statistics, Target
 
 
 def uses_batch(norm: nn.BatchNorm2d) -> bool:
@@ -25,11 +25,12 @@ def share_of_batch(norm: nn.BatchNorm2d) -> float:
     return 1.0 / float(norm.num_batches_tracked) if norm.num_batches_tracked is not None else 0.0
 
 
-def normalise(statistics: Statistics | None, conv_bias: Tensor | None, norm: nn.BatchNorm2d, rows: int, out: Tensor) -> None:
-    """Writes μ, r = (σ² + ε)^-½, scale = γ·r and shift = β − μ·scale into out (4, C), of the batch's statistics, or of the running
-    ones where there are none; moves the running ones, whose variance is the unbiased one. All without the convolution's bias."""
-    mean, rstd, scale, shift = out
-    offset = 0 if conv_bias is None else conv_bias
+def normalise(statistics: Statistics | None, target: Target, rows: int) -> None:
+    """Writes μ, r = (σ² + ε)^-½, scale = γ·r and shift = β − μ·scale into the target's vectors, of the batch's statistics, or of the
+    running ones where there are none; moves the running ones, whose variance is the unbiased one. All without the convolution's bias."""
+    norm = target.module
+    mean, rstd, scale, shift = target.norm.vectors
+    offset = 0 if target.conv_bias is None else target.conv_bias
     if statistics is None:
         assert norm.running_mean is not None and norm.running_var is not None
         statistics = Statistics(norm.running_mean - offset, norm.running_var)
@@ -45,7 +46,7 @@ def normalise(statistics: Statistics | None, conv_bias: Tensor | None, norm: nn.
         shift += norm.bias
 
 
-def finish(sums: tuple[Tensor, Tensor], norm: Norm, rows: int, out: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def finish(sums: tuple[Tensor, Tensor], norm: Norm, rows: int, out: Tensor) -> Coefficients:
     """Writes dγ = r·Σ ds·(y − μ) and dβ = Σ ds into out (2, C); returns c1, c2, c0 of dy = c1·ds + c2·y + c0."""
     dweight, dbias = out
     dbias.copy_(sums[0])

@@ -40,6 +40,15 @@ class Norm:
 
 
 @dataclasses.dataclass(frozen=True)
+class Target:
+    """A BatchNorm that reads a raw output: its module, and where its vectors go."""
+
+    module: nn.BatchNorm2d
+    conv_bias: Tensor | None  # of the convolution before: the raw output is without it
+    norm: Norm  # its vectors are written
+
+
+@dataclasses.dataclass(frozen=True)
 class Activation:
     """z = [relu](Σ scale·y + shift [+ residual]), not yet formed: whoever reads it first forms it as it loads."""
 
@@ -65,6 +74,9 @@ class Statistics:
     var: Tensor
 
 
+Coefficients = tuple[Tensor, Tensor | None, Tensor | None]  # c1, c2, c0, (C,) each; the last two None where statistics are frozen
+
+
 @dataclasses.dataclass(frozen=True)
 class Path:
     """One way by which gradient comes back to a value: convᵀ(dy) with dy = c1·ds + c2·y + c0."""
@@ -73,7 +85,7 @@ class Path:
     packed: Any
     ds: Tensor
     y: Tensor
-    coefficients: tuple[Tensor, Tensor | None, Tensor | None]  # c1, c2, c0; the last two None where statistics are frozen
+    coefficients: Coefficients
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +96,7 @@ class Mask:
     saved: Any | None
     ys: tuple[Tensor, ...]
     norms: tuple[Norm, ...]
+    affine: tuple[Tensor, ...]  # by y: (2, C), where its dγ and dβ go
 
 
 class Engine(Protocol):
@@ -104,24 +117,16 @@ class Engine(Protocol):
         """The frozen weight (C, C_in/groups, KH, KW) in the form that this engine multiplies by. Made once."""
 
     def convolve(
-        self, conv: Conv, packed: Any, source: Tensor | Activation, keep_z: bool, keep_mask: bool, statistics: bool
-    ) -> tuple[Tensor, Statistics | None, Formed | None]:
-        """y = conv(source), with y's statistics, and what forming the source left behind (None if it was formed already)."""
+        self, conv: Conv, packed: Any, source: Tensor | Activation, keep_z: bool, keep_mask: bool, target: Target
+    ) -> tuple[Tensor, Formed | None]:
+        """y = conv(source), and what forming the source left behind (None if it was formed already). The target's vectors become
+        μ, r, γ·r and β − μ·γ·r: of y's own statistics, by which the running ones move, or of the running ones where it is frozen."""
 
     def form(self, activation: Activation, keep_mask: bool) -> Formed:
         """z of an activation that no convolution reads first."""
 
-    def normalise(
-        self, statistics: Statistics | None, conv_bias: Tensor | None, norm: nn.BatchNorm2d, rows: int, out: Tensor
-    ) -> None:
-        """Writes μ, r, γ·r and β − μ·γ·r into out (4, C), of the batch's statistics (and moves the running ones by them) or,
-        where there are none, of the running ones. The raw output is without the convolution's bias."""
-
     def gradient(
         self, paths: list[Path], added: list[Tensor], mask: Mask | None, shape: Shape
-    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """The gradient of a value of this shape: Σ convᵀ(dy) + Σ added, masked: ds; and for each of the mask's ys
-        (Σ ds, Σ ds·(y − μ)). With no mask it is the plain sum (a region's input)."""
-
-    def finish(self, sums: tuple[Tensor, Tensor], norm: Norm, rows: int, out: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Writes dγ and dβ into out (2, C) and returns c1, c2, c0."""
+    ) -> tuple[Tensor, list[Coefficients]]:
+        """The gradient of a value of this shape: Σ convᵀ(dy) + Σ added, masked: ds. For each of the mask's ys its dγ and dβ are
+        written, and its coefficients returned. With no mask it is the plain sum (a region's input)."""

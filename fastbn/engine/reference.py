@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastbn.engine import norms
 from fastbn.engine.graph import Conv, Shape
-from fastbn.engine.operations import Activation, Formed, Mask, Path, Statistics
+from fastbn.engine.operations import Activation, Coefficients, Formed, Mask, Path, Statistics, Target
 
 BITS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
 
@@ -37,8 +37,8 @@ class Reference:
         return weight.detach().to(dtype).contiguous(memory_format=torch.channels_last)
 
     def convolve(
-        self, conv: Conv, packed: Tensor, source: Tensor | Activation, keep_z: bool, keep_mask: bool, statistics: bool
-    ) -> tuple[Tensor, Statistics | None, Formed | None]:
+        self, conv: Conv, packed: Tensor, source: Tensor | Activation, keep_z: bool, keep_mask: bool, target: Target
+    ) -> tuple[Tensor, Formed | None]:
         formed = self.form(source, keep_mask) if isinstance(source, Activation) else None
         z = formed.z if formed else source
         assert isinstance(z, Tensor)
@@ -46,7 +46,8 @@ class Reference:
         y = y.contiguous(memory_format=torch.channels_last)
         if formed and not keep_z:
             formed = Formed(None, formed.mask)
-        return y, _statistics(y) if statistics else None, formed
+        norms.normalise(_statistics(y) if target.norm.batch else None, target, y.numel() // conv.channels)
+        return y, formed
 
     def form(self, activation: Activation, keep_mask: bool) -> Formed:
         z = _affine(activation.ys[0], activation.norms[0].scale, activation.norms[0].shift)
@@ -59,12 +60,9 @@ class Reference:
         z = z.to(activation.ys[0].dtype)
         return Formed(z, (z <= 0).logical_not_() if keep_mask else None)  # a NaN stays open
 
-    normalise = staticmethod(norms.normalise)
-    finish = staticmethod(norms.finish)
-
     def gradient(
         self, paths: list[Path], added: list[Tensor], mask: Mask | None, shape: Shape
-    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    ) -> tuple[Tensor, list[Coefficients]]:
         dz: Tensor | None = None
         for path in paths:
             dx = _input_gradient(path, shape)
@@ -77,7 +75,9 @@ class Reference:
         if mask is None:
             return dz, []
         ds = _masked(dz, mask, ours)
-        return ds, [_sums(ds, y, norm.mean) for y, norm in zip(mask.ys, mask.norms, strict=True)]
+        rows = ds.numel() // shape[1]
+        made = zip(mask.ys, mask.norms, mask.affine, strict=True)
+        return ds, [norms.finish(_sums(ds, y, norm.mean), norm, rows, affine) for y, norm, affine in made]
 
 
 def _wide(t: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastbn.engine import norms
 from fastbn.engine.graph import Conv, Region, Shape
-from fastbn.engine.operations import Activation, Engine, Mask, Norm, Path
+from fastbn.engine.operations import Activation, Engine, Mask, Norm, Path, Target
 
 
 @dataclasses.dataclass
@@ -70,23 +70,21 @@ def forward(call: Call, inputs: list[Tensor]) -> tuple[list[Tensor], Tensor, lis
 
     for join in region.joins:
         ys, ready = [], []
-        n, _, h, w = call.shapes[join.value]
         for conv in join.convs:
             conv_module, norm_module = next(modules)
-            batch = norms.uses_batch(norm_module)
-            call.batch.append(batch)
+            norm = Norm(vectors[:, conv.span], norms.uses_batch(norm_module))
+            call.batch.append(norm.batch)
+            target = Target(norm_module, conv_module.bias, norm)
             uses[conv.source] -= 1
             source = values[conv.source]
             keep_mask = isinstance(source, Activation) and keeps_mask(conv.source)
-            y, statistics, left = engine.convolve(conv, next(packs), source, uses[conv.source] > 0, keep_mask, batch)
+            y, left = engine.convolve(conv, next(packs), source, uses[conv.source] > 0, keep_mask, target)
             if left is not None:
                 formed(conv.source, left.z, left.mask)
             if uses[conv.source] == 0:
                 del values[conv.source]
-            own = vectors[:, conv.span]
-            engine.normalise(statistics, conv_module.bias, norm_module, n * h * w, own)
             ys.append(y)
-            ready.append(Norm(own, batch))
+            ready.append(norm)
         residual = None
         if join.residual is not None:
             residual = form(join.residual)
@@ -120,14 +118,13 @@ def backward(
             continue
         ys, mask = kept.pop(join.value)
         ready = tuple(Norm(vectors[:, conv.span], packed[conv][1]) for conv in join.convs)
-        ds, sums = engine.gradient(back, terms, Mask(join.relu, mask, tuple(ys), ready), call.shapes[join.value])
+        own = tuple(flat[:, conv.span] for conv in join.convs)
+        ds, coefficients = engine.gradient(back, terms, Mask(join.relu, mask, tuple(ys), ready, own), call.shapes[join.value])
         del back, terms
-        n, _, h, w = call.shapes[join.value]
-        for conv, y, norm, pair in zip(join.convs, ys, ready, sums, strict=True):
-            affine[conv] = flat[:, conv.span]
-            coefficients = engine.finish(pair, norm, n * h * w, affine[conv])
+        affine.update(zip(join.convs, own, strict=True))
+        for conv, y, c in zip(join.convs, ys, coefficients, strict=True):
             if conv.source in call.live:
-                paths.setdefault(conv.source, []).append(Path(conv, packed[conv][0], ds, y, coefficients))
+                paths.setdefault(conv.source, []).append(Path(conv, packed[conv][0], ds, y, c))
         if join.residual is not None and join.residual in call.live:
             added.setdefault(join.residual, []).append(ds)
     found = {}

@@ -1,0 +1,196 @@
+"""What every engine's operations are held to, one by one: the same formula in float64, on odd shapes, fed the same rounded inputs."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastbn.engine.graph import Conv
+from fastbn.engine.operations import Activation, Engine, Mask, Norm, Path, Target
+
+WIDE = torch.float64
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    why: str
+    n: int
+    h: int
+    w: int
+    c: int
+    oc: int
+    kernel: int = 3
+    stride: int = 1
+    padding: int = 1
+    dilation: int = 1
+    groups: int = 1
+
+    def conv(self) -> Conv:
+        kernel, stride, padding, dilation = ((x, x) for x in (self.kernel, self.stride, self.padding, self.dilation))
+        return Conv("conv", "norm", 0, self.c, self.oc, kernel, stride, padding, dilation, self.groups, 0)
+
+    @property
+    def source(self) -> tuple[int, int, int, int]:
+        return self.n, self.c, self.h, self.w
+
+    def weight(self) -> Tensor:
+        return draw(self.oc, self.c // self.groups, self.kernel, self.kernel, seed=5) / self.c**0.5
+
+
+SOURCES = ("formed", "scale-shift-relu", "residual", "projection")
+MASKS = ("saved", "again", "linear", "none")
+
+
+def draw(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def activation(n: int, c: int, h: int, w: int, seed: int, dtype: torch.dtype = torch.float32, mean: float = 0.5) -> Tensor:
+    return (draw(n, h, w, c, seed=seed) + mean).to(dtype).permute(0, 3, 1, 2)
+
+
+def norm(c: int, seed: int, batch: bool = True) -> Norm:
+    return Norm(draw(4, c, seed=seed), batch)
+
+
+def target(c: int, batch: bool = True, seed: int = 20) -> Target:
+    """A BatchNorm's request, its vectors full of NaN, two of their rows beside them."""
+    module = nn.BatchNorm2d(c)
+    with torch.no_grad():
+        for i, t in enumerate((module.weight, module.bias, module.running_mean, module.running_var)):
+            t.copy_(draw(c, seed=seed + i))
+        module.running_var.abs_()
+    module.train(batch)
+    return Target(module, None, Norm(torch.full((4, c + 3), float("nan"))[:, 1 : c + 1], batch))
+
+
+def affine(c: int) -> Tensor:
+    return torch.full((2, c + 3), float("nan"))[:, 1 : c + 1]
+
+
+def channels(t: Tensor) -> Tensor:
+    return t.to(WIDE).view(1, -1, 1, 1)
+
+
+def rows(t: Tensor) -> Tensor:
+    return t.to(WIDE).permute(0, 2, 3, 1).reshape(-1, t.shape[1])
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    return ((found.to(WIDE) - expected).norm() / expected.norm()).item()
+
+
+def source(kind: str, case: Case, dtype: torch.dtype = torch.float32) -> tuple[Tensor | Activation, Tensor]:
+    """A convolution's source, and z in float64."""
+    y, first = activation(*case.source, seed=1, dtype=dtype), norm(case.c, 2)
+    if kind == "formed":
+        return y, y.to(WIDE)
+    z = y.to(WIDE) * channels(first.scale) + channels(first.shift)
+    if kind == "scale-shift-relu":
+        return Activation((y,), (first,), None, True), z.relu()
+    other, second = activation(*case.source, seed=3, dtype=dtype), norm(case.c, 4)
+    if kind == "residual":
+        return Activation((y,), (first,), other, True), (z + other.to(WIDE)).relu()
+    return (
+        Activation((y, other), (first, second), None, True),
+        (z + other.to(WIDE) * channels(second.scale) + channels(second.shift)).relu(),
+    )
+
+
+def check_forward(engine: Engine, case: Case, kind: str, dtype: torch.dtype, tolerance: float, batch: bool = True) -> None:
+    """y, z, the mask, the target's vectors and the running statistics. `tolerance`: of y; the statistics are those of the stored y."""
+    conv, (read, z) = case.conv(), source(kind, case, dtype)
+    weight = case.weight().to(dtype)
+    wanted = target(case.oc, batch)
+    before = [wanted.module.running_mean.to(WIDE), wanted.module.running_var.to(WIDE)]
+    y, formed = engine.convolve(conv, engine.pack(conv, weight, dtype), read, True, True, wanted)
+    kept = z.to(dtype).to(WIDE) if kind == "formed" or dtype != torch.float32 else z  # what the convolution reads is stored precision
+    expected = F.conv2d(kept, weight.to(WIDE), None, conv.stride, conv.padding, conv.dilation, conv.groups)
+    assert y.dtype == dtype and y.is_contiguous(memory_format=torch.channels_last)
+    assert error(y, expected) < tolerance
+    found = [rows(y).mean(0), rows(y).var(0, correction=0)] if batch else before
+    mean, rstd, scale, shift = wanted.norm.vectors
+    module = wanted.module
+    exact = 1 / (found[1] + module.eps).sqrt()
+    assert error(mean, found[0]) < 1e-6 and error(rstd, exact) < 1e-6
+    assert error(scale, exact * module.weight.detach()) < 1e-6
+    assert error(shift, module.bias.detach() - found[0] * exact * module.weight.detach()) < 2e-6
+    m = y.numel() // case.oc
+    moved = [found[0], found[1] * m / (m - 1)] if batch and m > 1 else before
+    for running, old, new in zip((module.running_mean, module.running_var), before, moved, strict=True):
+        assert error(running, old + 0.1 * (new - old)) < 1e-6
+    assert int(module.num_batches_tracked) == int(batch)
+    assert (formed is None) == (kind == "formed")
+    if formed is not None:
+        assert error(formed.z, z) < max(1e-6, torch.finfo(dtype).eps)
+        assert isinstance(read, Activation)
+        mask = Mask(True, formed.mask, read.ys, read.norms, tuple(affine(case.c) for _ in read.ys))
+        opened, _ = engine.gradient([], [torch.ones_like(formed.z)], mask, case.source)
+        assert torch.equal(opened != 0, formed.z != 0)
+
+
+def check_gradient(engine: Engine, case: Case, masked: str, dtype: torch.dtype, tolerance: float, batch: bool = True) -> None:
+    """One path and an added term, masked, with dγ and dβ and the coefficients of the raw outputs that the value was made of."""
+    conv, size = case.conv(), case.source
+    weight = case.weight().to(dtype)
+    out = conv.shape(size)
+    ds, y, added = (activation(*s, seed=seed, dtype=dtype) for s, seed in ((out, 6), (out, 7), (size, 8)))
+    c1, c2, c0 = draw(3, case.oc, seed=9)
+    path = Path(conv, engine.pack(conv, weight, dtype), ds, y, (c1, c2, c0) if batch else (c1, None, None))
+    ys, norms = tuple(activation(*size, seed=s, dtype=dtype) for s in (10, 11)), (norm(case.c, 12, batch), norm(case.c, 13, batch))
+    saved = engine.form(Activation(ys, norms, None, True), True)
+    outs = (affine(case.c), affine(case.c))
+    mask = {
+        "saved": Mask(True, saved.mask, ys, norms, outs),
+        "again": Mask(True, None, ys[:1], norms[:1], outs[:1]),
+        "linear": Mask(False, None, ys[:1], norms[:1], outs[:1]),
+        "none": None,
+    }[masked]
+    found, coefficients = engine.gradient([path], [added], mask, size)
+
+    dy = ds.to(WIDE) * channels(c1) + (y.to(WIDE) * channels(c2) + channels(c0) if batch else 0)
+    dy = dy.to(dtype).to(WIDE) if dtype != torch.float32 else dy  # as the matrix unit reads it
+    expected = torch.nn.grad.conv2d_input(size, weight.to(WIDE), dy, conv.stride, conv.padding, conv.dilation, conv.groups)
+    expected = expected + added.to(WIDE)
+    if masked == "saved":
+        expected = expected * (saved.z != 0)
+    if masked == "again":
+        expected = expected * (engine.form(Activation(ys[:1], norms[:1], None, True), False).z != 0)
+    assert error(found, expected) < tolerance
+    assert len(coefficients) == (0 if mask is None else len(mask.ys))
+    if mask is None:
+        return
+    m = found.numel() // case.c
+    for raw, own, affine_out, (a1, a2, a0) in zip(mask.ys, mask.norms, mask.affine, coefficients, strict=True):
+        dbias = rows(found).sum(0)
+        dweight = (rows(found) * (rows(raw) - own.mean)).sum(0) * own.rstd
+        # the sums of a stored half gradient are those of what was rounded, or of what was not: both are right
+        near = max(2e-6, tolerance if dtype != torch.float32 else 0.0)
+        assert error(affine_out[1], dbias) < near and error(affine_out[0], dweight) < near
+        assert error(a1, own.scale.to(WIDE)) == 0
+        assert (a2 is None) == (not batch)
+        if batch:
+            e2 = -own.scale.to(WIDE) * own.rstd * affine_out[0].to(WIDE) / m
+            assert error(a2, e2) < 2e-6
+            assert error(a0, -own.scale.to(WIDE) * affine_out[1].to(WIDE) / m - e2 * own.mean) < 2e-6
+
+
+def two_paths(engine: Engine, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """A projection block's input: conv1ᵀ + projᵀ, of different kernels at stride 2, and three added terms: found and expected."""
+    size = (3, 24, 9, 11)
+    three, one = Case("", 3, 9, 11, 24, 40, stride=2).conv(), Case("", 3, 9, 11, 24, 40, kernel=1, stride=2, padding=0).conv()
+    paths, expected = [], torch.zeros(size, dtype=WIDE)
+    for seed, conv in ((20, three), (30, one)):
+        weight = draw(40, 24, *conv.kernel, seed=seed).to(dtype)
+        ds, y = (activation(*conv.shape(size), seed=seed + k, dtype=dtype) for k in (1, 2))
+        c1 = draw(40, seed=seed + 3)
+        paths.append(Path(conv, engine.pack(conv, weight, dtype), ds, y, (c1, None, None)))
+        dy = (ds.to(WIDE) * channels(c1)).to(dtype).to(WIDE)
+        expected += torch.nn.grad.conv2d_input(size, weight.to(WIDE), dy, conv.stride, conv.padding)
+    added = [activation(*size, seed=40 + k, dtype=dtype) for k in range(3)]
+    found, coefficients = engine.gradient(paths, added, None, size)
+    assert coefficients == []
+    return found, expected + sum(t.to(WIDE) for t in added)
