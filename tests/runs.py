@@ -33,12 +33,17 @@ def train(out, *arguments, epochs=2):
     return main([*TINY, "--epochs", str(epochs), "--out", str(out), *arguments])
 
 
+def _environment():
+    """One thread; without what the kernels' own tests set."""
+    return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | {"OMP_NUM_THREADS": "1"}
+
+
 def start(*arguments, module="fastbn.train"):
     """A process that runs a module of fastbn's, one thread."""
     return subprocess.Popen(
         [sys.executable, "-m", module, *map(str, arguments)],
         cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env=_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -47,9 +52,8 @@ def start(*arguments, module="fastbn.train"):
 
 def python(code, *arguments):
     """A finished process that ran this code, one thread."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=REPOSITORY, env=_environment(), capture_output=True, text=True, timeout=120)
 
 
 def metrics(out):

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import safetensors.torch
-import torch
 from runs import metrics, network, train
 
 from fastbn.evaluate import main
@@ -77,12 +76,11 @@ def test_what_is_no_run_is_refused(tmp_path, run, capfd):
     refused([tmp_path / "altered"], capfd, "altered", "damaged")
 
 
-def test_wrong_arguments(run, tmp_path, capfd):
+def test_wrong_arguments(run, tmp_path, capfd, no_gpu):
     refused([], capfd, "run")
     refused([run, "--limit-test", "0"], capfd, "0 images")
     refused([run, "--dataset", "cifar10", "--data-dir", tmp_path], capfd, "CIFAR-10", str(tmp_path))
     refused([run, "--engine", "triton"], capfd, "triton")
-    if not torch.cuda.is_available():
-        refused([run, "--device", "cuda"], capfd, "cuda", "--device cpu")
+    refused([run, "--device", "cuda"], capfd, "cuda", "--device cpu")
     save(network(num_classes=7), tmp_path / "seven.safetensors")
     refused([tmp_path / "seven.safetensors", "--dataset", "digits"], capfd, "10 classes", "network 7")

@@ -225,9 +225,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize("arguments, said", WRONG, ids=[" ".join(arguments) for arguments, _ in WRONG])
-def test_a_wrong_argument_is_one_line_and_holds_no_run(tmp_path, monkeypatch, capfd, arguments, said):
-    if "cuda" in arguments and torch.cuda.is_available():
-        pytest.skip("this machine has what the argument asks for")
+def test_a_wrong_argument_is_one_line_and_holds_no_run(tmp_path, monkeypatch, capfd, no_gpu, arguments, said):
     monkeypatch.chdir(tmp_path)
     refused(train("run", *arguments), capfd, *said)
     assert not (tmp_path / "run").exists() or [path.name for path in (tmp_path / "run").iterdir()] == ["lock"]

@@ -294,7 +294,7 @@ def test_one_value_per_channel_raises_as_stock_does():
 
 
 @pytest.mark.parametrize("engine, error_type", [("nope", UsageError), ("triton", MachineError)])
-def test_engines_that_cannot_be(model, engine, error_type):
+def test_engines_that_cannot_be(model, engine, error_type, no_gpu):
     with pytest.raises(error_type, match=engine):
         fuse(model, engine)
     with pytest.raises(error_type, match=engine):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 
 import torch
 
@@ -14,12 +15,16 @@ from fastbn.engine.reference import Reference
 from fastbn.errors import MachineError
 
 REFERENCE = Reference()
+OLDEST = 80  # compute capability × 10: what the kernels' matrix instructions need
 
 
 def check(name: str) -> str:
     """The name, if it is an engine's; raises UsageError otherwise and MachineError for one that cannot run here."""
-    if one_of("engine", name, ENGINES) == "triton":
-        raise MachineError("engine 'triton' is not part of this version of fastbn; ask for 'auto', 'native', 'reference' or 'stock'")
+    if one_of("engine", name, ENGINES) == "triton" and not (_interpreted() or torch.cuda.is_available()):
+        raise MachineError(
+            "engine 'triton' was asked for, but PyTorch finds no CUDA device here; ask for 'auto', 'native' or 'reference' "
+            "(TRITON_INTERPRET=1 runs its kernels on CPU tensors, slowly, to check them)"
+        )
     return name
 
 
@@ -30,14 +35,19 @@ def choose(name: str, device: torch.device, dtype: torch.dtype, exact: bool = Fa
     """
     if check(name) == "stock":
         return None, "asked for"
-    unfit = _why_not_native(device, dtype)
-    if name == "native":
-        if unfit:
-            raise MachineError(f"engine 'native' was asked for, but {unfit}; ask for 'auto' or 'reference'")
-        return _native(exact), "asked for"
-    if name == "auto" and not unfit:
-        return _native(exact), "fp32 on a CPU"
-    return REFERENCE, "asked for" if name == "reference" else unfit
+    if name == "reference":
+        return REFERENCE, "asked for"
+    if name == "triton" or (name == "auto" and device.type == "cuda"):
+        unfit = _why_not_triton(device, dtype)
+        if not unfit:
+            return _triton(), "asked for" if name == "triton" else f"{_short(dtype)} on CUDA"
+    else:
+        unfit = _why_not_native(device, dtype)
+        if not unfit:
+            return _native(exact), "asked for" if name == "native" else "fp32 on a CPU"
+    if name != "auto":
+        raise MachineError(f"engine {name!r} was asked for, but {unfit}; ask for 'auto' or 'reference'")
+    return REFERENCE, unfit
 
 
 @functools.cache
@@ -45,12 +55,42 @@ def _native(exact: bool) -> Native:
     return Native(exact)
 
 
+@functools.cache
+def _triton() -> Engine:
+    from fastbn.engine.triton import Triton
+
+    return Triton()
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _why_not_triton(device: torch.device, dtype: torch.dtype) -> str:
+    """Empty, or what stands against the Triton engine."""
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"the Triton engine takes float32, float16 and bfloat16, and this is {_short(dtype)}"
+    if device.type != "cuda" and not _interpreted():
+        return f"the Triton engine is for CUDA, and this is {device.type}"
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (OLDEST // 10, OLDEST % 10):
+        return f"the Triton engine needs compute capability {OLDEST / 10}, and {torch.cuda.get_device_name(device)} has less"
+    try:
+        import triton  # noqa: F401
+    except ImportError as error:
+        return f"Triton can't be imported ({error})"
+    return ""
+
+
 def _why_not_native(device: torch.device, dtype: torch.dtype) -> str:
     """Empty, or what stands against the native engine."""
     if device.type != "cpu":
         return f"the native engine is for CPUs, and this is {device.type}"
     if dtype != torch.float32:
-        return f"the native engine is float32, and this is {str(dtype).removeprefix('torch.')}"
+        return f"the native engine is float32, and this is {_short(dtype)}"
     try:
         build.library()
     except MachineError as error:

@@ -14,9 +14,14 @@ def uses_batch(norm: nn.BatchNorm2d) -> bool:
     return norm.training or (norm.running_mean is None and norm.running_var is None)
 
 
+def moves(norm: nn.BatchNorm2d) -> bool:
+    """Whether its running statistics move towards the batch's."""
+    return norm.training and norm.track_running_stats and norm.running_mean is not None
+
+
 def share_of_batch(norm: nn.BatchNorm2d) -> float:
     """By how much its running statistics move towards this batch's; counts the batch. Momentum None is the cumulative average."""
-    if not (norm.training and norm.track_running_stats) or norm.running_mean is None:
+    if not moves(norm):
         return 0.0
     if norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)

@@ -1,0 +1,193 @@
+"""The Triton engine: the graph's operations by the kernels of kernels/, on CUDA from compute capability 8.0 on; with
+TRITON_INTERPRET=1 on CPU tensors, to check them.
+
+Forming z, the convolution, the statistics and what the next BatchNorm needs of them are one launch; so are dy, the input gradient,
+the ReLU's mask, BatchNorm's two reductions and what the one before needs of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastbn.engine import configurations, norms
+from fastbn.engine.configurations import LIBRARY, ROLLING
+from fastbn.engine.graph import Conv, Shape
+from fastbn.engine.operations import Activation, Coefficients, Formed, Mask, Path, Target
+from fastbn.kernels import conv as taps
+from fastbn.kernels import conv_rolling as rolling
+from fastbn.kernels import form, gradient_rolling, passes
+from fastbn.kernels import gradient as gradients
+from fastbn.kernels.settle import Backward, Forward
+from fastbn.kernels.source import AFFINE, PLAIN, PROJECTION, RESIDUAL, Source
+
+COUNTERS = 1 << 16  # of programs' arrivals, of one stream
+
+
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """A frozen weight in the kernels' layouts, for the forward and for the input gradient."""
+
+    algorithm: str
+    forward: Tensor
+    backward: Tensor
+
+
+class Triton:
+    name = "triton"
+
+    def __init__(self, algorithm: Any = configurations.algorithm) -> None:
+        self._algorithm = algorithm
+        self._counters: dict[Any, Tensor] = {}
+
+    def supports(self, conv: Conv) -> str | None:
+        return None
+
+    def takes(self, device: torch.device, dtype: torch.dtype) -> bool:
+        return dtype in (torch.float32, torch.float16, torch.bfloat16)
+
+    def algorithm(self, conv: Conv) -> str:
+        return self._algorithm(conv)
+
+    def pack(self, conv: Conv, weight: Tensor, dtype: torch.dtype) -> Packed:
+        w = weight.detach().to(dtype)  # (C, C_in, KH, KW)
+        algorithm = self._algorithm(conv)
+        if algorithm == ROLLING:
+            forward, backward = rolling.pack_weight(w), rolling.pack_weight(w.flip(2, 3).transpose(0, 1))
+        elif algorithm == LIBRARY:
+            forward = backward = w.contiguous(memory_format=torch.channels_last)
+        else:
+            forward, backward = w.permute(2, 3, 1, 0).contiguous(), w.permute(2, 3, 0, 1).contiguous()
+        return Packed(algorithm, forward, backward)
+
+    def convolve(
+        self, conv: Conv, packed: Packed, source: Tensor | Activation, keep_z: bool, keep_mask: bool, target: Target
+    ) -> tuple[Tensor, Formed | None]:
+        x = source if isinstance(source, Tensor) else source.ys[0]
+        n, c, h, w = x.shape
+        out = conv.shape((n, c, h, w))
+        y = _activation(out, x)
+        own = packed.algorithm == ROLLING or (packed.algorithm != LIBRARY and c % 8 == 0 and taps.owns_all(conv, (n, c, h, w), out[2:]))
+        left: Formed | None = None
+        if isinstance(source, Activation) and (packed.algorithm == LIBRARY or ((keep_z or keep_mask or c % 8) and not own)):
+            left = self.form(source, keep_mask)
+            assert left.z is not None
+            source = left.z
+        read, formed = _source(source, keep_z, keep_mask)
+        end = self._forward(target, out)
+        precision = _precision(x)
+        device = configurations.capability(x.device)
+        if packed.algorithm == ROLLING:
+            rolling.launch(read, packed.forward, y, end, precision, configurations.roll(conv, (h, w), x.dtype, device, False))
+        elif packed.algorithm == LIBRARY:
+            y = F.conv2d(read.x, packed.forward, None, conv.stride, conv.padding, conv.dilation, conv.groups)
+            y = y.contiguous(memory_format=torch.channels_last)
+            passes.moments(y, end, y.numel() // conv.channels, conv.channels)
+        else:
+            taps.launch(read, packed.forward, y, end, (n, c, h, w), conv, precision, configurations.tile(c, out[1], x.dtype, device))
+        if left is not None:
+            return y, Formed(left.z if keep_z else None, left.mask)
+        return y, formed
+
+    def form(self, activation: Activation, keep_mask: bool) -> Formed:
+        n, c, h, w = activation.ys[0].shape
+        read, formed = _source(activation, True, keep_mask)
+        form.launch(read, n * h * w, c)
+        assert formed is not None
+        return formed
+
+    def gradient(
+        self, paths: list[Path], added: list[Tensor], mask: Mask | None, shape: Shape
+    ) -> tuple[Tensor, list[Coefficients]]:
+        like = paths[0].ds if paths else added[0]
+        terms = [*added, *(self._library_gradient(path, shape) for path in paths if path.packed.algorithm == LIBRARY)]
+        ours = [path for path in paths if path.packed.algorithm != LIBRARY]
+        for path in ours[:-1]:
+            terms.append(_activation(shape, like))
+            self._gradient(path, gradients.Target(terms[-1]), self._backward(None, shape, like)[0])
+        if len(terms) > 2:
+            terms = [terms[0], functools.reduce(torch.add, terms[1:])]
+        ds = _activation(shape, like)
+        end, coefficients = self._backward(mask, shape, like)
+        target = gradients.Target(ds, tuple(terms))
+        if mask is not None:
+            target = gradients.Target(ds, tuple(terms), mask.saved, mask.relu, mask.ys)
+        self._gradient(ours[-1] if ours else None, target, end)
+        return ds, coefficients
+
+    def _gradient(self, path: Path | None, target: gradients.Target, end: Backward) -> None:
+        precision, device = _precision(target.ds), configurations.capability(target.ds.device)
+        _, c, h, w = target.ds.shape
+        if path is None:
+            gradients.launch(None, None, target, end, precision, configurations.tile(c, c, target.ds.dtype, device))
+            return
+        up = gradients.Upstream(path.ds, path.y, path.coefficients, path.packed.backward)
+        if path.packed.algorithm == ROLLING:
+            roll = configurations.roll(path.conv, (h, w), target.ds.dtype, device, True)
+            gradient_rolling.launch(up, target, end, precision, roll)
+        else:
+            tile = configurations.tile(path.conv.channels, c, target.ds.dtype, device)
+            gradients.launch(up, path.conv, target, end, precision, tile)
+
+    def _library_gradient(self, path: Path, shape: Shape) -> Tensor:
+        conv, dy = path.conv, torch.empty_like(path.ds)
+        passes.dy(path.ds, path.y, path.coefficients, dy, dy.numel() // conv.channels, conv.channels)
+        x = dy.new_empty(1).expand(shape)  # its values are not read
+        dx, _, _ = torch.ops.aten.convolution_backward(
+            dy, x, path.packed.backward, None, conv.stride, conv.padding, conv.dilation, False, [0, 0], conv.groups, (True, False, False)
+        )
+        return dx.contiguous(memory_format=torch.channels_last)
+
+    def _forward(self, target: Target, out: Shape) -> Forward:
+        """What the convolution's last programs do for the BatchNorm."""
+        module = target.module
+        counts = module.num_batches_tracked if norms.moves(module) else None
+        share = module.momentum if module.momentum is not None or counts is not None else 0.0
+        return Forward(
+            target.norm.vectors, module.weight, module.bias, target.conv_bias, module.running_mean, module.running_var, counts,
+            module.eps, share if norms.moves(module) else 0.0, target.norm.batch, self._arrivals(target.norm.vectors),
+        )  # fmt: skip
+
+    def _backward(self, mask: Mask | None, shape: Shape, like: Tensor) -> tuple[Backward, list[Coefficients]]:
+        """What the gradient's last programs do for the BatchNorms that made the value; and their coefficients, to be written."""
+        made = () if mask is None else mask.norms
+        found = tuple(torch.empty((3, shape[1]), dtype=torch.float32, device=like.device) for _ in made)
+        affine = () if mask is None else mask.affine
+        end = Backward(tuple(norm.vectors for norm in made), affine, found, tuple(norm.batch for norm in made), self._arrivals(like))
+        return end, [(c[0], c[1], c[2]) if norm.batch else (c[0], None, None) for c, norm in zip(found, made, strict=True)]
+
+    def _arrivals(self, like: Tensor) -> Tensor:
+        """Zeros that the kernels leave as zeros. A stream's launches follow each other: each has its own."""
+        key = (like.device, torch.cuda.current_stream(like.device).cuda_stream) if like.is_cuda else like.device
+        if key not in self._counters:
+            self._counters[key] = torch.zeros(COUNTERS, dtype=torch.int32, device=like.device)
+        return self._counters[key]
+
+
+def _source(source: Tensor | Activation, keep_z: bool, keep_mask: bool) -> tuple[Source, Formed | None]:
+    if isinstance(source, Tensor):
+        return Source(PLAIN, False, source), None
+    y, norm = source.ys[0], source.norms[0]
+    n, c, h, w = y.shape
+    z = _activation((n, c, h, w), y) if keep_z else None
+    mask = torch.empty((n * h * w, -(-c // 8)), dtype=torch.uint8, device=y.device) if keep_mask else None
+    form, r, rscale, rshift = AFFINE, source.residual, None, None
+    if len(source.ys) > 1:
+        form, r, rscale, rshift = PROJECTION, source.ys[1], source.norms[1].scale, source.norms[1].shift
+    elif r is not None:
+        form = RESIDUAL
+    return Source(form, source.relu, y, r, norm.scale, norm.shift, rscale, rshift, z, mask), Formed(z, mask)
+
+
+def _activation(shape: Shape, like: Tensor) -> Tensor:
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
+def _precision(like: Tensor) -> str:
+    """Of float32's products: TF32 where PyTorch's own convolutions would take it."""
+    return "tf32" if like.is_cuda and like.dtype == torch.float32 and torch.backends.cudnn.allow_tf32 else "ieee"

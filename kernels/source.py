@@ -1,0 +1,75 @@
+"""source: what a convolution reads, z = [relu](scale·y + shift [+ residual | + rscale·y_r + rshift]), formed as it is loaded; and masks.
+
+A ReLU's mask holds one bit a channel, set where the ReLU was open: byte b of a pixel has channels 8b … 8b + 7, the lowest bit first.
+Arithmetic is fp32; z has the storage's precision. A NaN passes the ReLU and leaves it open.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+PLAIN, AFFINE, RESIDUAL, PROJECTION = range(4)  # FORM: z itself is read; scale·y + shift; + a residual; + a projection's raw output
+
+
+@triton.jit
+def form(
+    y_ptr, r_ptr, offsets, inside,
+    scale, shift, rscale, rshift,      # broadcast against the tile, fp32
+    FORM: tl.constexpr, RELU: tl.constexpr,
+):
+    """The tile of z at these offsets, zero outside: padding is zero after the ReLU."""
+    y = tl.load(y_ptr + offsets, mask=inside, other=0.0)
+    if FORM == 0:
+        z = y
+    else:
+        n = y.to(tl.float32) * scale + shift
+        if FORM == 2:
+            n += tl.load(r_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+        if FORM == 3:
+            n += tl.load(r_ptr + offsets, mask=inside, other=0.0).to(tl.float32) * rscale + rshift
+        if RELU:
+            n = tl.maximum(n, 0.0, propagate_nan=tl.PropagateNan.ALL)
+        z = tl.where(inside, n, 0.0).to(y_ptr.dtype.element_ty)
+    return z
+
+
+@triton.jit
+def pack(z, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """A tile of z (ROWS, COLUMNS) -> its mask's bytes (ROWS, COLUMNS / 8)."""
+    eight = tl.reshape((z != 0).to(tl.int32), (ROWS, COLUMNS // 8, 8))
+    return tl.sum(eight << tl.arange(0, 8)[None, None, :], 2).to(tl.uint8)
+
+
+@triton.jit
+def unpack(bits, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """A mask's bytes (ROWS, COLUMNS / 8) -> whether each element's ReLU was open (ROWS, COLUMNS)."""
+    eight = (bits.to(tl.int32)[:, :, None] >> tl.arange(0, 8)[None, None, :]) & 1
+    return tl.reshape(eight, (ROWS, COLUMNS)) != 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What a kernel forms: FORM says which of the rest there are."""
+
+    form: int
+    relu: bool
+    x: Tensor  # (N, H, W, C) y, or z itself
+    r: Tensor | None = None
+    scale: Tensor | None = None  # (C,) fp32 each
+    shift: Tensor | None = None
+    rscale: Tensor | None = None
+    rshift: Tensor | None = None
+    z: Tensor | None = None  # (N, H, W, C) out
+    mask: Tensor | None = None  # (N·H·W, ⌈C/8⌉) uint8 out
+
+    def arguments(self) -> dict[str, Any]:
+        """The kernel's."""
+        return {
+            "x_ptr": self.x, "r_ptr": self.r, "scale_ptr": self.scale, "shift_ptr": self.shift, "rscale_ptr": self.rscale,
+            "rshift_ptr": self.rshift, "z_ptr": self.z, "mask_ptr": self.mask, "FORM": self.form, "RELU": self.relu,
+        }  # fmt: skip

@@ -1,0 +1,166 @@
+"""The Triton kernels one by one: what the engine's operations return against the same formula in float64, on odd shapes."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import interpreted  # first: it decides whether these tests can run
+import pytest
+import torch
+from operations import (
+    MASKS,
+    SOURCES,
+    Case,
+    activation,
+    affine,
+    check_forward,
+    check_gradient,
+    draw,
+    error,
+    norm,
+    rows,
+    source,
+    target,
+    two_paths,
+)
+
+from fastbn.engine import configurations
+from fastbn.engine.configurations import LIBRARY, ROLLING, TAPS
+from fastbn.engine.operations import Activation, Mask, Path
+from fastbn.engine.triton import Triton
+
+if interpreted.DEVICE != "cpu":
+    pytest.skip("on a GPU bench/gpu_check.sh holds the kernels to more", allow_module_level=True)
+
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3}  # half: one rounding of y, 2⁻¹¹, and of what it is made of
+
+
+@dataclasses.dataclass(frozen=True)
+class Routed(Case):
+    by: str = TAPS
+
+
+CASES = [
+    Routed("the CIFAR stem, three channels as one axis with the taps", 2, 6, 5, 3, 16),
+    Routed("channels that are no multiple of 16", 2, 5, 7, 24, 40),
+    Routed("more channels than a block reads and writes", 1, 4, 3, 72, 80),
+    Routed("channels that are no multiple of 8: z is formed beforehand", 2, 3, 4, 12, 20),
+    Routed("a projection's 3×3, both extents odd", 2, 7, 5, 16, 32, stride=2),
+    Routed("the same, both extents even", 1, 6, 8, 16, 32, stride=2),
+    Routed("a projection's 1×1, which reads every other pixel", 2, 5, 7, 16, 32, kernel=1, stride=2, padding=0),
+    Routed("a bottleneck's 1×1", 2, 3, 5, 32, 16, kernel=1, padding=0),
+    Routed("the ImageNet stem", 1, 9, 11, 3, 16, kernel=7, stride=2, padding=3),
+    Routed("one pixel", 3, 1, 1, 16, 32),
+    Routed("a dilated kernel, padded beyond its reach", 1, 6, 5, 8, 8, padding=2, dilation=2),
+    Routed("stride 3, kernel 5", 1, 9, 10, 8, 8, kernel=5, stride=3, padding=2),
+    Routed("no padding: some pixels belong to no output", 1, 6, 5, 16, 16, padding=0),
+    Routed("rolling pairs, nothing a multiple of anything", 3, 7, 5, 16, 16, by=ROLLING),
+    Routed("rolling pairs, several images a program", 5, 8, 8, 16, 16, by=ROLLING),
+    Routed("rolling pairs, several strips a row", 1, 5, 37, 16, 16, by=ROLLING),
+    Routed("rolling pairs, 32 channels", 2, 6, 9, 32, 32, by=ROLLING),
+    Routed("rolling single pixels, 64 channels", 2, 5, 6, 64, 64, by=ROLLING),
+    Routed("rolling, one pixel", 2, 1, 1, 16, 16, by=ROLLING),
+    Routed("groups, by the library", 2, 5, 4, 24, 24, groups=3, by=LIBRARY),
+    Routed("many channels, by the library", 1, 3, 4, 136, 144, stride=2, by=LIBRARY),
+]
+
+
+def engine_for(case: Routed) -> Triton:
+    return Triton(lambda conv: case.by)
+
+
+def combinations(kinds, fast):
+    """Every kind in both precisions; without the slow marker one a precision, those of `fast`."""
+    quick = set(zip(fast, TOLERANCE, strict=True))
+    return [
+        pytest.param(case, *pair, id=f"{case.why}-{pair[0]}-{pair[1]}", marks=() if pair in quick else pytest.mark.slow)
+        for case in CASES
+        for pair in itertools.product(kinds, TOLERANCE)
+    ]
+
+
+@pytest.mark.parametrize("case, kind, dtype", combinations(SOURCES, ("residual", "projection")))
+def test_forward(case, kind, dtype):
+    check_forward(engine_for(case), case, kind, dtype, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("case, masked, dtype", combinations(MASKS, ("saved", "again")))
+def test_gradient(case, masked, dtype):
+    check_gradient(engine_for(case), case, masked, dtype, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("by", [TAPS, ROLLING, LIBRARY])
+def test_frozen_statistics(by):
+    case = Routed("", 2, 5, 4, 16, 16, by=by)
+    check_forward(engine_for(case), case, "residual", torch.float32, 2e-6, batch=False)
+    check_gradient(engine_for(case), case, "saved", torch.float32, 2e-6, batch=False)
+
+
+@pytest.mark.parametrize("by", [TAPS, LIBRARY])
+def test_two_paths_and_three_added_terms(by):
+    found, expected = two_paths(Triton(lambda conv: by))
+    assert error(found, expected) < 2e-6
+
+
+@pytest.mark.parametrize("case", [Routed("", 2, 25, 25, 16, 16, by=by) for by in (TAPS, ROLLING, LIBRARY)], ids=lambda case: case.by)
+def test_more_programs_than_a_group(case):
+    """The groups' results are merged in a second round."""
+    check_forward(engine_for(case), case, "formed", torch.float32, 2e-6)
+    check_gradient(engine_for(case), case, "again", torch.float32, 2e-6)
+
+
+@pytest.mark.parametrize("by", [TAPS, ROLLING, LIBRARY])
+def test_statistics_of_a_large_mean(by):
+    """mean = 1000·std in float32: E[y²] − E[y]² would have no digit left. The identity, as a convolution."""
+    conv, wanted, engine = Case("", 3, 9, 9, 16, 16).conv(), target(16), Triton(lambda conv: by)
+    weight = torch.zeros(16, 16, 3, 3)
+    weight[:, :, 1, 1] = torch.eye(16)
+    x = activation(3, 16, 9, 9, seed=1, mean=1000.0)
+    y, _ = engine.convolve(conv, engine.pack(conv, weight, torch.float32), x, False, False, wanted)
+    mean, rstd, _, _ = wanted.norm.vectors
+    assert error(mean, rows(y).mean(0)) < 1e-7 and error(rstd, (rows(y).var(0, correction=0) + 1e-5).rsqrt()) < 1e-5
+
+
+@pytest.mark.parametrize("by", [TAPS, ROLLING, LIBRARY])
+def test_nan_passes(by):
+    """A NaN pixel makes its neighbourhood NaN, through the ReLU, and its gradient's mask stays open."""
+    conv, y, engine = Case("", 2, 8, 8, 16, 16).conv(), activation(2, 16, 8, 8, seed=1), Triton(lambda conv: by)
+    y[1, 3, 4, 4] = float("nan")
+    read, wanted = Activation((y,), (norm(16, 2),), activation(2, 16, 8, 8, seed=3), True), target(16)
+    out, formed = engine.convolve(conv, engine.pack(conv, draw(16, 16, 3, 3, seed=5), torch.float32), read, True, True, wanted)
+    assert out[1, :, 3:6, 3:6].isnan().all() and not out[0].isnan().any()
+    assert wanted.norm.vectors.isnan().all()
+    for mask in (formed.mask, None):
+        ds, _ = engine.gradient([], [torch.ones_like(y)], Mask(True, mask, (y,), read.norms, (affine(16),)), tuple(y.shape))
+        assert ds[1, 3, 4, 4] == 1
+
+
+@pytest.mark.parametrize("by", [TAPS, ROLLING, LIBRARY])
+def test_nothing_is_read_before_it_is_written(by):
+    """With NaN in every fresh tensor, and the counters back at zero, a second round gives the same bits."""
+    case = Routed("", 3, 7, 5, 16, 16, by=by)
+    engine, conv, results = engine_for(case), case.conv(), []
+    packed = engine.pack(conv, case.weight(), torch.float32)
+    torch.use_deterministic_algorithms(True)  # fills fresh tensors with NaN
+    try:
+        for _ in range(2):
+            (read, _), wanted, out = source("residual", case), target(16), affine(16)
+            y, formed = engine.convolve(conv, packed, read, True, True, wanted)
+            mask = Mask(True, formed.mask, read.ys, read.norms, (out,))
+            ds, (coefficients,) = engine.gradient([Path(conv, packed, y, y, tuple(draw(3, 16, seed=9)))], [], mask, case.source)
+            results.append([y, formed.z, wanted.norm.vectors, ds, out, *coefficients])
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert not any(t.isnan().any() for t in results[0])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert not any(counters.any() for counters in engine._counters.values())
+
+
+def test_choice():
+    def by(c: int, oc: int, **others: int) -> str:
+        return configurations.algorithm(Case("", 1, 8, 8, c, oc, **others).conv())
+
+    assert by(16, 16) == by(32, 32) == by(64, 64) == ROLLING
+    assert by(3, 16) == by(16, 32, stride=2) == by(48, 48) == by(256, 64, kernel=1, padding=0) == TAPS
+    assert by(128, 128) == by(256, 256, stride=2) == by(32, 32, groups=32) == LIBRARY
