@@ -16,6 +16,7 @@ from fastbn.data.augment import batch, draw_epoch
 from fastbn.errors import Diverged, UsageError
 from fastbn.trainable import freeze, trainable
 from fastbn.training.evaluation import evaluate
+from fastbn.training.precision import arithmetic
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -200,6 +201,16 @@ def test_fit_is_the_loop_written_by_hand(engine, optimizer):
         assert (p - expected).abs().max() < 1e-3 * moved + 1e-6, name
     for (name, b), (_, expected) in zip(model.named_buffers(), by_hand.named_buffers(), strict=True):
         torch.testing.assert_close(b, expected, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_a_trained_layer_is_cast_anew_at_every_bf16_step():
+    """autocast keeps cast weights for as long as its context lasts: a layer that trains would stay as it was first seen."""
+    layer, x = nn.Linear(3, 2), torch.ones(1, 3)
+    with arithmetic("bf16", torch.device("cpu")):
+        before = layer(x)
+        with torch.no_grad():
+            layer.weight += 1
+        assert (layer(x) - before).sub(3).abs().max() < 0.1
 
 
 def test_bf16_trains_and_is_not_fp32():

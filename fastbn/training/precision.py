@@ -17,7 +17,8 @@ def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     try:
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        # without a cache of cast weights: it lasts as long as this context, and would outlive their updates
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
             yield
     finally:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
