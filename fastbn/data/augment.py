@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fastbn import draws
 from fastbn.data.images import PADDING, Images
+from fastbn.engine import stepping
 from fastbn.errors import UsageError
 
 
@@ -46,11 +47,14 @@ def batch(images: Images, indices: Tensor, epoch: Epoch | None, dtype: torch.dty
     The padding is zero after normalisation. `epoch=None`: as they are, for evaluation.
     """
     n, height, width, _ = images.images.shape
+    if epoch is not None and epoch.order.shape[0] != n:
+        raise UsageError(f"the epoch was drawn for {epoch.order.shape[0]} samples, the set {images.name} has {n}; draw it for {n}")
+    if stepping.usable(images.device):
+        draws = (None, None, 0) if epoch is None else (epoch.offsets, epoch.flips, epoch.pad)
+        return stepping.batch(images.images, images.table(dtype), indices, *draws)
     if epoch is None:
         values = images.images.index_select(0, indices).view(-1, height, width * 3).to(torch.int32)
     else:
-        if epoch.order.shape[0] != n:
-            raise UsageError(f"the epoch was drawn for {epoch.order.shape[0]} samples, the set {images.name} has {n}; draw it for {n}")
         values = _crop(images, indices, epoch)
     channel = torch.arange(3, device=values.device, dtype=torch.int32) * (PADDING + 1)
     values += channel.repeat(width)

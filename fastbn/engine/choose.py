@@ -38,7 +38,7 @@ def choose(name: str, device: torch.device, dtype: torch.dtype, exact: bool = Fa
     if name == "reference":
         return REFERENCE, "asked for"
     if name == "triton" or (name == "auto" and device.type == "cuda"):
-        unfit = _why_not_triton(device, dtype)
+        unfit = why_not_triton(device, dtype)
         if not unfit:
             return _triton(), "asked for" if name == "triton" else f"{_short(dtype)} on CUDA"
     else:
@@ -70,7 +70,7 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _why_not_triton(device: torch.device, dtype: torch.dtype) -> str:
+def why_not_triton(device: torch.device, dtype: torch.dtype) -> str:
     """Empty, or what stands against the Triton engine."""
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"the Triton engine takes float32, float16 and bfloat16, and this is {_short(dtype)}"

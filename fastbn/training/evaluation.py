@@ -28,6 +28,7 @@ def evaluate(model: nn.Module, images: Images, batch_size: int = 512, pause: Cal
             labels = images.labels[indices]
             logits = model(batch(images, indices, None)).float()
             totals.add(logits, labels, F.cross_entropy(logits, labels))
+            totals.images += len(indices)
             pause(len(indices))
         return totals
     finally:

@@ -10,7 +10,7 @@ from fastbn.trainable import trainable
 
 
 class Flat:
-    """The trainable parameters, in `named_parameters` order, as views of `vector` (n,), their gradients as views of `gradient` (n,)."""
+    """The trainable parameters, in `named_parameters` order, as views of `vector` (n,); `gradient` (n,) holds what gather() found."""
 
     def __init__(self, model: nn.Module):
         named = trainable(model)
@@ -26,8 +26,16 @@ class Flat:
         for p in self.parameters:
             here = slice(place, place + p.numel())
             p.data = self.vector[here].view(p.shape)
-            p.grad = self.gradient[here].view(p.shape)
+            p.grad = None
             place += p.numel()
+
+    @torch.no_grad()
+    def gather(self) -> None:
+        """Takes the parameters' gradients into `gradient`, zero where there is none. A backward into parameters without a gradient
+        hands its own tensors over; into views of one vector it would add each, a launch a parameter."""
+        torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in self.parameters], out=self.gradient)
+        for p in self.parameters:
+            p.grad = None
 
     def dissolve(self) -> None:
         """Gives every parameter storage of its own again, and no gradient."""

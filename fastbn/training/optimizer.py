@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastbn.config import Recipe
+from fastbn.engine import stepping
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 
@@ -23,19 +24,33 @@ class Optimizer:
         self.state = {name: torch.zeros_like(vector) for name in names}
         if recipe.optimizer == "adam":
             self.state["steps"] = torch.zeros((), dtype=vector.dtype, device=vector.device)
+        usable = vector.dtype == torch.float32 and stepping.usable(vector.device)
+        self._kernels = stepping.Update(vector) if usable else None
 
     @torch.no_grad()
-    def update(self, vector: Tensor, gradient: Tensor, lr: float, allowed: Tensor) -> Tensor:
+    def update(self, vector: Tensor, gradient: Tensor, lr: Tensor, allowed: Tensor) -> Tensor:
         """One step, in place. Where `allowed` is false, or the step would not be finite (a gradient is not, or it overflows),
-        nothing moves. Returns whether it moved; both are bool scalars on the device."""
+        nothing moves. Returns whether it moved; it, `lr` (float64) and `allowed` are scalars on the device."""
+        if self._kernels is not None:
+            return self._by_kernels(self._kernels, vector, gradient, lr, allowed)
         d = gradient.add(vector, alpha=self.recipe.weight_decay)
         state, change = self._sgd(d) if self.recipe.optimizer == "sgd" else self._adam(d)
-        updated = vector.sub(change, alpha=lr)
+        updated = vector - change * lr.to(vector.dtype)
         moved = allowed & torch.isfinite(updated).all()
         vector.copy_(torch.where(moved, updated, vector))
         for name, value in state.items():
             self.state[name].copy_(torch.where(moved, value, self.state[name]))
         return moved
+
+    def _by_kernels(self, kernels: stepping.Update, vector: Tensor, gradient: Tensor, lr: Tensor, allowed: Tensor) -> Tensor:
+        recipe, state = self.recipe, self.state
+        if recipe.optimizer == "sgd":
+            constants = {"momentum_factor": recipe.momentum, "nesterov": recipe.nesterov}
+            return kernels.sgd(vector, gradient, state["momentum"], lr, allowed, weight_decay=recipe.weight_decay, **constants)
+        vectors = state["mean"], state["square"], state["steps"]
+        return kernels.adam(
+            vector, gradient, *vectors, lr, allowed, weight_decay=recipe.weight_decay, beta1=BETA1, beta2=BETA2, eps=EPS
+        )
 
     def _sgd(self, d: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         momentum = self.state["momentum"] * self.recipe.momentum + d

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from fastbn.config import Recipe
 from fastbn.data.augment import Epoch, batch
 from fastbn.data.images import Images
+from fastbn.engine import fused_forward, stepping
+from fastbn.training.captured import Captured
 from fastbn.training.flat import Flat
 from fastbn.training.optimizer import Optimizer
 
@@ -32,11 +34,9 @@ class Totals:
         return Totals(scalar(0, torch.float64), scalar(0, torch.int64), 0, scalar(True, torch.bool))
 
     def add(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
-        """Adds a batch whose mean loss this is."""
-        n = labels.shape[0]
-        self.loss += loss.detach().double() * n
+        """Adds, on the device, a batch whose mean loss this is. `images` is counted by the host."""
+        self.loss += loss.detach().double() * labels.shape[0]
         self.correct += (logits.detach().argmax(1) == labels).sum()
-        self.images += n
 
     def mean(self, prefix: str) -> dict[str, float]:
         """Mean loss and the fraction correct, as a metrics line names them."""
@@ -50,14 +50,25 @@ class Step:
         self.model, self.images = model, images
         self.flat = Flat(model)
         self.optimizer = Optimizer(recipe, self.flat.vector)
+        self._take = Captured(self._compute, images.device) if _capturable(model, images.device) else self._compute
 
     def __call__(self, indices: Tensor, epoch: Epoch, lr: float, totals: Totals) -> None:
         """Trains on the images at `indices`. A loss, gradient or update that is not finite withholds the update and is kept in `totals`."""
+        self._take(indices, epoch, torch.full((), lr, dtype=torch.float64, device=self.images.device), totals)
+        totals.images += len(indices)
+
+    def _compute(self, indices: Tensor, epoch: Epoch, lr: Tensor, totals: Totals) -> None:
         labels = self.images.labels[indices]
         logits = self.model(batch(self.images, indices, epoch))
         loss = F.cross_entropy(logits.float(), labels)
-        self.flat.gradient.zero_()
         loss.backward()
+        self.flat.gather()
         moved = self.optimizer.update(self.flat.vector, self.flat.gradient, lr, torch.isfinite(loss.detach()))
         totals.add(logits, labels, loss)
         totals.finite &= moved
+
+
+def _capturable(model: nn.Module, device: torch.device) -> bool:
+    """Whether a step is launches alone, nothing of it decided by the host: by the Triton engine, on CUDA."""
+    fused = fused_forward(model)
+    return device.type == "cuda" and fused is not None and fused.engine in ("auto", "triton") and stepping.usable(device)
