@@ -98,6 +98,9 @@ class Native:
     def algorithm(self, conv: Conv) -> str:
         return NAMES[algorithm(conv, self.exact)]
 
+    def recorder(self, device: torch.device) -> None:
+        return None
+
     def pack(self, conv: Conv, weight: Tensor, dtype: torch.dtype) -> Packed:
         w = weight.detach().to("cpu", torch.float32)  # (C, C_in, KH, KW)
         if M := algorithm(conv, self.exact):

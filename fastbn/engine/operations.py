@@ -7,6 +7,7 @@ activations are). `ds` is the gradient after the ReLU's mask, `y` a convolution'
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -74,6 +75,7 @@ class Statistics:
     var: Tensor
 
 
+Record = Callable[[Callable[[], None]], Callable[[], None]]  # what is launched -> what launches it again, in the same memory
 Coefficients = tuple[Tensor, Tensor | None, Tensor | None]  # c1, c2, c0, (C,) each; the last two None where statistics are frozen
 
 
@@ -112,6 +114,9 @@ class Engine(Protocol):
 
     def algorithm(self, conv: Conv) -> str:
         """The name of what carries this convolution out."""
+
+    def recorder(self, device: torch.device) -> Callable[[], Record] | None:
+        """Makes what records this engine's launches for a replay; None where they are not to be recorded."""
 
     def pack(self, conv: Conv, weight: Tensor, dtype: torch.dtype) -> Any:
         """The frozen weight (C, C_in/groups, KH, KW) in the form that this engine multiplies by. Made once."""

@@ -33,6 +33,9 @@ class Reference:
     def algorithm(self, conv: Conv) -> str:
         return "torch's conv2d"
 
+    def recorder(self, device: torch.device) -> None:
+        return None
+
     def pack(self, conv: Conv, weight: Tensor, dtype: torch.dtype) -> Tensor:
         return weight.detach().to(dtype).contiguous(memory_format=torch.channels_last)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, fx, nn
 from fastbn.engine import norms, walk
 from fastbn.engine.graph import Conv, Region, Shape, Unfit
 from fastbn.engine.operations import Engine
+from fastbn.engine.replay import Made, Recorded, Replays
 
 # By convolution and dtype: the weight's address and version, an alias of it, and the weight as the engine packed it.
 Packs = dict[tuple[nn.Conv2d, torch.dtype], tuple[tuple[int, int], Tensor, Any]]
@@ -30,6 +32,7 @@ class FusedRegion(nn.Module):
         self._packs = packs
         self._shapes: dict[tuple[Shape, ...], dict[int, Shape]] = {}
         self._warned: set[str] = set()
+        self._replays = Replays()
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         try:
@@ -51,10 +54,15 @@ class FusedRegion(nn.Module):
                 call.live = walk.live_values(self.region, [x.requires_grad for x in cast], trains)
             if call.live.isdisjoint(self.region.outputs):
                 with torch.no_grad():
-                    outputs = tuple(walk.forward(call, cast)[0])
+                    outputs = tuple(self._walk(call, cast).outputs)
             else:
-                outputs = _Function.apply(call, *cast, *affine)
+                outputs = _Function.apply(self._walk, call, *cast, *affine)
             return tuple(z.contiguous() for z in outputs) if plain else outputs
+
+    def _walk(self, call: walk.Call, inputs: list[Tensor]) -> Made:
+        """The walk forward, replayed where the engine's launches are worth recording."""
+        recorder = self.engine.recorder(inputs[0].device)
+        return Made(*walk.forward(call, inputs), call) if recorder is None else self._replays.forward(call, inputs, recorder)
 
     def _check(self, inputs: tuple[Tensor, ...]) -> dict[int, Shape]:
         """Every value's shape; raises Unfit if this call is not one for the walk."""
@@ -104,14 +112,16 @@ def _version(t: Tensor) -> int:
 
 class _Function(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, call: walk.Call, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, run: Callable[[walk.Call, list[Tensor]], Made], call: walk.Call, *tensors: Tensor | None
+    ) -> tuple[Tensor, ...]:
         inputs: Any = tensors[: call.region.inputs]
-        made, vectors, saved = walk.forward(call, list(inputs))
-        ctx.call = call
+        made = run(call, list(inputs))
+        ctx.call, ctx.recorded = made.call, made.recorded
         ctx.weights = [(module.weight, _version(module.weight)) for module, _ in call.modules]
         ctx.dtypes = [None if t is None else t.dtype for t in tensors]
-        ctx.save_for_backward(vectors, *saved)
-        outputs = tuple(z.detach() for z in made)  # else views of rows, which autograd lets nobody edit in place
+        ctx.save_for_backward(made.lease, made.vectors, *made.saved)
+        outputs = tuple(z.detach() for z in made.outputs)  # else views of rows, which autograd lets nobody edit in place
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*(z for z, value in zip(outputs, call.region.outputs, strict=True) if value not in call.live))
         return outputs
@@ -122,7 +132,7 @@ class _Function(torch.autograd.Function):
             found = _backward(ctx, gradients)
         if torch.is_grad_enabled():  # create_graph=True
             found = _Once.apply(torch.empty(0, requires_grad=True), *found)
-        return None, *found
+        return None, None, *found
 
 
 class _Once(torch.autograd.Function):
@@ -146,10 +156,11 @@ def _backward(ctx: Any, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | 
             raise RuntimeError(
                 f"{conv.name}.weight was modified in place between the forward and the backward; the gradient would belong to neither"
             )
-    vectors, *saved = ctx.saved_tensors
+    _, vectors, *saved = ctx.saved_tensors
     given = [None if g is None else g.to(saved[0].dtype).contiguous(memory_format=torch.channels_last) for g in gradients]
-    found, affine = walk.backward(call, given, vectors, saved)
-    needs, dtypes = ctx.needs_input_grad[1:], ctx.dtypes
+    recorded: Recorded | None = ctx.recorded
+    found, affine = recorded.backward(given) if recorded and recorded.holds(vectors) else walk.backward(call, given, vectors, saved)
+    needs, dtypes = ctx.needs_input_grad[2:], ctx.dtypes
     pairs = (affine.get(conv, (None, None)) for conv in call.region.convs)
     every = [*(found.get(value) for value in range(call.region.inputs)), *itertools.chain.from_iterable(pairs)]
     return tuple(None if g is None or not needed else g.to(dtype) for g, needed, dtype in zip(every, needs, dtypes, strict=True))

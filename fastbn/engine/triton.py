@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from torch import Tensor
 from fastbn.engine import configurations, norms
 from fastbn.engine.configurations import LIBRARY, ROLLING
 from fastbn.engine.graph import Conv, Shape
-from fastbn.engine.operations import Activation, Coefficients, Formed, Mask, Path, Target
+from fastbn.engine.operations import Activation, Coefficients, Formed, Mask, Path, Record, Target
+from fastbn.engine.replay import Recorder
 from fastbn.kernels import conv as taps
 from fastbn.kernels import conv_rolling as rolling
 from fastbn.kernels import form, gradient_rolling, passes
@@ -53,6 +55,11 @@ class Triton:
 
     def algorithm(self, conv: Conv) -> str:
         return self._algorithm(conv)
+
+    def recorder(self, device: torch.device) -> Callable[[], Record] | None:
+        if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+            return None
+        return lambda: Recorder(device)
 
     def pack(self, conv: Conv, weight: Tensor, dtype: torch.dtype) -> Packed:
         w = weight.detach().to(dtype)  # (C, C_in, KH, KW)

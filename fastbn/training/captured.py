@@ -13,25 +13,13 @@ import torch
 from torch import Tensor
 
 from fastbn.data.augment import Epoch
+from fastbn.engine.operations import Record
+from fastbn.engine.replay import Recorder
 
 if TYPE_CHECKING:
     from fastbn.training.step import Totals
 
 Compute = Callable[[Tensor, Epoch, Tensor, Any], None]
-Record = Callable[[Callable[[], None]], Callable[[], None]]  # what is launched -> what launches it again
-
-
-class Recorder:
-    """Records CUDA graphs, on a stream of its own: a stream that others use must not be captured."""
-
-    def __init__(self, device: torch.device):
-        self.stream = torch.cuda.Stream(device)
-
-    def __call__(self, launches: Callable[[], None]) -> Callable[[], None]:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self.stream):
-            launches()
-        return graph.replay
 
 
 class Captured:
