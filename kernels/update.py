@@ -2,17 +2,17 @@
 
 SGD      d = g + λ·p;  b ← m·b + d;  p ← p − lr·b            (Nesterov: p ← p − lr·(d + m·b))
 Adam     d = g + λ·p;  m ← m + (1−β₁)(d − m);  v ← β₂v + (1−β₂)d²;  t ← t + 1
-         p ← p − lr·(m / (1 − β₁ᵗ)) / (√(v / (1 − β₂ᵗ)) + ε)                      Kingma, Ba 2015
+         p ← p − lr·m / ((1 − β₁ᵗ)·(√(v / (1 − β₂ᵗ)) + ε))                       Kingma, Ba 2015
 Gate     moved = allowed and every updated number is finite; where it is false nothing is written but `moved`
 
 Layout   every vector (n,) fp32, contiguous; lr (), fp32 or fp64; allowed and moved () bool, two tensors; t () fp32, the steps that moved.
 Traffic  two launches, since nothing may move before everything is known to be finite: the check reads p, g and the state and writes a
-         flag a program; the update reads them again, out of L2, and writes p and the state. 5·n read or written by SGD, twice 3·n read.
+         flag a program; the update reads them again, out of L2, and writes p and the state. SGD: 3·n, then 3·n and 2·n written;
+         Adam: 4·n, then 4·n and 3·n.
 Bits     both launches evaluate one function, unfused (a contraction chosen differently in one of them could overflow in it alone), with
          exactly rounded √ and ÷, so runs repeat bit for bit and SGD has the same bits on every device. 1 − βᵗ is taken in fp64: in
          fp32 the first steps of Adam would lose four digits to it.
 """
-# mypy: allow-untyped-defs, allow-incomplete-defs
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def adam_formula(
     m = m + (1 - BETA1) * (d - m)
     v = BETA2 * v + (1 - BETA2) * (d * d)
     corrected = tl.sqrt_rn(tl.div_rn(v, correction2)) + EPS
-    return p - lr * tl.div_rn(tl.div_rn(m, correction1), corrected), m, v
+    return p - lr * tl.div_rn(m, correction1 * corrected), m, v
 
 
 @triton.jit

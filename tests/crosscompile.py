@@ -1,0 +1,50 @@
+"""Kernels compiled for GPUs that are not here, in a process of its own: where Triton interprets, nothing can be compiled."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT))  # bench/ is not installed
+CHILD = "import crosscompile; crosscompile.answer()"
+
+
+@dataclass(frozen=True)
+class Request:
+    """One kernel for one capability, as bench.audit.compile_and_count takes it; `kernel` is the function's name in `module`."""
+
+    module: str
+    kernel: str
+    signature: dict[str, str]
+    constexprs: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    capability: int = 90
+
+
+def costs(requests: Sequence[Request]) -> list[Any]:
+    """The bench.audit.Cost of each."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    asked = pickle.dumps(list(requests))
+    done = subprocess.run([sys.executable, "-c", CHILD], input=asked, capture_output=True, env=environment, cwd=ROOT, timeout=600)
+    assert done.returncode == 0, done.stderr.decode()[-4000:]
+    return pickle.loads(done.stdout)
+
+
+def answer() -> None:
+    """The other process's part: requests on stdin, their costs on stdout."""
+    from bench.audit import compile_and_count
+
+    found = []
+    for asked in pickle.loads(sys.stdin.buffer.read()):
+        kernel = getattr(importlib.import_module(asked.module), asked.kernel)
+        found.append(compile_and_count(kernel, asked.signature, asked.constexprs, asked.options, asked.capability))
+    sys.stdout.buffer.write(pickle.dumps(found))
