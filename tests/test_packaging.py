@@ -19,7 +19,8 @@ pytestmark = pytest.mark.slow
 def shipped() -> set[str]:
     """Every module, and the files that travel with them."""
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "fastbn").rglob("*.py") if "kernels" not in path.parts}
-    kernels = {f"fastbn/kernels/cpu/{path.name}" for path in (ROOT / "kernels" / "cpu").iterdir() if path.suffix in (".h", ".cpp")}
+    kernels = {f"fastbn/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.py")}
+    kernels |= {f"fastbn/kernels/cpu/{path.name}" for path in (ROOT / "kernels" / "cpu").iterdir() if path.suffix in (".h", ".cpp")}
     return modules | kernels | DATA
 
 

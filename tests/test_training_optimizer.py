@@ -59,6 +59,7 @@ def test_updates_are_those_of_torch_optim(settings, make):
         *((kind, bad, 0.1, allowed) for kind in ("sgd", "adam") for bad, allowed in ((1.0, False), (math.nan, False))),
         *((kind, bad, 0.1, True) for kind in ("sgd", "adam") for bad in (math.nan, math.inf)),
         ("sgd", 1e30, 1e30, True),  # every number finite, the step's product not
+        ("adam", 1e30, 0.1, True),  # the square overflows, and the change by it would be 0
     ],
 )
 def test_a_step_that_must_not_be_moves_nothing(optimizer, bad, rate, allowed):

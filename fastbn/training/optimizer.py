@@ -29,14 +29,15 @@ class Optimizer:
 
     @torch.no_grad()
     def update(self, vector: Tensor, gradient: Tensor, lr: Tensor, allowed: Tensor) -> Tensor:
-        """One step, in place. Where `allowed` is false, or the step would not be finite (a gradient is not, or it overflows),
-        nothing moves. Returns whether it moved; it, `lr` (float64) and `allowed` are scalars on the device."""
+        """One step, in place. Where `allowed` is false, or the step would not be finite (a gradient is not, or it or the state
+        overflows), nothing moves. Returns whether it moved; it, `lr` (float64) and `allowed` are scalars on the device."""
         if self._kernels is not None:
             return self._by_kernels(self._kernels, vector, gradient, lr, allowed)
         d = gradient.add(vector, alpha=self.recipe.weight_decay)
         state, change = self._sgd(d) if self.recipe.optimizer == "sgd" else self._adam(d)
         updated = vector - change * lr.to(vector.dtype)
-        moved = allowed & torch.isfinite(updated).all()
+        finite = [torch.isfinite(value).all() for value in (updated, *state.values())]  # v may overflow to a change of 0
+        moved = allowed & torch.stack(finite).all()
         vector.copy_(torch.where(moved, updated, vector))
         for name, value in state.items():
             self.state[name].copy_(torch.where(moved, value, self.state[name]))
