@@ -75,15 +75,15 @@ class Recipe:
         if self.milestones is not None and list(self.milestones) != sorted(set(self.milestones)):
             raise UsageError(f"milestones must be increasing epochs, got {self.milestones}")
 
-    def resolved(self: Self, default_epochs: int) -> Self:
-        """The same recipe with nothing left open."""
+    def resolved(self: Self, default_epochs: int, precision: str = "fp32") -> Self:
+        """The same recipe with nothing left open; `precision` is what auto means here."""
         epochs = self.epochs or default_epochs
         return dataclasses.replace(
             self,
             epochs=epochs,
             lr=self.lr if self.lr is not None else {"sgd": 0.1, "adam": 0.001}[self.optimizer],
             milestones=self.milestones if self.milestones is not None else tuple(sorted({epochs // 2, epochs * 3 // 4} - {0})),
-            precision="fp32" if self.precision == "auto" else self.precision,
+            precision=precision if self.precision == "auto" else self.precision,
         )
 
 

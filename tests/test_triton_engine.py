@@ -13,6 +13,7 @@ from torch import nn
 
 from fastbn import FastBNOnlyResNet, explain
 from fastbn.engine.configurations import LIBRARY, ROLLING, TAPS
+from fastbn.engine.region import mixed as storage
 
 if interpreted.DEVICE != "cpu":
     pytest.skip("on a GPU bench/gpu_check.sh holds the engine to more", allow_module_level=True)
@@ -51,6 +52,19 @@ def test_half_storage():
     found = run(fused(model, "triton"), images(2, 9, 7, dtype=torch.float16))
     expected = run(stock(copy.deepcopy(model)).double(), images(2, 9, 7, dtype=torch.float16).double())
     assert error(flat_gradient(found), flat_gradient(expected)) < 5e-3
+
+
+def test_mixed_storage():
+    """float16 activations beside wider gradients (bfloat16 on a GPU; the interpreter has none): what goes in and out is float32."""
+    model = flip_free(resnet(8, 16)).float()
+    x = images(2, 9, 7, dtype=torch.float32, grad=True)
+    with storage(gradients=torch.float32):
+        found = run(fused(model, "triton"), x)
+    single, expected = run(fused(model, "triton"), x), run(stock(model).double(), x.detach().double().requires_grad_())
+    assert found.outputs[0].dtype == found.inputs[0].dtype == torch.float32
+    assert 1e-6 < error(found.outputs[0], single.outputs[0]) < 5e-3
+    assert error(flat_gradient(found), flat_gradient(expected)) < 5e-3
+    assert error(found.inputs[0], expected.inputs[0]) < 5e-3
 
 
 def every_second(model, change):

@@ -101,7 +101,7 @@ class Native:
     def recorder(self, device: torch.device) -> None:
         return None
 
-    def pack(self, conv: Conv, weight: Tensor, dtype: torch.dtype) -> Packed:
+    def pack(self, conv: Conv, weight: Tensor, dtype: torch.dtype, gradients: torch.dtype | None = None) -> Packed:
         w = weight.detach().to("cpu", torch.float32)  # (C, C_in, KH, KW)
         if M := algorithm(conv, self.exact):
             return Packed(self._transformed(w, M), self._transformed(w.flip(2, 3).transpose(0, 1), M), M)

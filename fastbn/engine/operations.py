@@ -118,8 +118,9 @@ class Engine(Protocol):
     def recorder(self, device: torch.device) -> Callable[[], Record] | None:
         """Makes what records this engine's launches for a replay; None where they are not to be recorded."""
 
-    def pack(self, conv: Conv, weight: Tensor, dtype: torch.dtype) -> Any:
-        """The frozen weight (C, C_in/groups, KH, KW) in the form that this engine multiplies by. Made once."""
+    def pack(self, conv: Conv, weight: Tensor, dtype: torch.dtype, gradients: torch.dtype | None = None) -> Any:
+        """The frozen weight (C, C_in/groups, KH, KW) in the form that this engine multiplies activations of this dtype by, and
+        gradients of that one (the same where it is None). Made once."""
 
     def convolve(
         self, conv: Conv, packed: Any, source: Tensor | Activation, keep_z: bool, keep_mask: bool, target: Target

@@ -36,7 +36,7 @@ class Reference:
     def recorder(self, device: torch.device) -> None:
         return None
 
-    def pack(self, conv: Conv, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    def pack(self, conv: Conv, weight: Tensor, dtype: torch.dtype, gradients: torch.dtype | None = None) -> Tensor:
         return weight.detach().to(dtype).contiguous(memory_format=torch.channels_last)
 
     def convolve(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import itertools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -15,8 +17,22 @@ from fastbn.engine.graph import Conv, Region, Shape, Unfit
 from fastbn.engine.operations import Engine
 from fastbn.engine.replay import Made, Recorded, Replays
 
-# By convolution and dtype: the weight's address and version, an alias of it, and the weight as the engine packed it.
-Packs = dict[tuple[nn.Conv2d, torch.dtype], tuple[tuple[int, int], Tensor, Any]]
+# By convolution and the dtypes of activations and gradients: the weight's address and version, an alias of it, and the weight as the
+# engine packed it.
+Packs = dict[tuple[nn.Conv2d, torch.dtype, torch.dtype], tuple[tuple[int, int], Tensor, Any]]
+
+_MIXED: contextvars.ContextVar[torch.dtype | None] = contextvars.ContextVar("mixed", default=None)
+
+
+@contextlib.contextmanager
+def mixed(gradients: torch.dtype = torch.bfloat16) -> Iterator[None]:
+    """Inside, regions store activations in float16, which BatchNorm keeps in range, and gradients in bfloat16, which needs no loss
+    scaling: no product mixes the two where weights are frozen. What goes in and comes out is float32. The Triton engine's alone."""
+    token = _MIXED.set(gradients)
+    try:
+        yield
+    finally:
+        _MIXED.reset(token)
 
 
 class FusedRegion(nn.Module):
@@ -43,12 +59,14 @@ class FusedRegion(nn.Module):
                 warnings.warn(f"fastbn runs {self.region.convs[0].name} to {self.region.convs[-1].norm} stock: {unfit}", stacklevel=2)
             return self._stock[0](*inputs)
         device, dtype = inputs[0].device.type, storage_dtype(inputs[0])
+        is_mixed = _mixes(inputs[0])
+        gradients = _MIXED.get() or dtype if is_mixed else dtype
         plain = all(x.is_contiguous() for x in inputs)  # what comes in NCHW goes out NCHW, as stock does
         with torch.autocast(device, enabled=False):
             cast = [x.to(dtype).contiguous(memory_format=torch.channels_last) for x in inputs]
             affine = [t for _, norm in self.pairs for t in (norm.weight, norm.bias)]
-            packed = [self._pack(conv, module, dtype) for conv, (module, _) in zip(self.region.convs, self.pairs, strict=True)]
-            call = walk.Call(self.region, self.engine, self.pairs, packed, shapes, set())
+            packed = [self._pack(conv, module, dtype, gradients) for conv, (module, _) in zip(self.region.convs, self.pairs, strict=True)]
+            call = walk.Call(self.region, self.engine, self.pairs, packed, shapes, set(), gradients)
             if torch.is_grad_enabled():
                 trains = [any(t is not None and t.requires_grad for t in (norm.weight, norm.bias)) for _, norm in self.pairs]
                 call.live = walk.live_values(self.region, [x.requires_grad for x in cast], trains)
@@ -57,6 +75,8 @@ class FusedRegion(nn.Module):
                     outputs = tuple(self._walk(call, cast).outputs)
             else:
                 outputs = _Function.apply(self._walk, call, *cast, *affine)
+            if is_mixed:
+                outputs = tuple(z.float() for z in outputs)
             return tuple(z.contiguous() for z in outputs) if plain else outputs
 
     def _walk(self, call: walk.Call, inputs: list[Tensor]) -> Made:
@@ -87,23 +107,29 @@ class FusedRegion(nn.Module):
                 raise Unfit(f"{join.convs[0].norm} has one value per channel")
         return shapes
 
-    def _pack(self, conv: Conv, module: nn.Conv2d, dtype: torch.dtype) -> Any:
+    def _pack(self, conv: Conv, module: nn.Conv2d, dtype: torch.dtype, gradients: torch.dtype) -> Any:
         """The packed weight, made again when the parameter's storage or contents have changed."""
         weight = module.weight
         key = (weight.data_ptr(), _version(weight))
-        found = self._packs.get((module, dtype))
+        found = self._packs.get((module, dtype, gradients))
         if found is None or found[0] != key:
             # the alias keeps this address from being given to another weight
-            found = self._packs[module, dtype] = (key, weight.detach(), self.engine.pack(conv, weight, dtype))
+            found = self._packs[module, dtype, gradients] = (key, weight.detach(), self.engine.pack(conv, weight, dtype, gradients))
         return found[2]
 
 
 def storage_dtype(x: Tensor) -> torch.dtype:
     """What activations are stored in: autocast's dtype, else the input's."""
+    if _mixes(x):
+        return torch.float16
     device = x.device.type
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:  # which autocast leaves as it is
         return torch.get_autocast_dtype(device)
     return x.dtype
+
+
+def _mixes(x: Tensor) -> bool:
+    return _MIXED.get() is not None and x.dtype != torch.float64
 
 
 def _version(t: Tensor) -> int:
@@ -157,7 +183,7 @@ def _backward(ctx: Any, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | 
                 f"{conv.name}.weight was modified in place between the forward and the backward; the gradient would belong to neither"
             )
     _, vectors, *saved = ctx.saved_tensors
-    given = [None if g is None else g.to(saved[0].dtype).contiguous(memory_format=torch.channels_last) for g in gradients]
+    given = [None if g is None else g.to(call.gradients).contiguous(memory_format=torch.channels_last) for g in gradients]
     recorded: Recorded | None = ctx.recorded
     found, affine = recorded.backward(given) if recorded and recorded.holds(vectors) else walk.backward(call, given, vectors, saved)
     needs, dtypes = ctx.needs_input_grad[2:], ctx.dtypes

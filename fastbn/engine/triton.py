@@ -61,16 +61,15 @@ class Triton:
             return None
         return lambda: Recorder(device)
 
-    def pack(self, conv: Conv, weight: Tensor, dtype: torch.dtype) -> Packed:
-        w = weight.detach().to(dtype)  # (C, C_in, KH, KW)
+    def pack(self, conv: Conv, weight: Tensor, dtype: torch.dtype, gradients: torch.dtype | None = None) -> Packed:
+        w, v = weight.detach().to(dtype), weight.detach().to(gradients or dtype)  # (C, C_in, KH, KW)
         algorithm = self._algorithm(conv)
         if algorithm == ROLLING:
-            forward, backward = rolling.pack_weight(w), rolling.pack_weight(w.flip(2, 3).transpose(0, 1))
-        elif algorithm == LIBRARY:
-            forward = backward = w.contiguous(memory_format=torch.channels_last)
-        else:
-            forward, backward = w.permute(2, 3, 1, 0).contiguous(), w.permute(2, 3, 0, 1).contiguous()
-        return Packed(algorithm, forward, backward)
+            return Packed(algorithm, rolling.pack_weight(w), rolling.pack_weight(v.flip(2, 3).transpose(0, 1)))
+        if algorithm == LIBRARY:
+            w, v = (t.contiguous(memory_format=torch.channels_last) for t in (w, v))
+            return Packed(algorithm, w, v)
+        return Packed(algorithm, w.permute(2, 3, 1, 0).contiguous(), v.permute(2, 3, 0, 1).contiguous())
 
     def convolve(
         self, conv: Conv, packed: Packed, source: Tensor | Activation, keep_z: bool, keep_mask: bool, target: Target

@@ -23,6 +23,7 @@ class Call:
     packed: list[Any]
     shapes: dict[int, Shape]
     live: set[int]  # the values through which gradient flows
+    gradients: torch.dtype  # what they are stored in
     batch: list[bool] = dataclasses.field(default_factory=list)  # by convolution: statistics of the batch or frozen
 
 

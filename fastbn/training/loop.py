@@ -12,6 +12,7 @@ from torch import nn
 from fastbn.config import Recipe
 from fastbn.data.augment import Epoch, draw_epoch
 from fastbn.data.images import Images
+from fastbn.engine import fused_forward
 from fastbn.errors import Diverged, Stopped, UsageError
 from fastbn.training import machine, precision
 from fastbn.training.evaluation import evaluate
@@ -50,9 +51,10 @@ def fit(
     for name, images in (("train", train), ("test", test), ("val", val)):
         if not isinstance(images, Images) and (images is not None or name == "train"):
             raise UsageError(f"{name} must be fastbn.Images(uint8 (N, H, W, 3), labels), got {type(images).__name__}")
-    recipe = (recipe or Recipe(**settings)).resolved(train.default_epochs)
+    device, fused = next(model.parameters()).device, fused_forward(model)
+    automatic = precision.automatic(fused.engine if fused else "stock", device)
+    recipe = (recipe or Recipe(**settings)).resolved(train.default_epochs, automatic)
     assert recipe.epochs is not None
-    device = next(model.parameters()).device
     step = Step(model, train.to(device), recipe)
     held_out = {name: images.to(device) for name, images in (("val", val), ("test", test)) if images is not None}
     bar = Progress(recipe.epochs, progress)

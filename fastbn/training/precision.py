@@ -7,18 +7,22 @@ from collections.abc import Iterator
 
 import torch
 
+from fastbn.engine import stepping
+from fastbn.engine.region import mixed
 from fastbn.errors import MachineError
 
 
 @contextlib.contextmanager
 def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
-    """Runs what it encloses in fp32 (never TF32), tf32, or bf16 by autocast. Raises MachineError where the device has no such thing."""
+    """Runs what it encloses in fp32 (never TF32), tf32, bf16 by autocast, or mixed (fastbn's float16 activations and bfloat16
+    gradients, the rest fp32). Raises MachineError where the device has no such thing."""
     check(precision, device)
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     try:
         # without a cache of cast weights: it lasts as long as this context, and would outlive their updates
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
+        regions = mixed() if precision == "mixed" else contextlib.nullcontext()
+        with regions, torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
             yield
     finally:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
@@ -28,5 +32,11 @@ def check(precision: str, device: torch.device) -> None:
     """Raises MachineError for a precision that this version does not offer on this device."""
     if precision == "tf32" and device.type != "cuda":
         raise MachineError(f"--precision tf32 needs a CUDA device, this run is on {device.type}; use fp32 or bf16")
-    if precision == "mixed":
-        raise MachineError("--precision mixed (fp16 activations, bf16 gradients) is not part of this version of fastbn; use fp32 or bf16")
+    if precision == "mixed" and not stepping.usable(device):
+        what = "--precision mixed (fp16 activations, bf16 gradients)"
+        raise MachineError(f"{what} needs the Triton engine on CUDA, this run is on {device.type}; use fp32 or bf16")
+
+
+def automatic(model_engine: str, device: torch.device) -> str:
+    """What 'auto' means for a model's engine ('auto', 'stock', …): mixed where the Triton engine runs it, else fp32."""
+    return "mixed" if model_engine in ("auto", "triton") and stepping.usable(device) else "fp32"

@@ -24,7 +24,7 @@ from fastbn.training.loop import fit
 from fastbn.training.progress import Progress
 from fastbn.training.saving import Saver
 
-DTYPES = {"bf16": torch.bfloat16}  # of stored activations, where it is not float32
+DTYPES = {"bf16": torch.bfloat16, "mixed": torch.float16}  # of stored activations, where it is not float32
 
 
 def train_run(config: Config) -> str:
@@ -111,7 +111,7 @@ def _resolved(config: Config, loaded: Loaded) -> tuple[Config, str]:
     device = machine.choose_device(config.device)
     spec = resolve(config.depth, width=config.width, family=config.family)
     engine, why = _engine(config, device)
-    config = config.resolved(loaded.train.default_epochs)
+    config = config.resolved(loaded.train.default_epochs, precision.automatic(engine, device))
     config = dataclasses.replace(
         config,
         family=spec.family,
@@ -131,7 +131,10 @@ def _engine(config: Config, device: torch.device) -> tuple[str, str]:
             raise UsageError(f"--engine {config.engine} runs frozen convolutions, --train {config.train} leaves none; use --engine stock")
         return "stock", "every convolution trains"
     engine, why = choose(config.engine, device, DTYPES.get(config.precision, torch.float32))
-    return engine.name if engine else "stock", why
+    name = engine.name if engine else "stock"
+    if config.precision == "mixed" and name != "triton":
+        raise UsageError(f"--precision mixed is the Triton engine's, and --engine {config.engine} means {name} here; use fp32 or bf16")
+    return name, why
 
 
 def _model(config: Config, loaded: Loaded) -> FastBNOnlyResNet:
