@@ -183,6 +183,7 @@ def _backward(ctx: Any, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | 
                 f"{conv.name}.weight was modified in place between the forward and the backward; the gradient would belong to neither"
             )
     _, vectors, *saved = ctx.saved_tensors
+    ctx.maybe_clear_saved_tensors()  # unless the graph is retained: from here on `saved` alone holds them, and the walk lets go of each
     given = [None if g is None else g.to(call.gradients).contiguous(memory_format=torch.channels_last) for g in gradients]
     recorded: Recorded | None = ctx.recorded
     found, affine = recorded.backward(given) if recorded and recorded.holds(vectors) else walk.backward(call, given, vectors, saved)

@@ -108,14 +108,14 @@ class Recorded:
         which = tuple(g is not None for g in gradients)
         if which not in self._backwards:
             self._backwards[which] = None
-            return walk.backward(self.call, gradients, self.vectors, self.saved)
+            return walk.backward(self.call, gradients, self.vectors, [*self.saved])
         replay = self._backwards[which]
         if replay is None:
             own = [None if g is None else g.clone(memory_format=torch.preserve_format) for g in gradients]
             self._gradients[which] = own
 
             def run() -> None:
-                self._found[which] = walk.backward(self.call, own, self.vectors, self.saved)
+                self._found[which] = walk.backward(self.call, own, self.vectors, [*self.saved])
 
             replay = self._backwards[which] = self._record(run)
         for place, g in zip(self._gradients[which], gradients, strict=True):

@@ -102,11 +102,12 @@ def backward(
     call: Call, gradients: list[Tensor | None], vectors: Tensor, saved: list[Tensor]
 ) -> tuple[dict[int, Tensor], dict[Conv, Tensor]]:
     """The gradients of the region's live inputs; and of each BatchNorm that the gradient reached, its (dγ, dβ) as a (2, C)
-    view of one fresh flat tensor."""
+    view of one fresh flat tensor. Empties `saved`: a join's tensors go as soon as the walk is past it."""
     region, engine = call.region, call.engine
     flat = torch.empty_like(vectors[:2])
     affine: dict[Conv, Tensor] = {}
     kept = _kept(call, saved)
+    saved.clear()
     packed = dict(zip(region.convs, zip(call.packed, call.batch, strict=True), strict=True))
     paths: dict[int, list[Path]] = {}
     added: dict[int, list[Tensor]] = {}
