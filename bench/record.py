@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
-from bench.step import RESULTS
+import torch
+
+from fastbn.training import machine
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def conditions() -> dict[str, Any]:
+    """Under which a measurement is taken now on this machine's CPU: device, versions, commit, date."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS).stdout.strip()
+    device, date = machine.describe(torch.device("cpu")), time.strftime("%Y-%m-%d")
+    return {"device": device, "versions": machine.versions(), "commit": commit, "date": date}
 
 
 def record(run: Path) -> Path:

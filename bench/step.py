@@ -8,22 +8,17 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from bench.record import RESULTS, conditions
 from fastbn import FastBNOnlyResNet, freeze
 from fastbn.engine import fused_forward
-from fastbn.training import machine
-
-RESULTS = Path(__file__).parent / "results"
-
 
 Provider = tuple[Callable[[torch.Tensor], torch.Tensor], nn.Module, torch.memory_format]
 
@@ -138,12 +133,10 @@ def main() -> None:
         low, middle, high = statistics.quantiles(row["seconds"], n=4)
         spread = f"{1e3 * low:.0f} … {1e3 * high:.0f}"
         print(f"{row['provider']:42}{1e3 * middle:12.1f}{spread:>20}{middle / best:22.2f}{row['saved_bytes'] / 1e6:10.1f}")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS).stdout.strip()
-    date = time.strftime("%Y-%m-%d")
-    conditions = {"device": machine.describe(torch.device("cpu")), "versions": machine.versions(), "commit": commit, "date": date}
-    record = {"depth": asked.depth, "batch_size": asked.batch_size, "size": asked.size, "precision": "fp32", **conditions}
+    found = conditions()
+    record = {"depth": asked.depth, "batch_size": asked.batch_size, "size": asked.size, "precision": "fp32", **found}
     record |= {"matmul_flops": sgemm, "rows": rows}
-    target = RESULTS / f"step-resnet{asked.depth}-{asked.size}px-b{asked.batch_size}-{asked.engine}-{date}.json"
+    target = RESULTS / f"step-resnet{asked.depth}-{asked.size}px-b{asked.batch_size}-{asked.engine}-{found['date']}.json"
     target.write_text(json.dumps(record, indent=1) + "\n")
     print(target)
 
