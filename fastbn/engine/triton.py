@@ -28,7 +28,7 @@ from fastbn.kernels import gradient as gradients
 from fastbn.kernels.settle import Backward, Forward
 from fastbn.kernels.source import AFFINE, PLAIN, PROJECTION, RESIDUAL, Source
 
-COUNTERS = 1 << 16  # of programs' arrivals, of one stream
+COUNTERS = 1 << 18  # of programs' arrivals: one a group of programs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,11 +168,16 @@ class Triton:
         return end, [(c[0], c[1], c[2]) if norm.batch else (c[0], None, None) for c, norm in zip(found, made, strict=True)]
 
     def _arrivals(self, like: Tensor) -> Tensor:
-        """Zeros that the kernels leave as zeros. A stream's launches follow each other: each has its own."""
-        key = (like.device, torch.cuda.current_stream(like.device).cuda_stream) if like.is_cuda else like.device
-        if key not in self._counters:
-            self._counters[key] = torch.zeros(COUNTERS, dtype=torch.int32, device=like.device)
-        return self._counters[key]
+        """Zeros that the kernels leave as zeros. A stream's launches follow each other: each has its own; recorded graphs, which
+        replay in turn, share one, made before the first capture: within it the zeros would be written by its own replays alone."""
+        capturing = like.is_cuda and torch.cuda.is_current_stream_capturing()
+        stream = torch.cuda.current_stream(like.device).cuda_stream if like.is_cuda and not capturing else None
+        if (like.device, stream) not in self._counters:
+            if capturing:
+                raise RuntimeError("a CUDA graph of a fused model was captured before its first run; run it once as it is, then capture")
+            for key in {(like.device, stream), (like.device, None)} - set(self._counters):
+                self._counters[key] = torch.zeros(COUNTERS, dtype=torch.int32, device=like.device)
+        return self._counters[like.device, stream]
 
 
 def _source(source: Tensor | Activation, keep_z: bool, keep_mask: bool) -> tuple[Source, Formed | None]:
