@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from fastbn import choices
@@ -148,15 +150,15 @@ class Config(Recipe):
 
 
 def parse(arguments: Sequence[str] | None, program: str, description: str) -> Config:
-    """The command line's Config; --help prints and exits. Raises UsageError for a wrong argument."""
+    """The command line's Config; --help prints and exits. With --resume, what is not given is that of the run in --out.
+    Raises UsageError for a wrong argument."""
     parser = Parser(program, description=description)
     recipe = {field.name for field in dataclasses.fields(Recipe)}
     groups = {False: parser.add_argument_group("network, data and run"), True: parser.add_argument_group("recipe")}
     for field in dataclasses.fields(Config):
         flag = "--" + field.name.replace("_", "-")
         settings: dict[str, Any] = {"help": field.metadata["help"]}
-        required = field.default is dataclasses.MISSING
-        if not required and field.default not in (None, False):
+        if field.default not in (None, False, dataclasses.MISSING):
             settings["help"] += f" ({field.default})"
         settings["help"] = settings["help"].replace("%", "%%")
         if field.metadata["kind"] is bool:
@@ -165,6 +167,26 @@ def parse(arguments: Sequence[str] | None, program: str, description: str) -> Co
             settings |= {"type": field.metadata["kind"], "choices": field.metadata["choices"], "metavar": field.metadata["metavar"]}
             if field.metadata["choices"] is None and field.metadata["metavar"] is None:
                 settings["metavar"] = "N" if field.metadata["kind"] is int else "X"
-            settings |= {"required": required} if required else {"default": field.default}
-        groups[field.name in recipe].add_argument(flag, **settings)
-    return Config(**vars(parser.parse_args(arguments)))
+        groups[field.name in recipe].add_argument(flag, default=argparse.SUPPRESS, **settings)
+    given = vars(parser.parse_args(arguments))
+    if given.get("resume") and given.get("out"):
+        path = Path(given["out"]) / "config.json"
+        given = _saved(path) | given
+        if "depth" not in given:
+            parser.error(f"--resume without --depth needs the settings in {path}, which can't be read; give the run's own arguments")
+    if "depth" not in given:
+        parser.error("the following arguments are required: --depth")
+    return Config(**given)
+
+
+def _saved(path: Path) -> dict[str, Any]:
+    """The settings in a run's config.json; none where there is no such file, or it is damaged, which the run tells of."""
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    names = {field.name for field in dataclasses.fields(Config)} - {"out", "resume", "explain", "download"}
+    found = {name: saved[name] for name in names & saved.keys()} if isinstance(saved, dict) else {}
+    if found.get("milestones") is not None:
+        found["milestones"] = tuple(found["milestones"])
+    return found

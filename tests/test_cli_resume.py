@@ -75,6 +75,23 @@ def test_a_signal_in_an_epoch(whole, tmp_path, monkeypatch, capfd, number, code,
     resumed_equals(whole, tmp_path)
 
 
+def test_the_folder_alone_says_how_to_go_on(whole, tmp_path, monkeypatch, capfd):
+    with monkeypatch.context() as patched:
+        at_call(patched, Step, "__call__", 1, raise_signal(signal.SIGTERM))
+        assert train(tmp_path, *whole[0], epochs=EPOCHS) == 143
+    assert main(["--resume", "--out", str(tmp_path)]) == 0
+    assert_same_run(tmp_path, whole[1])
+    capfd.readouterr()
+    for broken in ("{", "[]", None):
+        (tmp_path / "config.json").unlink()
+        if broken:
+            (tmp_path / "config.json").write_text(broken)
+        else:
+            (tmp_path / "config.json").mkdir()
+        assert main(["--resume", "--out", str(tmp_path)]) == 2
+        assert "config.json" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("evaluation_number", [0, 1])
 def test_a_signal_in_an_evaluation(whole, tmp_path, monkeypatch, evaluation_number):
     with monkeypatch.context() as patched:
