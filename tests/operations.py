@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -44,31 +45,33 @@ SOURCES = ("formed", "scale-shift-relu", "residual", "projection")
 MASKS = ("saved", "again", "linear", "none")
 
 
-def draw(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+def draw(*shape: int, seed: int, device: str = "cpu") -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(device)
 
 
-def activation(n: int, c: int, h: int, w: int, seed: int, dtype: torch.dtype = torch.float32, mean: float = 0.5) -> Tensor:
-    return (draw(n, h, w, c, seed=seed) + mean).to(dtype).permute(0, 3, 1, 2)
+def activation(
+    n: int, c: int, h: int, w: int, seed: int, dtype: torch.dtype = torch.float32, mean: float = 0.5, device: str = "cpu"
+) -> Tensor:
+    return (draw(n, h, w, c, seed=seed, device=device) + mean).to(dtype).permute(0, 3, 1, 2)
 
 
-def norm(c: int, seed: int, batch: bool = True) -> Norm:
-    return Norm(draw(4, c, seed=seed), batch)
+def norm(c: int, seed: int, batch: bool = True, device: str = "cpu") -> Norm:
+    return Norm(draw(4, c, seed=seed, device=device), batch)
 
 
-def target(c: int, batch: bool = True, seed: int = 20) -> Target:
+def target(c: int, batch: bool = True, seed: int = 20, device: str = "cpu") -> Target:
     """A BatchNorm's request, its vectors full of NaN, two of their rows beside them."""
-    module = nn.BatchNorm2d(c)
+    module = nn.BatchNorm2d(c).to(device)
     with torch.no_grad():
         for i, t in enumerate((module.weight, module.bias, module.running_mean, module.running_var)):
             t.copy_(draw(c, seed=seed + i))
         module.running_var.abs_()
     module.train(batch)
-    return Target(module, None, Norm(torch.full((4, c + 3), float("nan"))[:, 1 : c + 1], batch))
+    return Target(module, None, Norm(torch.full((4, c + 3), float("nan"), device=device)[:, 1 : c + 1], batch))
 
 
-def affine(c: int) -> Tensor:
-    return torch.full((2, c + 3), float("nan"))[:, 1 : c + 1]
+def affine(c: int, device: str = "cpu") -> Tensor:
+    return torch.full((2, c + 3), float("nan"), device=device)[:, 1 : c + 1]
 
 
 def channels(t: Tensor) -> Tensor:
@@ -83,15 +86,15 @@ def error(found: Tensor, expected: Tensor) -> float:
     return ((found.to(WIDE) - expected).norm() / expected.norm()).item()
 
 
-def source(kind: str, case: Case, dtype: torch.dtype = torch.float32) -> tuple[Tensor | Activation, Tensor]:
+def source(kind: str, case: Case, dtype: torch.dtype = torch.float32, device: str = "cpu") -> tuple[Tensor | Activation, Tensor]:
     """A convolution's source, and z in float64."""
-    y, first = activation(*case.source, seed=1, dtype=dtype), norm(case.c, 2)
+    y, first = activation(*case.source, seed=1, dtype=dtype, device=device), norm(case.c, 2, device=device)
     if kind == "formed":
         return y, y.to(WIDE)
     z = y.to(WIDE) * channels(first.scale) + channels(first.shift)
     if kind == "scale-shift-relu":
         return Activation((y,), (first,), None, True), z.relu()
-    other, second = activation(*case.source, seed=3, dtype=dtype), norm(case.c, 4)
+    other, second = activation(*case.source, seed=3, dtype=dtype, device=device), norm(case.c, 4, device=device)
     if kind == "residual":
         return Activation((y,), (first,), other, True), (z + other.to(WIDE)).relu()
     return (
@@ -100,49 +103,74 @@ def source(kind: str, case: Case, dtype: torch.dtype = torch.float32) -> tuple[T
     )
 
 
-def check_forward(engine: Engine, case: Case, kind: str, dtype: torch.dtype, tolerance: float, batch: bool = True) -> None:
+Error = tuple[str, float, float]  # of what, how large, and what it must stay below
+
+
+def check_forward(
+    engine: Engine, case: Case, kind: str, dtype: torch.dtype, tolerance: float, batch: bool = True, device: str = "cpu"
+) -> None:
     """y, z, the mask, the target's vectors and the running statistics. `tolerance`: of y; the statistics are those of the stored y."""
-    conv, (read, z) = case.conv(), source(kind, case, dtype)
-    weight = case.weight().to(dtype)
-    wanted = target(case.oc, batch)
+    for what, found, most in forward_errors(engine, case, kind, dtype, tolerance, batch, device):
+        assert found < most, f"{what}: {found:.1e}, allowed {most:.1e}"
+
+
+def check_gradient(
+    engine: Engine, case: Case, masked: str, dtype: torch.dtype, tolerance: float, batch: bool = True, device: str = "cpu"
+) -> None:
+    """One path and an added term, masked, with dγ and dβ and the coefficients of the raw outputs that the value was made of."""
+    for what, found, most in gradient_errors(engine, case, masked, dtype, tolerance, batch, device):
+        assert found < most, f"{what}: {found:.1e}, allowed {most:.1e}"
+
+
+def forward_errors(
+    engine: Engine, case: Case, kind: str, dtype: torch.dtype, tolerance: float, batch: bool, device: str, exact: float = 1e-6
+) -> Iterator[Error]:
+    """What check_forward holds to its tolerance, one by one. `exact`: the tolerance of what is float32 in every precision."""
+    conv, (read, z) = case.conv(), source(kind, case, dtype, device)
+    weight = case.weight().to(device, dtype)
+    wanted = target(case.oc, batch, device=device)
     before = [wanted.module.running_mean.to(WIDE), wanted.module.running_var.to(WIDE)]
     y, formed = engine.convolve(conv, engine.pack(conv, weight, dtype), read, True, True, wanted)
     kept = z.to(dtype).to(WIDE) if kind == "formed" or dtype != torch.float32 else z  # what the convolution reads is stored precision
     expected = F.conv2d(kept, weight.to(WIDE), None, conv.stride, conv.padding, conv.dilation, conv.groups)
     assert y.dtype == dtype and y.is_contiguous(memory_format=torch.channels_last)
-    assert error(y, expected) < tolerance
+    yield "y", error(y, expected), tolerance
     found = [rows(y).mean(0), rows(y).var(0, correction=0)] if batch else before
     mean, rstd, scale, shift = wanted.norm.vectors
     module = wanted.module
-    exact = 1 / (found[1] + module.eps).sqrt()
-    assert error(mean, found[0]) < 1e-6 and error(rstd, exact) < 1e-6
-    assert error(scale, exact * module.weight.detach()) < 1e-6
-    assert error(shift, module.bias.detach() - found[0] * exact * module.weight.detach()) < 2e-6
+    inverse = 1 / (found[1] + module.eps).sqrt()
+    yield "mean", error(mean, found[0]), exact
+    yield "rstd", error(rstd, inverse), exact
+    yield "scale", error(scale, inverse * module.weight.detach()), exact
+    yield "shift", error(shift, module.bias.detach() - found[0] * inverse * module.weight.detach()), 2 * exact
     m = y.numel() // case.oc
     moved = [found[0], found[1] * m / (m - 1)] if batch and m > 1 else before
-    for running, old, new in zip((module.running_mean, module.running_var), before, moved, strict=True):
-        assert error(running, old + 0.1 * (new - old)) < 1e-6
+    for what, old, new in zip(("running_mean", "running_var"), before, moved, strict=True):
+        yield what, error(getattr(module, what), old + 0.1 * (new - old)), exact
     assert int(module.num_batches_tracked) == int(batch)
     assert (formed is None) == (kind == "formed")
     if formed is not None:
-        assert error(formed.z, z) < max(1e-6, torch.finfo(dtype).eps)
+        yield "z", error(formed.z, z), max(exact, torch.finfo(dtype).eps)
         assert isinstance(read, Activation)
-        mask = Mask(True, formed.mask, read.ys, read.norms, tuple(affine(case.c) for _ in read.ys))
+        mask = Mask(True, formed.mask, read.ys, read.norms, tuple(affine(case.c, device) for _ in read.ys))
         opened, _ = engine.gradient([], [torch.ones_like(formed.z)], mask, case.source)
-        assert torch.equal(opened != 0, formed.z != 0)
+        yield "elements of the mask", ((opened != 0) != (formed.z != 0)).sum().item(), 1
 
 
-def check_gradient(engine: Engine, case: Case, masked: str, dtype: torch.dtype, tolerance: float, batch: bool = True) -> None:
-    """One path and an added term, masked, with dγ and dβ and the coefficients of the raw outputs that the value was made of."""
+def gradient_errors(
+    engine: Engine, case: Case, masked: str, dtype: torch.dtype, tolerance: float, batch: bool, device: str, exact: float = 2e-6
+) -> Iterator[Error]:
+    """What check_gradient holds to its tolerance, one by one."""
     conv, size = case.conv(), case.source
-    weight = case.weight().to(dtype)
+    weight = case.weight().to(device, dtype)
     out = conv.shape(size)
-    ds, y, added = (activation(*s, seed=seed, dtype=dtype) for s, seed in ((out, 6), (out, 7), (size, 8)))
-    c1, c2, c0 = draw(3, case.oc, seed=9)
+    ds, y, added = (activation(*s, seed=seed, dtype=dtype, device=device) for s, seed in ((out, 6), (out, 7), (size, 8)))
+    c1, c2, c0 = draw(3, case.oc, seed=9, device=device)
     path = Path(conv, engine.pack(conv, weight, dtype), ds, y, (c1, c2, c0) if batch else (c1, None, None))
-    ys, norms = tuple(activation(*size, seed=s, dtype=dtype) for s in (10, 11)), (norm(case.c, 12, batch), norm(case.c, 13, batch))
+    ys = tuple(activation(*size, seed=s, dtype=dtype, device=device) for s in (10, 11))
+    norms = (norm(case.c, 12, batch, device), norm(case.c, 13, batch, device))
     saved = engine.form(Activation(ys, norms, None, True), True)
-    outs = (affine(case.c), affine(case.c))
+    outs = (affine(case.c, device), affine(case.c, device))
     mask = {
         "saved": Mask(True, saved.mask, ys, norms, outs),
         "again": Mask(True, None, ys[:1], norms[:1], outs[:1]),
@@ -159,7 +187,7 @@ def check_gradient(engine: Engine, case: Case, masked: str, dtype: torch.dtype, 
         expected = expected * (saved.z != 0)
     if masked == "again":
         expected = expected * (engine.form(Activation(ys[:1], norms[:1], None, True), False).z != 0)
-    assert error(found, expected) < tolerance
+    yield "ds", error(found, expected), tolerance
     assert len(coefficients) == (0 if mask is None else len(mask.ys))
     if mask is None:
         return
@@ -168,29 +196,30 @@ def check_gradient(engine: Engine, case: Case, masked: str, dtype: torch.dtype, 
         dbias = rows(found).sum(0)
         dweight = (rows(found) * (rows(raw) - own.mean)).sum(0) * own.rstd
         # the sums of a stored half gradient are those of what was rounded, or of what was not: both are right
-        near = max(2e-6, tolerance if dtype != torch.float32 else 0.0)
-        assert error(affine_out[1], dbias) < near and error(affine_out[0], dweight) < near
-        assert error(a1, own.scale.to(WIDE)) == 0
+        near = max(exact, tolerance if dtype != torch.float32 else 0.0)
+        yield "dβ", error(affine_out[1], dbias), near
+        yield "dγ", error(affine_out[0], dweight), near
+        assert torch.equal(a1, own.scale)
         assert (a2 is None) == (not batch)
         if batch:
             e2 = -own.scale.to(WIDE) * own.rstd * affine_out[0].to(WIDE) / m
-            assert error(a2, e2) < 2e-6
-            assert error(a0, -own.scale.to(WIDE) * affine_out[1].to(WIDE) / m - e2 * own.mean) < 2e-6
+            yield "c2", error(a2, e2), exact
+            yield "c0", error(a0, -own.scale.to(WIDE) * affine_out[1].to(WIDE) / m - e2 * own.mean), exact
 
 
-def two_paths(engine: Engine, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+def two_paths(engine: Engine, dtype: torch.dtype = torch.float32, device: str = "cpu") -> tuple[Tensor, Tensor]:
     """A projection block's input: conv1ᵀ + projᵀ, of different kernels at stride 2, and three added terms: found and expected."""
     size = (3, 24, 9, 11)
     three, one = Case("", 3, 9, 11, 24, 40, stride=2).conv(), Case("", 3, 9, 11, 24, 40, kernel=1, stride=2, padding=0).conv()
-    paths, expected = [], torch.zeros(size, dtype=WIDE)
+    paths, expected = [], torch.zeros(size, dtype=WIDE, device=device)
     for seed, conv in ((20, three), (30, one)):
-        weight = draw(40, 24, *conv.kernel, seed=seed).to(dtype)
-        ds, y = (activation(*conv.shape(size), seed=seed + k, dtype=dtype) for k in (1, 2))
-        c1 = draw(40, seed=seed + 3)
+        weight = draw(40, 24, *conv.kernel, seed=seed).to(device, dtype)
+        ds, y = (activation(*conv.shape(size), seed=seed + k, dtype=dtype, device=device) for k in (1, 2))
+        c1 = draw(40, seed=seed + 3, device=device)
         paths.append(Path(conv, engine.pack(conv, weight, dtype), ds, y, (c1, None, None)))
         dy = (ds.to(WIDE) * channels(c1)).to(dtype).to(WIDE)
         expected += torch.nn.grad.conv2d_input(size, weight.to(WIDE), dy, conv.stride, conv.padding)
-    added = [activation(*size, seed=40 + k, dtype=dtype) for k in range(3)]
+    added = [activation(*size, seed=40 + k, dtype=dtype, device=device) for k in range(3)]
     found, coefficients = engine.gradient(paths, added, None, size)
     assert coefficients == []
     return found, expected + sum(t.to(WIDE) for t in added)

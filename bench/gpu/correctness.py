@@ -1,0 +1,141 @@
+"""python -m bench.gpu correctness: every kernel and whole networks on this device against float64; a failure is a row, not an end.
+
+The checks are shared out among --jobs processes, since compiling the kernels takes the processors' time. Each leaves
+correctness-<i>.json; one that dies is started again after the check that it died of, which is then a failure itself.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.gpu.kernels import Checks, Errors, operation_checks
+from bench.gpu.measure import DEVICE, ROOT, Sink, failure
+from bench.gpu.networks import network_checks
+
+RESTARTS = 20  # of one process
+GRACE = 15  # seconds that a check may go on after the deadline
+
+
+def judge(name: str, check: Callable[[], Errors]) -> dict[str, Any]:
+    """A row: what came nearest to its tolerance, and everything that failed."""
+    failures: list[dict[str, Any]] = []
+    worst, start = ("nothing was checked", 0.0, math.nan), time.perf_counter()
+    try:
+        for what, error, most in check():
+            if not error < most:
+                failures.append({"name": name, "what": what, "error": float(error), "tolerance": float(most)})
+            if math.isnan(worst[2]) or not error / most <= worst[1] / worst[2]:
+                worst = what, float(error), float(most)
+        if math.isnan(worst[2]):
+            raise AssertionError(worst[0])
+    except Exception as error:  # whatever it is, the other checks are made
+        failures.append({"name": name, "what": failure(error), "error": None, "tolerance": None})
+    what, error_, most_ = worst if not math.isnan(worst[2]) else (worst[0], None, None)
+    return {"name": name, "worst": what, "error": error_, "tolerance": most_, "seconds": time.perf_counter() - start, "failures": failures}
+
+
+def died(name: str, how: str) -> dict[str, Any]:
+    """The row of a check that took its process with it."""
+    found = {"name": name, "what": how, "error": None, "tolerance": None}
+    return {"name": name, "worst": how, "error": None, "tolerance": None, "seconds": 0.0, "failures": [found]}
+
+
+def selected(small: bool, match: str, index: int, jobs: int) -> Checks:
+    return [pair for pair in network_checks(small) + operation_checks(small) if match in pair[0]][index::jobs]
+
+
+def worker(out: Path, small: bool, match: str, index: int, jobs: int, deadline: float) -> None:
+    """One process's share, but for what one before it has done; ends early where CUDA is beyond use."""
+    path = out / f"correctness-{index}.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": [], "running": None}
+    sink = Sink(out, f"correctness-{index}", unchecked=0, running=None)
+    sink.rows.extend(before["rows"])
+    if before["running"]:
+        sink.add(**died(before["running"], "its process ended"))
+    done = {row["name"] for row in sink.rows}
+    for name, check in selected(small, match, index, jobs):
+        if name in done:
+            continue
+        if time.time() > deadline:
+            sink.record["unchecked"] += 1
+            continue
+        sink.record["running"] = name
+        sink.write()
+        row = judge(name, check)
+        sink.record["running"] = None
+        sink.add(**row)
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()  # raises where a launch has broken the context: a new process goes on
+    sink.finish()
+
+
+def correctness(out: Path, small: bool, match: str, jobs: int, seconds: float, resume: bool) -> int:
+    """Everything, in processes of their own where there are several; the number of failures. Leaves correctness.json."""
+    if not resume:
+        for path in out.glob("correctness*.json"):
+            path.unlink()
+    deadline = time.time() + seconds
+    if jobs == 1:
+        worker(out, small, match, 0, 1, deadline)
+    else:
+        shared_out(out, small, match, jobs, deadline)
+    return collect(out, small)
+
+
+def shared_out(out: Path, small: bool, match: str, jobs: int, deadline: float) -> None:
+    """A process an index, started again where it dies."""
+    common = [sys.executable, "-m", "bench.gpu", "correctness", "--out", str(out), "--match", match, "--deadline", str(deadline)]
+
+    def start(index: int) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([*common, *["--small"] * small, "--part", str(index), "--jobs", str(jobs)], cwd=ROOT)
+
+    running = {index: (start(index), RESTARTS) for index in range(jobs)}
+    while running:
+        time.sleep(0.2)
+        for index, (process, left) in list(running.items()):
+            if process.poll() is None:
+                if time.time() > deadline + GRACE:
+                    process.kill()  # it hangs in a check, which its record names
+                continue
+            del running[index]
+            if process.returncode != 0 and left and time.time() < deadline:
+                running[index] = start(index), left - 1
+
+
+def collect(out: Path, small: bool) -> int:
+    """The parts in one record."""
+    sink = Sink(out, "correctness")
+    parts = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("correctness-*.json"))]
+    rows = [row for part in parts for row in part["rows"]]
+    rows += [died(part["running"], "its process ended, or was stopped") for part in parts if part["running"]]
+    for what in left_out(small):
+        sink.leave_out(what)
+    unchecked = sum(part["unchecked"] for part in parts)
+    if unchecked or not all(part["finished"] for part in parts):
+        sink.leave_out(f"{unchecked or 'some'} checks for want of time: --resume goes on with them")
+    sink.rows.extend(rows)
+    failures = [found for row in rows for found in row["failures"]]
+    sink.finish(checked=len(rows), failures=failures)
+    print(f"{len(rows)} checks, {len(failures)} failures")
+    for found in failures[:40]:
+        print(f"FAILED {found['name']}: {found['what']}, error {found['error']}, allowed {found['tolerance']}")
+    return len(failures)
+
+
+def left_out(small: bool) -> Iterator[str]:
+    """What this device or size does not allow."""
+    if DEVICE.type != "cuda":
+        yield "bfloat16: in the interpreter its products are of bit patterns"
+        yield "TF32: there is none on a CPU"
+        yield "CUDA graphs: on a CPU a replay launches again"
+    if small:
+        yield "the shapes of real networks: the interpreter would take hours"

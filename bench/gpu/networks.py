@@ -1,0 +1,211 @@
+"""The networks' checks of bench.gpu correctness: the Triton engine in ordinary use against stock PyTorch in float64.
+
+The networks are flip-free (β = ±6): no ReLU's sign hangs on a rounding. Each is called several times: on CUDA the first call runs as
+it is, the second is recorded, the later ones are replays. Allowed is a few of the precision's own roundings, or three times
+what stock PyTorch in the same precision is off by.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.gpu.measure import DEVICE, import_tests, relative
+from fastbn import FastBNOnlyResNet, freeze, fuse
+from fastbn.config import Recipe
+from fastbn.data.augment import draw_epoch
+from fastbn.data.images import Images
+from fastbn.errors import MachineError
+from fastbn.training import precision
+from fastbn.training.captured import Captured
+from fastbn.training.step import Step, Totals
+
+import_tests()
+from nets import flip_free, images, scattered  # noqa: E402
+
+SIZES = {"cifar": (16, 32), "imagenet": (4, 64)}  # batch and height of the images
+FP32, CALLS = torch.float32, 4
+
+
+def network(depth: int, family: str, small: bool = False) -> nn.Module:
+    width = {"cifar": 16, "imagenet": 16 if depth < 50 else 8}[family] if small else None
+    return flip_free(scattered(FastBNOnlyResNet(depth, width=width, family=family, engine="stock"))).to(DEVICE)
+
+
+def inputs(family: str, small: bool, seed: int, grad: bool = False) -> Tensor:
+    batch, height = (2, 5) if small else SIZES[family]
+    return images(batch, height, height + 1 if small else height, seed=seed, dtype=FP32).to(DEVICE).requires_grad_(grad)
+
+
+def upstream(z: Tensor) -> Tensor:
+    return torch.randn(z.shape, generator=torch.Generator().manual_seed(7)).to(z)
+
+
+def autocast(dtype: torch.dtype) -> contextlib.AbstractContextManager[Any]:
+    return torch.autocast(DEVICE.type, dtype) if dtype != FP32 else contextlib.nullcontext()
+
+
+def flat(model: nn.Module) -> Tensor:
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def left(model: nn.Module, x: Tensor, dtype: torch.dtype = FP32) -> dict[str, Tensor]:
+    """What one forward and backward leave: the output, every parameter's gradient in one vector, the input's, the statistics."""
+    model.zero_grad()
+    x = x.detach().clone().requires_grad_(x.requires_grad)
+    with autocast(dtype):
+        z = model(x)
+    z.backward(upstream(z))
+    found = {"output": z.detach(), "gradient": flat(model)}
+    if x.grad is not None:
+        found["input's gradient"] = x.grad
+    buffers = [b.flatten() for b in model.buffers() if b.is_floating_point()]
+    return found | {"statistics": torch.cat(buffers), "batches": torch.stack([b for b in model.buffers() if not b.dim()])}
+
+
+def tolerance(dtype: torch.dtype, stock_error: float) -> float:
+    return max(2e-5 if dtype == FP32 else 4 * torch.finfo(dtype).eps, 3 * stock_error)
+
+
+def like_stock(
+    depth: int, family: str, small: bool, dtype: torch.dtype, training: bool, grad: bool = True, tf32: bool = False
+) -> Iterator[tuple[str, float, float]]:
+    """Several calls, each with images of its own."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
+    model = network(depth, family, small).train(training)
+    ours, theirs, wide = fuse(copy.deepcopy(model), "triton"), model, copy.deepcopy(model).double()
+    for call in range(2 if small else CALLS):
+        x = inputs(family, small, call + 1, grad)
+        found, same, expected = left(ours, x, dtype), left(theirs, x, dtype), left(wide, x.detach().double().requires_grad_(grad))
+        yield f"counts of batches, call {call}", (found.pop("batches") != expected.pop("batches")).sum().item(), 1
+        for what, value in expected.items():
+            yield f"{what}, call {call}", relative(found[what], value), tolerance(dtype, relative(same[what], value))
+
+
+def overlapping(small: bool) -> Iterator[tuple[str, float, float]]:
+    """Two forwards alive before either's backward, time and again: gradients add up."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    model = network(8 if small else 14, "cifar", small).eval()  # else running statistics move in another order
+    ours, wide = fuse(copy.deepcopy(model), "triton"), copy.deepcopy(model).double()
+    for turn in range(2 if small else 4):
+        for net in (ours, wide):
+            net.zero_grad()
+            dtype = next(net.parameters()).dtype
+            alive = [net(inputs("cifar", small, seed).to(dtype)) for seed in (1, 2)]
+            for z in alive:
+                z.backward(upstream(z))
+        yield f"gradient, turn {turn}", relative(flat(ours), flat(wide)), 2e-5
+
+
+def scaled(small: bool) -> Iterator[tuple[str, float, float]]:
+    """autocast to float16 with a GradScaler, as a user's loop has it: the unscaled gradient, and that the step is taken."""
+    model = network(8 if small else 14, "cifar", small)
+    ours, wide, dtype = fuse(copy.deepcopy(model), "triton"), copy.deepcopy(model).double(), torch.float16
+    optimizer = torch.optim.SGD([p for p in ours.parameters() if p.requires_grad], 0.0)
+    scaler = torch.amp.GradScaler(DEVICE.type, init_scale=2.0**10)
+    for step in range(2 if small else CALLS):
+        x = inputs("cifar", small, step + 1)
+        for net in (ours, model, wide):
+            net.zero_grad()
+            with autocast(dtype if net is not wide else FP32):
+                z = net(x if net is not wide else x.double())
+            scaler.scale((z.double() * upstream(z.double())).mean()).backward()
+        scale = scaler.get_scale()
+        scaler.unscale_(optimizer)
+        expected = flat(wide) / scale
+        yield f"gradient, step {step}", relative(flat(ours), expected), tolerance(dtype, relative(flat(model) / scale, expected))
+        scaler.step(optimizer)
+        scaler.update()
+    yield "steps withheld", float(scaler.get_scale() < 2.0**10), 1
+
+
+def without_gradients(small: bool) -> Iterator[tuple[str, float, float]]:
+    """no_grad gives the bits that a call with gradients gives."""
+    ours = fuse(network(8 if small else 14, "cifar", small).eval(), "triton")
+    x = inputs("cifar", small, 1)
+    expected = ours(x).detach()
+    for call in range(3):
+        with torch.no_grad():
+            yield f"elements that differ, call {call}", (ours(x) != expected).sum().item(), 1
+
+
+def repeats(small: bool, dtype: torch.dtype, depth: int = 20, family: str = "cifar") -> Iterator[tuple[str, float, float]]:
+    """Two networks of the same bits, each trained a few calls: the same bits; and a replay's are the first call's."""
+    model = network(8 if small else depth, family, small)
+    x = inputs(family, small, 1, True)
+    runs = [[left(fused, x, dtype) for _ in range(2 if small else CALLS)] for fused in (fuse(copy.deepcopy(model), "triton") for _ in "12")]
+    for call, (first, second) in enumerate(zip(*runs, strict=True)):
+        for what in first:
+            yield f"elements that differ, {what}, call {call}", (first[what] != second[what]).sum().item(), 1
+        for what in ("output", "gradient", "input's gradient"):  # in training mode neither depends on what has moved
+            yield f"elements that differ from the first call's, {what}, call {call}", (first[what] != runs[0][0][what]).sum().item(), 1
+
+
+def captured(small: bool, kind: str) -> Iterator[tuple[str, float, float]]:
+    """fit's step as a graph against the same step launched anew, over two epochs with a ragged batch: the same bits."""
+    size, batch, count = (6, 4, 10) if small else (32, 32, 80)
+    draw = torch.Generator().manual_seed(0)
+    data = Images(torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=draw), torch.arange(count) % 10).to(DEVICE)
+    recipe, runs = Recipe(epochs=2, batch_size=batch, precision=kind).resolved(2), []
+    for plain in (False, True):
+        model = freeze(FastBNOnlyResNet(8 if small else 20, engine="stock"), "bn").to(DEVICE)
+        step, lines = Step(fuse(model, "triton"), data, recipe), []
+        if plain:
+            step._take = step._compute
+        elif DEVICE.type != "cuda":
+            step._take = Captured(step._compute, DEVICE, lambda launches: launches)
+        with precision.arithmetic(kind, DEVICE):
+            for number in range(2 if small else 4):
+                epoch, totals = draw_epoch(count, 0, number, data.pad, data.flip).to(DEVICE), Totals.zero(DEVICE)
+                for i, indices in enumerate(epoch.order.split(batch)):
+                    step(indices, epoch, 0.1 / (1 + number + i), totals)
+                lines.append(torch.stack([totals.loss, totals.correct.double(), totals.finite.double()]).clone())
+        buffers = torch.cat([b.flatten().double() for b in model.buffers()])
+        runs.append({"vector": step.flat.vector, **step.optimizer.state, "totals": torch.stack(lines), "buffers": buffers})
+    yield "steps that were not finite", (runs[0]["totals"][:, 2] != 1).sum().item(), 1
+    for what, value in runs[0].items():
+        yield f"elements that differ, {what}", (value != runs[1][what]).sum().item(), 1
+
+
+def offers_mixed() -> bool:
+    """Whether this version of fastbn has the precision called mixed."""
+    try:
+        precision.check("mixed", DEVICE)
+    except MachineError:
+        return False
+    return True
+
+
+def network_checks(small: bool) -> list[tuple[str, Any]]:
+    """By name; those that a process with little time should make come first."""
+    cuda = DEVICE.type == "cuda"
+    halves = (torch.float16, torch.bfloat16) if cuda else (torch.float16,)
+    depths = [("cifar", 8)] if small else [("cifar", 14), ("imagenet", 18), ("imagenet", 50), ("cifar", 110)]
+    found: list[tuple[str, Any]] = []
+
+    def add(name: str, check: Any, *arguments: Any) -> None:
+        found.append((f"network: {name}", lambda: check(*arguments)))
+
+    for family, depth in depths:
+        for training in (True, False):
+            for dtype in (FP32, *halves):
+                mode, word = "train" if training else "eval", str(dtype).removeprefix("torch.")
+                add(f"{family} {depth}, {mode}, {word}", like_stock, depth, family, small, dtype, training)
+    if cuda:
+        for family, depth in depths[:2]:
+            add(f"{family} {depth}, train, tf32", like_stock, depth, family, small, FP32, True, True, True)
+    for kind in ("fp32", *(("bf16", "tf32") if cuda else ()), *(("mixed",) if cuda and offers_mixed() else ())):
+        add(f"captured steps, {kind}", captured, small, kind)
+    for dtype in (FP32, *halves):
+        add(f"repeated, {dtype}", repeats, small, dtype)
+        if cuda:
+            add(f"repeated with the library's convolutions, {dtype}", repeats, small, dtype, 18, "imagenet")
+    add("two forwards alive", overlapping, small)
+    add("GradScaler", scaled, small)
+    add("no_grad", without_gradients, small)
+    return found

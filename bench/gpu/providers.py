@@ -1,0 +1,129 @@
+"""Who takes part in bench.gpu step: stock PyTorch and fastbn, in every way and precision that a user has."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from bench.gpu.measure import DEVICE
+from bench.gpu.networks import offers_mixed
+from fastbn import FastBNOnlyResNet, freeze, fuse
+from fastbn.choices import PRECISIONS
+from fastbn.config import Recipe
+from fastbn.data.augment import draw_epoch
+from fastbn.data.images import Images
+from fastbn.training import precision
+from fastbn.training.step import Step, Totals
+
+Ready = Callable[[], None]
+AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
+COMPILED_DEPTH = 56
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What network takes a step on what."""
+
+    depth: int
+    batch: int
+    family: str = "cifar"
+    size: int = 32
+    width: int | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.depth}x{self.batch}"
+
+    def model(self, engine: str, train: str = "bn") -> nn.Module:
+        model = freeze(FastBNOnlyResNet(self.depth, family=self.family, width=self.width, engine="stock"), train)
+        model = model.to(DEVICE)
+        return model.to(memory_format=torch.channels_last) if engine == "stock" else fuse(model, engine)  # type: ignore[call-overload]
+
+
+CIFAR = Setting(866, 128), Setting(14, 128), Setting(110, 128), Setting(866, 1024)
+SETTINGS = {s.name: s for s in (*CIFAR, Setting(50, 256, "imagenet", 224))}
+SMALL = Setting(8, 4, size=6, width=16)
+
+
+def numbers(kind: str, capturing: bool = False) -> contextlib.AbstractContextManager[Any]:
+    """A precision, as a user sets it."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = kind == "tf32"
+    if kind not in AUTOCAST:
+        return contextlib.nullcontext()
+    return torch.autocast(DEVICE.type, AUTOCAST[kind], cache_enabled=not capturing)
+
+
+def loop(setting: Setting, engine: str, train: str, kind: str, way: str) -> Ready:
+    """A step of a user's loop: eager, compiled, or as one CUDA graph."""
+    model = setting.model(engine, train)
+    forward = torch.compile(model, dynamic=False) if way == "compiled" else model
+    x = torch.randn(setting.batch, 3, setting.size, setting.size, device=DEVICE).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(0, 10, (setting.batch,), device=DEVICE)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1, 0.9, weight_decay=1e-4)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with numbers(kind, way == "graph"):
+            loss = F.cross_entropy(forward(x).float(), labels)
+        loss.backward()
+        optimizer.step()
+
+    if way != "graph":
+        return step
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    optimizer.zero_grad(set_to_none=True)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def fit(setting: Setting, engine: str, kind: str) -> Ready:
+    """fastbn.fit's own step. fp16, which no recipe offers, by the same autocast that bf16 has there."""
+    draw = torch.Generator().manual_seed(0)
+    count, recipe = 2 * setting.batch, Recipe(batch_size=setting.batch, precision=kind if kind in PRECISIONS else "auto")
+    pixels = torch.randint(0, 256, (count, setting.size, setting.size, 3), dtype=torch.uint8, generator=draw)
+    data = Images(pixels, torch.arange(count) % 10).to(DEVICE)
+    step = Step(setting.model(engine), data, recipe.resolved(160))
+    epoch, totals = draw_epoch(count, 0, 0, data.pad, data.flip).to(DEVICE), Totals.zero(DEVICE)
+    batches = itertools.cycle(epoch.order.split(setting.batch))
+
+    def run() -> None:
+        with numbers(kind, True) if kind != "mixed" else precision.arithmetic(kind, DEVICE):
+            step(next(batches), epoch, 0.1, totals)
+
+    return run
+
+
+def providers(setting: Setting) -> dict[str, tuple[dict[str, str], Callable[[], Ready]]]:
+    """By name: what describes it in the record, and what makes its step. What a little time should go to comes first."""
+    cuda, found = DEVICE.type == "cuda", {}
+    kinds = ("fp16", "bf16", "tf32", "fp32") if cuda else ("fp32",)
+    for kind in (("mixed",) if offers_mixed() else ()) + kinds:
+        found[f"fastbn fit, {kind}"] = {"who": "fastbn", "way": "fit", "train": "bn", "precision": kind}
+    for kind in kinds:
+        found[f"fastbn drop-in, {kind}"] = {"who": "fastbn", "way": "eager", "train": "bn", "precision": kind}
+    ways = [("graph", kinds[:2]), ("compiled", kinds[:2] if setting.depth <= COMPILED_DEPTH else ())] if cuda else []
+    for (way, precisions), train in itertools.product([*ways[:1], ("eager", kinds), *ways[1:]], ("all", "bn")):
+        for kind in precisions:
+            found[f"stock {train}, {way}, {kind}"] = {"who": "stock", "way": way, "train": train, "precision": kind}
+
+    def make(how: dict[str, str]) -> Ready:
+        engine = "triton" if how["who"] == "fastbn" else "stock"
+        if how["way"] == "fit":
+            return fit(setting, engine, how["precision"])
+        return loop(setting, engine, how["train"], how["precision"], how["way"])
+
+    return {name: (how, lambda how=how: make(how)) for name, how in found.items()}

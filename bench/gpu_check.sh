@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Everything that a visit to a GPU should find out, a stage a process under 8 minutes; a stage that fails does not end the others.
+#   bash bench/gpu_check.sh [--out DIR] [--data-dir DIR] [--only STAGES] [--epochs N] [--precision P] [--resume] [--small]
+# STAGES: trial,correctness,step,train,merge, or a part of one: step-866x128, train-14. --small: at toy sizes on a CPU.
+# Where git is not there, COMMIT=… in the environment goes into the records.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+out=gpu-check only= small=() data=() resume=() run=()
+while [ $# -gt 0 ]; do
+  case $1 in
+    --out) out=$2; shift 2 ;;
+    --data-dir) data=(--data-dir "$2"); shift 2 ;;
+    --only) only=,$2,; shift 2 ;;
+    --epochs | --precision) run+=("$1" "$2"); shift 2 ;;
+    --resume) resume=(--resume); shift ;;
+    --small) small=(--small); export TRITON_INTERPRET=1; shift ;;
+    *) sed -n 2,5p "$0" >&2; exit 2 ;;
+  esac
+done
+
+failed=0
+stage() { # its name, then the arguments of bench.gpu
+  local name=$1; shift
+  if [ -n "$only" ] && [[ $only != *,$name,* ]] && [[ $only != *,${name%%-*},* ]]; then return; fi
+  echo "== $name"
+  timeout --kill-after=20 480 python -m bench.gpu "$@" --out "$out" "${small[@]}"
+  local code=$?
+  if [ $code -eq 2 ]; then exit 2; fi
+  if [ $code -ne 0 ]; then failed=1; echo "== $name: exit code $code"; fi
+}
+
+stage trial trial
+stage correctness correctness "${resume[@]}"
+if [ ${#small[@]} -gt 0 ]; then
+  stage step step
+  stage train-8 train --depth 8 --epochs 1
+  stage merge merge --results "$out/results"
+else
+  for config in 866x128 110x128 14x128 866x1024 50x256; do
+    stage step-$config step --config $config
+  done
+  for depth in 14 110; do
+    stage train-$depth train --depth $depth "${data[@]}" "${run[@]}"
+  done
+  stage merge merge
+fi
+exit $failed

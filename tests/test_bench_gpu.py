@@ -1,0 +1,207 @@
+"""bench.gpu's stages at toy sizes in the interpreter: their records are whole, and what is wrong is reported and never timed."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+from pathlib import Path
+
+import interpreted  # first: it decides whether these tests can run
+import pytest
+import torch
+
+from bench.gpu import __main__ as gpu
+from bench.gpu import step, trial
+from bench.gpu.bars import bars
+from bench.gpu.correctness import judge, selected
+from bench.gpu.measure import Sink
+from fastbn.engine.triton import Triton
+
+if interpreted.DEVICE != "cpu":
+    pytest.skip("on a GPU the stages are run whole", allow_module_level=True)
+
+ROOT = Path(__file__).parent.parent
+CONDITIONS = {"device", "versions", "commit", "date", "stage", "finished", "left_out", "rows"}
+
+
+@pytest.fixture(autouse=True)
+def as_before(one_thread):
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    step.wrong.cache_clear()
+    yield
+    step.wrong.cache_clear()
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.fixture
+def wrong_gradient(monkeypatch):
+    """Off by one part in a hundred."""
+    right = Triton.gradient
+
+    def gradient(self, *arguments):
+        ds, coefficients = right(self, *arguments)
+        return ds.mul_(1.01), coefficients
+
+    monkeypatch.setattr(Triton, "gradient", gradient)
+
+
+def stage(out, *arguments) -> int:
+    return gpu.main([*arguments, "--small", "--out", str(out)])
+
+
+def read(path) -> dict:
+    """A record: strict JSON, every number finite, no folder of this machine's."""
+
+    def refuse(constant: str):
+        raise AssertionError(f"{path} holds {constant}")
+
+    text = path.read_text(encoding="utf-8")
+    assert str(ROOT) not in text and str(path.parent) not in text and '"nan"' not in text
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_correctness_of_a_few_kernels(tmp_path):
+    assert stage(tmp_path, "correctness", "--match", "float16: one pixel") == 0
+    found = read(tmp_path / "correctness.json")
+    assert set(found) >= CONDITIONS and found["finished"] and found["failures"] == [] and found["checked"] == 8
+    for row in found["rows"]:
+        assert 0 <= row["error"] < row["tolerance"] and row["worst"]
+
+
+def test_a_wrong_gradient_is_a_failure(tmp_path, wrong_gradient):
+    assert stage(tmp_path, "correctness", "--match", "saved, float16: one pixel") == 1
+    found = read(tmp_path / "correctness.json")
+    assert {failed["what"] for failed in found["failures"]} >= {"ds"}
+    assert all(failed["error"] > failed["tolerance"] for failed in found["failures"])
+
+
+def test_a_resumed_correctness_goes_on(tmp_path):
+    """What was running when a process died is a failure of its own, and is not tried again."""
+    dead = {"rows": [], "running": "forward formed, float32: one pixel, 3×16→32×1×1, tap by tap", "finished": False, "unchecked": 0}
+    (tmp_path / "correctness-0.json").write_text(json.dumps(dead))
+    assert stage(tmp_path, "correctness", "--match", "forward formed, float32: one pixel", "--resume") == 1
+    (failed,) = read(tmp_path / "correctness.json")["failures"]
+    assert failed["name"] == dead["running"] and "process" in failed["what"]
+
+
+def test_checks_have_names_of_their_own():
+    """A resumption goes by them."""
+    names = [name for name, _ in selected(False, "", 0, 1)]
+    assert len(set(names)) == len(names) > 600
+    assert sorted(name for index in range(5) for name, _ in selected(False, "", index, 5)) == sorted(names)
+
+
+def test_judge():
+    def halfway():
+        yield "first", 1.0, 2.0
+        yield "second", 3.0, 2.0
+        raise ValueError("broken")
+
+    assert [failed["what"] for failed in judge("", halfway)["failures"]] == ["second", "ValueError: broken"]
+    assert judge("", lambda: [("x", math.nan, 1.0)])["failures"]
+    assert judge("", lambda: [])["failures"]  # nothing was checked
+    assert judge("", lambda: [("x", 0.0, 1.0), ("y", 0.5, 1.0)])["worst"] == "y"
+
+
+def test_a_record_is_json_whatever_is_measured(tmp_path):
+    sink = Sink(tmp_path, "x")
+    sink.add(value=math.nan, values=[math.inf])
+    assert json.loads((tmp_path / "x.json").read_text())["rows"] == [{"value": "nan", "values": ["inf"]}]
+
+
+def row(who, way, train, ms, precision="fp16", **others):
+    return {"who": who, "way": way, "train": train, "precision": precision, "ms_median": ms, "peak_memory_bytes": int(ms * 1e6), **others}
+
+
+def test_bars():
+    rows = [row("fastbn", "fit", "bn", 8.0), row("stock", "eager", "all", 50.0), row("stock", "graph", "all", 15.0)]
+    rows.append({"who": "stock", "way": "graph", "train": "all", "precision": "bf16", "skipped": "no time"})
+    found = {bar["bar"]: bar for bar in bars("866x128", rows)}
+    assert [bar["met"] for bar in found.values()] == [True, True, False, None, True]
+    assert found["best graphed or compiled, everything trained, over fit"]["measured"] == pytest.approx(15 / 8)
+    (image, *_) = bars("866x1024", [row("fastbn", "fit", "bn", 60.0)])
+    assert image["measured"] == pytest.approx(58.59, abs=0.01) and image["met"] is False
+
+
+def test_what_is_missing_is_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(gpu, "NEEDED", ("torch", "no_such_module"))
+    assert stage(tmp_path, "trial") == 2
+    assert "not installed here: no_such_module" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
+def test_merge(tmp_path, capsys):
+    """Of a stage that failed and one that did not end."""
+    Sink(tmp_path, "correctness").finish(checked=1, failures=[{"name": "a kernel", "what": "ds"}])
+    Sink(tmp_path, "trial").leave_out("something")
+    assert stage(tmp_path, "merge", "--results", str(tmp_path / "results")) == 1
+    (path,) = (tmp_path / "results").iterdir()
+    found = read(path)
+    assert path.stem.endswith(found["date"]) and set(found["stages"]) == {"correctness", "trial"}
+    said = capsys.readouterr().out
+    assert "NOT FINISHED" in said and "FAILED correctness" in said
+
+
+@pytest.mark.slow
+def test_trial(tmp_path, monkeypatch):
+    monkeypatch.setattr(trial, "SMALL", (((16, 4),), (2,), (torch.float16,)))
+    assert stage(tmp_path, "trial") == 0
+    found = read(tmp_path / "trial.json")
+    assert set(found) >= CONDITIONS and found["failures"] == [] and len(found["rows"]) == 16
+    for each in found["rows"]:
+        assert each["microseconds_median"] > 0 and each["bytes_per_second"] > 0 and each["of_copy"] > 0 and each["of_matmul"] > 0
+
+
+@pytest.mark.slow
+def test_a_wrong_gradient_is_not_timed_in_the_trial(tmp_path, monkeypatch, wrong_gradient):
+    monkeypatch.setattr(trial, "SMALL", (((16, 4),), (2,), (torch.float16,)))
+    assert stage(tmp_path, "trial") == 1
+    found = read(tmp_path / "trial.json")
+    assert [(each["pass"], "microseconds_median" in each) for each in found["failures"]] == [("gradient", False)] * 2
+
+
+@pytest.mark.slow
+def test_step(tmp_path):
+    assert stage(tmp_path, "step") == 0
+    found = read(tmp_path / "step-8x4.json")
+    assert set(found) >= CONDITIONS and found["failures"] == [] and found["left_out"]
+    assert {each["who"] for each in found["rows"]} == {"fastbn", "stock"}
+    for each in found["rows"]:
+        assert each["ms_quartile_1"] <= each["ms_median"] <= each["ms_quartile_3"] and each["first_step_seconds"] > 0
+
+
+@pytest.mark.slow
+def test_a_wrong_gradient_is_not_timed_in_the_step(tmp_path, wrong_gradient):
+    assert stage(tmp_path, "step") == 1
+    found = read(tmp_path / "step-8x4.json")
+    assert {each["who"] for each in found["rows"] if "ms_median" in each} == {"stock"}
+    assert all("off by" in failed["failure"] for failed in found["failures"]) and len(found["failures"]) == 2
+
+
+@pytest.mark.slow
+def test_networks(tmp_path):
+    assert stage(tmp_path, "correctness", "--match", "network") == 0
+    assert read(tmp_path / "correctness.json")["checked"] == 10
+
+
+@pytest.mark.slow
+def test_processes_share_the_checks(tmp_path):
+    assert stage(tmp_path, "correctness", "--match", "float32: one pixel", "--jobs", "2") == 0
+    found = read(tmp_path / "correctness.json")
+    assert found["checked"] == 8 and len({each["name"] for each in found["rows"]}) == 8
+    assert len(list(tmp_path.glob("correctness-*.json"))) == 2
+
+
+@pytest.mark.slow
+def test_train_is_resumed(tmp_path):
+    for epochs in (1, 2):
+        assert stage(tmp_path, "train", "--depth", "8", "--epochs", str(epochs)) == 0
+        found = read(tmp_path / "train-resnet8.json")
+        assert found["epochs_done"] == epochs and len(found["rows"]) == epochs and found["summary"]["test_accuracy"] >= 0
+
+
+def test_the_script_is_bash_and_names_every_stage():
+    script = ROOT / "bench" / "gpu_check.sh"
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    assert all(f"stage {name}" in script.read_text() for name in gpu.STAGES)
