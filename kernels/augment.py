@@ -8,7 +8,6 @@ Traffic  reads and writes 3·B·H·W, each program BLOCK neighbouring values of 
          the table stays in the first-level cache. Saves nothing: no gradient passes here.
 Bits     no arithmetic on values: those of the table, whatever the device.
 """
-# mypy: allow-untyped-defs, allow-incomplete-defs
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .settle import GROUP, Forward, settle_forward
+from .settle import Partial, partial
 from .source import Source, form, pack
 
 
@@ -26,13 +26,12 @@ def conv_forward_kernel(
     w_ptr,                                              # (KH·KW·C, OC)
     y_ptr,                                              # (N, OH, OW, OC) out
     z_ptr, mask_ptr,                                    # (N, H, W, C) and (N, H, W, C/8) out, or None
-    partial_ptr, counter_ptr,                           # see settle
-    vectors_ptr, stride, weight_ptr, bias_ptr, conv_bias_ptr, running_mean_ptr, running_var_ptr, batches_ptr, eps, share,
+    partial_ptr,                                        # (programs, 3, OC) out: count, mean, M2; None: nobody asks
     N, H, W, OH, OW,
     C: tl.constexpr, OC: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
     SH: tl.constexpr, SW: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
-    FORM: tl.constexpr, RELU: tl.constexpr, BATCH: tl.constexpr, MOVES: tl.constexpr, CUMULATIVE: tl.constexpr,
-    PRECISION: tl.constexpr, FLAT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
+    FORM: tl.constexpr, RELU: tl.constexpr,
+    PRECISION: tl.constexpr, FLAT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):
     """FLAT: taps and channels are one axis, for inputs of very few channels."""
     pid_m, pid_n = tl.program_id(0), tl.program_id(1)
@@ -60,9 +59,7 @@ def conv_forward_kernel(
             acc = tl.dot(z, w, acc, input_precision=PRECISION)
     else:
         for tap in tl.static_range(KH * KW):
-            down: tl.constexpr = tap // KW * DH - PH
-            right: tl.constexpr = tap % KW * DW - PW
-            ih, iw = oh * SH + down, ow * SW + right
+            ih, iw = oh * SH + (tap // KW * DH - PH), ow * SW + (tap % KW * DW - PW)
             inside_m = mask_m & (ih >= 0) & (ih < H) & (iw >= 0) & (iw < W)
             pixel = (image * H + ih) * W + iw
             for k0 in range(0, C, BLOCK_K):
@@ -70,15 +67,16 @@ def conv_forward_kernel(
                 mask_k = k < C
                 inside = inside_m[:, None] & mask_k[None, :]
                 offsets = pixel[:, None] * C + k[None, :]
-                scale, shift, rscale, rshift = 0.0, 0.0, 0.0, 0.0
+                scale, shift, rscale = 0.0, 0.0, 0.0
                 if FORM > 0:
                     scale = tl.load(scale_ptr + k, mask=mask_k, other=0.0)[None, :]
                     shift = tl.load(shift_ptr + k, mask=mask_k, other=0.0)[None, :]
                 if FORM == 3:
                     rscale = tl.load(rscale_ptr + k, mask=mask_k, other=0.0)[None, :]
-                    rshift = tl.load(rshift_ptr + k, mask=mask_k, other=0.0)[None, :]
-                z = form(x_ptr, r_ptr, offsets, inside, scale, shift, rscale, rshift, FORM, RELU)
-                if (down >= 0) & (down < SH) & (right >= 0) & (right < SW):   # the tap that owns these pixels
+                    shift += tl.load(rshift_ptr + k, mask=mask_k, other=0.0)[None, :]
+                z = form(x_ptr, r_ptr, offsets, inside, scale, shift, rscale, FORM, RELU)
+                # the tap that owns these pixels (a constexpr's name can't be given again, so its offsets have none)
+                if (tap // KW * DH >= PH) & (tap // KW * DH < PH + SH) & (tap % KW * DW >= PW) & (tap % KW * DW < PW + SW):
                     if z_ptr is not None:
                         tl.store(z_ptr + first * H * W * C + offsets, z, mask=inside & (pid_n == 0))
                     if mask_ptr is not None:
@@ -90,7 +88,7 @@ def conv_forward_kernel(
     y = acc.to(y_ptr.dtype.element_ty)
     out = pid_m.to(tl.int64) * BLOCK_M * OC
     tl.store(y_ptr + out + tl.arange(0, BLOCK_M)[:, None] * OC + offs_n[None, :], y, mask=mask_m[:, None] & mask_n[None, :])
-    if BATCH:
+    if partial_ptr is not None:
         stored = y.to(tl.float32)
         count = tl.sum(mask_m.to(tl.float32), 0)
         mean = tl.sum(tl.where(mask_m[:, None], stored, 0.0), 0) / count
@@ -99,11 +97,6 @@ def conv_forward_kernel(
         tl.store(own, tl.zeros((BLOCK_N,), tl.float32) + count, mask=mask_n)
         tl.store(own + OC, mean, mask=mask_n)
         tl.store(own + 2 * OC, tl.sum(d * d, 0), mask=mask_n)
-    settle_forward(
-        partial_ptr, counter_ptr, vectors_ptr, stride, weight_ptr, bias_ptr, conv_bias_ptr, running_mean_ptr, running_var_ptr,
-        batches_ptr, eps, share, N * area * 1.0, pid_m, tl.num_programs(0), pid_n, OC, offs_n, mask_n,
-        BATCH, MOVES, CUMULATIVE, BLOCK_N, GROUP, 1,
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,18 +111,21 @@ class Tile:
 
 
 def launch(
-    source: Source, weight: Tensor, y: Tensor, end: Forward, shape: tuple[int, int, int, int], conv: Any, precision: str, tile: Tile
-) -> None:
-    """y = conv(source). shape: the source's (N, C, H, W); conv: its kernel, stride, padding, dilation as pairs."""
+    source: Source, weight: Tensor, y: Tensor, moments: bool, shape: tuple[int, int, int, int], conv: Any, precision: str, tile: Tile
+) -> Partial | None:
+    """y = conv(source), and y's statistics if asked. shape: the source's (N, C, H, W); conv: its kernel, stride, padding and dilation as
+    pairs."""
     n, c, h, w = shape
     _, oc, oh, ow = y.shape
     flat = c < 16 and source.form == 0
     tiles, columns = triton.cdiv(n * oh * ow, tile.block_m), triton.cdiv(oc, tile.block_n)
+    found = partial(tiles, 3, oc, n * oh * ow, y) if moments else None
     conv_forward_kernel[(tiles, columns)](
-        **source.arguments(), w_ptr=weight, y_ptr=y, **end.arguments(tiles, columns, oc),
+        **source.arguments(), w_ptr=weight, y_ptr=y, partial_ptr=found and found.values,
         N=n, H=h, W=w, OH=oh, OW=ow, C=c, OC=oc, **geometry(conv), PRECISION=precision, FLAT=flat,
-        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, GROUP=GROUP, num_warps=tile.warps, num_stages=tile.stages,
+        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
+    return found
 
 
 def geometry(conv: Any) -> dict[str, int]:

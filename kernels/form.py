@@ -28,11 +28,11 @@ def form_kernel(
     offsets = origin * C + (m[:, None] * C + offs_c[None, :])
     scale = tl.load(scale_ptr + offs_c, mask=mask_c, other=0.0)[None, :]
     shift = tl.load(shift_ptr + offs_c, mask=mask_c, other=0.0)[None, :]
-    rscale, rshift = 0.0, 0.0
+    rscale = 0.0
     if FORM == 3:
         rscale = tl.load(rscale_ptr + offs_c, mask=mask_c, other=0.0)[None, :]
-        rshift = tl.load(rshift_ptr + offs_c, mask=mask_c, other=0.0)[None, :]
-    z = form(x_ptr, r_ptr, offsets, inside, scale, shift, rscale, rshift, FORM, RELU)
+        shift += tl.load(rshift_ptr + offs_c, mask=mask_c, other=0.0)[None, :]
+    z = form(x_ptr, r_ptr, offsets, inside, scale, shift, rscale, FORM, RELU)
     tl.store(z_ptr + offsets, z, mask=inside)
     if mask_ptr is not None:
         WIDTH: tl.constexpr = (C + 7) // 8

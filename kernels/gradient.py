@@ -17,39 +17,40 @@ import triton.language as tl
 from torch import Tensor
 
 from .conv import Tile, geometry
-from .settle import GROUP, Backward, settle_backward
+from .settle import Partial, partial
 from .source import unpack
 
 
 @triton.jit
 def close(
-    dx, offsets, inside, bits, inside_bits,             # (ROWS, COLUMNS) fp32 and where; the mask's bytes of it
+    dx, origin, offsets, inside,                        # (ROWS, COLUMNS) fp32 and where: from an origin of 64 bits on
+    origin_bits, bits, inside_bits,                     # the mask's bytes of it
     added_ptr, added_2_ptr, mask_ptr, y_ptr, y_r_ptr,
     scale, shift, mean, mean_r, ds_ptr,
     MASK: tl.constexpr, YS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):
     """Adds, masks, stores; the tile as stored, and its products with y − μ. MASK: 0 linear, 1 the forward's bits, 2 told again from y."""
     if added_ptr is not None:
-        dx += tl.load(added_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+        dx += tl.load(added_ptr + origin + offsets, mask=inside, other=0.0).to(tl.float32)
     if added_2_ptr is not None:
-        dx += tl.load(added_2_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+        dx += tl.load(added_2_ptr + origin + offsets, mask=inside, other=0.0).to(tl.float32)
     y = tl.zeros((ROWS, COLUMNS), tl.float32)
     if YS > 0 or MASK == 2:
-        y = tl.load(y_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+        y = tl.load(y_ptr + origin + offsets, mask=inside, other=0.0).to(tl.float32)
     if MASK == 1:
-        dx = tl.where(unpack(tl.load(mask_ptr + bits, mask=inside_bits, other=0), ROWS, COLUMNS), dx, 0.0)
+        dx = tl.where(unpack(tl.load(mask_ptr + origin_bits + bits, mask=inside_bits, other=0), ROWS, COLUMNS), dx, 0.0)
     if MASK == 2:
         dx = tl.where(y * scale + shift <= 0, 0.0, dx)              # a NaN leaves it open
     ds = tl.where(inside, dx, 0.0).to(ds_ptr.dtype.element_ty)
-    tl.store(ds_ptr + offsets, ds, mask=inside)
+    tl.store(ds_ptr + origin + offsets, ds, mask=inside)
     ds = ds.to(tl.float32)
     product = ds
     if YS > 0:
-        product = tl.where(inside, ds * (y - mean), 0.0)
+        product = ds * (y - mean)
     product_r = ds
     if YS == 2:
-        y_r = tl.load(y_r_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
-        product_r = tl.where(inside, ds * (y_r - mean_r), 0.0)
+        y_r = tl.load(y_r_ptr + origin + offsets, mask=inside, other=0.0).to(tl.float32)
+        product_r = ds * (y_r - mean_r)
     return ds, product, product_r
 
 
@@ -60,13 +61,13 @@ def gradient_kernel(
     added_ptr, added_2_ptr,                             # (N, H, W, C), or None
     mask_ptr, y_ptr, y_r_ptr,                           # (N, H, W, C/8), (N, H, W, C), or None
     ds_ptr,                                             # (N, H, W, C) out
-    partial_ptr, counter_ptr,                           # see settle
-    vectors_ptr, vectors_r_ptr, stride, affine_ptr, affine_r_ptr, affine_stride, coefficient_ptr, coefficient_r_ptr,
+    partial_ptr,                                        # (programs, YS + 1, C) out: Σ ds, then Σ ds·(y − μ) of each y; or None
+    vectors_ptr, vectors_r_ptr, stride,                 # rows of (4, C) of each y's BatchNorm
     N, H, W, OH, OW,
     C: tl.constexpr, OC: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
     SH: tl.constexpr, SW: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
-    MASK: tl.constexpr, YS: tl.constexpr, BATCH: tl.constexpr, BATCH_R: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
+    MASK: tl.constexpr, YS: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):
     """KH = 0: there is no convolution."""
     pid_m, pid_n, parity = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -87,8 +88,7 @@ def gradient_kernel(
             up_y_ptr += first * OH * OW * OC
     for tap in tl.static_range(KH * KW):
         # dx[h] reads dy[oh] with oh·SH = h + PH − kh·DH; the multiples of the stride keep dividends positive
-        down: tl.constexpr = PH - tap // KW * DH + KH * DH * SH
-        right: tl.constexpr = PW - tap % KW * DW + KW * DW * SW
+        down, right = PH - tap // KW * DH + KH * DH * SH, PW - tap % KW * DW + KW * DW * SW
         if ((py + down) % SH == 0) & ((px + right) % SW == 0):
             oh, ow = (h + down) // SH - KH * DH, (w + right) // SW - KW * DW
             inside_m = mask_m & (oh >= 0) & (oh < OH) & (ow >= 0) & (ow < OW)
@@ -112,10 +112,10 @@ def gradient_kernel(
     origin = first * H * W
     pixel = (image * H + h) * W + w
     inside = mask_m[:, None] & mask_n[None, :]
-    offsets = origin * C + (pixel[:, None] * C + offs_n[None, :])
+    offsets = pixel[:, None] * C + offs_n[None, :]
     byte = pid_n * (BLOCK_N // 8) + tl.arange(0, BLOCK_N // 8)
     WIDTH: tl.constexpr = (C + 7) // 8
-    bits = origin * WIDTH + (pixel[:, None] * WIDTH + byte[None, :])
+    bits = pixel[:, None] * WIDTH + byte[None, :]
     scale, shift, mean, mean_r = 0.0, 0.0, 0.0, 0.0
     if YS > 0:
         mean = tl.load(vectors_ptr + offs_n, mask=mask_n, other=0.0)[None, :]
@@ -125,21 +125,15 @@ def gradient_kernel(
         scale = tl.load(vectors_ptr + 2 * stride + offs_n, mask=mask_n, other=0.0)[None, :]
         shift = tl.load(vectors_ptr + 3 * stride + offs_n, mask=mask_n, other=0.0)[None, :]
     ds, product, product_r = close(
-        dx, offsets, inside, bits, mask_m[:, None] & (byte < WIDTH)[None, :], added_ptr, added_2_ptr, mask_ptr, y_ptr, y_r_ptr,
-        scale, shift, mean, mean_r, ds_ptr, MASK, YS, BLOCK_M, BLOCK_N,
+        dx, origin * C, offsets, inside, origin * WIDTH, bits, mask_m[:, None] & (byte < WIDTH)[None, :],
+        added_ptr, added_2_ptr, mask_ptr, y_ptr, y_r_ptr, scale, shift, mean, mean_r, ds_ptr, MASK, YS, BLOCK_M, BLOCK_N,
     )
     if YS > 0:
-        tile, tiles = parity * tl.num_programs(0) + pid_m, tl.num_programs(0) * (SH * SW)
-        own = partial_ptr + tile * ((YS + 1) * C) + offs_n
+        own = partial_ptr + (parity * tl.num_programs(0) + pid_m) * ((YS + 1) * C) + offs_n
         tl.store(own, tl.sum(ds, 0), mask=mask_n)
         tl.store(own + C, tl.sum(product, 0), mask=mask_n)
         if YS == 2:
             tl.store(own + 2 * C, tl.sum(product_r, 0), mask=mask_n)
-        settle_backward(
-            partial_ptr, counter_ptr, vectors_ptr, vectors_r_ptr, stride, affine_ptr, affine_r_ptr, affine_stride,
-            coefficient_ptr, coefficient_r_ptr, N * (H * W) * 1.0, tile, tiles, pid_n, C, offs_n, mask_n,
-            YS, BATCH, BATCH_R, BLOCK_N, GROUP, 1,
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,15 +144,21 @@ class Target:
     added: tuple[Tensor, ...] = ()  # two at most
     mask: Tensor | None = None  # the forward's; without it the ReLU is told again from y
     relu: bool = False
-    ys: tuple[Tensor, ...] = ()
+    ys: tuple[Tensor, ...] = ()  # the raw outputs that it was made of
+    vectors: tuple[Tensor, ...] = ()  # rows of (4, C) of their BatchNorms
 
-    def arguments(self) -> dict[str, Any]:
-        """The kernel's."""
-        added, ys = [*self.added, None, None][:2], [*self.ys, None, None][:2]
+    def arguments(self, tiles: int) -> tuple[dict[str, Any], Partial | None]:
+        """The kernel's, and where so many programs leave the sums of the ys."""
+        n, c, h, w = self.ds.shape
+        kinds = len(self.ys) + 1
+        sums = partial(tiles, kinds, c, n * h * w, self.ds) if self.ys else None
+        added, ys, vectors = ([*given, None, None][:2] for given in (self.added, self.ys, self.vectors))
         return {
             "added_ptr": added[0], "added_2_ptr": added[1], "mask_ptr": self.mask, "y_ptr": ys[0], "y_r_ptr": ys[1], "ds_ptr": self.ds,
+            "partial_ptr": sums and sums.values, "vectors_ptr": vectors[0], "vectors_r_ptr": vectors[1],
+            "stride": self.vectors[0].stride(0) if self.vectors else 0, "YS": len(self.ys),
             "MASK": 0 if not self.relu else 1 if self.mask is not None else 2,
-        }  # fmt: skip
+        }, sums  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,28 +167,33 @@ class Upstream:
 
     ds: Tensor  # (N, OC, OH, OW) in channels-last memory
     y: Tensor
-    coefficients: tuple[Tensor, Tensor | None, Tensor | None]
     weight: Tensor
 
     def arguments(self) -> dict[str, Any]:
         """The kernel's."""
-        c1, c2, c0 = self.coefficients
-        return {"up_ptr": self.ds, "up_y_ptr": self.y, "c1_ptr": c1, "c2_ptr": c2, "c0_ptr": c0, "w_ptr": self.weight}
+        return {"up_ptr": self.ds, "up_y_ptr": self.y, "w_ptr": self.weight}
 
 
-NOTHING = dict.fromkeys(("up_ptr", "up_y_ptr", "c1_ptr", "c2_ptr", "c0_ptr", "w_ptr"))
+Coefficients = tuple[Tensor, "Tensor | None", "Tensor | None"]  # c1, c2, c0; the last two None where statistics are frozen
+NOTHING = dict.fromkeys(("up_ptr", "up_y_ptr", "w_ptr"))
 ELEMENTWISE = {"KH": 0, "KW": 0, "SH": 1, "SW": 1, "PH": 0, "PW": 0, "DH": 1, "DW": 1}
 
 
-def launch(up: Upstream | None, conv: Any, target: Target, end: Backward, precision: str, tile: Tile) -> None:
-    """Writes the target's ds. conv: the convolution's kernel, stride, padding, dilation as pairs; none with `up` None."""
+def launch(
+    up: Upstream | None, conv: Any, coefficients: Coefficients | None, target: Target, precision: str, tile: Tile
+) -> Partial | None:
+    """Writes the target's ds; returns the sums of its ys, if it has any. conv: the convolution's kernel, stride, padding and dilation as
+    pairs; none with `up` None."""
     n, c, h, w = target.ds.shape
     _, oc, oh, ow = up.ds.shape if up else (n, c, h, w)
     constants = geometry(conv) if up else ELEMENTWISE
     sh, sw = constants["SH"], constants["SW"]
     tiles, columns = triton.cdiv(n * triton.cdiv(h, sh) * triton.cdiv(w, sw), tile.block_m), triton.cdiv(c, tile.block_n)
+    given, sums = target.arguments(tiles * sh * sw)
+    c1, c2, c0 = coefficients or (None, None, None)
     gradient_kernel[(tiles, columns, sh * sw)](
-        **(up.arguments() if up else NOTHING), **target.arguments(), **end.arguments(tiles * sh * sw, columns, c),
+        **(up.arguments() if up else NOTHING), c1_ptr=c1, c2_ptr=c2, c0_ptr=c0, **given,
         N=n, H=h, W=w, OH=oh, OW=ow, C=c, OC=oc, **constants, PRECISION=precision,
-        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, GROUP=GROUP, num_warps=tile.warps, num_stages=tile.stages,
+        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
+    return sums

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .settle import GROUP, Forward, settle_forward
+from .settle import Partial, partial
 
 BLOCK_M, LOOP = 64, 8  # rows a tile, tiles a program
 
@@ -16,41 +16,33 @@ BLOCK_M, LOOP = 64, 8  # rows a tile, tiles a program
 @triton.jit
 def moments_kernel(
     y_ptr,                                              # (M, C)
-    partial_ptr, counter_ptr,                           # see settle
-    vectors_ptr, stride, weight_ptr, bias_ptr, conv_bias_ptr, running_mean_ptr, running_var_ptr, batches_ptr, eps, share,
+    partial_ptr,                                        # (programs, 3, C) out: count, mean, M2
     M,
-    C: tl.constexpr, BATCH: tl.constexpr, MOVES: tl.constexpr, CUMULATIVE: tl.constexpr,
-    BLOCK_M: tl.constexpr, LOOP: tl.constexpr, BLOCK_C: tl.constexpr, GROUP: tl.constexpr,
+    C: tl.constexpr, BLOCK_M: tl.constexpr, LOOP: tl.constexpr, BLOCK_C: tl.constexpr,
 ):
     pid, column = tl.program_id(0), tl.program_id(1)
     offs_c = column * BLOCK_C + tl.arange(0, BLOCK_C)
     mask_c = offs_c < C
-    if BATCH:
-        first = pid.to(tl.int64) * (BLOCK_M * LOOP)
-        y_ptr += first * C
-        left = tl.minimum(M - first, BLOCK_M * LOOP).to(tl.int32)  # rows of this program
-        m = tl.arange(0, BLOCK_M)
-        pivot = tl.zeros((BLOCK_C,), tl.float32)
-        total = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
-        square = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
-        for i in tl.static_range(LOOP):
-            inside = (i * BLOCK_M + m < left)[:, None] & mask_c[None, :]
-            y = tl.load(y_ptr + ((i * BLOCK_M + m)[:, None] * C + offs_c[None, :]), mask=inside, other=0.0).to(tl.float32)
-            if i == 0:
-                pivot = tl.sum(y, 0) / tl.minimum(left, BLOCK_M)
-            d = tl.where(inside, y - pivot[None, :], 0.0)
-            total += d
-            square += d * d
-        s = tl.sum(total, 0)
-        own = partial_ptr + pid * (3 * C) + offs_c
-        tl.store(own, tl.zeros((BLOCK_C,), tl.float32) + left, mask=mask_c)
-        tl.store(own + C, pivot + s / left, mask=mask_c)
-        tl.store(own + 2 * C, tl.maximum(tl.sum(square, 0) - s * (s / left), 0.0, propagate_nan=tl.PropagateNan.ALL), mask=mask_c)
-    settle_forward(
-        partial_ptr, counter_ptr, vectors_ptr, stride, weight_ptr, bias_ptr, conv_bias_ptr, running_mean_ptr, running_var_ptr,
-        batches_ptr, eps, share, M * 1.0, pid, tl.num_programs(0), column, C, offs_c, mask_c,
-        BATCH, MOVES, CUMULATIVE, BLOCK_C, GROUP, 1,
-    )
+    first = pid.to(tl.int64) * (BLOCK_M * LOOP)
+    y_ptr += first * C
+    left = tl.minimum(M - first, BLOCK_M * LOOP).to(tl.int32)  # rows of this program
+    m = tl.arange(0, BLOCK_M)
+    pivot = tl.zeros((BLOCK_C,), tl.float32)
+    total = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
+    square = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
+    for i in tl.static_range(LOOP):
+        inside = (i * BLOCK_M + m < left)[:, None] & mask_c[None, :]
+        y = tl.load(y_ptr + ((i * BLOCK_M + m)[:, None] * C + offs_c[None, :]), mask=inside, other=0.0).to(tl.float32)
+        if i == 0:
+            pivot = tl.sum(y, 0) / tl.minimum(left, BLOCK_M)
+        d = tl.where(inside, y - pivot[None, :], 0.0)
+        total += d
+        square += d * d
+    s = tl.sum(total, 0)
+    own = partial_ptr + pid * (3 * C) + offs_c
+    tl.store(own, tl.zeros((BLOCK_C,), tl.float32) + left, mask=mask_c)
+    tl.store(own + C, pivot + s / left, mask=mask_c)
+    tl.store(own + 2 * C, tl.maximum(tl.sum(square, 0) - s * (s / left), 0.0, propagate_nan=tl.PropagateNan.ALL), mask=mask_c)
 
 
 @triton.jit
@@ -78,14 +70,14 @@ def _block(channels: int) -> int:
     return min(64, max(16, triton.next_power_of_2(channels)))
 
 
-def moments(y: Tensor, end: Forward, rows: int, channels: int) -> None:
-    """Ends a convolution's forward: the BatchNorm's vectors, by y's statistics or the running ones."""
+def moments(y: Tensor, rows: int, channels: int) -> Partial:
+    """y's statistics."""
     block = _block(channels)
-    columns, tiles = triton.cdiv(channels, block), triton.cdiv(rows, BLOCK_M * LOOP) if end.batch else 1
-    moments_kernel[(tiles, columns)](
-        y_ptr=y, **end.arguments(tiles, columns, channels), M=rows, C=channels, BLOCK_M=BLOCK_M, LOOP=LOOP, BLOCK_C=block,
-        GROUP=GROUP, num_warps=4,
+    found = partial(triton.cdiv(rows, BLOCK_M * LOOP), 3, channels, rows, y)
+    moments_kernel[(found.tiles, triton.cdiv(channels, block))](
+        y_ptr=y, partial_ptr=found.values, M=rows, C=channels, BLOCK_M=BLOCK_M, LOOP=LOOP, BLOCK_C=block, num_warps=4
     )
+    return found
 
 
 def dy(ds: Tensor, y: Tensor, coefficients: tuple[Tensor, Tensor | None, Tensor | None], out: Tensor, rows: int, channels: int) -> None:

@@ -19,7 +19,7 @@ PLAIN, AFFINE, RESIDUAL, PROJECTION = range(4)  # FORM: z itself is read; scaleÂ
 @triton.jit
 def form(
     y_ptr, r_ptr, offsets, inside,
-    scale, shift, rscale, rshift,      # broadcast against the tile, fp32
+    scale, shift, rscale,              # broadcast against the tile, fp32; shift with the projection's own
     FORM: tl.constexpr, RELU: tl.constexpr,
 ):
     """The tile of z at these offsets, zero outside: padding is zero after the ReLU."""
@@ -31,7 +31,7 @@ def form(
         if FORM == 2:
             n += tl.load(r_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
         if FORM == 3:
-            n += tl.load(r_ptr + offsets, mask=inside, other=0.0).to(tl.float32) * rscale + rshift
+            n += tl.load(r_ptr + offsets, mask=inside, other=0.0).to(tl.float32) * rscale
         if RELU:
             n = tl.maximum(n, 0.0, propagate_nan=tl.PropagateNan.ALL)
         z = tl.where(inside, n, 0.0).to(y_ptr.dtype.element_ty)

@@ -131,6 +131,7 @@ def forward_errors(
     wanted = target(case.oc, batch, device=device)
     before = [wanted.module.running_mean.to(WIDE), wanted.module.running_var.to(WIDE)]
     y, formed = engine.convolve(conv, engine.pack(conv, weight, dtype), read, True, True, wanted)
+    engine.ready(wanted.norm)
     kept = z.to(dtype).to(WIDE) if kind == "formed" or dtype != torch.float32 else z  # what the convolution reads is stored precision
     expected = F.conv2d(kept, weight.to(WIDE), None, conv.stride, conv.padding, conv.dilation, conv.groups)
     assert y.dtype == dtype and y.is_contiguous(memory_format=torch.channels_last)
@@ -189,6 +190,7 @@ def gradient_errors(
         expected = expected * (engine.form(Activation(ys[:1], norms[:1], None, True), False).z != 0)
     yield "ds", error(found, expected), tolerance
     assert len(coefficients) == (0 if mask is None else len(mask.ys))
+    coefficients = [engine.settle(c) for c in coefficients]
     if mask is None:
         return
     m = found.numel() // case.c

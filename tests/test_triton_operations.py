@@ -29,6 +29,7 @@ from fastbn.engine import configurations
 from fastbn.engine.configurations import LIBRARY, ROLLING, TAPS
 from fastbn.engine.operations import Activation, Mask, Path
 from fastbn.engine.triton import Triton
+from fastbn.kernels import settle
 
 if interpreted.DEVICE != "cpu":
     pytest.skip("on a GPU bench/gpu_check.sh holds the kernels to more", allow_module_level=True)
@@ -61,6 +62,8 @@ CASES = [
     Routed("rolling pairs, 32 channels", 2, 6, 9, 32, 32, by=ROLLING),
     Routed("rolling single pixels, 64 channels", 2, 5, 6, 64, 64, by=ROLLING),
     Routed("rolling, one pixel", 2, 1, 1, 16, 16, by=ROLLING),
+    Routed("rolling pairs, every program full", 4, 8, 8, 16, 16, by=ROLLING),
+    Routed("rolling single pixels, every program full", 2, 8, 8, 64, 64, by=ROLLING),
     Routed("groups, by the library", 2, 5, 4, 24, 24, groups=3, by=LIBRARY),
     Routed("many channels, by the library", 1, 3, 4, 136, 144, stride=2, by=LIBRARY),
 ]
@@ -104,8 +107,7 @@ def test_two_paths_and_three_added_terms(by):
 
 
 @pytest.mark.parametrize("case", [Routed("", 2, 25, 25, 16, 16, by=by) for by in (TAPS, ROLLING, LIBRARY)], ids=lambda case: case.by)
-def test_more_programs_than_a_group(case):
-    """The groups' results are merged in a second round."""
+def test_more_programs_than_are_merged_at_once(case):
     check_forward(engine_for(case), case, "formed", torch.float32, 2e-6)
     check_gradient(engine_for(case), case, "again", torch.float32, 2e-6)
 
@@ -118,6 +120,7 @@ def test_statistics_of_a_large_mean(by):
     weight[:, :, 1, 1] = torch.eye(16)
     x = activation(3, 16, 9, 9, seed=1, mean=1000.0)
     y, _ = engine.convolve(conv, engine.pack(conv, weight, torch.float32), x, False, False, wanted)
+    engine.ready(wanted.norm)
     mean, rstd, _, _ = wanted.norm.vectors
     assert error(mean, rows(y).mean(0)) < 1e-7 and error(rstd, (rows(y).var(0, correction=0) + 1e-5).rsqrt()) < 1e-5
 
@@ -129,6 +132,7 @@ def test_nan_passes(by):
     y[1, 3, 4, 4] = float("nan")
     read, wanted = Activation((y,), (norm(16, 2),), activation(2, 16, 8, 8, seed=3), True), target(16)
     out, formed = engine.convolve(conv, engine.pack(conv, draw(16, 16, 3, 3, seed=5), torch.float32), read, True, True, wanted)
+    engine.ready(wanted.norm)
     assert out[1, :, 3:6, 3:6].isnan().all() and not out[0].isnan().any()
     assert wanted.norm.vectors.isnan().all()
     for mask in (formed.mask, None):
@@ -138,7 +142,7 @@ def test_nan_passes(by):
 
 @pytest.mark.parametrize("by", [TAPS, ROLLING, LIBRARY])
 def test_nothing_is_read_before_it_is_written(by):
-    """With NaN in every fresh tensor, and the counters back at zero, a second round gives the same bits."""
+    """With NaN in every fresh tensor, a second round gives the same bits."""
     case = Routed("", 3, 7, 5, 16, 16, by=by)
     engine, conv, results = engine_for(case), case.conv(), []
     packed = engine.pack(conv, case.weight(), torch.float32)
@@ -148,13 +152,38 @@ def test_nothing_is_read_before_it_is_written(by):
             (read, _), wanted, out = source("residual", case), target(16), affine(16)
             y, formed = engine.convolve(conv, packed, read, True, True, wanted)
             mask = Mask(True, formed.mask, read.ys, read.norms, (out,))
-            ds, (coefficients,) = engine.gradient([Path(conv, packed, y, y, tuple(draw(3, 16, seed=9)))], [], mask, case.source)
-            results.append([y, formed.z, wanted.norm.vectors, ds, out, *coefficients])
+            engine.ready(wanted.norm)
+            ds, (due,) = engine.gradient([Path(conv, packed, y, y, tuple(draw(3, 16, seed=9)))], [], mask, case.source)
+            results.append([y, formed.z, wanted.norm.vectors, ds, out, *engine.settle(due)])
     finally:
         torch.use_deterministic_algorithms(False)
     assert not any(t.isnan().any() for t in results[0])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-    assert not any(counters.any() for counters in engine._counters.values())
+
+
+@pytest.mark.parametrize("batch", [True, False], ids=["batch statistics", "frozen statistics"])
+def test_who_settles_makes_no_difference(batch, monkeypatch):
+    """The kernel that reads next, on its way, or a launch of its own: the same bits, and running statistics move once."""
+    case = Routed("", 3, 7, 5, 16, 16, by=ROLLING)
+    engine, conv, x = engine_for(case), case.conv(), activation(3, 16, 7, 5, seed=1)
+    packed, results = engine.pack(conv, case.weight(), torch.float32), []
+    for most in (settle.MOST, 0):
+        monkeypatch.setattr(settle, "MOST", most)
+        first, second, outs = target(16, batch), target(16, batch, seed=30), (affine(16), affine(16))
+        y, _ = engine.convolve(conv, packed, x, False, False, first)
+        assert first.norm.vectors.isnan().all()
+        z, _ = engine.convolve(conv, packed, Activation((y,), (first.norm,), None, True), False, False, second)
+        engine.ready(second.norm)
+        ds, (due,) = engine.gradient([], [z], Mask(True, None, (z,), (second.norm,), outs[:1]), case.source)
+        assert outs[0].isnan().all()
+        dx, (last,) = engine.gradient([Path(conv, packed, ds, z, due)], [], Mask(True, None, (y,), (first.norm,), outs[1:]), case.source)
+        coefficients = engine.settle(last)
+        results.append([y, z, ds, dx, *outs, first.norm.vectors, second.norm.vectors])
+        results[-1] += [t for t in coefficients if t is not None]
+        results[-1] += [t.clone() for each in (first, second) for t in each.module.buffers()]
+        assert int(first.module.num_batches_tracked) == batch
+    assert not any(t.isnan().any() for t in results[0])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 def test_choice():

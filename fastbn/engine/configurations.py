@@ -1,5 +1,10 @@
 """Which kernel carries a convolution out on a GPU, and how it is cut into programs: static choices by shape and compute capability,
-read off the compiler's output (`python -m bench.audit`), never measured during a run."""
+read off machine code (`python -m bench.audit`) and not yet measured; never measured during a run.
+
+What the choices keep to: as few instructions a pixel as go without spilled registers, in the shared memory that there is. A band of four
+rows forms each input row 1½ times and one of two rows twice, but the latter takes fewer registers and makes twice as many programs,
+of which small images have too few.
+"""
 
 from __future__ import annotations
 
@@ -44,11 +49,29 @@ def tile(read: int, written: int, dtype: torch.dtype, device: int) -> Tile:
 def roll(conv: Conv, size: tuple[int, int], dtype: torch.dtype, device: int, backward: bool) -> Roll:
     """How a rolling kernel is cut, for images of this (height, width)."""
     height, width = size
+    row, rows = _row_and_rows(conv.channels, dtype == torch.float32, device, backward)
     across = -(-width // pairing(conv.channels))
-    most = 16 if device == 0 else 64
-    strip = min(across, most)
-    warps = 8 if conv.channels == 32 and backward else 4
-    return Roll(max(1, most // strip), min(4, height), strip, warps)
+    whole = min(row, across & -across)  # the largest power of two that divides it: no program has an empty place, nor needs a mask
+    strip = whole if whole >= 8 else min(across, row)
+    warps, keep = 4, device != 0 or conv.channels != 64  # the interpreter runs both kinds
+    if dtype == torch.float32 and conv.channels > 16 and device != 0:
+        warps = 4 if conv.channels == 64 and device in WIDE_UNITS else 8
+        keep = device in WIDE_UNITS and (backward or conv.channels == 32)  # the others' shared memory does not hold the weights
+    return Roll(max(1, row // strip), min(rows, height), strip, warps, keep)
+
+
+WIDE_UNITS = (90, 100)  # whose matrix units multiply 64 rows from shared memory; the others' read 16 from registers
+
+
+def _row_and_rows(channels: int, wide: bool, device: int, backward: bool) -> tuple[int, int]:
+    """Products of a row of a program, and rows of its band."""
+    if device == 0:
+        return 16, 4
+    if device in WIDE_UNITS:
+        return 64, 4 if channels == 16 and not (device == 100 and backward) else 2
+    if channels == 16:
+        return (64, 2) if wide else (32, 4) if backward else (64, 4)
+    return 32, 2
 
 
 def _power_of_two(n: int, least: int, most: int) -> int:

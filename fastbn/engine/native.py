@@ -98,6 +98,12 @@ class Native:
     def algorithm(self, conv: Conv) -> str:
         return NAMES[algorithm(conv, self.exact)]
 
+    def ready(self, norm: Norm) -> None:
+        pass  # it is
+
+    def settle(self, coefficients: Coefficients) -> Coefficients:
+        return coefficients
+
     def recorder(self, device: torch.device) -> None:
         return None
 

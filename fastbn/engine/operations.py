@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from fastbn.engine.graph import Conv, Shape
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(eq=False)
 class Norm:
-    """A BatchNorm ready for use: n = scale·y + shift with scale = γ·r, shift = β − μ·scale, r = (σ² + ε)^-½. Views of (4, C)."""
+    """A BatchNorm at work: n = scale·y + shift with scale = γ·r, shift = β − μ·scale, r = (σ² + ε)^-½. Views of (4, C)."""
 
     vectors: Tensor  # (4, C): mean, rstd, scale, shift
     batch: bool  # whether μ and σ² are the batch's own (their gradient flows) or frozen
+    pending: Any = None  # while the vectors are not yet written: what the engine will write them from, when it reads them first
 
     @property
     def mean(self) -> Tensor:
@@ -77,6 +78,7 @@ class Statistics:
 
 Record = Callable[[Callable[[], None]], Callable[[], None]]  # what is launched -> what launches it again, in the same memory
 Coefficients = tuple[Tensor, Tensor | None, Tensor | None]  # c1, c2, c0, (C,) each; the last two None where statistics are frozen
+Pending = Any  # coefficients, or what an engine will make them from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Path:
     packed: Any
     ds: Tensor
     y: Tensor
-    coefficients: Coefficients
+    coefficients: Pending
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,13 +128,21 @@ class Engine(Protocol):
         self, conv: Conv, packed: Any, source: Tensor | Activation, keep_z: bool, keep_mask: bool, target: Target
     ) -> tuple[Tensor, Formed | None]:
         """y = conv(source), and what forming the source left behind (None if it was formed already). The target's vectors become
-        μ, r, γ·r and β − μ·γ·r: of y's own statistics, by which the running ones move, or of the running ones where it is frozen."""
+        μ, r, γ·r and β − μ·γ·r: of y's own statistics, by which the running ones move, or of the running ones where it is frozen;
+        at once, or when the engine first reads them."""
+
+    def ready(self, norm: Norm) -> None:
+        """Sees to it that the vectors are written, for a norm that no operation will read."""
 
     def form(self, activation: Activation, keep_mask: bool) -> Formed:
         """z of an activation that no convolution reads first."""
 
     def gradient(
         self, paths: list[Path], added: list[Tensor], mask: Mask | None, shape: Shape
-    ) -> tuple[Tensor, list[Coefficients]]:
-        """The gradient of a value of this shape: Σ convᵀ(dy) + Σ added, masked: ds. For each of the mask's ys its dγ and dβ are
-        written, and its coefficients returned. With no mask it is the plain sum (a region's input)."""
+    ) -> tuple[Tensor, list[Pending]]:
+        """The gradient of a value of this shape: Σ convᵀ(dy) + Σ added, masked: ds. For each of the mask's ys its coefficients, to be
+        handed to a path or to settle(); its dγ and dβ are written then at the latest. With no mask it is the plain sum (a region's
+        input)."""
+
+    def settle(self, coefficients: Pending) -> Coefficients:
+        """Coefficients that no path takes, made."""

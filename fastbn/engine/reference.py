@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastbn.engine import norms
 from fastbn.engine.graph import Conv, Shape
-from fastbn.engine.operations import Activation, Coefficients, Formed, Mask, Path, Statistics, Target
+from fastbn.engine.operations import Activation, Coefficients, Formed, Mask, Norm, Path, Statistics, Target
 
 BITS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
 
@@ -32,6 +32,12 @@ class Reference:
 
     def algorithm(self, conv: Conv) -> str:
         return "torch's conv2d"
+
+    def ready(self, norm: Norm) -> None:
+        pass  # it is
+
+    def settle(self, coefficients: Coefficients) -> Coefficients:
+        return coefficients
 
     def recorder(self, device: torch.device) -> None:
         return None

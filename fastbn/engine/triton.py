@@ -19,16 +19,14 @@ from torch import Tensor
 from fastbn.engine import configurations, norms
 from fastbn.engine.configurations import LIBRARY, ROLLING
 from fastbn.engine.graph import Conv, Shape
-from fastbn.engine.operations import Activation, Coefficients, Formed, Mask, Path, Record, Target
+from fastbn.engine.operations import Activation, Coefficients, Formed, Mask, Norm, Path, Pending, Record, Target
 from fastbn.engine.replay import Recorder
 from fastbn.kernels import conv as taps
 from fastbn.kernels import conv_rolling as rolling
-from fastbn.kernels import form, gradient_rolling, passes
+from fastbn.kernels import form, gradient_rolling, passes, settle
 from fastbn.kernels import gradient as gradients
-from fastbn.kernels.settle import Backward, Forward
+from fastbn.kernels.settle import Partial
 from fastbn.kernels.source import AFFINE, PLAIN, PROJECTION, RESIDUAL, Source
-
-COUNTERS = 1 << 18  # of programs' arrivals: one a group of programs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +43,6 @@ class Triton:
 
     def __init__(self, algorithm: Any = configurations.algorithm) -> None:
         self._algorithm = algorithm
-        self._counters: dict[Any, Tensor] = {}
 
     def supports(self, conv: Conv) -> str | None:
         return None
@@ -84,115 +81,128 @@ class Triton:
             left = self.form(source, keep_mask)
             assert left.z is not None
             source = left.z
-        read, formed = _source(source, keep_z, keep_mask)
-        end = self._forward(target, out)
-        precision = _precision(x)
+        pending = self._taken(source) if packed.algorithm == ROLLING else None
+        read, formed = self._source(source, keep_z, keep_mask)
+        precision, moments = _precision(x), target.norm.batch
         device = configurations.capability(x.device)
+        found: Partial | None
         if packed.algorithm == ROLLING:
-            rolling.launch(read, packed.forward, y, end, precision, configurations.roll(conv, (h, w), x.dtype, device, False))
+            roll = configurations.roll(conv, (h, w), x.dtype, device, False)
+            found = rolling.launch(read, pending, packed.forward, y, moments, precision, roll)
         elif packed.algorithm == LIBRARY:
             y = F.conv2d(read.x, packed.forward, None, conv.stride, conv.padding, conv.dilation, conv.groups)
             y = y.contiguous(memory_format=torch.channels_last)
-            passes.moments(y, end, y.numel() // conv.channels, conv.channels)
+            found = passes.moments(y, y.numel() // conv.channels, conv.channels) if moments else None
         else:
-            taps.launch(read, packed.forward, y, end, (n, c, h, w), conv, precision, configurations.tile(c, out[1], x.dtype, device))
+            tile = configurations.tile(c, out[1], x.dtype, device)
+            found = taps.launch(read, packed.forward, y, moments, (n, c, h, w), conv, precision, tile)
+        target.norm.pending = _forward(target, found)
         if left is not None:
             return y, Formed(left.z if keep_z else None, left.mask)
         return y, formed
 
+    def ready(self, norm: Norm) -> None:
+        if norm.pending is not None:
+            settle.launch_forward(norm.pending)
+            norm.pending = None
+
+    def _taken(self, source: Tensor | Activation) -> settle.Forward | None:
+        """What the rolling convolution that reads this source makes ready on its way."""
+        if isinstance(source, Tensor):
+            return None
+        pending: settle.Forward | None = source.norms[0].pending
+        if pending is None or (pending.partial is not None and not pending.partial.few):
+            return None
+        source.norms[0].pending = None
+        return pending
+
     def form(self, activation: Activation, keep_mask: bool) -> Formed:
         n, c, h, w = activation.ys[0].shape
-        read, formed = _source(activation, True, keep_mask)
+        read, formed = self._source(activation, True, keep_mask)
         form.launch(read, n * h * w, c)
         assert formed is not None
         return formed
 
     def gradient(
         self, paths: list[Path], added: list[Tensor], mask: Mask | None, shape: Shape
-    ) -> tuple[Tensor, list[Coefficients]]:
+    ) -> tuple[Tensor, list[Pending]]:
         like = paths[0].ds if paths else added[0]
         terms = [*added, *(self._library_gradient(path, shape) for path in paths if path.packed.algorithm == LIBRARY)]
         ours = [path for path in paths if path.packed.algorithm != LIBRARY]
         for path in ours[:-1]:
             terms.append(_activation(shape, like))
-            self._gradient(path, gradients.Target(terms[-1]), self._backward(None, shape, like)[0])
+            self._gradient(path, gradients.Target(terms[-1]))
         if len(terms) > 2:
             terms = [terms[0], functools.reduce(torch.add, terms[1:])]
         ds = _activation(shape, like)
-        end, coefficients = self._backward(mask, shape, like)
         target = gradients.Target(ds, tuple(terms))
         if mask is not None:
-            target = gradients.Target(ds, tuple(terms), mask.saved, mask.relu, mask.ys)
-        self._gradient(ours[-1] if ours else None, target, end)
-        return ds, coefficients
+            vectors = tuple(norm.vectors for norm in mask.norms)
+            target = gradients.Target(ds, tuple(terms), mask.saved, mask.relu, mask.ys, vectors)
+        sums = self._gradient(ours[-1] if ours else None, target)
+        if mask is None or sums is None:
+            return ds, []
+        made = enumerate(zip(mask.norms, mask.affine, strict=True))
+        return ds, [settle.Backward(sums, 1 + i, norm.vectors, affine, norm.batch) for i, (norm, affine) in made]
 
-    def _gradient(self, path: Path | None, target: gradients.Target, end: Backward) -> None:
+    def settle(self, coefficients: Pending) -> Coefficients:
+        if not isinstance(coefficients, settle.Backward):
+            return coefficients
+        c = torch.empty((3, coefficients.affine.shape[1]), dtype=torch.float32, device=coefficients.affine.device)
+        settle.launch_backward(coefficients, c)
+        return (c[0], c[1], c[2]) if coefficients.batch else (c[0], None, None)
+
+    def _gradient(self, path: Path | None, target: gradients.Target) -> Partial | None:
         precision, device = _precision(target.ds), configurations.capability(target.ds.device)
         _, c, h, w = target.ds.shape
         if path is None:
-            gradients.launch(None, None, target, end, precision, configurations.tile(c, c, target.ds.dtype, device))
-            return
-        up = gradients.Upstream(path.ds, path.y, path.coefficients, path.packed.backward)
+            return gradients.launch(None, None, None, target, precision, configurations.tile(c, c, target.ds.dtype, device))
+        up = gradients.Upstream(path.ds, path.y, path.packed.backward)
         if path.packed.algorithm == ROLLING:
+            taken = isinstance(path.coefficients, settle.Backward) and path.coefficients.partial.few
+            coefficients = path.coefficients if taken else self.settle(path.coefficients)
             roll = configurations.roll(path.conv, (h, w), target.ds.dtype, device, True)
-            gradient_rolling.launch(up, target, end, precision, roll)
-        else:
-            tile = configurations.tile(path.conv.channels, c, target.ds.dtype, device)
-            gradients.launch(up, path.conv, target, end, precision, tile)
+            return gradient_rolling.launch(up, coefficients, target, precision, roll)
+        tile = configurations.tile(path.conv.channels, c, target.ds.dtype, device)
+        return gradients.launch(up, path.conv, self.settle(path.coefficients), target, precision, tile)
 
     def _library_gradient(self, path: Path, shape: Shape) -> Tensor:
         conv, dy = path.conv, torch.empty_like(path.ds)
-        passes.dy(path.ds, path.y, path.coefficients, dy, dy.numel() // conv.channels, conv.channels)
+        passes.dy(path.ds, path.y, self.settle(path.coefficients), dy, dy.numel() // conv.channels, conv.channels)
         x = dy.new_empty(1).expand(shape)  # its values are not read
         dx, _, _ = torch.ops.aten.convolution_backward(
             dy, x, path.packed.backward, None, conv.stride, conv.padding, conv.dilation, False, [0, 0], conv.groups, (True, False, False)
         )
         return dx.contiguous(memory_format=torch.channels_last)
 
-    def _forward(self, target: Target, out: Shape) -> Forward:
-        """What the convolution's last programs do for the BatchNorm."""
-        module = target.module
-        counts = module.num_batches_tracked if norms.moves(module) else None
-        share = module.momentum if module.momentum is not None or counts is not None else 0.0
-        return Forward(
-            target.norm.vectors, module.weight, module.bias, target.conv_bias, module.running_mean, module.running_var, counts,
-            module.eps, share if norms.moves(module) else 0.0, target.norm.batch, self._arrivals(target.norm.vectors),
-        )  # fmt: skip
-
-    def _backward(self, mask: Mask | None, shape: Shape, like: Tensor) -> tuple[Backward, list[Coefficients]]:
-        """What the gradient's last programs do for the BatchNorms that made the value; and their coefficients, to be written."""
-        made = () if mask is None else mask.norms
-        found = tuple(torch.empty((3, shape[1]), dtype=torch.float32, device=like.device) for _ in made)
-        affine = () if mask is None else mask.affine
-        end = Backward(tuple(norm.vectors for norm in made), affine, found, tuple(norm.batch for norm in made), self._arrivals(like))
-        return end, [(c[0], c[1], c[2]) if norm.batch else (c[0], None, None) for c, norm in zip(found, made, strict=True)]
-
-    def _arrivals(self, like: Tensor) -> Tensor:
-        """Zeros that the kernels leave as zeros. A stream's launches follow each other: each has its own; recorded graphs, which
-        replay in turn, share one, made before the first capture: within it the zeros would be written by its own replays alone."""
-        capturing = like.is_cuda and torch.cuda.is_current_stream_capturing()
-        stream = torch.cuda.current_stream(like.device).cuda_stream if like.is_cuda and not capturing else None
-        if (like.device, stream) not in self._counters:
-            if capturing:
-                raise RuntimeError("a CUDA graph of a fused model was captured before its first run; run it once as it is, then capture")
-            for key in {(like.device, stream), (like.device, None)} - set(self._counters):
-                self._counters[key] = torch.zeros(COUNTERS, dtype=torch.int32, device=like.device)
-        return self._counters[like.device, stream]
+    def _source(self, source: Tensor | Activation, keep_z: bool, keep_mask: bool) -> tuple[Source, Formed | None]:
+        """What a kernel reads. Norms that are still pending are made ready."""
+        if isinstance(source, Tensor):
+            return Source(PLAIN, False, source), None
+        for norm in source.norms:
+            self.ready(norm)
+        y, norm = source.ys[0], source.norms[0]
+        n, c, h, w = y.shape
+        z = _activation((n, c, h, w), y) if keep_z else None
+        mask = torch.empty((n * h * w, -(-c // 8)), dtype=torch.uint8, device=y.device) if keep_mask else None
+        form, r, rscale, rshift = AFFINE, source.residual, None, None
+        if len(source.ys) > 1:
+            form, r, rscale, rshift = PROJECTION, source.ys[1], source.norms[1].scale, source.norms[1].shift
+        elif r is not None:
+            form = RESIDUAL
+        return Source(form, source.relu, y, r, norm.scale, norm.shift, rscale, rshift, z, mask), Formed(z, mask)
 
 
-def _source(source: Tensor | Activation, keep_z: bool, keep_mask: bool) -> tuple[Source, Formed | None]:
-    if isinstance(source, Tensor):
-        return Source(PLAIN, False, source), None
-    y, norm = source.ys[0], source.norms[0]
-    n, c, h, w = y.shape
-    z = _activation((n, c, h, w), y) if keep_z else None
-    mask = torch.empty((n * h * w, -(-c // 8)), dtype=torch.uint8, device=y.device) if keep_mask else None
-    form, r, rscale, rshift = AFFINE, source.residual, None, None
-    if len(source.ys) > 1:
-        form, r, rscale, rshift = PROJECTION, source.ys[1], source.norms[1].scale, source.norms[1].shift
-    elif r is not None:
-        form = RESIDUAL
-    return Source(form, source.relu, y, r, norm.scale, norm.shift, rscale, rshift, z, mask), Formed(z, mask)
+def _forward(target: Target, found: Partial | None) -> settle.Forward:
+    """What the target's vectors are made of."""
+    module = target.module
+    moves = norms.moves(module)
+    counts = module.num_batches_tracked if moves else None
+    share = module.momentum if module.momentum is not None or counts is not None else 0.0
+    return settle.Forward(
+        found, target.norm.vectors, module.weight, module.bias, target.conv_bias, module.running_mean, module.running_var, counts,
+        module.eps, share if moves else 0.0,
+    )  # fmt: skip
 
 
 def _activation(shape: Shape, like: Tensor) -> Tensor:

@@ -94,6 +94,9 @@ def forward(call: Call, inputs: list[Tensor]) -> tuple[list[Tensor], Tensor, lis
                 del values[join.residual]
         saved[join.value] = list(ys) if join.value in call.live else []
         values[join.value] = Activation(tuple(ys), tuple(ready), residual, join.relu)
+        if uses[join.value] == 0:
+            for norm in ready:
+                engine.ready(norm)
     outputs = [form(value) for value in region.outputs]
     return outputs, vectors, [tensor for join in region.joins for tensor in saved[join.value]]
 
@@ -127,6 +130,8 @@ def backward(
         for conv, y, c in zip(join.convs, ys, coefficients, strict=True):
             if conv.source in call.live:
                 paths.setdefault(conv.source, []).append(Path(conv, packed[conv][0], ds, y, c))
+            else:
+                engine.settle(c)
         if join.residual is not None and join.residual in call.live:
             added.setdefault(join.residual, []).append(ds)
     found = {}

@@ -1,0 +1,99 @@
+"""The Triton engine's launches of a training step, without a GPU: it walks a network on fake tensors, and what it launches is noted."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from triton.runtime.jit import JITFunction
+
+from fastbn.engine import configurations, triton
+from fastbn.engine.reader import read
+from fastbn.models.resnet import FastBNOnlyResNet
+
+NETWORKS = {"cifar": ((20, 32),), "imagenet": ((50, 224), (18, 224))}  # depth, image size; CIFAR-866 launches what CIFAR-20 does
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+POINTERS = {torch.uint8: "*u8", torch.int32: "*i32", torch.int64: "*i64"} | {dtype: f"*{name}" for name, dtype in DTYPES.items()}
+OPTIONS = ("num_warps", "num_stages", "maxnreg", "enable_fp_fusion")
+BATCH = 128  # a multiple of 16, like the usual ones: an argument's divisibility is part of what is compiled
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What one launch asks of the compiler."""
+
+    kernel: Any
+    signature: tuple[tuple[str, str], ...]  # of the arguments that are no constants
+    constexprs: tuple[tuple[str, Any], ...]
+    options: tuple[tuple[str, int], ...]
+
+    def __getitem__(self, name: str) -> Any:
+        return dict(self.constexprs).get(name)
+
+    def reads(self, name: str) -> bool:
+        """Whether this argument is a tensor."""
+        return dict(self.signature).get(name, "").startswith("*")
+
+
+def launch(kernel: Any, given: dict[str, Any]) -> Launch:
+    """As Triton's own launcher tells what is compiled for these arguments."""
+    constants = {p.name for p in kernel.params if p.is_constexpr}
+    signature, constexprs = [], []
+    for name in kernel.arg_names:
+        value = given[name]
+        if name in constants or value is None or (type(value) is int and value == 1):
+            constexprs.append((name, value))
+        else:
+            signature.append((name, kind(value)))
+    return Launch(kernel, tuple(signature), tuple(constexprs), tuple((name, given[name]) for name in OPTIONS if name in given))
+
+
+def kind(value: Tensor | float) -> str:
+    """An argument's type, with :16 where its alignment is known."""
+    if isinstance(value, Tensor):
+        aligned = value.storage_offset() * value.element_size() % 16 == 0
+        assert aligned, "compile_and_count takes pointers to be aligned"
+        return POINTERS[value.dtype]
+    if isinstance(value, bool):
+        return "i1"
+    if isinstance(value, int):
+        return ("i32" if -(2**31) <= value < 2**31 else "i64") + (":16" if value % 16 == 0 else "")
+    return "fp32"
+
+
+def launches(family: str, dtype: str, capability: int) -> dict[Launch, int]:
+    """A step's distinct launches, in order, and how many of each there are."""
+    found: dict[Launch, int] = {}
+    for depth, size in NETWORKS[family]:
+        model = FastBNOnlyResNet(depth, family=family, engine="stock")
+        model.fc = nn.Identity()  # which stays PyTorch's, and asks for its own dtype
+        with noted(capability, found), FakeTensorMode(allow_non_fake_inputs=True):
+            _, program = read(model, {}, triton.Triton(), {})
+            y = program(torch.empty((BATCH, 3, size, size), dtype=DTYPES[dtype]))
+            y.backward(torch.empty_like(y))
+    return found
+
+
+@contextlib.contextmanager
+def noted(capability: int, found: dict[Launch, int]) -> Iterator[None]:
+    """Launches are counted in `found` rather than carried out; the engine takes its device to be of this capability."""
+
+    def run(kernel: Any, *args: Any, grid: Any, warmup: bool, **given: Any) -> None:
+        asked = launch(kernel, dict(zip(kernel.arg_names, args, strict=False)) | given)
+        found[asked] = found.get(asked, 0) + 1
+
+    def precision(like: Tensor) -> str:
+        return "tf32" if like.dtype == torch.float32 else "ieee"
+
+    with (
+        mock.patch.object(JITFunction, "run", run),
+        mock.patch.object(configurations, "capability", lambda device: capability),
+        mock.patch.object(triton, "_precision", precision),
+    ):
+        yield
