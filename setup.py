@@ -4,7 +4,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-TEST = ["pytest>=8", "pillow>=10", "ruff", "mypy", "types-tqdm", "build"]
+TEST = ["pytest>=8", "pytest-benchmark>=5", "pillow>=10", "ruff", "mypy", "types-tqdm", "build"]
 
 HERE = Path(__file__).parent
 

@@ -11,17 +11,18 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from bench.cases import Case
+from bench.providers import Provider, providers
 from bench.record import RESULTS, conditions
-from bench.step import Provider, providers, step_of
 from fastbn.errors import MachineError
 
+CPU = torch.device("cpu")
 STEPS = 3  # the first packs or compiles, and allocates; the second has the optimizer's momentum from its start
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -54,13 +55,13 @@ def warm(compiled: bool) -> None:
     torch.randn(64, 64) @ torch.randn(64, 64)
 
 
-def measure(make: Callable[[], Provider], batch: int, size: int, compiled: bool) -> dict[str, Any]:
+def measure(provider: Provider, case: Case) -> dict[str, Any]:
     """In a process of its own: bytes resident when idle, the peak beyond them, over all and from the second step on, and
     whether it was counted from idle on."""
-    warm(compiled)
+    warm(provider.way == "compiled")
     idle = resident_bytes("VmRSS")
     reset = reset_peak()
-    step, _ = step_of(make(), batch, size)
+    step = provider.make(case, CPU).step
     step()
     first = resident_bytes("VmHWM") - idle
     reset_peak()
@@ -70,9 +71,12 @@ def measure(make: Callable[[], Provider], batch: int, size: int, compiled: bool)
     return {"idle_bytes": idle, "peak_less_idle_bytes": max(first, later), "later_less_idle_bytes": later, "counted_from_idle": reset}
 
 
-def fresh(name: str, arguments: list[str]) -> dict[str, Any]:
+def fresh(provider: Provider, case: Case) -> dict[str, Any]:
     """The same by a new process, which prints it as one line."""
-    command = [sys.executable, "-m", "bench.memory", *arguments, "--only", name]
+    network = ["--depth", case.depth, "--family", case.family, "--width", case.width]
+    images = ["--batch-size", case.batch_size, "--size", case.size]
+    compiled = ["--compiled"] * (provider.way == "compiled")
+    command = [sys.executable, "-m", "bench.memory", *map(str, network + images), *compiled, "--only", provider.name]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=Path(__file__).parent.parent)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -83,33 +87,34 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=32)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=3, help="processes a provider, taken in turn; their median counts")
-    parser.add_argument("--engine", default="native")
     parser.add_argument("--family", default=None)
+    parser.add_argument("--width", type=int, default=None)
     parser.add_argument("--size", type=int, default=32, help="of the images")
     parser.add_argument("--compiled", action="store_true", help="stock under torch.compile too")
     parser.add_argument("--only", help="one provider, in this process: prints its figures as a line of JSON")
     asked = parser.parse_args()
-    made = providers(asked.depth, asked.family, asked.engine, asked.compiled)
+    case = Case(asked.depth, asked.batch_size, asked.size, asked.family, asked.width)
+    made = {provider.name: provider for provider in providers(case, CPU, asked.compiled)}
     if asked.only is not None:
         if asked.only not in made:
             parser.error(f"--only is one of {', '.join(map(repr, made))}; got {asked.only!r}")
-        print(json.dumps(measure(made[asked.only], asked.batch_size, asked.size, asked.only.endswith("compiled"))))
+        print(json.dumps(measure(made[asked.only], case)))
         return
     found = conditions()  # of the start: the commit may move while the processes run
     rows: list[dict[str, Any]] = [{"provider": name, "runs": []} for name in made]
     for _ in range(asked.repeats):
         for row in rows:
-            row["runs"].append(fresh(row["provider"], sys.argv[1:]))
+            row["runs"].append(fresh(made[row["provider"]], case))
     for row in rows:
         row |= {key: int(statistics.median(run[key] for run in row["runs"])) for key in row["runs"][0] if key.endswith("bytes")}
     if not all(run["counted_from_idle"] for row in rows for run in row["runs"]):
         print(f"{RESET} can't be written here: the peaks count the imports too", file=sys.stderr)
-    least = {kind: min(r["peak_less_idle_bytes"] for r in rows if r["provider"].startswith(kind)) for kind in ("stock", "stock, all")}
+    least = {kind: min(r["peak_less_idle_bytes"] for r in rows if r["provider"].startswith(kind)) for kind in ("stock", "stock-full")}
     header = f"{'':42}{'idle MB':>9}{'peak less idle MB':>19}{'least … most':>14}{'from step 2':>13}"
-    print(f"{header}{'/ least stock':>15}{'/ least stock, all':>20}")
+    print(f"{header}{'/ least stock':>15}{'/ least stock-full':>20}")
     for row in rows:
         peak, every = row["peak_less_idle_bytes"], [run["peak_less_idle_bytes"] for run in row["runs"]]
-        row |= {"of_least_stock": round(peak / least["stock"], 3), "of_least_stock_all": round(peak / least["stock, all"], 3)}
+        row |= {"of_least_stock": round(peak / least["stock"], 3), "of_least_stock_all": round(peak / least["stock-full"], 3)}
         spread = f"{min(every) / 1e6:.0f} … {max(every) / 1e6:.0f}"
         print(
             f"{row['provider']:42}{row['idle_bytes'] / 1e6:9.0f}{peak / 1e6:19.1f}{spread:>14}{row['later_less_idle_bytes'] / 1e6:13.1f}"
@@ -117,7 +122,8 @@ def main() -> None:
         )
     record = {"depth": asked.depth, "batch_size": asked.batch_size, "size": asked.size, "precision": "fp32", **found}
     record |= {"family": asked.family, "steps": STEPS, "rows": rows}
-    target = RESULTS / f"memory-resnet{asked.depth}-{asked.size}px-b{asked.batch_size}-{asked.engine}-{found['date']}.json"
+    engine = next(name for name in made if name.startswith("fastbn")).split()[1]
+    target = RESULTS / f"memory-resnet{asked.depth}-{asked.size}px-b{asked.batch_size}-{engine}-{found['date']}.json"
     target.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(target)
 

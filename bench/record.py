@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -16,11 +17,33 @@ from fastbn.training import machine
 RESULTS = Path(__file__).parent / "results"
 
 
-def conditions() -> dict[str, Any]:
-    """Under which a measurement is taken now on this machine's CPU: device, versions, commit, date."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS).stdout.strip()
-    device, date = machine.describe(torch.device("cpu")), time.strftime("%Y-%m-%d")
-    return {"device": device, "versions": machine.versions(), "commit": commit, "date": date}
+def conditions(device: torch.device | None = None) -> dict[str, Any]:
+    """Under which a measurement is taken now, on this machine's CPU where no device is named: device, versions, commit, date; of a
+    GPU the driver, the clocks (MHz) and the power limit too, as nvidia-smi tells them."""
+    device = device or torch.device("cpu")
+    commit = _said("git", "-C", str(RESULTS), "rev-parse", "--short", "HEAD")
+    found: dict[str, Any] = {"device": machine.describe(device), "versions": machine.versions()}
+    if device.type == "cuda":
+        found["versions"] |= {"cuda": torch.version.cuda, "cudnn": str(torch.backends.cudnn.version()), "triton": _triton()}
+        asked = {"driver": "driver_version", "sm_clock": "clocks.sm", "most_sm_clock": "clocks.max.sm", "power_limit": "power.limit"}
+        said = _said("nvidia-smi", f"--id={device.index or 0}", f"--query-gpu={','.join(asked.values())}", "--format=csv,noheader")
+        found |= dict(zip(asked, said.split(", "), strict=False))
+    return found | {"commit": commit or "unknown", "date": time.strftime("%Y-%m-%d")}
+
+
+def _said(*command: str) -> str:
+    """What a command prints; nothing where it is not there."""
+    if shutil.which(command[0]) is None:
+        return ""
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+
+def _triton() -> str | None:
+    try:
+        import triton
+    except ImportError:
+        return None
+    return str(triton.__version__)
 
 
 def record(run: Path) -> Path:

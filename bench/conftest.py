@@ -1,0 +1,70 @@
+"""pytest bench/ --benchmark-only: stock PyTorch and fastbn, side by side in one process. bench/cases.py has the grids.
+
+    pytest bench/ --benchmark-only --record              the default grid, kept as bench/results/bench-<device>-<date>.json
+    pytest bench/ --benchmark-only --grid full           the large cases, for a GPU or patience
+    pytest bench/test_steps.py --benchmark-only --depth 32 [--batch-size 128] [--size 32] [--compiled]      a network of your choice
+
+pytest-benchmark's own options, --benchmark-json among them, work as ever.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from bench.cases import Case, grid
+from bench.providers import left_out
+from bench.record import RESULTS
+from bench.suite import SUITE, Suite
+from bench.summary import lines
+from fastbn.training.machine import choose_device
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("fastbn's benchmarks")
+    group.addoption("--grid", default="default", choices=("tiny", "default", "full"), help="how much to measure")
+    group.addoption("--record", action="store_true", help="keep every row in a file of --results")
+    group.addoption("--results", type=Path, default=RESULTS, metavar="DIR", help="where --record writes (bench/results)")
+    group.addoption("--device", default="auto", choices=("auto", "cpu", "cuda"), help="cuda where there is one")
+    group.addoption("--depth", type=int, help="takes steps of this network instead of the grid's")
+    group.addoption("--batch-size", type=int, default=128, help="its images a step")
+    group.addoption("--size", type=int, default=32, help="its images' height and width")
+    group.addoption("--compiled", action="store_true", help="stock under torch.compile too")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.benchmark_timer = "bench.clock.played"  # before pytest-benchmark looks: its own configure comes last
+    device = choose_device(config.getoption("--device"))
+    found = grid(config.getoption("--grid"), device)
+    if config.getoption("--depth") is not None:
+        case = Case(config.getoption("--depth"), config.getoption("--batch-size"), config.getoption("--size"))
+        found = dataclasses.replace(found, steps=(case,), memory=())
+    if config.getoption("--compiled"):
+        found = dataclasses.replace(found, compiled=found.steps)
+    config.stash[SUITE] = Suite(found, device, small=config.getoption("--grid") == "tiny")
+
+
+@pytest.fixture(scope="session")
+def suite(request: pytest.FixtureRequest) -> Suite:
+    return request.config.stash[SUITE]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def machine(suite: Suite) -> dict[str, float]:
+    """The machine's own copy bandwidth and matmul rate, measured before anything else."""
+    return suite.machine
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    suite = config.stash[SUITE]
+    if not suite.rows:
+        return
+    record = suite.record()
+    terminalreporter.section("fastbn beside stock")
+    for line in [*lines(record), *(f"left out: {what}" for what in left_out(suite.device))]:
+        terminalreporter.write_line(line)
+    if config.getoption("--record"):
+        config.getoption("--results").mkdir(parents=True, exist_ok=True)
+        terminalreporter.write_line(f"recorded in {record.save('bench', config.getoption('--results'))}")

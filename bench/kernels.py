@@ -1,0 +1,233 @@
+"""The kernel level: each operation of an identity block, fused, and the sequence of stock operations that it replaces.
+
+    conv2   z = relu(scale·y + shift) as it is loaded, the convolution, its output's statistics    stock: BatchNorm, ReLU, conv
+    conv1   the same with a residual added; z and its mask are written                             stock: … addition …
+    ∇conv2  the input gradient, masked by what y says, and dγ, dβ      stock: gradients of conv, ReLU, BatchNorm (which makes dy too)
+    ∇conv1  the same with the residual's gradient added, masked by the saved bits                  stock: … addition …
+    form    z of the last addition, which no convolution reads: stock BatchNorm, addition, ReLU
+
+Both sides do as many statistics, normalisations and products; only at which end of the operation the statistics lie differs.
+Warm, what the model counts as moved may come from a cache: there the share of roofline can exceed 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench import clock, costs
+from bench.cases import Blocks
+from bench.gate import EPS, relative, summing
+from bench.rows import Row
+from fastbn.engine import traffic
+from fastbn.engine.choose import choose
+from fastbn.engine.graph import Conv, Join, Region
+from fastbn.engine.operations import Activation, Engine, Mask, Norm, Path, Target
+
+OPERATIONS = ("conv2", "conv1", "∇conv2", "∇conv1", "form")
+CACHES = ("cold", "warm")  # before each clocked call: a buffer larger than any cache is written; or the very call is made
+FLUSH = {"cpu": 1 << 27, "cuda": 1 << 28}  # bytes of that buffer
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+EPSILON = 1e-5  # of BatchNorm
+STOCK = "stock channels-last"
+
+Results = Callable[[], list[Tensor]]  # a forward's: [output]; a gradient's: [ds, dγ, dβ, dy]
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """The tensors of an operation, the same for both sides. Flip-free: β is 6 or −6 by channel, γ is at most 1."""
+
+    y: Tensor  # (N, C, H, W) in channels-last memory, like the three that follow
+    residual: Tensor
+    dy: Tensor
+    added: Tensor
+    weight: Tensor  # (C, C, 3, 3)
+    gamma: Tensor
+    beta: Tensor
+
+    def double(self) -> Inputs:
+        return Inputs(*(getattr(self, field.name).double() for field in dataclasses.fields(self)))
+
+
+def inputs(blocks: Blocks, device: torch.device) -> Inputs:
+    n, c, size, dtype = blocks.batch_size, blocks.channels, blocks.size, DTYPES[blocks.precision]
+    draw = torch.Generator().manual_seed(0)
+    drawn = (torch.randn(n, size, size, c, generator=draw).to(device, dtype).permute(0, 3, 1, 2) for _ in range(4))
+    y, residual, dy, added = drawn
+    weight = (torch.randn(c, c, 3, 3, generator=draw) / (9 * c) ** 0.5).to(device, dtype)
+    gamma, beta = torch.rand(c, generator=draw) / 2 + 0.5, torch.where(torch.arange(c) % 3 > 0, 6.0, -6.0)
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    return Inputs(y, residual, dy, added, weight, gamma.to(device), beta.to(device))
+
+
+def region(channels: int) -> Region:
+    """Two identity blocks in a chain: value 2 is handed from the first to the second, value 4 outside."""
+
+    def conv(name: str, source: int) -> Conv:
+        return Conv(name, f"{name}_bn", source, channels, channels, (3, 3), (1, 1), (1, 1), (1, 1), 1, 0)
+
+    joins = [Join(2 * k + 1 + j, (conv(f"{k}.{'ab'[j]}", 2 * k + j),), 2 * k if j else None, True) for k in (0, 1) for j in (0, 1)]
+    return Region(1, tuple(joins), (4,))
+
+
+def cost(blocks: Blocks, operation: str, fused: bool) -> traffic.Cost:
+    """Of one operation, by the traffic model."""
+    size = costs.BYTES[blocks.precision]
+    case = traffic.Case(region(blocks.channels), ((blocks.batch_size, blocks.channels, blocks.size, blocks.size),), size, size)
+    plan = traffic.fused(case) if fused else traffic.stock(case)
+    names = {
+        "conv2": (["1.b"], ["1.a_bn", "1.a_bn relu", "1.b"]),
+        "conv1": (["1.a"], ["0.b_bn", "0.b_bn add", "0.b_bn relu", "1.a"]),
+        "∇conv2": (["1.b"], ["1.b", "1.a_bn relu", "1.a_bn"]),
+        "∇conv1": (["1.a"], ["1.a", "0.b_bn accumulate", "0.b_bn relu", "0.b_bn"]),
+        "form": (["1.b_bn form"], ["1.b_bn", "1.b_bn add", "1.b_bn relu"]),
+    }[operation][0 if fused else 1]
+    passes = plan.backward if operation.startswith("∇") else plan.forward
+    return traffic.total(each for each in passes if each.name in names)
+
+
+def fused(operation: str, own: Engine, given: Inputs) -> Results:
+    """By an engine's own operation. Of a gradient it returns ds, dγ, dβ and the coefficients of dy, which the next operation forms."""
+    n, c, h, w = given.y.shape
+    device, with_residual = given.y.device, operation in ("conv1", "∇conv1", "form")
+    conv = region(c).convs[0]
+    rows = given.y.double().permute(0, 2, 3, 1).reshape(-1, c)
+    mean, rstd = rows.mean(0), (rows.var(0, correction=0) + EPSILON).rsqrt()
+    scale = given.gamma * rstd
+    norm = Norm(torch.stack([mean, rstd, scale, given.beta - mean * scale]).float(), True)
+    target = Target(nn.BatchNorm2d(c).to(device), None, Norm(torch.empty(4, c, device=device), True))
+    source = Activation((given.y,), (norm,), given.residual if with_residual else None, True)
+    packed = own.pack(conv, given.weight, given.y.dtype)
+
+    def forward() -> list[Tensor]:
+        return [own.convolve(conv, packed, source, with_residual, with_residual, target)[0]]
+
+    def form() -> list[Tensor]:
+        z = own.form(source, True).z
+        assert z is not None
+        return [z]
+
+    if not operation.startswith("∇"):
+        return form if operation == "form" else forward
+    affine = torch.empty(2, c, device=device)
+    mask = Mask(True, own.form(source, True).mask if with_residual else None, (given.y,), (norm,), (affine,))
+    one, zero = torch.ones(c, device=device), torch.zeros(c, device=device)
+    path = Path(conv, packed, given.dy, given.residual, (one, zero, zero))  # its y is multiplied by zero, and read all the same
+
+    def gradient() -> list[Tensor]:
+        ds, coefficients = own.gradient([path], [given.added] if with_residual else [], mask, (n, c, h, w))
+        return [ds, affine[0], affine[1], *(t for t in coefficients[0] if t is not None)]
+
+    return gradient
+
+
+def stock(operation: str, given: Inputs) -> Results:
+    """The operations that autograd calls, by their own names: nothing of autograd's is in the time. In float64 it is the oracle."""
+    aten, with_residual = torch.ops.aten, operation in ("conv1", "∇conv1", "form")
+    running = torch.zeros_like(given.gamma), torch.ones_like(given.gamma)
+
+    def normalised() -> Any:
+        return aten._batch_norm_impl_index(given.y, given.gamma, given.beta, *running, True, 0.1, EPSILON, True)
+
+    def formed(n: Tensor) -> Tensor:
+        return F.relu(n + given.residual if with_residual else n)
+
+    def form() -> list[Tensor]:
+        return [formed(normalised()[0])]
+
+    def forward() -> list[Tensor]:
+        return [F.conv2d(formed(normalised()[0]), given.weight, None, padding=1)]
+
+    if not operation.startswith("∇"):
+        return form if operation == "form" else forward
+    n, mean, rstd, reserve, kind = normalised()
+    z, conv = formed(n), ([1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, False, False])
+
+    def gradient() -> list[Tensor]:
+        dz = aten.convolution_backward(given.dy, z, given.weight, None, *conv)[0]
+        ds = aten.threshold_backward(dz + given.added if with_residual else dz, z, 0)
+        batch_norm = kind, given.y, ds, given.gamma, *running, mean, rstd, True, EPSILON, [True, True, True], reserve
+        dy, dgamma, dbeta = aten._batch_norm_impl_index_backward(*batch_norm)
+        return [ds, dgamma, dbeta, dy]
+
+    return gradient
+
+
+def error(found: list[Tensor], exact: list[Tensor], given: Inputs) -> float:
+    """The largest of the results' errors against float64's."""
+    if len(found) > len(exact):
+        c1, c2, c0 = (t.double().view(1, -1, 1, 1) for t in found[3:])
+        found = [*found[:3], c1 * found[0].double() + c2 * given.y.double() + c0]
+    return max(relative(a, b) for a, b in zip(found, exact, strict=True))
+
+
+def allowed(blocks: Blocks) -> float:
+    """A few dozen roundings, Winograd's transforms among them, bfloat16's few; and those of dγ's and dβ's sums."""
+    return max((64 if blocks.precision == "fp32" else 8) * EPS[blocks.precision], summing(blocks.batch_size * blocks.size**2))
+
+
+@torch.no_grad()
+def measure(
+    blocks: Blocks, operation: str, device: torch.device, machine: dict[str, float], rounds: int
+) -> dict[tuple[str, str], tuple[Row, list[float]]]:
+    """By cache and provider: the row and its samples, both providers in turn, after the gate."""
+    engine, _ = choose("auto", device, DTYPES[blocks.precision])
+    assert engine is not None
+    given, ours = inputs(blocks, device), f"fastbn {engine.name}"
+    exact = stock(operation, given.double())()
+    rows, calls = {}, {}
+    for name, make in ((STOCK, lambda: stock(operation, given)), (ours, lambda: fused(operation, engine, given))):
+        spent = cost(blocks, operation, name == ours)
+        row = Row(level="kernel", case="", provider=name, trains="", width=blocks.channels, size=blocks.size)
+        row.batch_size, row.precision = blocks.batch_size, blocks.precision
+        row.launches, row.moved_bytes, row.flops = spent.launches, spent.moved, spent.flops
+        rows[name] = row
+        try:
+            call = make()
+            off = error(call(), exact, given)
+            row.gradient_error = off if math.isfinite(off) else None
+            if off > allowed(blocks):
+                row.failed = f"off by {off:.1e} against float64, allowed {allowed(blocks):.1e}"
+            else:
+                calls[name] = _recorded(call, device)
+                calls[name]()
+        except Exception as problem:  # its row says what went wrong, and the other is measured
+            row.failed = f"{type(problem).__name__}: {(str(problem).strip().splitlines() or [''])[0]}"
+    flush = torch.empty(FLUSH[device.type], dtype=torch.uint8, device=device)
+    found = {}
+    for cache in CACHES:
+        prepare = {name: flush.zero_ if cache == "cold" else call for name, call in calls.items()}
+        samples = clock.interleaved(calls, rounds, device, before=prepare, clock=clock.kernel_seconds)
+        for name, row in rows.items():
+            own = dataclasses.replace(row, case=f"{operation}, {blocks.title}, caches {cache}")
+            if name in samples:
+                for field, value in clock.quartiles(samples[name]).items():
+                    setattr(own, field, value)
+                least = costs.least_seconds(cost(blocks, operation, name == ours), machine, blocks.precision)
+                own.roofline_share = least / (own.seconds or 1.0)
+            found[cache, name] = own, samples.get(name, [])
+    return found
+
+
+def _recorded(call: Results, device: torch.device) -> Callable[[], Any]:
+    """On CUDA as a graph, so that no launch waits for the host."""
+    if device.type != "cuda":
+        return call
+    call()
+    torch.cuda.synchronize(device)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kept = call()
+
+    def replay() -> Any:
+        graph.replay()
+        return kept  # alive for as long as the graph writes there
+
+    return replay

@@ -1,0 +1,144 @@
+"""A case measured: everyone made ready and let through the gate, then timed in turn. What comes of it are Rows."""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from bench import clock, costs, gate
+from bench.cases import Case
+from bench.providers import Provider, Ready, saved_bytes
+from bench.rows import Row
+from fastbn.training.machine import EnergyMeter
+
+WARM = 2  # steps between the gate and the clock
+ENERGY_SECONDS = 2.0  # NVML's counter moves slowly
+MEMINFO = Path("/proc/meminfo")
+ROOM = 0.6  # of the free memory: what all providers of a case may save for their backwards together
+
+
+@dataclass
+class Measured:
+    row: Row
+    samples: list[float] = field(default_factory=list)  # seconds, in the order in which they were taken; none where it failed
+
+
+Results = dict[str, Measured]  # by provider
+
+
+def steps(
+    level: str,
+    case: Case,
+    everyone: Sequence[Provider],
+    device: torch.device,
+    rounds: int,
+    most_seconds: float = float("inf"),
+    machine: dict[str, float] | None = None,
+) -> Results:
+    """A step of each provider, in turn; one after another, and marked as such, where they don't fit into memory together.
+    Without the machine's rates there is no share of roofline."""
+    torch._dynamo.reset()  # a case's compilations are its own
+    wanted = gate.expected(case, device)
+    found: Results = {}
+    alone = len(everyone) > 1 and sum(costs.plan(case, p).saved for p in everyone) > ROOM * free_bytes(device)
+    groups = [[p] for p in everyone] if alone else [list(everyone)]
+    for group in groups:
+        ready: dict[str, Ready] = {}
+        for provider in group:
+            row = Row(level=level, case=case.title, provider=provider.name, trains=provider.trains, precision=provider.precision)
+            row.depth, row.family, row.width, row.size, row.batch_size = case.depth, case.family, case.width, case.size, case.batch_size
+            row.alone = alone or None
+            found[provider.name] = Measured(row)
+            try:
+                ready[provider.name] = admit(row, case, provider, wanted, device)
+            except Exception as error:  # its row says what went wrong, and the others are measured
+                row.failed = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+        for name in [name for name in ready if found[name].row.failed]:
+            del ready[name]
+        calls = {name: own.step for name, own in ready.items()}
+        samples = clock.interleaved(calls, rounds, device, most_seconds=most_seconds / len(groups))
+        for provider in group:
+            if provider.name in ready:
+                own = found[provider.name]
+                own.samples = samples[provider.name]
+                _fill(own, case, provider, machine)
+                own.row.energy_joules = energy(ready[provider.name], device)
+        ready.clear()
+        _free(device)
+    return found
+
+
+def admit(row: Row, case: Case, provider: Provider, wanted: torch.Tensor, device: torch.device) -> Ready:
+    """Made, compiled, let through the gate or not, and warm; the row has what can be told before the clock."""
+    for name, value in costs.figures(case, provider).items():
+        setattr(row, name, value)
+    held = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    start = time.perf_counter()
+    ready = provider.make(case, device)  # which compiles where it is a graph
+    made = time.perf_counter()
+    first = clock.seconds(ready.step, device)
+    row.first_seconds = first + (made - start if provider.way == "graph" else 0.0)
+    error, allowed = gate.error(ready, wanted), gate.allowed(case, provider)
+    row.gradient_error = error if math.isfinite(error) else None
+    if error > allowed:
+        row.failed = f"gradients of γ and β are off by {error:.1e} against float64, allowed {allowed:.1e}"
+        return ready
+    row.saved_bytes = None if provider.way == "graph" else saved_bytes(ready)  # a graph's forward is not autograd's to look into
+    for _ in range(WARM):
+        ready.step()
+    if device.type == "cuda":
+        clock.synchronise(device)
+        row.peak_memory_bytes = torch.cuda.max_memory_allocated(device) - held
+    return ready
+
+
+def _fill(measured: Measured, case: Case, provider: Provider, machine: dict[str, float] | None) -> None:
+    row = measured.row
+    for name, value in clock.quartiles(measured.samples).items():
+        setattr(row, name, value)
+    if machine is not None and row.seconds:
+        row.roofline_share = costs.roofline_share(case, provider, row.seconds, machine)
+
+
+def energy(ready: Ready, device: torch.device) -> float | None:
+    """Joules of one step, over seconds of nothing else; None where nothing counts them."""
+    meter = EnergyMeter(device)
+    if meter.joules() is None:
+        return None
+    begun, taken = time.perf_counter(), 0
+    while time.perf_counter() - begun < ENERGY_SECONDS:
+        ready.step()
+        clock.synchronise(device)
+        taken += 1
+    joules = meter.joules()
+    return None if joules is None else joules / taken
+
+
+def best(rows: Iterable[Row], *, trains: str | None = None) -> Row | None:
+    """The fastest stock provider among these, of those that train "all" or "bn" where asked; None if none was timed."""
+    timed = [row for row in rows if row.seconds and row.provider.startswith("stock") and trains in (None, row.trains)]
+    return min(timed, key=lambda row: row.seconds or 0.0, default=None)
+
+
+def free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if MEMINFO.exists():
+        line = next(line for line in MEMINFO.read_text(encoding="utf-8").splitlines() if line.startswith("MemAvailable:"))
+        return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def _free(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

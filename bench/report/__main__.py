@@ -1,0 +1,92 @@
+"""python -m bench.report bench/results/*.json -o report.html: what the benchmarks recorded, as one self-contained page.
+
+    python -m bench.report RECORDS --readme README.md     # the same figures in the README's table, between its markers
+
+A file in another format is named on stderr and left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.report import readme
+from bench.report.growth import scaling
+from bench.report.kernels import kernels
+from bench.report.runs import runs
+from bench.report.sections import energy, headline, memory, steps
+from bench.rows import Record, load
+from fastbn.errors import UsageError
+from fastbn.page import Html, heading, joined, page, section, table
+from fastbn.scales import number
+
+LEAD = (
+    "Stock PyTorch and fastbn on the same work, in turn, in one process. "
+    "A ratio is always against the best stock provider; a provider that failed is named with its reason."
+)
+
+
+def read(paths: Sequence[Path]) -> list[Record]:
+    """The records among these files, each file once. Raises UsageError if there is none, or for a file that can't be read."""
+    records, left_out = [], []
+    for path in dict.fromkeys(path.resolve() for path in paths):
+        try:
+            records += load([path])
+        except OSError as error:
+            raise UsageError(f"{path}: can't be read: {error.strerror}") from error
+        except (ValueError, AttributeError):  # JSON of another format, or of no object; or no JSON
+            left_out.append(path)
+        except (KeyError, TypeError) as error:
+            raise UsageError(f"{path}: a benchmark record, but damaged or of another version of fastbn: {error}") from error
+    if not records:
+        raise UsageError(f"no benchmark record among {len(paths)} files; make one with pytest bench/ --benchmark-only")
+    if left_out:
+        print(f"left out, not benchmark records: {', '.join(path.name for path in left_out)}", file=sys.stderr)
+    return records
+
+
+def conditions(records: Sequence[Record]) -> Html:
+    """Everything under which the figures hold, by the number they carry."""
+    return section("Conditions", *(_conditions(record, place) for place, record in enumerate(records, 1)))
+
+
+def _conditions(record: Record, place: int) -> Html:
+    rows = []
+    for name, value in record.conditions.items():
+        pairs = value.items() if isinstance(value, dict) else [("", value)]
+        rows += [[f"{name} {own}".strip().replace("_", " "), str(found)] for own, found in pairs]
+    units = {"copy_bytes_per_second": ("copies, GB/s", 1e-9), "matmul_flops_per_second": ("matrix product, GFLOP/s", 1e-9)}
+    for name, rate in record.machine.items():
+        words, scale = units.get(name, (name.replace("_", " "), 1.0))
+        rows.append([words, number(rate * scale)])
+    return joined([heading(f"[{place}]"), table(["condition", "found"], rows)])
+
+
+def render(records: Sequence[Record]) -> str:
+    """The page of these records."""
+    parts = (headline, steps, kernels, memory, scaling, runs, energy, conditions)
+    return page("fastbn beside stock PyTorch", LEAD, [part(records) for part in parts])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser("python -m bench.report", description=(__doc__ or "").split("\n")[0].split(": ", 1)[1])
+    parser.add_argument("records", type=Path, nargs="+", help="files that the benchmarks wrote")
+    parser.add_argument("-o", "--out", type=Path, help="the page; report.html if neither this nor --readme is given")
+    parser.add_argument("--readme", type=Path, help=f"writes the table between {readme.START} and {readme.END} anew")
+    asked = parser.parse_args(arguments)
+    out = asked.out or (None if asked.readme else Path("report.html"))
+    try:
+        records = read(asked.records)
+        if out:
+            out.write_text(render(records), encoding="utf-8")
+            print(f"{out}: written")
+        if asked.readme:
+            print(f"{asked.readme}: {'changed' if readme.write(asked.readme, records) else 'unchanged, the table is the same'}")
+    except (UsageError, OSError) as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""The README's table of steps, written from records between two markers, so that no figure of it is typed by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.report.compare import Case, cases
+from bench.report.wording import ALONE, milliseconds
+from bench.rows import Record
+from fastbn.errors import UsageError
+from fastbn.scales import number
+
+START, END = "<!-- bench:steps -->", "<!-- /bench:steps -->"
+HEADER = "| training step | fastbn | best stock, BN only | best stock, everything | saved for the backward |"
+
+
+def write(readme: Path, records: Sequence[Record]) -> bool:
+    """Puts the table between the markers; False if it was there already. Raises UsageError where there is no table or no place for it."""
+    before = readme.read_text(encoding="utf-8")
+    places = [before.find(marker) for marker in (START, END)]
+    if -1 in places or places[0] > places[1] or before.count(START) != 1 or before.count(END) != 1:
+        raise UsageError(f"{readme}: the table goes between {START} and {END}, once each and in this order; put both where it belongs")
+    after = f"{before[: places[0]]}{START}\n{steps(records)}\n{before[places[1] :]}"
+    if after != before:
+        readme.write_text(after, encoding="utf-8")
+    return after != before
+
+
+def steps(records: Sequence[Record]) -> str:
+    """A table a record, its conditions above it."""
+    found = cases(records, "step")
+    if not found:
+        raise UsageError("no training step in these records: make one with pytest bench/ --benchmark-only")
+    blocks = []
+    for place, record in enumerate(records, 1):
+        own = [case for case in found if case.place == place]
+        if own:
+            blocks.append("\n".join([_conditions(record, own), "", HEADER, "|---|---|---|---|---|", *map(_line, own)]))
+    return "\n\n".join(blocks)
+
+
+def _conditions(record: Record, own: Sequence[Case]) -> str:
+    found = record.conditions
+    versions = ", ".join(f"{name} {version}" for name, version in found.get("versions", {}).items())
+    taken = sorted({row.n for case in own for row in case.rows if row.n})
+    extent = "–".join(str(n) for n in dict.fromkeys((taken[0], taken[-1]))) if taken else ""
+    parts = [f"On {found['device']}", versions, f"commit {found.get('commit')}", str(found.get("date"))]
+    given = _cell(", ".join(part for part in parts if part))
+    said = f"{given}: medians of {f'{extent} ' if extent else ''}interleaved steps in one process."
+    alone = [case.name for case in own if any(row.alone for row in case.rows)]
+    return said + (f" {_cell(', '.join(alone))}: {ALONE}." if alone else "")
+
+
+def _line(case: Case) -> str:
+    ours, bn = case.best("fastbn"), case.best("bn")
+    kept = [None if row is None else case.saved(row) for row in (ours, bn)]
+    saved = "—" if kept[0] is None else f"{_megabytes(kept[0])} MB" + ("" if kept[1] is None else f", stock {_megabytes(kept[1])}")
+    own = milliseconds(ours) if ours else "failed" if case.has("fastbn") else "—"
+    cells = [case.name, own, _stock(case, "bn"), _stock(case, "all"), saved]
+    return f"| {' | '.join(map(_cell, cells))} |"
+
+
+def _cell(value: str) -> str:
+    return " ".join(value.split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def _stock(case: Case, kind: str) -> str:
+    best, ratio = case.best(kind), case.ratio(kind)
+    if best is None:
+        return "failed" if case.has(kind) else "—"
+    return milliseconds(best) + (f": {ratio[0]:.2f}×" if ratio else "")
+
+
+def _megabytes(count: int) -> str:
+    return number(count / 1e6)

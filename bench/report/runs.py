@@ -1,0 +1,78 @@
+"""The report's runs: what BN-only training reaches and when, and when training everything was already there.
+
+A run may have several rows of one provider, one for each epoch at which accuracy and seconds so far were taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bench.report.compare import KINDS, Case, cases, kind_of, measured
+from bench.report.wording import COLOUR, TRAINS, failures, figure_of, under
+from bench.rows import Record, Row
+from fastbn.charts import Series, lines
+from fastbn.page import ABSENT, Html, figure, heading, joined, paragraph, section, table
+from fastbn.scales import number
+
+
+def runs(records: Sequence[Record]) -> Html:
+    return section("Runs", *(_run(case) for case in cases(records, "run")))
+
+
+def _run(case: Case) -> Html:
+    rows = []
+    for row in sorted(case.rows, key=lambda row: (KINDS.index(kind_of(row)), row.provider, row.epochs or 0, row.seconds or 0.0)):
+        reached = [_accuracy(row), figure_of(row.seconds)] if measured(row) else ["failed", ABSENT]
+        rows.append([case.label(row), TRAINS.get(row.trains, row.trains), figure_of(row.epochs), *reached, figure_of(row.energy_joules)])
+    header = ["provider", "trains", "epochs", "accuracy", "seconds", "joules"]
+    said = [heading(case.name), paragraph(same_accuracy(case)), paragraph(under(case), "note")]
+    return joined([*said, _curves(case), failures(case), table(header, rows)])
+
+
+def same_accuracy(case: Case) -> str:
+    """In words: what BN-only training reaches in which time, and the first time at which training everything is recorded as that good."""
+    done = [row for row in case.rows if measured(row) and row.accuracy is not None and row.seconds]
+    everything = [row for row in done if row.trains == "all"]
+    ours = [row for row in done if kind_of(row) == "fastbn"] or [row for row in done if row.trains == "bn"]
+    if not ours:
+        return "No BN-only run finished."
+    last = max(ours, key=_time)
+    said = f"BN-only training ({case.label(last)}) reaches accuracy {_accuracy(last)} in {_when(last)}."
+    if not everything:
+        return f"{said} No run that trains everything is recorded beside it."
+    end = max(everything, key=_time)
+    there = [row for row in everything if (row.accuracy or 0.0) >= (last.accuracy or 0.0)]
+    if not there:
+        most = max(everything, key=lambda row: row.accuracy or 0.0)
+        return f"{said} Training everything ({case.label(most)}) never does in what is recorded: {_accuracy(most)} after {_when(most)}."
+    first = min(there, key=_time)
+    share = _time(first) / _time(last)
+    verdict = f"{number(share)} of BN-only's time" if share < 1 else f"{number(share)} times BN-only's time"
+    goes_on = "" if end is first else f", and goes on to {_accuracy(end)} in {_when(end)}"
+    said += f" Training everything ({case.label(first)}) is there, at {_accuracy(first)}, after at most {_when(first)}"
+    return f"{said}: {verdict}{goes_on}."
+
+
+def _curves(case: Case) -> Html:
+    """Accuracy against seconds, where a provider has more than its end."""
+    points: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for row in sorted(case.rows, key=_time):
+        if measured(row) and row.seconds and row.accuracy is not None:
+            points.setdefault((case.label(row), kind_of(row)), []).append((row.seconds, row.accuracy))
+    if max(map(len, points.values()), default=0) < 2:
+        return Html("")
+    series = [Series(name, at, COLOUR[kind], i) for i, ((name, kind), at) in enumerate(points.items())]
+    return figure(lines(case.name, series, "seconds", "accuracy on the test set"), "Accuracy on the test set against seconds")
+
+
+def _time(row: Row) -> float:
+    return row.seconds or 0.0
+
+
+def _accuracy(row: Row) -> str:
+    return ABSENT if row.accuracy is None else f"{row.accuracy:.3f}"
+
+
+def _when(row: Row) -> str:
+    epochs = f" ({row.epochs} epoch{'s' if row.epochs != 1 else ''})" if row.epochs else ""
+    return f"{number(_time(row))} s{epochs}"

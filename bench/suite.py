@@ -1,0 +1,93 @@
+"""One session of benchmarks: each case measured once, when a test first asks for it, and every row kept for the record."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import pytest
+import torch
+
+from bench import kernels, measure, memory, providers, runs
+from bench.cases import Blocks, Case, Grid, Run
+from bench.clock import played
+from bench.costs import machine_rates
+from bench.measure import Measured, Results
+from bench.rows import Record, Row, new
+
+
+class Suite:
+    def __init__(self, grid: Grid, device: torch.device, small: bool = False):
+        self.grid, self.device = grid, device
+        self.rows: list[Row] = []
+        self._small = small
+
+    @functools.cached_property
+    def machine(self) -> dict[str, float]:
+        """This machine's own rates, measured in this session before anything else."""
+        return machine_rates(self.device, self._small)
+
+    def record(self) -> Record:
+        found = new(self.machine, self.device)
+        return dataclasses.replace(found, rows=self.rows)
+
+    def everyone(self, case: Case) -> list[providers.Provider]:
+        """Who takes a step of this case."""
+        return providers.providers(case, self.device, case in self.grid.compiled)
+
+    def few(self, case: Case) -> list[providers.Provider]:
+        """Who takes a step of a case of a curve."""
+        return providers.few(providers.providers(case, self.device), providers.likely_best(self.device))
+
+    @functools.cache  # noqa: B019 - a suite lives as long as its process
+    def steps(self, case: Case) -> Results:
+        found = self._steps("step", case, self.everyone(case))
+        if case in self.grid.memory:
+            for provider in self.few(case):
+                if not found[provider.name].row.failed:
+                    found[provider.name].row.peak_memory_bytes = memory.fresh(provider, case)["peak_less_idle_bytes"]
+        return found
+
+    @functools.cache  # noqa: B019
+    def scaling(self, case: Case) -> Results:
+        return self._steps("scaling", case, self.few(case))
+
+    def _steps(self, level: str, case: Case, everyone: list[providers.Provider]) -> Results:
+        limits = self.grid.rounds, self.grid.most_seconds
+        return self._kept(measure.steps(level, case, everyone, self.device, *limits, self.machine))
+
+    @functools.cache  # noqa: B019
+    def kernels(self, blocks: Blocks, operation: str) -> dict[str, Results]:
+        """By state of the caches."""
+        found: dict[str, Results] = {}
+        measured = kernels.measure(blocks, operation, self.device, self.machine, self.grid.rounds)
+        for (cache, name), (row, samples) in measured.items():
+            found.setdefault(cache, {})[name] = Measured(row, samples)
+        for each in found.values():
+            self._kept(each)
+        return found
+
+    @functools.cache  # noqa: B019
+    def runs(self, run: Run) -> dict[str, list[Measured]]:
+        """By provider, an epoch after the other."""
+        found = runs.measure(run, self.device)
+        self.rows += [each.row for epochs in found.values() for each in epochs]
+        return found
+
+    def _kept(self, found: Results) -> Results:
+        self.rows += [each.row for each in found.values()]
+        return found
+
+
+SUITE = pytest.StashKey[Suite]()  # where a pytest config keeps it
+
+
+def play(benchmark: Any, measured: Measured, what: str = "") -> None:
+    """One provider's test: its samples as the benchmark's rounds; red where it failed. `what` is said beside the case."""
+    row = measured.row
+    if row.failed:
+        pytest.fail(f"{row.case}: {row.provider}: {row.failed}", pytrace=False)
+    benchmark.group = f"{row.level}: {row.case}{what}"
+    benchmark.extra_info.update({name: value for name, value in dataclasses.asdict(row).items() if value is not None})
+    played.play(benchmark, measured.samples)
