@@ -231,6 +231,11 @@ class Backward:
     affine: Tensor  # (2, C) fp32 rows, out
     batch: bool
 
+    @property
+    def few(self) -> bool:
+        """Whether the kernel that reads next shall merge them: beyond 32 channels it has no registers left for it, and spills."""
+        return self.partial.few and self.vectors.shape[1] <= 32
+
     def arguments(self) -> dict[str, Any]:
         """The kernels'."""
         return {
@@ -248,8 +253,8 @@ NOTHING |= {"due_tiles": 0, "due_rows": 0.0, "stride": 0, "eps": 0.0, "share": 0
 
 
 def block_t(given: Partial | None) -> int:
-    """Partial results read at a time: few, so that they stay in registers, and few different numbers, each a compilation."""
-    return 16 if given is None or given.tiles <= 16 else 64
+    """Partial results read at a time: a thousand numbers of each kind, beside whatever else the reading kernel holds in registers."""
+    return 16 if given is None else max(16, 1024 // triton.next_power_of_2(given.values.shape[2]))
 
 
 def launch_forward(end: Forward) -> None:

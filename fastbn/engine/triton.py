@@ -159,7 +159,7 @@ class Triton:
             return gradients.launch(None, None, None, target, precision, configurations.tile(c, c, target.ds.dtype, device))
         up = gradients.Upstream(path.ds, path.y, path.packed.backward)
         if path.packed.algorithm == ROLLING:
-            taken = isinstance(path.coefficients, settle.Backward) and path.coefficients.partial.few
+            taken = isinstance(path.coefficients, settle.Backward) and path.coefficients.few
             coefficients = path.coefficients if taken else self.settle(path.coefficients)
             roll = configurations.roll(path.conv, (h, w), target.ds.dtype, device, True)
             return gradient_rolling.launch(up, coefficients, target, precision, roll)
