@@ -20,7 +20,7 @@ COMMON = (  # nearly every launch of a deep CIFAR network is one of these, at th
     ("gradient_rolling 16, 32²", "+ 1, mask from bits"),
 )
 
-SPILLED = {"bf16": 0, "fp16": 32, "fp32": 48}  # bytes a thread at most; bf16 is asked of sm_90 only
+SPILLED = {("cifar", "bf16"): 0, ("imagenet", "bf16"): 16, ("cifar", "fp16"): 32, ("cifar", "fp32"): 48}  # bytes a thread at most, at 64 channels
 
 
 def compiled(family, dtype, capability, only=""):
@@ -45,16 +45,16 @@ def answer():
     sys.stdout.buffer.write(pickle.dumps(found))
 
 
-def check(found, dtype):
+def check(found, *kind):
     for title, form, multiplies, limit, cost in found:
-        assert cost.spills <= SPILLED[dtype], (title, form)
+        assert cost.spills <= SPILLED[kind], (title, form)
         assert cost.shared <= limit, (title, form)
         assert cost.matrix > 0 or not multiplies, (title, form)
 
 
 def test_the_common_launches():
     found = compiled("cifar", "bf16", 90, COMMON)
-    check(found, "bf16")
+    check(found, "cifar", "bf16")
     assert {(title, form) for title, form, *_ in found} == set(COMMON)
     for _, form, *_, cost in found:
         assert cost.count("HGMMA") > 0 and cost.wide_loads > 0
@@ -62,16 +62,15 @@ def test_the_common_launches():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", [80, 86, 89, 90, 100, 120])
-@pytest.mark.parametrize("dtype", ["fp16", "fp32"])
+@pytest.mark.parametrize("dtype, capability", [*(("fp16", c) for c in (80, 86, 89, 90, 100, 120)), ("fp32", 86), ("fp32", 90)])
 def test_every_capability(dtype, capability):
-    """Every rolling launch of a CIFAR network of any depth."""
+    """Every rolling launch of a CIFAR network of any depth. 89 and 120 hold what 86 does: fp32 is asked of the least and the most."""
     found = compiled("cifar", dtype, capability, "rolling")
-    check(found, dtype)
+    check(found, "cifar", dtype)
     assert all(cost.wide_loads > 0 for *_, cost in found)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["cifar", "imagenet"])
 def test_every_kernel(family):
-    check(compiled(family, "bf16", 90), "bf16")
+    check(compiled(family, "bf16", 90), family, "bf16")
