@@ -20,7 +20,8 @@ COMMON = (  # nearly every launch of a deep CIFAR network is one of these, at th
     ("gradient_rolling 16, 32²", "+ 1, mask from bits"),
 )
 
-SPILLED = {("cifar", "bf16"): 0, ("imagenet", "bf16"): 16, ("cifar", "fp16"): 32, ("cifar", "fp32"): 48}  # bytes a thread at most, at 64 channels
+# bytes a thread at most, at 64 channels
+SPILLED = {("cifar", "bf16"): 0, ("imagenet", "bf16"): 16, ("cifar", "fp16"): 32, ("cifar", "fp32"): 48}
 
 
 def compiled(family, dtype, capability, only=""):
