@@ -36,7 +36,8 @@ def gradients(model, x):
 def test_gradients_without_a_flip(name):
     """β = ±6: no ReLU hangs on a rounding. 2e-5 is float32's own."""
     model = flip_free(NETS[name]()).float()
-    found, expected = gradients(model, images(2, 9, 7, dtype=torch.float32, grad=True))
+    size = (4, 33, 33) if "imagenet" in name else (2, 9, 7)  # sixteen rows for the last BatchNorms: of two, stock itself is off by 1e-3
+    found, expected = gradients(model, images(*size, dtype=torch.float32, grad=True))
     assert error(flat_gradient(found), flat_gradient(expected)) < 2e-5
     assert error(found.inputs[0], expected.inputs[0]) < 2e-5
     assert error(found.outputs[0], expected.outputs[0]) < 2e-5
