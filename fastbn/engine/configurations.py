@@ -43,7 +43,8 @@ def tile(read: int, written: int, dtype: torch.dtype, device: int) -> Tile:
     wide = dtype == torch.float32
     block_k = 32 if wide or read < 16 else _power_of_two(read, 16, 64)
     block_n = _power_of_two(written, 16, 32 if device == 0 else 64)
-    return Tile(32 if device == 0 else 64 if wide else 128, block_n, block_k, 4, 1 if device == 0 else 3)
+    pixels = 32 if device == 0 else 128 if device in WIDE_UNITS and not wide else 64
+    return Tile(pixels, block_n, block_k, 4, 1 if device == 0 else 3)
 
 
 def roll(conv: Conv, size: tuple[int, int], dtype: torch.dtype, device: int, backward: bool) -> Roll:
