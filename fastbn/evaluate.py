@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def evaluate_run(asked: argparse.Namespace) -> str:
     """The line that says what the network reaches."""
     from fastbn.data.choose import load as load_data
+    from fastbn.data.feed import feed
     from fastbn.training import container
     from fastbn.training.checkpoint import CHECKPOINT, build
     from fastbn.training.evaluation import evaluate
@@ -50,12 +51,12 @@ def evaluate_run(asked: argparse.Namespace) -> str:
     model = build(tensors, header, asked.engine, asked.weights).to(device)
     data_dir = asked.data_dir or config.get("data_dir", DEFAULT_DIR)
     limit = config.get("limit_test") if asked.limit_test is None and dataset == config.get("dataset") else asked.limit_test
-    test = load_data(dataset, data_dir, size=IMAGE_SIZE[model.spec.family]).test.limit(limit).to(device)
+    test = load_data(dataset, data_dir, size=IMAGE_SIZE[model.spec.family]).test.limit(limit)
     if len(test.classes) != model.spec.num_classes:
         classes = f"{len(test.classes)} classes, the network {model.spec.num_classes}"
         raise UsageError(f"{test.name} has {classes}; give the data set that it was trained on")
     with arithmetic("fp32", device):
-        found = evaluate(model, test).mean("test")
+        found = evaluate(model, feed(test, device)).mean("test")
     accuracy, loss = found["test_accuracy"], found["test_loss"]
     return f"ResNet-{model.spec.depth} on {test.name}: test accuracy {accuracy:.4f}, loss {loss:.4f}, {len(test):,} images"
 

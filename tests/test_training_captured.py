@@ -10,7 +10,7 @@ from runs import network
 
 from fastbn import freeze
 from fastbn.config import Recipe
-from fastbn.data.augment import draw_epoch
+from fastbn.data.feed import Resident
 from fastbn.data.images import Images
 from fastbn.training.captured import Captured
 from fastbn.training.step import Step, Totals
@@ -35,14 +35,15 @@ def train(recorder):
     draw = torch.Generator().manual_seed(0)
     images = Images(torch.randint(0, 256, (20, 8, 8, 3), dtype=torch.uint8, generator=draw), torch.arange(20) % 10)
     recipe = Recipe(epochs=2, batch_size=8).resolved(2)
-    step = Step(freeze(network(), "bn"), images, recipe)
+    step = Step(freeze(network(), "bn"), Resident(images), recipe)
     if recorder:
         step._take = Captured(step._compute, CPU, recorder)
     found = []
     for number in range(2):
-        epoch, totals = draw_epoch(20, 0, number, images.pad, images.flip), Totals.zero(CPU)
-        for i, indices in enumerate(epoch.order.split(8)):
-            step(indices, epoch, 0.1 / (1 + number + i), totals)
+        totals = Totals.zero(CPU)
+        step.feed.begin(0, number)
+        for i, inputs in enumerate(step.feed.batches(8)):
+            step(inputs, 0.1 / (1 + number + i), totals)
         found.append(dataclasses.astuple(totals))
     return step.flat.vector, found
 

@@ -13,6 +13,7 @@ from torch import nn
 import fastbn
 from fastbn.config import Recipe
 from fastbn.data.augment import batch, draw_epoch
+from fastbn.data.feed import Resident
 from fastbn.errors import Diverged, UsageError
 from fastbn.trainable import freeze, trainable
 from fastbn.training.evaluation import evaluate
@@ -95,7 +96,7 @@ def test_evaluation_counts_every_image_whatever_the_batch_and_leaves_the_modes()
     model = network().train()
     model.layer1.eval()
     modes = [module.training for module in model.modules()]
-    sums = [evaluate(model, TEST, size) for size in (7, 512)]
+    sums = [evaluate(model, Resident(TEST), size) for size in (7, 512)]
     assert [found.images for found in sums] == [len(TEST)] * 2
     assert sums[0].correct == sums[1].correct
     assert sums[0].loss.item() == pytest.approx(sums[1].loss.item(), rel=1e-6)

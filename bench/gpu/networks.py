@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from bench.gpu.measure import DEVICE, import_tests, relative
 from fastbn import FastBNOnlyResNet, freeze, fuse
 from fastbn.config import Recipe
-from fastbn.data.augment import draw_epoch
+from fastbn.data.feed import Resident
 from fastbn.data.images import Images
 from fastbn.errors import MachineError
 from fastbn.training import precision
@@ -154,16 +154,17 @@ def captured(small: bool, kind: str) -> Iterator[tuple[str, float, float]]:
     recipe, runs = Recipe(epochs=2, batch_size=batch, precision=kind).resolved(2), []
     for plain in (False, True):
         model = freeze(FastBNOnlyResNet(8 if small else 20, engine="stock"), "bn").to(DEVICE)
-        step, lines = Step(fuse(model, "triton"), data, recipe), []
+        step, lines = Step(fuse(model, "triton"), Resident(data), recipe), []
         if plain:
             step._take = step._compute
         elif DEVICE.type != "cuda":
             step._take = Captured(step._compute, DEVICE, lambda launches: launches)
         with precision.arithmetic(kind, DEVICE):
             for number in range(2 if small else 4):
-                epoch, totals = draw_epoch(count, 0, number, data.pad, data.flip).to(DEVICE), Totals.zero(DEVICE)
-                for i, indices in enumerate(epoch.order.split(batch)):
-                    step(indices, epoch, 0.1 / (1 + number + i), totals)
+                totals = Totals.zero(DEVICE)
+                step.feed.begin(0, number)
+                for i, inputs in enumerate(step.feed.batches(batch)):
+                    step(inputs, 0.1 / (1 + number + i), totals)
                 lines.append(torch.stack([totals.loss, totals.correct.double(), totals.finite.double()]).clone())
         buffers = torch.cat([b.flatten().double() for b in model.buffers()])
         runs.append({"vector": step.flat.vector, **step.optimizer.state, "totals": torch.stack(lines), "buffers": buffers})

@@ -17,7 +17,7 @@ from bench.gpu.networks import offers_mixed
 from fastbn import FastBNOnlyResNet, freeze, fuse
 from fastbn.choices import PRECISIONS
 from fastbn.config import Recipe
-from fastbn.data.augment import draw_epoch
+from fastbn.data.feed import Resident
 from fastbn.data.images import Images
 from fastbn.training import precision
 from fastbn.training.step import Step, Totals
@@ -95,14 +95,14 @@ def fit(setting: Setting, engine: str, kind: str) -> Ready:
     draw = torch.Generator().manual_seed(0)
     count, recipe = 2 * setting.batch, Recipe(batch_size=setting.batch, precision=kind if kind in PRECISIONS else "auto")
     pixels = torch.randint(0, 256, (count, setting.size, setting.size, 3), dtype=torch.uint8, generator=draw)
-    data = Images(pixels, torch.arange(count) % 10).to(DEVICE)
-    step = Step(setting.model(engine), data, recipe.resolved(160))
-    epoch, totals = draw_epoch(count, 0, 0, data.pad, data.flip).to(DEVICE), Totals.zero(DEVICE)
-    batches = itertools.cycle(epoch.order.split(setting.batch))
+    data = Resident(Images(pixels, torch.arange(count) % 10).to(DEVICE))
+    step, totals = Step(setting.model(engine), data, recipe.resolved(160)), Totals.zero(DEVICE)
+    data.begin(0, 0)
+    batches = itertools.cycle(data.batches(setting.batch))
 
     def run() -> None:
         with numbers(kind, True) if kind != "mixed" else precision.arithmetic(kind, DEVICE):
-            step(next(batches), epoch, 0.1, totals)
+            step(next(batches), 0.1, totals)
 
     return run
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import nn
 
 from fastbn.config import Recipe
-from fastbn.data.augment import Epoch, draw_epoch
+from fastbn.data.feed import Feed, feed
 from fastbn.data.images import Images
 from fastbn.engine import fused_forward
 from fastbn.errors import Diverged, Stopped, UsageError
@@ -48,15 +46,13 @@ def fit(
     """
     if recipe is not None and settings:
         raise UsageError(f"give fit a recipe or settings, not both: got recipe and {', '.join(settings)}")
-    for name, images in (("train", train), ("test", test), ("val", val)):
-        if not isinstance(images, Images) and (images is not None or name == "train"):
-            raise UsageError(f"{name} must be fastbn.Images(uint8 (N, H, W, 3), labels), got {type(images).__name__}")
     device, fused = next(model.parameters()).device, fused_forward(model)
+    held_out = {name: feed(images, device, name) for name, images in (("val", val), ("test", test)) if images is not None}
+    source = feed(train, device, "train")
     automatic = precision.automatic(fused.engine if fused else "stock", device)
-    recipe = (recipe or Recipe(**settings)).resolved(train.default_epochs, automatic)
+    recipe = (recipe or Recipe(**settings)).resolved(source.default_epochs, automatic)
     assert recipe.epochs is not None
-    step = Step(model, train.to(device), recipe)
-    held_out = {name: images.to(device) for name, images in (("val", val), ("test", test)) if images is not None}
+    step = Step(model, source, recipe)
     bar = Progress(recipe.epochs, progress)
     was_training = model.training
     try:
@@ -80,22 +76,22 @@ def fit(
 
 
 def _epoch(
-    step: Step, recipe: Recipe, position: Position, held_out: dict[str, Images], bar: Progress, request: StopRequest, saver: Saver | None
+    step: Step, recipe: Recipe, position: Position, held_out: dict[str, Feed], bar: Progress, request: StopRequest, saver: Saver | None
 ) -> dict[str, Any]:
     """Trains and evaluates one epoch from `position` on, which it moves; returns its metrics."""
-    images, totals = step.images, position.totals
-    steps = -(-len(images) // recipe.batch_size)
-    draws = draw_epoch(len(images), recipe.seed, position.epoch, images.pad, images.flip).to(images.device)
+    source, totals = step.feed, position.totals
+    steps = -(-len(source) // recipe.batch_size)
+    source.begin(recipe.seed, position.epoch)
     _training_mode(step.model, recipe)
     already = totals.images
-    bar.start(position.epoch, len(images), already)
+    bar.start(position.epoch, len(source), already)
     lr = learning_rate(recipe, position.epoch, max(position.step - 1, 0), steps)
     start = time.perf_counter()
-    for indices in _batches(draws, recipe.batch_size, position.step):
+    for inputs in source.batches(recipe.batch_size, position.step):
         lr = learning_rate(recipe, position.epoch, position.step, steps)
-        step(indices, draws, lr, totals)
+        step(inputs, lr, totals)
         position.step += 1
-        bar.advance(len(indices))
+        bar.advance(len(inputs[0]))
         if request.signal is not None:
             _stop(step, position, request, saver)
     finite = bool(totals.finite)  # the device has caught up when this is known
@@ -112,15 +108,11 @@ def _epoch(
 
         line |= evaluate(step.model, held, pause=pause).mean(name)
     return line | {
-        "images_per_second": (len(images) - already) / seconds if seconds > 0 and len(images) > already else 0.0,
+        "images_per_second": (totals.images - already) / seconds if seconds > 0 and totals.images > already else 0.0,
         "seconds": seconds,
         "evaluation_seconds": time.perf_counter() - start,
-        "peak_memory_bytes": machine.peak_memory_bytes(images.device),
+        "peak_memory_bytes": machine.peak_memory_bytes(source.device),
     }
-
-
-def _batches(draws: Epoch, size: int, first: int) -> Iterator[torch.Tensor]:
-    yield from draws.order.split(size)[first:]
 
 
 def _training_mode(model: nn.Module, recipe: Recipe) -> None:

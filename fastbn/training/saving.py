@@ -39,7 +39,7 @@ class Saver:
         """
         model = step.model
         assert isinstance(model, FastBNOnlyResNet)
-        self.model, device = model, step.images.device
+        self.model, device = model, step.feed.device
         if not self.folder.has_checkpoint:
             self.source = source_of(model)
             self.history = self.folder.keep_metrics(0)

@@ -1,4 +1,4 @@
-"""One training step: augment -> forward -> loss -> backward -> update, with nothing read back from the device."""
+"""One training step: load -> forward -> loss -> backward -> update, with nothing read back from the device."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastbn.config import Recipe
-from fastbn.data.augment import Epoch, batch
-from fastbn.data.images import Images
+from fastbn.data.feed import Feed, Inputs
 from fastbn.engine import fused_forward, stepping
 from fastbn.training.captured import Captured
 from fastbn.training.flat import Flat
@@ -46,20 +45,20 @@ class Totals:
 class Step:
     """The model, its flat vector and its optimizer, ready to take batches."""
 
-    def __init__(self, model: nn.Module, images: Images, recipe: Recipe):
-        self.model, self.images = model, images
+    def __init__(self, model: nn.Module, feed: Feed, recipe: Recipe):
+        self.model, self.feed = model, feed
         self.flat = Flat(model)
         self.optimizer = Optimizer(recipe, self.flat.vector)
-        self._take = Captured(self._compute, images.device) if _capturable(model, images.device) else self._compute
+        self._take = Captured(self._compute, feed.device) if _capturable(model, feed.device) else self._compute
 
-    def __call__(self, indices: Tensor, epoch: Epoch, lr: float, totals: Totals) -> None:
-        """Trains on the images at `indices`. A loss, gradient or update that is not finite withholds the update and is kept in `totals`."""
-        self._take(indices, epoch, torch.full((), lr, dtype=torch.float64, device=self.images.device), totals)
-        totals.images += len(indices)
+    def __call__(self, inputs: Inputs, lr: float, totals: Totals) -> None:
+        """Trains on one of the feed's batches. A loss, gradient or update that is not finite withholds the update, and `totals` knows."""
+        self._take(inputs, torch.full((), lr, dtype=torch.float64, device=self.feed.device), totals)
+        totals.images += len(inputs[0])
 
-    def _compute(self, indices: Tensor, epoch: Epoch, lr: Tensor, totals: Totals) -> None:
-        labels = self.images.labels[indices]
-        logits = self.model(batch(self.images, indices, epoch))
+    def _compute(self, inputs: Inputs, lr: Tensor, totals: Totals) -> None:
+        x, labels = self.feed.load(*inputs)
+        logits = self.model(x)
         loss = F.cross_entropy(logits.float(), labels)
         loss.backward()
         self.flat.gather()

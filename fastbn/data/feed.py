@@ -1,0 +1,89 @@
+"""What training and evaluation take their batches from.
+
+A feed yields, for each batch, a few tensors on the device: as little as can be (indices, of a set that lies there whole), and turns
+them into images and labels where the step runs, so that a step that is one CUDA graph holds that work too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fastbn.data.augment import Epoch, batch, draw_epoch
+from fastbn.data.images import Images
+from fastbn.errors import UsageError
+
+Inputs = tuple[Tensor, ...]  # one batch, (n, …) each
+
+
+class Feed(Protocol):
+    """Samples with labels. What an epoch draws depends on (seed, epoch) and the sample alone."""
+
+    name: str
+    classes: tuple[str, ...]
+    default_epochs: int
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def __len__(self) -> int: ...
+
+    def begin(self, seed: int, epoch: int) -> None:
+        """Draws an epoch's order and augmentation."""
+
+    def batches(self, size: int, first: int = 0, share: tuple[int, int] = (0, 1)) -> Iterator[Inputs]:
+        """The epoch's batches of `size` from the `first` on, the ragged last one kept; of each the part of rank share[0] of share[1]."""
+
+    def load(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """(x, labels) of what `batches` yielded: x (n, …) as the network takes it, labels (n,) int64. The host waits for nothing."""
+
+    def held_out(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """(x, labels) of every sample in order, without draws, `size` at a time."""
+
+
+class Resident:
+    """The feed of a set that lies whole on its device: a batch is its indices."""
+
+    def __init__(self, images: Images):
+        self.images = images
+        self.name, self.classes, self.default_epochs = images.name, images.classes, images.default_epochs
+        self._epoch: Epoch | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.images.device
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def begin(self, seed: int, epoch: int) -> None:
+        drawn = draw_epoch(len(self.images), seed, epoch, self.images.pad, self.images.flip).to(self.device)
+        if self._epoch is None:
+            self._epoch = drawn
+            return
+        for name in ("order", "offsets", "flips"):  # in place: a captured step reads them there
+            getattr(self._epoch, name).copy_(getattr(drawn, name))
+
+    def batches(self, size: int, first: int = 0, share: tuple[int, int] = (0, 1)) -> Iterator[Inputs]:
+        assert self._epoch is not None, "begin() draws the epoch first"
+        rank, ranks = share
+        for indices in self._epoch.order.split(size)[first:]:
+            yield (indices.tensor_split(ranks)[rank],)
+
+    def load(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        (indices,) = inputs
+        return batch(self.images, indices, self._epoch), self.images.labels[indices]
+
+    def held_out(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for indices in torch.arange(len(self.images), device=self.device).split(size):
+            yield batch(self.images, indices, None), self.images.labels[indices]
+
+
+def feed(samples: object, device: torch.device, what: str = "images") -> Feed:
+    """The feed of a set, brought to the device. Raises UsageError for something else."""
+    if isinstance(samples, Images):
+        return Resident(samples.to(device))
+    raise UsageError(f"{what} must be fastbn.Images(uint8 (N, H, W, 3), labels), got {type(samples).__name__}")
