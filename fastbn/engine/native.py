@@ -117,17 +117,18 @@ class Native:
         return Packed(self._blocks(forward), self._blocks(backward), 0)
 
     def convolve(
-        self, conv: Conv, packed: Packed, source: Tensor | Activation, keep_z: bool, keep_mask: bool, target: Target
+        self, conv: Conv, packed: Packed, source: Tensor | Activation, keep_z: bool, keep_mask: bool, target: Target | None
     ) -> tuple[Tensor, Formed | None]:
         x = source if isinstance(source, Tensor) else source.ys[0]
         geometry = _geometry(conv, tuple(x.shape))
         y = self._activation((geometry.n, geometry.oc, geometry.oh, geometry.ow))
-        found = torch.empty((2, conv.channels), dtype=torch.float64) if target.norm.batch else None
+        found = torch.empty((2, conv.channels), dtype=torch.float64) if target is not None and target.norm.batch else None
         read, formed = self._source(source, keep_z, keep_mask)
         self._kernels.fastbn_convolve(
             ctypes.byref(geometry), ctypes.byref(read), _at(packed.forward), packed.M, _at(y), _at(found), torch.get_num_threads()
         )
-        self._normalise(found, target, geometry.n * geometry.oh * geometry.ow)
+        if target is not None:
+            self._normalise(found, target, geometry.n * geometry.oh * geometry.ow)
         return y, formed if isinstance(source, Activation) else None
 
     def form(self, activation: Activation, keep_mask: bool) -> Formed:

@@ -125,11 +125,11 @@ class Engine(Protocol):
         gradients of that one (the same where it is None). Made once."""
 
     def convolve(
-        self, conv: Conv, packed: Any, source: Tensor | Activation, keep_z: bool, keep_mask: bool, target: Target
+        self, conv: Conv, packed: Any, source: Tensor | Activation, keep_z: bool, keep_mask: bool, target: Target | None
     ) -> tuple[Tensor, Formed | None]:
         """y = conv(source), and what forming the source left behind (None if it was formed already). The target's vectors become
         μ, r, γ·r and β − μ·γ·r: of y's own statistics, by which the running ones move, or of the running ones where it is frozen;
-        at once, or when the engine first reads them."""
+        at once, or when the engine first reads them. With no target y is all: what reads it has its vectors already."""
 
     def ready(self, norm: Norm) -> None:
         """Sees to it that the vectors are written, for a norm that no operation will read."""

@@ -46,7 +46,7 @@ class Reference:
         return weight.detach().to(dtype).contiguous(memory_format=torch.channels_last)
 
     def convolve(
-        self, conv: Conv, packed: Tensor, source: Tensor | Activation, keep_z: bool, keep_mask: bool, target: Target
+        self, conv: Conv, packed: Tensor, source: Tensor | Activation, keep_z: bool, keep_mask: bool, target: Target | None
     ) -> tuple[Tensor, Formed | None]:
         formed = self.form(source, keep_mask) if isinstance(source, Activation) else None
         z = formed.z if formed else source
@@ -55,7 +55,8 @@ class Reference:
         y = y.contiguous(memory_format=torch.channels_last)
         if formed and not keep_z:
             formed = Formed(None, formed.mask)
-        norms.normalise(_statistics(y) if target.norm.batch else None, target, y.numel() // conv.channels)
+        if target is not None:
+            norms.normalise(_statistics(y) if target.norm.batch else None, target, y.numel() // conv.channels)
         return y, formed
 
     def form(self, activation: Activation, keep_mask: bool) -> Formed:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fastbn.engine import norms, walk
+from fastbn.engine import norms, segments, walk
 from fastbn.engine.graph import Conv, Region, Shape, Unfit
 from fastbn.engine.operations import Engine
 from fastbn.engine.replay import Made, Recorded, Replays
@@ -47,6 +47,7 @@ class FusedRegion(nn.Module):
         self._stock = [stock]
         self._packs = packs
         self._shapes: dict[tuple[Shape, ...], dict[int, Shape]] = {}
+        self._segments: dict[Any, tuple[range, ...]] = {}
         self._warned: set[str] = set()
         self._replays = Replays()
 
@@ -70,6 +71,8 @@ class FusedRegion(nn.Module):
             if torch.is_grad_enabled():
                 trains = [any(t is not None and t.requires_grad for t in (norm.weight, norm.bias)) for _, norm in self.pairs]
                 call.live = walk.live_values(self.region, [x.requires_grad for x in cast], trains)
+                if (policy := segments.policy()) is not None:
+                    call.again = self._spans(shapes, dtype.itemsize, policy)
             if call.live.isdisjoint(self.region.outputs):
                 with torch.no_grad():
                     outputs = tuple(self._walk(call, cast).outputs)
@@ -83,6 +86,12 @@ class FusedRegion(nn.Module):
         """The walk forward, replayed where the engine's launches are worth recording."""
         recorder = self.engine.recorder(inputs[0].device)
         return Made(*walk.forward(call, inputs), call) if recorder is None else self._replays.forward(call, inputs, recorder)
+
+    def _spans(self, shapes: dict[int, Shape], itemsize: int, policy: segments.Recompute) -> tuple[range, ...]:
+        key = tuple(shapes[value] for value in range(self.region.inputs)), itemsize, policy
+        if key not in self._segments:
+            self._segments[key] = segments.spans(self.region, shapes, itemsize, policy)
+        return self._segments[key]
 
     def _check(self, inputs: tuple[Tensor, ...]) -> dict[int, Shape]:
         """Every value's shape; raises Unfit if this call is not one for the walk."""

@@ -141,7 +141,7 @@ def _key(call: walk.Call, inputs: list[Tensor]) -> Any:
         return norm.training, norm.track_running_stats, norm.momentum, norm.eps, *map(_place, tensors)
 
     modules = tuple(state(conv, norm) for conv, norm in call.modules)
-    return tuple((x.shape, x.dtype, x.device) for x in inputs), frozenset(call.live), tuple(map(id, call.packed)), modules
+    return tuple((x.shape, x.dtype, x.device) for x in inputs), frozenset(call.live), call.again, tuple(map(id, call.packed)), modules
 
 
 def _place(t: Tensor | None) -> tuple[int, torch.dtype] | None:

@@ -69,7 +69,7 @@ class Triton:
         return Packed(algorithm, w.permute(2, 3, 1, 0).contiguous(), v.permute(2, 3, 0, 1).contiguous())
 
     def convolve(
-        self, conv: Conv, packed: Packed, source: Tensor | Activation, keep_z: bool, keep_mask: bool, target: Target
+        self, conv: Conv, packed: Packed, source: Tensor | Activation, keep_z: bool, keep_mask: bool, target: Target | None
     ) -> tuple[Tensor, Formed | None]:
         x = source if isinstance(source, Tensor) else source.ys[0]
         n, c, h, w = x.shape
@@ -83,7 +83,7 @@ class Triton:
             source = left.z
         pending = self._taken(source) if packed.algorithm == ROLLING else None
         read, formed = self._source(source, keep_z, keep_mask)
-        precision, moments = _precision(x), target.norm.batch
+        precision, moments = _precision(x), target is not None and target.norm.batch
         device = configurations.capability(x.device)
         found: Partial | None
         if packed.algorithm == ROLLING:
@@ -96,7 +96,8 @@ class Triton:
         else:
             tile = configurations.tile(c, out[1], x.dtype, device)
             found = taps.launch(read, packed.forward, y, moments, (n, c, h, w), conv, precision, tile)
-        target.norm.pending = _forward(target, found)
+        if target is not None:
+            target.norm.pending = _forward(target, found)
         if left is not None:
             return y, Formed(left.z if keep_z else None, left.mask)
         return y, formed

@@ -1,16 +1,23 @@
-"""The walk over a region, forward and backward: the same for every engine, which carries out each step."""
+"""The walk over a region, forward and backward: the same for every engine, which carries out each step.
+
+Joins in `Call.again` leave nothing behind but their vectors and what enters their span from outside: the backward runs the span's
+convolutions a second time, by the same launches, normalised by the same μ and r, and so to the same bits.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastbn.engine import norms
-from fastbn.engine.graph import Conv, Region, Shape
+from fastbn.engine.graph import Conv, Join, Region, Shape
 from fastbn.engine.operations import Activation, Engine, Mask, Norm, Path, Target
+
+Part = tuple[int, str]  # what is saved: a value and which part of it: "ys", "mask" or "z"
 
 
 @dataclasses.dataclass
@@ -24,6 +31,7 @@ class Call:
     shapes: dict[int, Shape]
     live: set[int]  # the values through which gradient flows
     gradients: torch.dtype  # what they are stored in
+    again: tuple[range, ...] = ()  # spans of joins that the backward computes a second time
     batch: list[bool] = dataclasses.field(default_factory=list)  # by convolution: statistics of the batch or frozen
 
 
@@ -39,66 +47,115 @@ def live_values(region: Region, inputs: list[bool], trains: list[bool]) -> set[i
     return live
 
 
-def forward(call: Call, inputs: list[Tensor]) -> tuple[list[Tensor], Tensor, list[Tensor]]:
-    """The region's outputs; every BatchNorm's vectors (4, channels); and what the backward reads: raw outputs and masks of
-    live joins, in order. Running statistics are committed."""
-    region, engine = call.region, call.engine
-    wide = torch.promote_types(inputs[0].dtype, torch.float32)
-    vectors = inputs[0].new_empty((4, region.channels), dtype=wide)
-    values: dict[int, Tensor | Activation] = dict(enumerate(inputs))
-    uses = region.uses()
-    saved: dict[int, list[Tensor]] = {}
-    join_of = {join.value: join for join in region.joins}
-    modules, packs = iter(call.modules), iter(call.packed)
+def saved_parts(call: Call) -> list[Part]:
+    """What the forward saves, in order: raw outputs and masks of live joins; of a span that is run again the values that enter it,
+    and the masks of values that nothing in it forms."""
+    region = call.region
+    parts: dict[Part, None] = {}
+    spans = {value: span for span in call.again for value in _made(region, span)}
+    for join in region.joins:
+        span = spans.get(join.value)
+        if join.value in call.live:
+            if span is None:
+                parts[join.value, "ys"] = None
+            if join.needs_mask and (span is None or join.value not in _read(region, span)):
+                parts[join.value, "mask"] = None
+    for span in call.again:
+        if not call.live.isdisjoint(_made(region, span)):
+            parts |= {(value, "z"): None for value in sorted(_read(region, span) - _made(region, span))}
+    return list(parts)
 
-    def keeps_mask(value: int) -> bool:
-        return value in call.live and join_of[value].needs_mask
 
-    def formed(value: int, z: Tensor | None, mask: Any) -> None:
-        if mask is not None:
-            saved[value].append(mask)
-        if z is not None:
-            values[value] = z
+def _made(region: Region, span: range) -> set[int]:
+    return {region.joins[i].value for i in span}
 
-    def form(value: int) -> Tensor:
-        activation = values[value]
+
+def _read(region: Region, span: range) -> set[int]:
+    return {value for i in span for value in region.joins[i].sources}
+
+
+class _Forward:
+    """Carries out joins in order. What is asked for of `parts` is found in `saved` afterwards."""
+
+    def __init__(self, call: Call, vectors: Tensor, values: dict[int, Tensor | Activation], parts: Iterable[Part]):
+        self._call, self._vectors = call, vectors
+        self._wanted = set(parts)
+        self._joins = {join.value: join for join in call.region.joins}
+        self._convs = dict(zip(call.region.convs, zip(call.modules, call.packed, call.batch, strict=True), strict=True))
+        self.values = values
+        self.saved: dict[Part, list[Tensor]] = {}
+        for value, z in values.items():
+            self._formed(value, z, None)
+
+    def run(self, joins: Iterable[Join], uses: dict[int, int], statistics: bool) -> None:
+        """uses: how often each value is still to be read, by the joins and elsewhere. Without `statistics` the vectors are there
+        already, and the running ones stay as they are."""
+        engine = self._call.engine
+        for join in joins:
+            ys, ready = [], []
+            for conv in join.convs:
+                (conv_module, norm_module), packed, batch = self._convs[conv]
+                norm = Norm(self._vectors[:, conv.span], batch)
+                target = Target(norm_module, conv_module.bias, norm) if statistics else None
+                uses[conv.source] -= 1
+                source = self.values[conv.source]
+                keep_z = uses[conv.source] > 0 or (conv.source, "z") in self._wanted
+                y, left = engine.convolve(conv, packed, source, keep_z, self._keeps_mask(conv.source, source), target)
+                if left is not None:
+                    self._formed(conv.source, left.z, left.mask)
+                self._drop_unless(uses, conv.source)
+                del source, left
+                ys.append(y)
+                ready.append(norm)
+            residual = None
+            if join.residual is not None:
+                residual = self.form(join.residual)
+                uses[join.residual] -= 1
+                self._drop_unless(uses, join.residual)
+            if (join.value, "ys") in self._wanted:
+                self.saved[join.value, "ys"] = list(ys)
+            self.values[join.value] = Activation(tuple(ys), tuple(ready), residual, join.relu)
+            if statistics and uses[join.value] == 0:
+                for norm in ready:
+                    engine.ready(norm)
+
+    def form(self, value: int) -> Tensor:
+        activation = self.values[value]
         if isinstance(activation, Activation):
-            result = engine.form(activation, keeps_mask(value))
-            formed(value, result.z, result.mask)
-        z = values[value]
+            result = self._call.engine.form(activation, self._keeps_mask(value, activation))
+            self._formed(value, result.z, result.mask)
+        z = self.values[value]
         assert isinstance(z, Tensor)
         return z
 
-    for join in region.joins:
-        ys, ready = [], []
-        for conv in join.convs:
-            conv_module, norm_module = next(modules)
-            norm = Norm(vectors[:, conv.span], norms.uses_batch(norm_module))
-            call.batch.append(norm.batch)
-            target = Target(norm_module, conv_module.bias, norm)
-            uses[conv.source] -= 1
-            source = values[conv.source]
-            keep_mask = isinstance(source, Activation) and keeps_mask(conv.source)
-            y, left = engine.convolve(conv, next(packs), source, uses[conv.source] > 0, keep_mask, target)
-            if left is not None:
-                formed(conv.source, left.z, left.mask)
-            if uses[conv.source] == 0:
-                del values[conv.source]
-            ys.append(y)
-            ready.append(norm)
-        residual = None
-        if join.residual is not None:
-            residual = form(join.residual)
-            uses[join.residual] -= 1
-            if uses[join.residual] == 0:
-                del values[join.residual]
-        saved[join.value] = list(ys) if join.value in call.live else []
-        values[join.value] = Activation(tuple(ys), tuple(ready), residual, join.relu)
-        if uses[join.value] == 0:
-            for norm in ready:
-                engine.ready(norm)
-    outputs = [form(value) for value in region.outputs]
-    return outputs, vectors, [tensor for join in region.joins for tensor in saved[join.value]]
+    def _keeps_mask(self, value: int, source: Tensor | Activation) -> bool:
+        return isinstance(source, Activation) and (value, "mask") in self._wanted
+
+    def _formed(self, value: int, z: Tensor | Activation | None, mask: Any) -> None:
+        if mask is not None:
+            self.saved[value, "mask"] = [mask]
+        if isinstance(z, Tensor):
+            self.values[value] = z
+            if (value, "z") in self._wanted:
+                self.saved[value, "z"] = [z]
+
+    def _drop_unless(self, uses: dict[int, int], value: int) -> None:
+        if uses[value] == 0:
+            del self.values[value]
+
+
+def forward(call: Call, inputs: list[Tensor]) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+    """The region's outputs; every BatchNorm's vectors (4, channels); and what the backward reads: `saved_parts`, flat.
+    Running statistics are committed."""
+    region = call.region
+    wide = torch.promote_types(inputs[0].dtype, torch.float32)
+    vectors = inputs[0].new_empty((4, region.channels), dtype=wide)
+    call.batch.extend(norms.uses_batch(norm) for _, norm in call.modules)
+    parts = saved_parts(call)
+    walk = _Forward(call, vectors, dict(enumerate(inputs)), parts)
+    walk.run(region.joins, region.uses(), True)
+    outputs = [walk.form(value) for value in region.outputs]
+    return outputs, vectors, [tensor for part in parts for tensor in walk.saved[part]]
 
 
 def backward(
@@ -111,6 +168,7 @@ def backward(
     affine: dict[Conv, Tensor] = {}
     kept = _kept(call, saved)
     saved.clear()
+    spans = {value: span for span in call.again for value in _made(region, span)}
     packed = dict(zip(region.convs, zip(call.packed, call.batch, strict=True), strict=True))
     paths: dict[int, list[Path]] = {}
     added: dict[int, list[Tensor]] = {}
@@ -121,7 +179,9 @@ def backward(
         back, terms = paths.pop(join.value, []), added.pop(join.value, [])
         if join.value not in call.live or not (back or terms):
             continue
-        ys, mask = kept.pop(join.value)
+        if (join.value, "ys") not in kept:
+            kept |= _again(call, spans[join.value], vectors, kept)
+        ys, mask = kept.pop((join.value, "ys")), kept.pop((join.value, "mask"), [None])[0]
         ready = tuple(Norm(vectors[:, conv.span], packed[conv][1]) for conv in join.convs)
         own = tuple(flat[:, conv.span] for conv in join.convs)
         ds, coefficients = engine.gradient(back, terms, Mask(join.relu, mask, tuple(ys), ready, own), call.shapes[join.value])
@@ -141,12 +201,25 @@ def backward(
     return found, affine
 
 
-def _kept(call: Call, saved: list[Tensor]) -> dict[int, tuple[list[Tensor], Tensor | None]]:
-    """The saved list, by join: its raw outputs, and its mask if it has one."""
-    found: dict[int, tuple[list[Tensor], Tensor | None]] = {}
+def _again(call: Call, span: range, vectors: Tensor, kept: dict[Part, list[Tensor]]) -> dict[Part, list[Tensor]]:
+    """The raw outputs of a span's live joins, and the masks that the forward did not save. What entered the span is let go."""
+    region = call.region
+    made, read = _made(region, span), _read(region, span)
+    values: dict[int, Tensor | Activation] = {value: kept[value, "z"][0] for value in read - made}
+    parts = [(value, part) for value in made & call.live for part in ("ys", "mask")]
+    wanted = [part for part in parts if part not in kept]
+    joins = [region.joins[i] for i in span]
+    uses = dict.fromkeys(made | read, 0)
+    for join in joins:
+        for value in join.sources:
+            uses[value] += 1
+    walk = _Forward(call, vectors, values, wanted)
+    walk.run(joins, uses, False)
+    return walk.saved
+
+
+def _kept(call: Call, saved: list[Tensor]) -> dict[Part, list[Tensor]]:
+    """The saved list by part."""
+    convs = {join.value: len(join.convs) for join in call.region.joins}
     rest = iter(saved)
-    for join in call.region.joins:
-        if join.value in call.live:
-            ys = [next(rest) for _ in join.convs]
-            found[join.value] = (ys, next(rest) if join.needs_mask else None)
-    return found
+    return {part: [next(rest) for _ in range(convs[part[0]] if part[1] == "ys" else 1)] for part in saved_parts(call)}
