@@ -98,6 +98,15 @@ class Native:
     def algorithm(self, conv: Conv) -> str:
         return NAMES[algorithm(conv, self.exact)]
 
+    def mask_bytes(self, channels: int) -> int:
+        return -(-channels // self._lanes) * -(-self._lanes // 8)  # whole bytes a vector
+
+    def forms_first(self, conv: Conv, source: Shape, keeps: bool) -> bool:
+        return False
+
+    def aside(self, conv: Conv) -> bool:
+        return False
+
     def ready(self, norm: Norm) -> None:
         pass  # it is
 
@@ -202,10 +211,6 @@ class Native:
             read.rscale, read.rshift = _rows_at(source.norms[1].vectors, SCALE, SHIFT)
         read.residual = _at(source.residual)
         return read, Formed(z, mask)
-
-    def mask_bytes(self, c: int) -> int:
-        """Of one pixel's mask: a bit a channel, whole bytes a vector."""
-        return -(-c // self._lanes) * -(-self._lanes // 8)
 
     def _activation(self, shape: Shape) -> Tensor:
         n, c, h, w = shape

@@ -117,6 +117,15 @@ class Engine(Protocol):
     def algorithm(self, conv: Conv) -> str:
         """The name of what carries this convolution out."""
 
+    def mask_bytes(self, channels: int) -> int:
+        """Of one pixel's mask."""
+
+    def forms_first(self, conv: Conv, source: Shape, keeps: bool) -> bool:
+        """Whether z is formed by a pass before this convolution reads it, rather than as it loads. keeps: z or its mask is asked for."""
+
+    def aside(self, conv: Conv) -> bool:
+        """Whether its input gradient is made, and dy for it, before the sum that it goes into."""
+
     def recorder(self, device: torch.device) -> Callable[[], Record] | None:
         """Makes what records this engine's launches for a replay; None where they are not to be recorded."""
 

@@ -42,6 +42,15 @@ class Reference:
     def recorder(self, device: torch.device) -> None:
         return None
 
+    def mask_bytes(self, channels: int) -> int:
+        return channels
+
+    def forms_first(self, conv: Conv, source: Shape, keeps: bool) -> bool:
+        return True
+
+    def aside(self, conv: Conv) -> bool:
+        return True
+
     def pack(self, conv: Conv, weight: Tensor, dtype: torch.dtype, gradients: torch.dtype | None = None) -> Tensor:
         return weight.detach().to(dtype).contiguous(memory_format=torch.channels_last)
 

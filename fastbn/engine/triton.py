@@ -53,6 +53,19 @@ class Triton:
     def algorithm(self, conv: Conv) -> str:
         return self._algorithm(conv)
 
+    def mask_bytes(self, channels: int) -> int:
+        return -(-channels // 8)
+
+    def forms_first(self, conv: Conv, source: Shape, keeps: bool) -> bool:
+        algorithm = self._algorithm(conv)
+        if algorithm in (ROLLING, LIBRARY):
+            return algorithm == LIBRARY
+        owns = source[1] % 8 == 0 and taps.owns_all(conv, source, conv.shape(source)[2:])
+        return (keeps or source[1] % 8 > 0) and not owns
+
+    def aside(self, conv: Conv) -> bool:
+        return self._algorithm(conv) == LIBRARY
+
     def recorder(self, device: torch.device) -> Callable[[], Record] | None:
         if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
             return None
@@ -75,9 +88,8 @@ class Triton:
         n, c, h, w = x.shape
         out = conv.shape((n, c, h, w))
         y = _activation(out, x)
-        own = packed.algorithm == ROLLING or (packed.algorithm != LIBRARY and c % 8 == 0 and taps.owns_all(conv, (n, c, h, w), out[2:]))
         left: Formed | None = None
-        if isinstance(source, Activation) and (packed.algorithm == LIBRARY or ((keep_z or keep_mask or c % 8) and not own)):
+        if isinstance(source, Activation) and self.forms_first(conv, (n, c, h, w), keep_z or keep_mask):
             left = self.form(source, keep_mask)
             assert left.z is not None
             source = left.z
@@ -185,7 +197,7 @@ class Triton:
         y, norm = source.ys[0], source.norms[0]
         n, c, h, w = y.shape
         z = _activation((n, c, h, w), y) if keep_z else None
-        mask = torch.empty((n * h * w, -(-c // 8)), dtype=torch.uint8, device=y.device) if keep_mask else None
+        mask = torch.empty((n * h * w, self.mask_bytes(c)), dtype=torch.uint8, device=y.device) if keep_mask else None
         form, r, rscale, rshift = AFFINE, source.residual, None, None
         if len(source.ys) > 1:
             form, r, rscale, rshift = PROJECTION, source.ys[1], source.norms[1].scale, source.norms[1].shift

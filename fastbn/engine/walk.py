@@ -52,18 +52,22 @@ def saved_parts(call: Call) -> list[Part]:
     and the masks of values that nothing in it forms."""
     region = call.region
     parts: dict[Part, None] = {}
-    spans = {value: span for span in call.again for value in _made(region, span)}
-    for join in region.joins:
-        span = spans.get(join.value)
-        if join.value in call.live:
-            if span is None:
-                parts[join.value, "ys"] = None
-            if join.needs_mask and (span is None or join.value not in _read(region, span)):
-                parts[join.value, "mask"] = None
+    made: set[int] = set()
+    formed: set[int] = set()
+    entering: dict[Part, None] = {}
     for span in call.again:
-        if not call.live.isdisjoint(_made(region, span)):
-            parts |= {(value, "z"): None for value in sorted(_read(region, span) - _made(region, span))}
-    return list(parts)
+        own, read = _made(region, span), _read(region, span)
+        made |= own
+        formed |= own & read
+        if not call.live.isdisjoint(own):
+            entering |= dict.fromkeys((value, "z") for value in sorted(read - own))
+    for join in region.joins:
+        if join.value in call.live:
+            if join.value not in made:
+                parts[join.value, "ys"] = None
+            if join.needs_mask and join.value not in formed:
+                parts[join.value, "mask"] = None
+    return [*parts, *entering]
 
 
 def _made(region: Region, span: range) -> set[int]:
@@ -125,7 +129,7 @@ class _Forward:
             result = self._call.engine.form(activation, self._keeps_mask(value, activation))
             self._formed(value, result.z, result.mask)
         z = self.values[value]
-        assert isinstance(z, Tensor)
+        assert not isinstance(z, Activation)
         return z
 
     def _keeps_mask(self, value: int, source: Tensor | Activation) -> bool:
@@ -134,7 +138,7 @@ class _Forward:
     def _formed(self, value: int, z: Tensor | Activation | None, mask: Any) -> None:
         if mask is not None:
             self.saved[value, "mask"] = [mask]
-        if isinstance(z, Tensor):
+        if z is not None and not isinstance(z, Activation):
             self.values[value] = z
             if (value, "z") in self._wanted:
                 self.saved[value, "z"] = [z]
@@ -168,7 +172,7 @@ def backward(
     affine: dict[Conv, Tensor] = {}
     kept = _kept(call, saved)
     saved.clear()
-    spans = {value: span for span in call.again for value in _made(region, span)}
+    span_of = {region.joins[i].value: span for span in call.again for i in span}
     packed = dict(zip(region.convs, zip(call.packed, call.batch, strict=True), strict=True))
     paths: dict[int, list[Path]] = {}
     added: dict[int, list[Tensor]] = {}
@@ -180,8 +184,9 @@ def backward(
         if join.value not in call.live or not (back or terms):
             continue
         if (join.value, "ys") not in kept:
-            kept |= _again(call, spans[join.value], vectors, kept)
+            kept |= _again(call, span_of[join.value], vectors, kept)
         ys, mask = kept.pop((join.value, "ys")), kept.pop((join.value, "mask"), [None])[0]
+        kept.pop((join.value, "z"), None)  # only joins behind this one read it
         ready = tuple(Norm(vectors[:, conv.span], packed[conv][1]) for conv in join.convs)
         own = tuple(flat[:, conv.span] for conv in join.convs)
         ds, coefficients = engine.gradient(back, terms, Mask(join.relu, mask, tuple(ys), ready, own), call.shapes[join.value])
@@ -202,7 +207,7 @@ def backward(
 
 
 def _again(call: Call, span: range, vectors: Tensor, kept: dict[Part, list[Tensor]]) -> dict[Part, list[Tensor]]:
-    """The raw outputs of a span's live joins, and the masks that the forward did not save. What entered the span is let go."""
+    """The raw outputs of a span's live joins, and the masks that the forward did not save."""
     region = call.region
     made, read = _made(region, span), _read(region, span)
     values: dict[int, Tensor | Activation] = {value: kept[value, "z"][0] for value in read - made}
