@@ -32,9 +32,9 @@ class Meter:
 class Ghost:
     """A tensor that is not there: its bytes count for as long as anything refers to it."""
 
-    def __init__(self, meter: Meter, shape: Shape, itemsize: float, dtype: torch.dtype):
+    def __init__(self, meter: Meter, shape: tuple[int, ...], itemsize: int, dtype: torch.dtype):
         self.shape, self.dtype = shape, dtype
-        self._meter, self._bytes = meter, math.ceil(math.prod(shape) * itemsize)
+        self._meter, self._bytes = meter, math.prod(shape) * itemsize
         meter.add(self._bytes)
 
     def __del__(self) -> None:
@@ -66,10 +66,10 @@ def footprint(
 ) -> Footprint:
     """wanted: by input, whether it requires a gradient. dtypes: what activations and gradients are stored in."""
     meter = Meter()
-    own = _Allocating(meter, engine, dtypes)
+    own: Any = _Allocating(meter, engine, dtypes)
     trains = [any(t is not None and t.requires_grad for t in (norm.weight, norm.bias)) for _, norm in modules]
     live = walk.live_values(region, list(wanted), trains)
-    call: Any = walk.Call(region, own, modules, [None] * len(modules), region.shapes(inputs), live, dtypes[1], again)
+    call = walk.Call(region, own, modules, [None] * len(modules), region.shapes(inputs), live, dtypes[1], again)
     given: Any = [Ghost(meter, shape, 0, dtypes[0]) for shape in inputs]
     with torch.no_grad():
         made, vectors, saved = walk.forward(call, given)
@@ -162,7 +162,7 @@ class _Allocating:
     def _activation(self, shape: Shape) -> Any:
         return Ghost(self._meter, shape, self._activations.itemsize, self._activations)
 
-    def _gradient(self, shape: Shape) -> Any:
+    def _gradient(self, shape: tuple[int, ...]) -> Any:
         return Ghost(self._meter, shape, self._gradients.itemsize, self._gradients)
 
     def _mask(self, shape: Shape) -> Any:
@@ -171,5 +171,5 @@ class _Allocating:
 
 
 def _shape(source: Any) -> Shape:
-    found: Shape = source.ys[0].shape if isinstance(source, Activation) else source.shape
-    return found
+    n, c, h, w = (source.ys[0] if isinstance(source, Activation) else source).shape
+    return n, c, h, w

@@ -1,0 +1,173 @@
+"""What a network's step occupies at any batch: its regions' footprints, and what PyTorch's own operations save and make between them.
+
+The operations outside the regions run on fake tensors, which have shapes and no contents, under autograd: what autograd keeps, and for
+how long, is its own doing. Weights, the data set and the optimizer's vectors are not a step's: they are there before it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import weakref
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from fastbn.engine import segments
+from fastbn.engine.footprint import Footprint, footprint
+from fastbn.engine.graph import Conv, Shape
+from fastbn.engine.operations import Engine
+from fastbn.engine.reader import read
+from fastbn.engine.region import FusedRegion
+
+
+@dataclasses.dataclass(frozen=True)
+class Occupied:
+    """Bytes of a step: at its peak; of what the forward leaves for the backward, all regions'; and FLOPs that the backward does again."""
+
+    peak: int
+    saved: int
+    flops_again: int
+
+
+class Counted(TorchDispatchMode):
+    """Inside, `live` is the bytes of the storages that torch made and that still live; `peak` the most that it was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._seen: dict[int, int] = {}
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        made = function(*arguments, **(keywords or {}))
+        for t in tree_leaves(made):
+            if isinstance(t, Tensor):
+                self.note(t)
+        return made
+
+    def note(self, t: Tensor) -> None:
+        storage = t.untyped_storage()
+        if storage._cdata not in self._seen:
+            self._seen[storage._cdata] = storage.nbytes()
+            self.add(storage.nbytes())
+            weakref.finalize(storage, self._gone, storage._cdata).atexit = False
+
+    def add(self, size: int) -> None:
+        self.live += size
+        self.reach(self.live)
+
+    def reach(self, size: int) -> None:
+        self.peak = max(self.peak, size)
+
+    def _gone(self, key: int) -> None:
+        self.live -= self._seen.pop(key)
+
+
+class Network:
+    """A model as an engine sees it, to be asked what its steps occupy."""
+
+    def __init__(self, model: nn.Module, engine: Engine):
+        self._engine = engine
+        self.graph, self._program = read(model, {}, engine, {})
+        self.regions = [module for module in self._program.children() if isinstance(module, FusedRegion)]
+
+    def packed_bytes(self, dtypes: tuple[torch.dtype, torch.dtype]) -> int:
+        """Of the frozen weights in the engine's own layouts."""
+        total, known = 0, dict[Any, int]()
+        for region in self.regions:
+            for conv, (module, _) in zip(region.region.convs, region.pairs, strict=True):
+                key = _kind(conv)
+                if key not in known:
+                    with FakeTensorMode(allow_non_fake_inputs=True), Counted() as counted:
+                        packed = self._engine.pack(conv, module.weight, *dtypes)
+                        known[key] = counted.live
+                        del packed
+                total += known[key]
+        return total
+
+    def occupied(self, x: Shape, dtypes: tuple[torch.dtype, torch.dtype], policy: segments.Recompute | None = None) -> Occupied:
+        """Of a step on a batch of float32 images x, from their making to the gradients. dtypes: what activations and gradients
+        are stored in. Raises Unfit for a shape that a region can't carry out."""
+        with FakeTensorMode(allow_non_fake_inputs=True), Counted() as counted:
+            walk = _Walk(self._program, self._engine, counted, dtypes, policy)
+            logits = walk.run(torch.empty(x).contiguous(memory_format=torch.channels_last))
+            loss = F.cross_entropy(logits.float(), torch.zeros(x[0], dtype=torch.int64))
+            loss.backward()  # of what trains outside the regions the gradients are counted too
+        for p in self._program.parameters():
+            p.grad = None
+        return Occupied(counted.peak, walk.saved, walk.flops_again)
+
+
+def _kind(conv: Conv) -> Any:
+    """What a packed weight's size hangs on."""
+    return dataclasses.astuple(dataclasses.replace(conv, name="", norm="", source=0, slot=0))
+
+
+class _Walk(fx.Interpreter):
+    """Runs a program on fake tensors, its regions replaced by what they occupy."""
+
+    def __init__(self, program: fx.GraphModule, engine: Engine, counted: Counted, dtypes: tuple[torch.dtype, torch.dtype], policy: Any):
+        super().__init__(program)
+        self._engine, self._counted, self._dtypes, self._policy = engine, counted, dtypes, policy
+        self.saved = self.flops_again = 0
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        module = self.fetch_attr(target)
+        if not isinstance(module, FusedRegion):
+            return super().call_module(target, args, kwargs)
+        region, size = module.region, self._dtypes[0].itemsize
+        shapes = region.shapes(tuple(x.shape for x in args))
+        again = () if self._policy is None else segments.spans(region, shapes, size, self._policy)
+        wanted = tuple(x.requires_grad for x in args)
+        found = footprint(region, module.pairs, self._engine, tuple(x.shape for x in args), wanted, self._dtypes, again)
+        self.saved += found.saved
+        for span in again:
+            for i in span:
+                for conv in region.joins[i].convs:
+                    self.flops_again += 2 * math.prod(conv.weight_shape[1:]) * math.prod(shapes[region.joins[i].value])
+        affine = [t for _, norm in module.pairs for t in (norm.weight, norm.bias) if t is not None and t.requires_grad]
+        cast = sum(x.numel() * size for x in args if x.dtype != self._dtypes[0])
+        if again:  # what enters the first of them is kept
+            found = dataclasses.replace(found, saved=found.saved + cast, backward=found.backward + cast)
+        outputs = [shapes[value] for value in region.outputs]
+        return _Region.apply(_Absent(self._counted, found, cast, self._dtypes[1], outputs, bool(again) and not cast), *args, *affine[:1])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Absent:
+    """What stands for a region."""
+
+    counted: Counted
+    found: Footprint
+    cast: int  # bytes of its inputs in its own dtype, where they come in another
+    gradients: torch.dtype
+    outputs: list[Shape]
+    keeps: bool  # whether its inputs are among what it saves
+
+
+class _Region(torch.autograd.Function):
+    """A region that is not there: counts what it would occupy."""
+
+    @staticmethod
+    def forward(ctx: Any, region: _Absent, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.region, ctx.tensors = region, [(t.shape, t.requires_grad) for t in tensors]
+        ctx.set_materialize_grads(False)
+        if region.keeps:
+            ctx.save_for_backward(*tensors)
+        region.counted.reach(region.counted.live + region.found.forward + region.cast)
+        outputs = tuple(torch.empty(shape).contiguous(memory_format=torch.channels_last) for shape in region.outputs)
+        region.counted.add(region.found.saved)
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        region, counted = ctx.region, ctx.region.counted
+        both = sum(g.nbytes for g in gradients if g is not None and g.dtype == region.gradients)  # counted here and in the footprint
+        counted.reach(counted.live - region.found.saved - both + region.found.backward)
+        counted.add(-region.found.saved)
+        return None, *(torch.empty(shape) if wanted else None for shape, wanted in ctx.tensors)

@@ -1,0 +1,61 @@
+"""What a whole step is predicted to occupy, against a real step's bytes, counted."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from counted import Counted
+from nets import images, resnet
+
+from fastbn.engine import fuse, fused_forward
+from fastbn.engine.choose import choose
+from fastbn.engine.occupied import Network
+from fastbn.engine.segments import Recompute, recomputing
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CASES = {
+    "cifar 14": (14, 16, None, (24, 3, 32, 32)),
+    "imagenet 18": (18, 16, "imagenet", (6, 3, 160, 160)),
+    "imagenet 50": (50, 8, "imagenet", (6, 3, 155, 163)),
+}
+FP32 = (torch.float32, torch.float32)
+
+
+def step(model, x):
+    labels = torch.zeros(len(x), dtype=torch.int64)
+    F.cross_entropy(model(x.contiguous(memory_format=torch.channels_last)), labels).backward()
+    model.zero_grad()
+
+
+@pytest.mark.parametrize("policy", [None, Recompute(500_000)], ids=["whole", "segments"])
+@pytest.mark.parametrize("engine", ["native", "reference"])
+@pytest.mark.parametrize("name", CASES)
+def test_within_five_percent(name, engine, policy):
+    depth, width, family, shape = CASES[name]
+    model = fuse(resnet(depth, width, family).float(), engine)
+    x = images(*shape[:1], *shape[2:], dtype=torch.float32)
+    step(model, x)  # packs
+    with Counted() as counted, recomputing(policy):
+        step(model, x)
+    expected = Network(model, choose(engine, torch.device("cpu"), torch.float32)[0]).occupied(shape, FP32, policy)
+    assert expected.peak == pytest.approx(counted.peak, rel=0.05)
+    assert (expected.flops_again > 0) == (policy is not None)
+
+
+@pytest.mark.parametrize("engine", ["native", "reference"])
+def test_packed_weights(engine):
+    model = fuse(resnet(14, 16).float(), engine)
+    model(images(1, 8, 8, dtype=torch.float32))
+    found = [packed for _, _, packed in fused_forward(model)._packs[engine].values()]
+    size = sum(sum(t.nbytes for t in ((p,) if isinstance(p, torch.Tensor) else (p.forward, p.backward))) for p in found)
+    assert Network(model, choose(engine, torch.device("cpu"), torch.float32)[0]).packed_bytes(FP32) == size
+
+
+def test_a_batch_costs_nothing_to_ask_about():
+    """8,192 images of ResNet-866 by the graph: saved in proportion to the batch."""
+    network = Network(resnet(866, 16).float(), choose("native", torch.device("cpu"), torch.float32)[0])
+    small, large = (network.occupied((n, 3, 32, 32), FP32) for n in (128, 8192))
+    assert large.saved == 64 * small.saved
+    segmented = network.occupied((8192, 3, 32, 32), FP32, Recompute(large.saved // 26))
+    assert segmented.peak < 0.09 * large.peak
