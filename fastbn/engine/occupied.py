@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from fastbn.engine import segments
 from fastbn.engine.footprint import Footprint, footprint
-from fastbn.engine.graph import Conv, Shape
+from fastbn.engine.graph import Conv, Region, Shape
 from fastbn.engine.operations import Engine
 from fastbn.engine.reader import read
 from fastbn.engine.region import FusedRegion
@@ -69,34 +69,49 @@ class Counted(TorchDispatchMode):
 
 
 class Network:
-    """A model as an engine sees it, to be asked what its steps occupy."""
+    """A model as an engine sees it, to be asked what its steps occupy. It is read in the modes that it is in."""
 
     def __init__(self, model: nn.Module, engine: Engine):
-        self._engine = engine
+        self.engine = engine
         self.graph, self._program = read(model, {}, engine, {})
-        self.regions = [module for module in self._program.children() if isinstance(module, FusedRegion)]
+        self._regions = [module for module in self._program.children() if isinstance(module, FusedRegion)]
+        parameters = list(model.parameters())
+        self._device = parameters[0].device if parameters else torch.device("cpu")
+        self.trained = sum(p.numel() for p in parameters if p.requires_grad)
+        self.stored_bytes = sum(t.nbytes for t in (*parameters, *model.buffers()))
+        self._shapes: dict[Shape, list[tuple[Region, dict[int, Shape]]]] = {}
+        self._packed: dict[Any, int] = {}
+
+    def shapes(self, x: Shape) -> list[tuple[Region, dict[int, Shape]]]:
+        """Every region with the shapes of its values, for a batch of this shape."""
+        if x not in self._shapes:
+            with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+                walk = _Walk(self._program, self.engine, Counted(), (torch.float32, torch.float32), None)
+                walk.run(torch.empty(x, device=self._device))
+            self._shapes[x] = walk.shapes
+        return self._shapes[x]
 
     def packed_bytes(self, dtypes: tuple[torch.dtype, torch.dtype]) -> int:
         """Of the frozen weights in the engine's own layouts."""
-        total, known = 0, dict[Any, int]()
-        for region in self.regions:
+        total = 0
+        for region in self._regions:
             for conv, (module, _) in zip(region.region.convs, region.pairs, strict=True):
-                key = _kind(conv)
-                if key not in known:
+                key = _kind(conv), dtypes
+                if key not in self._packed:
                     with FakeTensorMode(allow_non_fake_inputs=True), Counted() as counted:
-                        packed = self._engine.pack(conv, module.weight, *dtypes)
-                        known[key] = counted.live
+                        packed = self.engine.pack(conv, module.weight, *dtypes)
+                        self._packed[key] = counted.live
                         del packed
-                total += known[key]
+                total += self._packed[key]
         return total
 
     def occupied(self, x: Shape, dtypes: tuple[torch.dtype, torch.dtype], policy: segments.Recompute | None = None) -> Occupied:
         """Of a step on a batch of float32 images x, from their making to the gradients. dtypes: what activations and gradients
         are stored in. Raises Unfit for a shape that a region can't carry out."""
         with FakeTensorMode(allow_non_fake_inputs=True), Counted() as counted:
-            walk = _Walk(self._program, self._engine, counted, dtypes, policy)
-            logits = walk.run(torch.empty(x).contiguous(memory_format=torch.channels_last))
-            loss = F.cross_entropy(logits.float(), torch.zeros(x[0], dtype=torch.int64))
+            walk = _Walk(self._program, self.engine, counted, dtypes, policy)
+            logits = walk.run(torch.empty(x, device=self._device).contiguous(memory_format=torch.channels_last))
+            loss = F.cross_entropy(logits.float(), torch.zeros(x[0], dtype=torch.int64, device=self._device))
             loss.backward()  # of what trains outside the regions the gradients are counted too
         for p in self._program.parameters():
             p.grad = None
@@ -115,6 +130,7 @@ class _Walk(fx.Interpreter):
         super().__init__(program)
         self._engine, self._counted, self._dtypes, self._policy = engine, counted, dtypes, policy
         self.saved = self.flops_again = 0
+        self.shapes: list[tuple[Region, dict[int, Shape]]] = []
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         module = self.fetch_attr(target)
@@ -122,6 +138,7 @@ class _Walk(fx.Interpreter):
             return super().call_module(target, args, kwargs)
         region, size = module.region, self._dtypes[0].itemsize
         shapes = region.shapes(tuple(x.shape for x in args))
+        self.shapes.append((region, shapes))
         again = () if self._policy is None else segments.spans(region, shapes, size, self._policy)
         wanted = tuple(x.requires_grad for x in args)
         found = footprint(region, module.pairs, self._engine, tuple(x.shape for x in args), wanted, self._dtypes, again)
@@ -155,12 +172,12 @@ class _Region(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, region: _Absent, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.region, ctx.tensors = region, [(t.shape, t.requires_grad) for t in tensors]
+        ctx.region, ctx.tensors = region, [(t.shape, t.requires_grad, t.device) for t in tensors]
         ctx.set_materialize_grads(False)
         if region.keeps:
             ctx.save_for_backward(*tensors)
         region.counted.reach(region.counted.live + region.found.forward + region.cast)
-        outputs = tuple(torch.empty(shape).contiguous(memory_format=torch.channels_last) for shape in region.outputs)
+        outputs = tuple(tensors[0].new_empty(shape).contiguous(memory_format=torch.channels_last) for shape in region.outputs)
         region.counted.add(region.found.saved)
         return outputs
 
@@ -170,4 +187,4 @@ class _Region(torch.autograd.Function):
         both = sum(g.nbytes for g in gradients if g is not None and g.dtype == region.gradients)  # counted here and in the footprint
         counted.reach(counted.live - region.found.saved - both + region.found.backward)
         counted.add(-region.found.saved)
-        return None, *(torch.empty(shape) if wanted else None for shape, wanted in ctx.tensors)
+        return None, *(torch.empty(shape, device=device) if wanted else None for shape, wanted, device in ctx.tensors)
