@@ -67,9 +67,9 @@ class Plan:
         slices = f", BatchNorm over slices of {self.bn_batch:,} (another model than BatchNorm over the batch)"
         return [
             f"batch {self.batch:,}{slices if self.bn_batch < self.batch else ''}; {how}",
-            f"memory {_gb(m.peak)} at the peak of {_gb(self.budget)}: saved for the backward {_gb(m.saved)}, the rest of a step "
+            f"memory {_gb(m.peak)} of {_gb(self.budget)} at the peak: saved for the backward {_gb(m.saved)}, the rest of a step "
             f"{_gb(m.step - m.saved)}, weights {_gb(m.weights)}, optimizer {_gb(m.optimizer)}, data {_gb(m.data)}",
-            f"time   at least {self.seconds * 1e3:,.3g} ms a step, {self.batch / self.seconds:,.0f} images/s ({device.source})",
+            f"time   at least {self.seconds * 1e3:,.{0 if self.seconds > 0.1 else 2}f} ms a step, {self.batch / self.seconds:,.0f} images/s ({device.source})",
         ]
 
 
@@ -170,7 +170,7 @@ class Planner:
     def _regions(self, n: int) -> list[tuple[Region, dict[int, Shape]]]:
         """With the shapes of their values, the one that holds most first."""
         found = self._network.shapes(self._shape(n))
-        return sorted(found, key=lambda pair: -sum(segments.raw_bytes(*pair, 1)))
+        return sorted(found, key=lambda pair: -sum(segments.raw_bytes(pair[0], pair[1], 1)))
 
     def _cost(self, n: int) -> tuple[float, int]:
         """Seconds that a step can't be done under, and its FLOPs."""
