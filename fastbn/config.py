@@ -99,7 +99,7 @@ class Config(Recipe):
     dataset: str = option("auto", "auto: CIFAR-10 where it is or can be had, else the embedded digits", choices=DATASETS)
     data_dir: str = option(DEFAULT_DIR, "where the data set lies; the default is also downloaded into", metavar="DIR")
     download: bool = option(False, "download into another --data-dir too", bool)
-    train: str = option("bn", f"what trains: {', '.join(choices.TRAIN_MODES)}, joined by +", metavar="WHAT")
+    train: str = option("bn", f"what trains: {', '.join(choices.TRAIN_MODES)}; joined by +, random=K, layers selected by @ (bn@first-9, bn@layer1)", metavar="WHAT")
     gamma_init: str = option(GAMMA_INITS[0], "γ", choices=GAMMA_INITS)
     beta_init: str = option(BETA_INITS[0], "β", choices=BETA_INITS)
     weight_init: str = option(WEIGHT_INITS[0], "convolutions and fc", choices=WEIGHT_INITS)
@@ -123,7 +123,7 @@ class Config(Recipe):
                 raise UsageError(f"{name.replace('_', '-')} must be at least 1, got {value}")
         if self.threads is not None and self.threads > MAX_THREADS:
             raise UsageError(f"threads must be at most {MAX_THREADS}, got {self.threads}")
-        choices.train_names(self.train)
+        choices.train_terms(self.train)
 
     def asdict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

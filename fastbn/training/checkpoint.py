@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +20,7 @@ from fastbn.models.families import Spec
 from fastbn.models.inits import REGENERABLE
 from fastbn.models.resnet import FastBNOnlyResNet
 from fastbn.models.weights import fingerprint
-from fastbn.trainable import NORMS, trainable
+from fastbn.trainable import NORMS, entries, restrict, trainable
 from fastbn.training import container
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -57,7 +58,8 @@ def source_of(model: FastBNOnlyResNet) -> Source:
 
 
 def tensors_of(model: nn.Module, source: Source) -> dict[str, Tensor]:
-    """What a checkpoint stores of a model: `parameters`, `running` and `batches`, each flat, and `frozen` if nothing else gives it."""
+    """What a checkpoint stores of a model: `parameters`, `running` and `batches`, each flat; `frozen` if nothing else gives it;
+    `entries`, a bit a weight, if only some entries of parameters train."""
     stored, frozen = split(model)
     parameters = dict(model.named_parameters())
     tensors = {"parameters": _flat([parameters[name] for name in stored])}
@@ -65,6 +67,8 @@ def tensors_of(model: nn.Module, source: Source) -> dict[str, Tensor]:
         tensors["frozen"] = _flat([parameters[name] for name in frozen])
     for name, buffers in _buffers(model).items():
         tensors[name] = _flat(buffers)
+    if masks := entries(model):
+        tensors["entries"] = torch.from_numpy(np.packbits(_flat(list(masks.values())).cpu().numpy()))
     return tensors
 
 
@@ -102,7 +106,8 @@ def save(model: FastBNOnlyResNet, path: str | os.PathLike[str], **extra: Any) ->
 def header_of(model: FastBNOnlyResNet, source: Source) -> dict[str, Any]:
     """What a checkpoint says of the model itself."""
     trains = [name for name, _ in trainable(model)]
-    return {"model": model.spec.asdict(), "source": dataclasses.asdict(source), "trains": trains}
+    some = {"entries": list(masks)} if (masks := entries(model)) else {}
+    return {"model": model.spec.asdict(), "source": dataclasses.asdict(source), "trains": trains, **some}
 
 
 def load(run: str | os.PathLike[str], engine: str = "auto", weights: str | os.PathLike[str] | None = None) -> FastBNOnlyResNet:
@@ -129,7 +134,17 @@ def build(
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trains)
     restore(model, tensors, source)
+    if "entries" in tensors:
+        _restrict(model, header["entries"], torch.from_numpy(np.unpackbits(tensors["entries"].numpy())).bool())
     return model
+
+
+def _restrict(model: nn.Module, names: list[str], bits: Tensor) -> None:
+    """Of these parameters only the entries train whose bit is set."""
+    weights = [model.get_parameter(name) for name in names]
+    masks = bits[: sum(weight.numel() for weight in weights)].split([weight.numel() for weight in weights])
+    for name, weight, mask in zip(names, weights, masks, strict=True):
+        restrict(model.get_submodule(name.rpartition(".")[0]), mask.view(weight.shape))
 
 
 def _buffers(model: nn.Module) -> dict[str, list[Tensor]]:

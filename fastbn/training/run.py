@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fastbn.choices import train_names
+from fastbn.choices import TRAINS_CONVOLUTIONS, train_terms
 from fastbn.config import Config
 from fastbn.data.choose import Loaded, load
 from fastbn.data.names import DEFAULT_DIR, IMAGE_SIZE
@@ -126,10 +126,11 @@ def _resolved(config: Config, loaded: Loaded) -> tuple[Config, str]:
 
 def _engine(config: Config, device: torch.device) -> tuple[str, str]:
     """The engine's name, and why it is that one."""
-    if "all" in train_names(config.train):
+    trains = {term.name for term in train_terms(config.train)}
+    if trains & TRAINS_CONVOLUTIONS:
         if config.engine not in ("auto", "stock"):
-            raise UsageError(f"--engine {config.engine} runs frozen convolutions, --train {config.train} leaves none; use --engine stock")
-        return "stock", "every convolution trains"
+            raise UsageError(f"--engine {config.engine} runs frozen convolutions, --train {config.train} trains some; use --engine stock")
+        return "stock", "every convolution trains" if trains & {"all", "all-bn"} else "convolutions train"
     engine, why = choose(config.engine, device, DTYPES.get(config.precision, torch.float32))
     name = engine.name if engine else "stock"
     if config.precision == "mixed" and name != "triton":
@@ -150,7 +151,7 @@ def _model(config: Config, loaded: Loaded) -> FastBNOnlyResNet:
         beta_init=config.beta_init,
         weight_init=config.weight_init,
     )
-    freeze(model, config.train)
+    freeze(model, config.train, config.seed)
     model.to(config.device)
     fuse(model, config.engine, config.exact_conv)
     return model
