@@ -24,11 +24,11 @@ class Term(NamedTuple):
     """One name of what trains, as in "random=2@layer1"."""
 
     name: str
-    count: int | None = None  # the 2 of random=2
+    number: int | None = None  # the 2 of random=2
     where: str | None = None  # the layers that the selector after @ names
 
     def __str__(self) -> str:
-        return self.name + (f"={self.count}" if self.count is not None else "") + (f"@{self.where}" if self.where is not None else "")
+        return self.name + (f"={self.number}" if self.number is not None else "") + (f"@{self.where}" if self.where is not None else "")
 
 
 def one_of(what: str, value: object, known: Iterable[str]) -> str:
@@ -53,7 +53,7 @@ def _term(text: str) -> Term:
     name, equals, count = rest.partition("=")
     one_of("train", name, TRAIN_MODES)
     if name == "random" and not (count.isdecimal() and int(count) > 0):
-        raise UsageError(f"train random=K needs the number of weights a channel that train, at least 1, got {text!r}; the paper's is random=2")
+        raise UsageError(f"train random=K needs the number of weights a channel that train, at least 1 (random=2), got {text!r}")
     if name != "random" and equals:
         raise UsageError(f"train {name} takes no number, got {text!r}; random=K alone does")
     if at and not WHERE.fullmatch(where):

@@ -99,7 +99,9 @@ class Config(Recipe):
     dataset: str = option("auto", "auto: CIFAR-10 where it is or can be had, else the embedded digits", choices=DATASETS)
     data_dir: str = option(DEFAULT_DIR, "where the data set lies; the default is also downloaded into", metavar="DIR")
     download: bool = option(False, "download into another --data-dir too", bool)
-    train: str = option("bn", f"what trains: {', '.join(choices.TRAIN_MODES)}; joined by +, random=K, layers selected by @ (bn@first-9, bn@layer1)", metavar="WHAT")
+    train: str = option(
+        "bn", f"what trains: {', '.join(choices.TRAIN_MODES)}; joined by +, random=2, bn@first-9, bn@layer1", metavar="WHAT"
+    )
     gamma_init: str = option(GAMMA_INITS[0], "γ", choices=GAMMA_INITS)
     beta_init: str = option(BETA_INITS[0], "β", choices=BETA_INITS)
     weight_init: str = option(WEIGHT_INITS[0], "convolutions and fc", choices=WEIGHT_INITS)

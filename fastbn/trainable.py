@@ -46,10 +46,10 @@ def freeze(model: nn.Module, train: str = "bn", seed: int = 0) -> nn.Module:
     drawn: dict[int, tuple[nn.Module, Tensor]] = {}
     for term in train_terms(train):
         for name, module, parameters in _layers(model, term):
-            if term.count is None:
+            if term.number is None:
                 wanted.update(map(id, parameters))
             else:
-                drawn.update({id(weight): (module, _entries(name, weight, term.count, seed)) for weight in parameters})
+                drawn.update({id(weight): (module, _entries(name, weight, term.number, seed)) for weight in parameters})
     for module in model.modules():
         if ENTRIES in module._buffers:
             module.__dict__.pop(HOOK).remove()
@@ -103,7 +103,7 @@ def _where(model: nn.Module, term: Term, layers: list[Layer]) -> list[Layer]:
     if counted := re.fullmatch(r"(first|last)-(\d+)", where):
         n = int(counted[2])
         if not 1 <= n <= len(layers):
-            raise UsageError(f"train={str(term)!r}: {type(model).__name__} has {len(layers)} such layers; ask for 1 … {len(layers)} of them")
+            raise UsageError(f"train={str(term)!r}: {type(model).__name__} has {len(layers)} such layers; ask for 1 … {len(layers)}")
         return layers[:n] if counted[1] == "first" else layers[-n:]
     chosen = [layer for layer in layers if fnmatch.fnmatchcase(layer[0], where) or fnmatch.fnmatchcase(layer[0], f"{where}.*")]
     if not chosen:
@@ -124,7 +124,7 @@ def _norms(kind: str) -> Callable[[nn.Module], list[Layer]]:
 
 def _output(model: nn.Module) -> list[Layer]:
     linears = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    return [(name, module, list(module.parameters())) for name, module in linears[-1:]]  # all it owns: a parametrised weight has another name
+    return [(name, module, list(module.parameters())) for name, module in linears[-1:]]  # a parametrised weight lies deeper
 
 
 def _shortcut(model: nn.Module) -> list[Layer]:
@@ -161,7 +161,8 @@ def _entries(name: str, weight: nn.Parameter, k: int, seed: int) -> Tensor:
     channels, fan_in = weight.shape[0], weight[0].numel()
     if k > fan_in:
         raise UsageError(f"train=random={k}: a channel of {name or 'the layer'} has {fan_in} weights; ask for at most {fan_in}")
-    order = np.argsort(draws.raw(seed, f"{name}.weight/random").random_raw(channels * fan_in).reshape(channels, fan_in), axis=1, kind="stable")
+    keys = draws.raw(seed, f"{name}.weight/random").random_raw(channels * fan_in).reshape(channels, fan_in)
+    order = np.argsort(keys, axis=1, kind="stable")
     mask = torch.zeros(channels, fan_in, dtype=torch.bool)
     mask.scatter_(1, torch.from_numpy(order[:, :k].astype(np.int64)), True)
     return mask.view(weight.shape)

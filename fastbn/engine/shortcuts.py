@@ -21,7 +21,7 @@ def shortcuts(model: nn.Module, norms: tuple[type[nn.Module], ...]) -> list[str]
     found: list[str] = []
     for node in graph.nodes:
         operands = [arg for arg in node.args if isinstance(arg, fx.Node)]
-        added = node.op == "call_function" and node.target in ADDITIONS or node.op == "call_method" and node.target in ("add", "add_")
+        added = (node.op == "call_function" and node.target in ADDITIONS) or (node.op == "call_method" and node.target in ("add", "add_"))
         if not added or len(operands) != 2:
             continue
         for operand, other in (operands, operands[::-1]):
