@@ -15,6 +15,8 @@ PRECISIONS = ("auto", "fp32", "tf32", "bf16", "mixed")
 OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("multistep", "cosine", "constant")
 BN_STATS = ("batch", "frozen")
+AUGMENTATIONS = ("flip", "crop", "brightness")
+PIXELS = ("standard", "unit")
 TRAIN_MODES = ("bn", "gamma", "beta", "output", "shortcut", "random", "all", "all-bn", "none")
 TRAINS_CONVOLUTIONS = frozenset({"shortcut", "random", "all", "all-bn"})
 WHERE = re.compile(r"[\w.*?\[\]!-]+")  # a selector's characters: of module names, and of glob patterns over them
@@ -38,6 +40,13 @@ def one_of(what: str, value: object, known: Iterable[str]) -> str:
         return value
     near = difflib.get_close_matches(str(value), names, n=1)
     raise UsageError(f"{what} must be one of {', '.join(names)}, got {value!r}" + (f"; nearest: {near[0]}" if near else ""))
+
+
+def augmentations(how: str | None) -> tuple[str, ...] | None:
+    """The names in `how`, as in "crop+brightness"; () for none, None where the data set decides. UsageError for another."""
+    if how is None:
+        return None
+    return () if how == "none" else tuple(one_of("augment", name.strip(), AUGMENTATIONS) for name in how.split("+"))
 
 
 def train_terms(train: str) -> tuple[Term, ...]:

@@ -60,12 +60,13 @@ class Resident:
         return len(self.images)
 
     def begin(self, seed: int, epoch: int) -> None:
-        drawn = draw_epoch(len(self.images), seed, epoch, self.images.pad, self.images.flip).to(self.device)
+        drawn = draw_epoch(len(self.images), seed, epoch, self.images.pad, self.images.flip, self.images.brightness).to(self.device)
         if self._epoch is None:
             self._epoch = drawn
             return
-        for name in ("order", "offsets", "flips"):  # in place: a captured step reads them there
-            getattr(self._epoch, name).copy_(getattr(drawn, name))
+        for name in ("order", "offsets", "flips", "brightness"):  # in place: a captured step reads them there
+            if (there := getattr(self._epoch, name)) is not None:
+                there.copy_(getattr(drawn, name))
 
     def batches(self, size: int, first: int = 0, share: tuple[int, int] = (0, 1)) -> Iterator[Inputs]:
         assert self._epoch is not None, "begin() draws the epoch first"
