@@ -8,6 +8,8 @@ import torch
 
 from fastbn.choices import TRAINS_CONVOLUTIONS, train_terms
 from fastbn.config import Config
+from fastbn.data.feed import Feed
+from fastbn.data.images import Images
 from fastbn.engine import fuse
 from fastbn.engine.choose import choose
 from fastbn.errors import UsageError
@@ -42,10 +44,18 @@ def spec_of(config: Config, classes: int = 10, vocabulary: int = 0) -> Spec:
     )
 
 
-def network_of(config: Config, classes: int, vocabulary: int = 0) -> Network:
-    """The network on the run's device, frozen but for what trains, fused."""
+def network_of(config: Config, train: Feed | Images) -> Network:
+    """The network for this training set, on the run's device, frozen but for what trains, fused."""
+    vocabulary: tuple[str, ...] = getattr(train, "vocabulary", ())
+    if bool(vocabulary) != (config.family == "lstm"):
+        reads, holds = ("words", "images") if config.family == "lstm" else ("images", "words")
+        raise UsageError(f"family {config.family} reads {reads}, and {train.name} holds {holds}; lstm is for tweets, the others for images")
+    if config.vectors is not None and config.family != "lstm":
+        raise UsageError(f"--vectors starts an embedding, and family {config.family} has none; it is for --family lstm")
     run = config.weights if config.weights is not None and Path(config.weights).is_dir() else None
-    model = network(spec_of(config, classes, vocabulary), "stock", config.weights if run is None else None)
+    model = network(spec_of(config, len(train.classes), len(vocabulary)), "stock", config.weights if run is None else None)
+    if config.vectors is not None:
+        model.use_vectors(config.vectors, vocabulary)  # type: ignore[operator]
     if run is not None:
         put(model, load(run, "stock").state_dict(), run)
     freeze(model, config.train, config.seed)

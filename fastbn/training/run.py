@@ -10,6 +10,7 @@ import torch
 
 from fastbn.config import Config
 from fastbn.data.choose import Loaded, load
+from fastbn.data.images import Images
 from fastbn.data.names import DEFAULT_DIR, IMAGE_SIZE
 from fastbn.engine import explain
 from fastbn.errors import UsageError
@@ -42,7 +43,7 @@ def train_run(config: Config) -> str:
         config, note = _continued(config, folder)
         loaded = loaded if loaded is not None and loaded.name == config.dataset else _data(config)
         config, why = _resolved(config, loaded)
-        model = network_of(config, len(loaded.train.classes))
+        model = network_of(config, loaded.train)
         if folder.has_checkpoint:
             differing = config.differences(folder.checkpoint()[1].get("config", {}))
             if differing:
@@ -77,7 +78,7 @@ def explain_run(config: Config) -> str:
     asked = config
     loaded = _data(config, may_download=False)
     config, why = _resolved(config, loaded)
-    model = network_of(config, len(loaded.train.classes))
+    model = network_of(config, loaded.train)
     note = "" if asked.dataset != "auto" else "the plan for the data that is here: --explain downloads nothing"
     return "\n".join([*_opening(config, loaded, model, why, note), *str(explain(model)).splitlines()[1:]])
 
@@ -91,6 +92,8 @@ def _data(config: Config, may_download: bool = True) -> Loaded:
 def _limited(loaded: Loaded, config: Config) -> Loaded:
     train, test = loaded.train.limit(config.limit_train), loaded.test.limit(config.limit_test)
     if config.augment is not None or config.pixels != "standard":
+        if not isinstance(train, Images):
+            raise UsageError(f"--augment and --pixels are of images in memory, and {train.name} is not that; leave them out")
         train, test = (images.prepared(config.augment, config.pixels) for images in (train, test))
     return dataclasses.replace(loaded, train=train, test=test)
 

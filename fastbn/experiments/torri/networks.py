@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastbn.experiments.torri.glove import read_glove
 from fastbn.models.families import Spec
 from fastbn.models.layers import Layers
 from fastbn.models.network import Network
@@ -52,3 +56,11 @@ class LSTM(Network):
         last = (lengths - 1)[:, None, None].expand(-1, 1, out.shape[2])
         out = self.bn2(out.gather(1, last).squeeze(1)).relu()
         return self.bn3(self.fc(out))
+
+    @torch.no_grad()
+    def use_vectors(self, path: str, vocabulary: Sequence[str]) -> None:
+        """The embedding of every word that the GloVe file knows becomes its vector; the other words keep their seeded one."""
+        place, vectors = read_glove(path, self.spec.embedding)
+        for row, word in enumerate(vocabulary):
+            if word in place:
+                self.embedding.weight[row] = torch.from_numpy(np.array(vectors[place[word]]))
