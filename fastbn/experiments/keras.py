@@ -19,7 +19,7 @@ PRESETS = (
         "keras-resnets",
         "Keras's ImageNet ResNets on CIFAR-10 at 32²",
         "a Keras re-implementation of arXiv:2003.00152",
-        "keras.applications' ResNets: biased convolutions, a bottleneck's stride on its first 1×1, BatchNorm eps 1.001e-5 and momentum 0.99 "
+        "keras.applications' ResNets: biased convolutions, a bottleneck's stride on its first 1×1, BatchNorm eps 1.001e-5, momentum 0.99 "
         "in Keras's sense (0.01 in torch's), Glorot-uniform weights (Keras's default; biases 0 there, uniform here, without effect before "
         "a BatchNorm), γ he_normal; Adam 0.01, batch 1024, 50 epochs, pixels / 255, no augmentation, no weight decay. Its question of SELU "
         "in place of BatchNorm and ReLU is asked at depth 50, where everything trains. The study has one seed.",

@@ -30,8 +30,9 @@ def outcome(job: Job) -> Outcome:
     lines = _lines(job.out / "metrics.jsonl")
     last = lines[-1] if lines else {}
     if saved:
-        asked = job.config.completed_by(saved)
-        if differing := asked.differences(saved):
+        asked = job.config
+        asked = asked.resolved(asked.epochs or saved["epochs"], saved["precision"])  # first: what is open means the default, not the saved
+        if differing := asked.completed_by(saved).differences(saved):
             raise UsageError(f"{job.out} holds a run with other settings ({'; '.join(differing)}); move it away, or choose another --out")
         if summary and (len(lines) >= (asked.epochs or 0) or asked.train == "none"):
             return Outcome("done", last, len(lines), summary)

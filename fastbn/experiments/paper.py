@@ -16,7 +16,7 @@ RECIPE = (
 )
 DEPTHS = (14, 32, 56, 110, 218, 434, 866)
 WIDTHS = (16, 32, 64, 128, 256, 512)
-CIFAR = {"dataset": "cifar10"}
+CIFAR = {"dataset": "cifar10", "epochs": 160}
 MINUTES = {"limit_train": 2_000, "limit_test": 1_000, "epochs": 2}  # a cut for presets of which nothing is compared
 
 BN = (48.2, 57.6, 63.0, 69.7, 75.9, 80.0, 82.0)
@@ -117,9 +117,9 @@ PRESETS = (
         RECIPE + " The paper shows curves; no figure is taken from them.",
         (
             *varied("gamma_init", ("uniform", "ones", "uniform_symmetric", "normal")),
-            *(Line(f"{depth} β ones", {**CIFAR, "depth": depth, "train": "bn", "beta_init": "ones"}) for depth in (14, 56, 110)),
+            *(Line(f"{depth} beta ones", {**CIFAR, "depth": depth, "train": "bn", "beta_init": "ones"}) for depth in (14, 56, 110)),
         ),
-        Quick(("14 uniform", "14 ones", "14 uniform_symmetric", "14 normal", "14 β ones"), MINUTES),
+        Quick(("14 uniform", "14 ones", "14 uniform_symmetric", "14 normal", "14 beta ones"), MINUTES),
     ),
     Preset(
         "paper-weight-init",
@@ -163,7 +163,7 @@ PRESETS = (
             )
             for depth in (18, 34, 50, 101, 152, 200)
         ),
-        Quick(("18 bn", "34 bn"), {**MINUTES, **CIFAR, "batch_size": 128, "lr": 0.1, "milestones": None, "warmup_epochs": 0}),
+        Quick(("18 bn", "34 bn"), {"dataset": "cifar10", **MINUTES, "batch_size": 128, "lr": 0.1, "milestones": None, "warmup_epochs": 0}),
         seeds=1,
     ),
 )

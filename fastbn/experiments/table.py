@@ -28,10 +28,10 @@ def table(preset: Preset, jobs: Sequence[Job], quick: bool) -> str:
         cut = ", ".join(f"{name} {value}" for name, value in preset.quick.settings.items() if value is not None)
         note = f"**A quick cut ({cut}), not the experiment:** the published figures are of the whole, and no difference is taken."
     else:
-        note = f"✓ within {CLOSE} points of the published figure, ✗ beyond. " + " ".join(
-            f"*{grade}*: {meaning}." for grade, meaning in GRADES.items() if any(f.grade == grade for line in preset.lines for f in line.published)
-        )
-    return f"{title}\n\n{HEAD}\n" + "\n".join(rows) + f"\n\n{note.strip()}\n"
+        grades = {published.grade for line in preset.lines for published in line.published}
+        meanings = [f"*{grade}*: {meaning}." for grade, meaning in GRADES.items() if grade in grades]
+        note = " ".join([f"✓ within {CLOSE} points of the published figure, ✗ beyond.", *meanings]) if grades else ""
+    return f"{title}\n\n{HEAD}\n" + "\n".join(rows) + (f"\n\n{note}\n" if note else "\n")
 
 
 def _rows(line: Line, found: list[tuple[Job, Outcome]], quick: bool) -> list[str]:

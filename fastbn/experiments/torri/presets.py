@@ -11,8 +11,8 @@ MLP = {"family": "mlp", "depth": 4, "dataset": "cifar10", **TORCH, **RECIPE, "ep
 LSTM = {"family": "lstm", "depth": 1, "dataset": "tweets", **TORCH, **RECIPE, "epochs": 10}
 STATES = "torch's own initialisation, γ 1, BatchNorm eps 1e-5 and momentum 0.1; Adam 1e-3, batch 32, no weight decay. "
 TWEETS = (
-    STATES + "Sentiment140 in --data-dir, one tweet in five for the test; words that occur five times or more, 40 a tweet; the embedding of "
-    "200 is frozen. Epochs, split and tokenizer are ours, the study's are not printed."
+    STATES + "Sentiment140 in --data-dir, one tweet in five for the test; words that occur five times or more, 40 a tweet; the embedding "
+    "of 200 is frozen. Epochs, split and tokenizer are ours, the study's are not printed."
 )
 
 
