@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from fastbn.errors import UsageError
 
@@ -13,7 +15,22 @@ PRECISIONS = ("auto", "fp32", "tf32", "bf16", "mixed")
 OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("multistep", "cosine", "constant")
 BN_STATS = ("batch", "frozen")
-TRAIN_MODES = ("bn", "gamma", "beta", "output", "all", "none")
+AUGMENTATIONS = ("flip", "crop", "brightness")
+PIXELS = ("standard", "unit")
+TRAIN_MODES = ("bn", "gamma", "beta", "output", "shortcut", "random", "all", "all-bn", "none")
+TRAINS_CONVOLUTIONS = frozenset({"shortcut", "random", "all", "all-bn"})
+WHERE = re.compile(r"[\w.*?\[\]!-]+")  # a selector's characters: of module names, and of glob patterns over them
+
+
+class Term(NamedTuple):
+    """One name of what trains, as in "random=2@layer1"."""
+
+    name: str
+    number: int | None = None  # the 2 of random=2
+    where: str | None = None  # the layers that the selector after @ names
+
+    def __str__(self) -> str:
+        return self.name + (f"={self.number}" if self.number is not None else "") + (f"@{self.where}" if self.where is not None else "")
 
 
 def one_of(what: str, value: object, known: Iterable[str]) -> str:
@@ -25,8 +42,29 @@ def one_of(what: str, value: object, known: Iterable[str]) -> str:
     raise UsageError(f"{what} must be one of {', '.join(names)}, got {value!r}" + (f"; nearest: {near[0]}" if near else ""))
 
 
-def train_names(train: str) -> tuple[str, ...]:
-    """The names in `train`, as in "gamma+output"; UsageError for one that is not in TRAIN_MODES."""
+def augmentations(how: str | None) -> tuple[str, ...] | None:
+    """The names in `how`, as in "crop+brightness"; () for none, None where the data set decides. UsageError for another."""
+    if how is None:
+        return None
+    return () if how == "none" else tuple(one_of("augment", name.strip(), AUGMENTATIONS) for name in how.split("+"))
+
+
+def train_terms(train: str) -> tuple[Term, ...]:
+    """The terms of `train`, as in "bn@first-9+output"; UsageError for a name that is not in TRAIN_MODES, a number or a selector
+    that cannot be."""
     if not isinstance(train, str):
         raise UsageError(f"train must be names from {', '.join(TRAIN_MODES)} joined by '+', got {train!r}")
-    return tuple(one_of("train", name.strip(), TRAIN_MODES) for name in train.split("+"))
+    return tuple(_term(part.strip()) for part in train.split("+"))
+
+
+def _term(text: str) -> Term:
+    rest, at, where = text.partition("@")
+    name, equals, count = rest.partition("=")
+    one_of("train", name, TRAIN_MODES)
+    if name == "random" and not (count.isdecimal() and int(count) > 0):
+        raise UsageError(f"train random=K needs the number of weights a channel that train, at least 1 (random=2), got {text!r}")
+    if name != "random" and equals:
+        raise UsageError(f"train {name} takes no number, got {text!r}; random=K alone does")
+    if at and not WHERE.fullmatch(where):
+        raise UsageError(f"train {name}@… needs first-N, last-N, or a module's name or pattern after the @, got {text!r}")
+    return Term(name, int(count) if equals else None, where if at else None)

@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TypeVar
 from fastbn import choices
 from fastbn.data.names import DATASETS, DEFAULT_DIR
 from fastbn.errors import UsageError
-from fastbn.models.families import FAMILIES
+from fastbn.models.families import FAMILIES, NORMS, ONLY_DEPTH, STRIDES
 from fastbn.models.inits import BETA_INITS, GAMMA_INITS, WEIGHT_INITS
 
 Self = TypeVar("Self", bound="Recipe")
@@ -93,17 +93,28 @@ class Recipe:
 class Config(Recipe):
     """A run of `python -m fastbn.train`."""
 
-    depth: int = option(dataclasses.MISSING, "6n+2 (14, 20, 56, 110, 866, …) or 18, 34, 50, 101, 152, 200", int)
-    family: str | None = option(None, "inferred from the depth; 50, 152 and 200 are both", choices=FAMILIES)
-    width: int | None = option(None, "channels of the first stage; 16 (cifar) or 64 (imagenet)", int)
+    depth: int | None = option(None, "6n+2 (14, 20, 56, 110, 866, …) or 18, 34, 50, 101, 152, 200; of vgg 11, 13, 16, 19", int)
+    family: str | None = option(None, "a ResNet's is inferred from the depth; 50, 152 and 200 are both", choices=FAMILIES)
+    width: int | None = option(None, "channels of the first stage; 16 (cifar) or 64 (imagenet, vgg)", int)
+    norm: str = option(NORMS[0], "what normalises; selu: nothing, SELU in place of BatchNorm and ReLU", choices=NORMS)
+    norm_eps: float = option(1e-5, "added to the variance", float)
+    norm_momentum: float = option(0.1, "of BatchNorm's running statistics: the weight of the new", float)
+    conv_bias: bool = option(False, "convolutions with a bias (vgg's and wandb's always have one)", bool)
+    stride_on: str = option(STRIDES[0], "the convolution of a bottleneck that strides", choices=STRIDES)
     dataset: str = option("auto", "auto: CIFAR-10 where it is or can be had, else the embedded digits", choices=DATASETS)
     data_dir: str = option(DEFAULT_DIR, "where the data set lies; the default is also downloaded into", metavar="DIR")
     download: bool = option(False, "download into another --data-dir too", bool)
-    train: str = option("bn", f"what trains: {', '.join(choices.TRAIN_MODES)}, joined by +", metavar="WHAT")
+    augment: str | None = option(None, f"{', '.join(choices.AUGMENTATIONS)} joined by +, or none; the data set's own", metavar="HOW")
+    pixels: str = option(choices.PIXELS[0], "standard: less the mean, by the deviation; unit: 0 to 1", choices=choices.PIXELS)
+    embedding: int = option(200, "of lstm: the numbers a word", int)
+    vectors: str | None = option(None, "of lstm: a GloVe text file that the embedding starts from", metavar="FILE")
+    train: str = option(
+        "bn", f"what trains: {', '.join(choices.TRAIN_MODES)}; joined by +, random=2, bn@first-9, bn@layer1", metavar="WHAT"
+    )
     gamma_init: str = option(GAMMA_INITS[0], "γ", choices=GAMMA_INITS)
     beta_init: str = option(BETA_INITS[0], "β", choices=BETA_INITS)
     weight_init: str = option(WEIGHT_INITS[0], "convolutions and fc", choices=WEIGHT_INITS)
-    weights: str | None = option(None, "torchvision-keyed .safetensors or .pth to start from; it wins over the inits", metavar="FILE")
+    weights: str | None = option(None, "a run's folder, or torchvision-keyed .safetensors or .pth to start from", metavar="RUN|FILE")
     engine: str = option("auto", "what carries the step out", choices=choices.ENGINES)
     exact_conv: bool = option(False, "no Winograd on the native engine: slower, and exact to float32's last bits", bool)
     device: str = option("auto", "cuda where there is one", choices=choices.DEVICES)
@@ -123,7 +134,11 @@ class Config(Recipe):
                 raise UsageError(f"{name.replace('_', '-')} must be at least 1, got {value}")
         if self.threads is not None and self.threads > MAX_THREADS:
             raise UsageError(f"threads must be at most {MAX_THREADS}, got {self.threads}")
-        choices.train_names(self.train)
+        choices.train_terms(self.train)
+        choices.augmentations(self.augment)
+        for name in ("norm", "stride_on", "pixels"):
+            known = next(f for f in dataclasses.fields(self) if f.name == name).metadata["choices"]
+            choices.one_of(name, getattr(self, name), known)
 
     def asdict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -137,7 +152,9 @@ class Config(Recipe):
         mine = self.asdict()
         listed = {name: list(value) if isinstance(value, tuple) else value for name, value in mine.items()}
         names = [name for name in listed if name not in MAY_DIFFER]
-        return [f"{name}: saved {saved.get(name)!r}, asked {listed[name]!r}" for name in names if saved.get(name) != listed[name]]
+        usual = {field.name: field.default for field in dataclasses.fields(self)}  # of a field that is younger than the run
+        before = {name: saved.get(name, usual[name]) for name in names}
+        return [f"{name}: saved {before[name]!r}, asked {listed[name]!r}" for name in names if before[name] != listed[name]]
 
     def completed_by(self, saved: dict[str, Any]) -> Config:
         """This config, what it leaves open (None, "auto") filled from a saved run."""
@@ -158,7 +175,7 @@ def parse(arguments: Sequence[str] | None, program: str, description: str) -> Co
     for field in dataclasses.fields(Config):
         flag = "--" + field.name.replace("_", "-")
         settings: dict[str, Any] = {"help": field.metadata["help"]}
-        if field.default not in (None, False, dataclasses.MISSING):
+        if field.default not in (None, False):
             settings["help"] += f" ({field.default})"
         settings["help"] = settings["help"].replace("%", "%%")
         if field.metadata["kind"] is bool:
@@ -172,9 +189,9 @@ def parse(arguments: Sequence[str] | None, program: str, description: str) -> Co
     if given.get("resume") and given.get("out"):
         path = Path(given["out"]) / "config.json"
         given = _saved(path) | given
-        if "depth" not in given:
+        if "depth" not in given and given.get("family") not in ONLY_DEPTH:
             parser.error(f"--resume without --depth needs the settings in {path}, which can't be read; give the run's own arguments")
-    if "depth" not in given:
+    if given.get("depth") is None and given.get("family") not in ONLY_DEPTH:
         parser.error("the following arguments are required: --depth")
     return Config(**given)
 

@@ -51,14 +51,16 @@ def evaluate_run(asked: argparse.Namespace) -> str:
     model = build(tensors, header, asked.engine, asked.weights).to(device)
     data_dir = asked.data_dir or config.get("data_dir", DEFAULT_DIR)
     limit = config.get("limit_test") if asked.limit_test is None and dataset == config.get("dataset") else asked.limit_test
-    test = load_data(dataset, data_dir, size=IMAGE_SIZE[model.spec.family]).test.limit(limit)
+    test = load_data(dataset, data_dir, size=IMAGE_SIZE.get(model.spec.family, 32)).test.limit(limit)
+    if config.get("pixels", "standard") != "standard":
+        test = test.prepared(pixels=config["pixels"])
     if len(test.classes) != model.spec.num_classes:
         classes = f"{len(test.classes)} classes, the network {model.spec.num_classes}"
         raise UsageError(f"{test.name} has {classes}; give the data set that it was trained on")
     with arithmetic("fp32", device):
         found = evaluate(model, feed(test, device)).mean("test")
     accuracy, loss = found["test_accuracy"], found["test_loss"]
-    return f"ResNet-{model.spec.depth} on {test.name}: test accuracy {accuracy:.4f}, loss {loss:.4f}, {len(test):,} images"
+    return f"{model.spec.title} on {test.name}: test accuracy {accuracy:.4f}, loss {loss:.4f}, {len(test):,} images"
 
 
 if __name__ == "__main__":

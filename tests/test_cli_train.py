@@ -55,7 +55,7 @@ def test_a_run_s_folder(tmp_path, capfd):
 
     config = json.loads((out / "config.json").read_text())
     open_ones = {name for name, value in config.items() if value in (None, "auto")}
-    assert open_ones == {"weights", "val"}
+    assert open_ones == {"weights", "val", "augment", "vectors"}
     expected = {"dataset": "digits", "family": "cifar", "width": 4, "engine": AUTO, "device": "cpu", "precision": "fp32"}
     assert expected.items() <= config.items()
     assert (config["epochs"], config["milestones"], config["lr"], config["threads"]) == (2, [1], 0.1, torch.get_num_threads())
@@ -199,7 +199,10 @@ WRONG = [
     (["--depth", "50"], ["both", "family"]),
     (["--depth", "ten"], ["--depth", "'ten'"]),
     (["--width", "0"], ["width", "0"]),
-    (["--family", "vgg"], ["--family", "vgg", "cifar"]),
+    (["--family", "vgg"], ["vgg", "11, 13, 16, 19", "nearest: 11"]),
+    (["--norm", "layer"], ["--norm", "layer", "instance"]),
+    (["--norm", "group", "--engine", "reference"], ["reference", "--norm group", "--engine stock"]),
+    (["--augment", "flip+blur"], ["augment", "blur", "brightness"]),
     (["--engine", "triton"], ["triton", "reference"]),
     (["--engine", "reference", "--train", "all"], ["reference", "all", "--engine stock"]),
     (["--device", "cuda"], ["cuda", "--device cpu"]),
@@ -215,7 +218,8 @@ WRONG = [
     (["--dataset", "cifar10", "--data-dir", "nowhere"], ["CIFAR-10", "nowhere", "--download"]),
     (["--dataset", "mnist"], ["--dataset", "mnist", "cifar10"]),
     (["--train", "bogus"], ["train", "bogus", "output"]),
-    (["--train", "none"], ["--train none", "bn"]),
+    (["--train", "outptu"], ["outptu", "nearest: output"]),
+    (["--train", "bn@first-99"], ["bn@first-99", "ask for 1"]),
     (["--weights", "nowhere.pth"], ["nowhere.pth"]),
     (["--limit-train", "0"], ["limit-train", "0"]),
     (["--val", "64"], ["64"]),

@@ -135,3 +135,28 @@ def test_cuda_gives_the_cpus_bits_without_a_synchronisation():
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(got[0].cpu(), batch(images, epoch.order, epoch)) and torch.equal(got[1].cpu(), batch(images, epoch.order, None))
+
+
+def test_brightness_adds_to_the_pixels_and_cuts_off():
+    images = Images(torch.randint(0, 256, (6, 9, 7, 3), dtype=torch.uint8), torch.arange(6))
+    lit = images.prepared("crop+brightness")
+    assert (lit.flip, lit.brightness, lit.pad) == (False, True, images.pad) and images.brightness is False
+    epoch = draw_epoch(6, 3, 2, lit.pad, lit.flip, lit.brightness)
+    assert epoch.brightness.abs().max() <= 0.5 and len(set(epoch.brightness.tolist())) == 6
+    plain = draw_epoch(6, 3, 2, lit.pad, lit.flip)
+    indices = torch.tensor([4, 0, 5])
+    mean, std = (torch.tensor(values)[:, None, None] for values in (images.mean, images.std))
+    unit = batch(lit, indices, plain) * std + mean
+    expected = ((unit + epoch.brightness[indices][:, None, None, None]).clamp(0, 1) - mean) / std
+    torch.testing.assert_close(batch(lit, indices, epoch), expected)
+    assert batch(lit, indices, epoch).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_pixels_in_units_and_no_augmentation():
+    images = Images(torch.randint(0, 256, (6, 9, 7, 3), dtype=torch.uint8), torch.arange(6))
+    raw = images.prepared("none", "unit")
+    assert (raw.flip, raw.pad, raw.brightness) == (False, 0, False)
+    found = batch(raw, torch.arange(6), draw_epoch(6, 0, 0, raw.pad, raw.flip))
+    torch.testing.assert_close(found, images.images.permute(0, 3, 1, 2) / 255)
+    with pytest.raises(UsageError, match="pixels must be one of standard, unit"):
+        images.prepared(pixels="raw")

@@ -182,7 +182,7 @@ def test_a_copy_is_independent(copied):
 def test_spec_is_resolved():
     spec = FastBNOnlyResNet(14, width=4, engine="stock", gamma_init="ones").spec
     expected = {"depth": 14, "num_classes": 10, "width": 4, "family": "cifar", "seed": 0}
-    assert spec.asdict() == {**expected, "gamma_init": "ones", "beta_init": "zeros", "weight_init": "kaiming_normal"}
+    assert spec.said() == {**expected, "gamma_init": "ones", "beta_init": "zeros", "weight_init": "kaiming_normal"}
     with pytest.raises(dataclasses.FrozenInstanceError):
         spec.depth = 20
     model = FastBNOnlyResNet(np.int64(14), width=np.int32(4), seed=np.uint8(3), engine="stock")
@@ -199,7 +199,7 @@ def test_spec_is_resolved():
         ({"depth": 200}, "is both"),
         ({"depth": 20, "family": "imagenet"}, "one of 18, .* for family='imagenet', got 20; nearest: 18"),
         ({"depth": 18, "family": "cifar"}, r"6n\+2 .* for family='cifar', got 18; nearest: 20"),
-        ({"depth": 20, "family": "image"}, "family must be one of cifar, imagenet, got 'image'; nearest: imagenet"),
+        ({"depth": 20, "family": "image"}, "family must be one of cifar, imagenet, .*, got 'image'; nearest: imagenet"),
         ({"depth": "20"}, "depth must be an integer"),
         ({"depth": 20.0}, "depth must be an integer"),
         ({"depth": True}, "depth must be an integer"),
@@ -209,6 +209,10 @@ def test_spec_is_resolved():
         ({"depth": 14, "seed": None}, "seed must be an integer of at least 0, got None"),
         ({"depth": 14, "gamma_init": "unifrom"}, "gamma_init must be one of uniform, .*, he_normal, got 'unifrom'; nearest: uniform"),
         ({"depth": 14, "beta_init": "zero"}, "beta_init must be one of zeros, ones, got 'zero'; nearest: zeros"),
+        ({"depth": 16, "family": "vgg"}, "of the family cifar or imagenet, got 'vgg'"),
+        ({"depth": 14, "norm": "layer"}, "norm must be one of batch, instance, group, selu, got 'layer'"),
+        ({"depth": 14, "norm_eps": 0}, "norm_eps must be a number above 0"),
+        ({"depth": 50, "family": "imagenet", "stride_on": "2x2"}, "stride_on must be one of 3x3, 1x1"),
         ({"depth": 14, "weight_init": "he"}, "weight_init must be one of kaiming_normal, "),
     ],
 )

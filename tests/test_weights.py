@@ -161,8 +161,10 @@ def test_fingerprint():
 # SHA-256 of the drawn bits; one that changes is another network for everyone who named its seed.
 GOLDEN = {
     "14 binary": "0e216778b9ad62ec04997bc5373b48336f948fcfb359f32ac6a9b668a00d9dac",
+    "14 glorot_uniform": "5d9be8b64957f2d37a35d9964256d95463975054b42d6abce488d2e1133fb62b",
     "14 kaiming_normal": "fba603294b0a10d99fe2d0b645aabeb6b3cbcab9511c3719a5fde5d63ebec232",
     "14 kaiming_uniform": "653b38f60bc9a81310f120555f7bd7479d0388e4b1c8b76538b4c4dfb9bddb70",
+    "14 torch_uniform": "806c96614783cf52d85b285f52b79189b42ff5c528b6c0c90c37c4db08d73e2a",
     "14 γ ones": "f44ea027f42cb86e7f59e172064a186c0a5f290dd3a5286eb54c7f2653fa4b7a",
     "14 γ uniform_symmetric": "eff5598d37a349c3d5d091947cc2a2b9986be8ea9fdec4a1f17feb8cafd5800e",
     "14 γ normal": "08e4b6064acbdc305b53ca86c70f370af3793ff657cb49645af4fb640e5bd564",

@@ -6,13 +6,14 @@ an image's augmentation does not depend on the batch it falls in, nor on the dev
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fastbn import draws
-from fastbn.data.images import PADDING, Images
+from fastbn.data.images import BRIGHTNESS, PADDING, Images
 from fastbn.engine import stepping
 from fastbn.errors import UsageError
 
@@ -25,23 +26,29 @@ class Epoch:
     offsets: Tensor  # (n, 2) int64 in [0, 2·pad]: sample i's crop starts at this row and column of its padded image
     flips: Tensor  # (n,) bool: sample i is mirrored after the crop
     pad: int
+    brightness: Tensor | None = None  # (n,) float32: what is added to sample i's pixels in [0, 1]
 
     def to(self, device: torch.device | str) -> Epoch:
-        return Epoch(self.order.to(device), self.offsets.to(device), self.flips.to(device), self.pad)
+        brightness = None if self.brightness is None else self.brightness.to(device)
+        return Epoch(self.order.to(device), self.offsets.to(device), self.flips.to(device), self.pad, brightness)
 
 
-def draw_epoch(n: int, seed: int, epoch: int, pad: int, flip: bool) -> Epoch:
+def draw_epoch(n: int, seed: int, epoch: int, pad: int, flip: bool, brightness: bool = False) -> Epoch:
     """The draws of an epoch for n samples, on the CPU. Without `pad` every offset is 0; without `flip` nothing is mirrored."""
     offsets, flips = torch.zeros(n, 2, dtype=torch.int64), torch.zeros(n, dtype=torch.bool)
     if pad:
         offsets = torch.from_numpy(draws.integers(seed, f"epoch/{epoch}/offsets", 2 * n, 2 * pad + 1)).view(n, 2)
     if flip:
         flips = torch.from_numpy(draws.integers(seed, f"epoch/{epoch}/flips", n, 2)).bool()
-    return Epoch(torch.from_numpy(draws.permutation(seed, f"epoch/{epoch}/order", n)), offsets, flips, pad)
+    light = None
+    if brightness:
+        light = torch.from_numpy((2 * draws.uniform(seed, f"epoch/{epoch}/brightness", n) - 1) * BRIGHTNESS).float()
+    return Epoch(torch.from_numpy(draws.permutation(seed, f"epoch/{epoch}/order", n)), offsets, flips, pad, light)
 
 
 def batch(images: Images, indices: Tensor, epoch: Epoch | None, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The images at `indices` (B,) int64, normalised and, given an epoch's draws, cropped and mirrored: (B, 3, H, W), channels last.
+    """The images at `indices` (B,) int64, normalised and, given an epoch's draws, cropped, mirrored and brightened:
+    (B, 3, H, W), channels last.
 
     Indices and draws lie on the images' device; nothing is copied to or awaited by the host.
     The padding is zero after normalisation. `epoch=None`: as they are, for evaluation.
@@ -49,6 +56,9 @@ def batch(images: Images, indices: Tensor, epoch: Epoch | None, dtype: torch.dty
     n, height, width, _ = images.images.shape
     if epoch is not None and epoch.order.shape[0] != n:
         raise UsageError(f"the epoch was drawn for {epoch.order.shape[0]} samples, the set {images.name} has {n}; draw it for {n}")
+    if epoch is not None and epoch.brightness is not None:
+        plain = dataclasses.replace(epoch, brightness=None)
+        return _brightened(batch(images, indices, plain, dtype), images, epoch.brightness[indices])
     if stepping.usable(images.device):
         draws = (None, None, 0) if epoch is None else (epoch.offsets, epoch.flips, epoch.pad)
         return stepping.batch(images.images, images.table(dtype), indices, *draws)
@@ -60,6 +70,15 @@ def batch(images: Images, indices: Tensor, epoch: Epoch | None, dtype: torch.dty
     values += channel.repeat(width)
     normalised = images.table(dtype).index_select(0, values.view(-1))
     return normalised.view(-1, height, width, 3).permute(0, 3, 1, 2)
+
+
+def _brightened(x: Tensor, images: Images, light: Tensor) -> Tensor:
+    """(B, 3, H, W) with `light` (B,) added in units of [0, 1], and what leaves them cut off."""
+    light = light[:, None, None].to(x.dtype)
+    parts = []
+    for c, (mean, std) in enumerate(zip(images.mean, images.std, strict=True)):  # numbers of the host: nothing is copied to the device
+        parts.append(((x[:, c] * std + (light + mean)).clamp_(0, 1) - mean) / std)
+    return torch.stack(parts, 3).permute(0, 3, 1, 2)
 
 
 def _crop(images: Images, indices: Tensor, epoch: Epoch) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from fastbn.data.images import Images
 from fastbn.data.names import DATASETS, DEFAULT_DIR
 from fastbn.errors import UsageError
 
+READERS = {"tweets": "fastbn.experiments.torri.tweets:read_tweets"}  # what one study alone reads lives beside it
 CIFARS = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 
 
@@ -43,6 +45,10 @@ def load(
         return Loaded(*load_digits(), "digits", "digits, embedded")
     if dataset == "folder":
         return Loaded(*read_folder(data_dir, size), "folder", f"class folders in {data_dir}")
+    if dataset in READERS:
+        module, _, name = READERS[dataset].partition(":")
+        train, test = getattr(importlib.import_module(module), name)(data_dir)
+        return Loaded(train, test, dataset, f"{dataset} in {data_dir}")
     if dataset == "auto":
         return _auto(CIFARS["cifar10"], Path(data_dir), may_download)
     raise UsageError(f"no data set is called {dataset!r}; choose one of {', '.join(DATASETS)}")

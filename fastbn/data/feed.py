@@ -7,7 +7,7 @@ them into images and labels where the step runs, so that a step that is one CUDA
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from fastbn.errors import UsageError
 Inputs = tuple[Tensor, ...]  # one batch, (n, …) each
 
 
+@runtime_checkable
 class Feed(Protocol):
     """Samples with labels. What an epoch draws depends on (seed, epoch) and the sample alone."""
 
@@ -30,6 +31,8 @@ class Feed(Protocol):
     def device(self) -> torch.device: ...
 
     def __len__(self) -> int: ...
+
+    def to(self, device: torch.device | str) -> Feed: ...
 
     def begin(self, seed: int, epoch: int) -> None:
         """Draws an epoch's order and augmentation."""
@@ -59,13 +62,17 @@ class Resident:
     def __len__(self) -> int:
         return len(self.images)
 
+    def to(self, device: torch.device | str) -> Resident:
+        return Resident(self.images.to(device))
+
     def begin(self, seed: int, epoch: int) -> None:
-        drawn = draw_epoch(len(self.images), seed, epoch, self.images.pad, self.images.flip).to(self.device)
+        drawn = draw_epoch(len(self.images), seed, epoch, self.images.pad, self.images.flip, self.images.brightness).to(self.device)
         if self._epoch is None:
             self._epoch = drawn
             return
-        for name in ("order", "offsets", "flips"):  # in place: a captured step reads them there
-            getattr(self._epoch, name).copy_(getattr(drawn, name))
+        for name in ("order", "offsets", "flips", "brightness"):  # in place: a captured step reads them there
+            if (there := getattr(self._epoch, name)) is not None:
+                there.copy_(getattr(drawn, name))
 
     def batches(self, size: int, first: int = 0, share: tuple[int, int] = (0, 1)) -> Iterator[Inputs]:
         assert self._epoch is not None, "begin() draws the epoch first"
@@ -86,4 +93,6 @@ def feed(samples: object, device: torch.device, what: str = "images") -> Feed:
     """The feed of a set, brought to the device. Raises UsageError for something else."""
     if isinstance(samples, Images):
         return Resident(samples.to(device))
+    if isinstance(samples, Feed):
+        return samples.to(device)
     raise UsageError(f"{what} must be fastbn.Images(uint8 (N, H, W, 3), labels), got {type(samples).__name__}")

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastbn import draws
+from fastbn import choices, draws
 from fastbn.errors import UsageError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+BRIGHTNESS = 0.5  # the most that pixels in [0, 1] are brightened or darkened
 PADDING = 256  # the row of the table that stands for a pixel outside the image
 
 
@@ -57,6 +58,7 @@ class Images:
         if pad < 0 or default_epochs < 1:
             raise UsageError(f"pad must be at least 0 and default_epochs at least 1, got {pad} and {default_epochs}")
         self.name, self.flip, self.pad, self.default_epochs = name, bool(flip), int(pad), int(default_epochs)
+        self.brightness = False
         self._tables: dict[torch.dtype, Tensor] = {}
 
     def __len__(self) -> int:
@@ -81,6 +83,21 @@ class Images:
         if indices.ndim != 1 or not len(indices):
             raise UsageError(f"indices must be a list of at least one, got shape {tuple(indices.shape)}")
         return self._with(self.images[indices], self.labels[indices])
+
+    def prepared(self, augment: str | None = None, pixels: str = "standard") -> Images:
+        """The same images, augmented otherwise in training, and normalised otherwise.
+
+        augment: flip, crop and brightness joined by "+", or "none"; None: as now. crop pads by an eighth of the side where the set pads
+        nothing; brightness adds up to ±0.5 to an image's pixels in [0, 1], cut off there.
+        pixels: "unit" leaves them in [0, 1]. Raises UsageError for another name.
+        """
+        names, other = choices.augmentations(augment), self._with(self.images, self.labels)
+        if names is not None:
+            other.flip, other.brightness = "flip" in names, "brightness" in names
+            other.pad = (self.pad or self.images.shape[1] // 8) if "crop" in names else 0
+        if choices.one_of("pixels", pixels, choices.PIXELS) == "unit":
+            other.mean, other.std = (0.0,) * 3, (1.0,) * 3
+        return other
 
     def limit(self, n: int | None) -> Images:
         """`n` images drawn from the set, always the same ones and a smaller draw within a larger; None or n ≥ N: all."""

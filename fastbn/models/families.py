@@ -1,6 +1,7 @@
-"""What a depth means: the two families of ResNet, the blocks of each stage, and the errors for a depth that is neither.
+"""What a network is made from: its family, what a depth means in it, and the errors for a depth that is none.
 
-Source   He et al. 2015, Deep Residual Learning: table 1 (ImageNet) and section 4.2 (CIFAR); 200: He et al. 2016, Identity Mappings.
+Source   He et al. 2015, Deep Residual Learning: table 1 (ImageNet) and section 4.2 (CIFAR); 200: He et al. 2016, Identity Mappings;
+         Simonyan, Zisserman 2014, Very Deep Convolutional Networks (VGG).
 Imports no torch.
 """
 
@@ -14,7 +15,21 @@ from fastbn.choices import one_of
 from fastbn.errors import UsageError
 from fastbn.models.inits import BETA_INITS, GAMMA_INITS, WEIGHT_INITS
 
-FAMILIES = ("cifar", "imagenet")
+HOMES = {  # a family -> the class of its networks, imported when one is made
+    "cifar": "fastbn.models.resnet:FastBNOnlyResNet",
+    "imagenet": "fastbn.models.resnet:FastBNOnlyResNet",
+    "vgg": "fastbn.models.vgg:VGG",
+    "wandb": "fastbn.experiments.wandb.network:BottleneckNet",
+    "mlp": "fastbn.experiments.torri.networks:MLP",
+    "lstm": "fastbn.experiments.torri.networks:LSTM",
+}
+FAMILIES = tuple(HOMES)
+NORMS = ("batch", "instance", "group", "selu")
+STRIDES = ("3x3", "1x1")
+VGG_DEPTHS = (11, 13, 16, 19)
+ONLY_DEPTH = {"wandb": 20, "mlp": 4, "lstm": 1}  # families of one network
+TITLES = {"cifar": "ResNet", "imagenet": "ResNet", "vgg": "VGG", "wandb": "bottleneck ResNet-20", "mlp": "MLP", "lstm": "LSTM"}
+BIASED = ("vgg", "wandb")  # families whose convolutions have a bias, whatever is asked
 IMAGENET = {
     18: ("basic", (2, 2, 2, 2)),
     34: ("basic", (3, 4, 6, 3)),
@@ -23,7 +38,7 @@ IMAGENET = {
     152: ("bottleneck", (3, 8, 36, 3)),
     200: ("bottleneck", (3, 24, 36, 3)),
 }
-WIDTH = {"cifar": 16, "imagenet": 64}  # channels of the first stage, doubled at each later one
+WIDTH = {"cifar": 16, "imagenet": 64, "vgg": 64, "wandb": 16, "mlp": 1024, "lstm": 100}  # channels or units of the first stage
 CIFAR_DEPTHS = "6n+2 (14, 20, 56, 110, 866, …)"
 IMAGENET_DEPTHS = "one of " + ", ".join(map(str, IMAGENET))
 
@@ -40,9 +55,28 @@ class Spec:
     gamma_init: str
     beta_init: str
     weight_init: str
+    norm: str = "batch"
+    norm_eps: float = 1e-5
+    norm_momentum: float = 0.1
+    conv_bias: bool = False
+    stride_on: str = "3x3"
+    vocabulary: int = 0  # of lstm alone: the words it knows
+    embedding: int = 200  # of lstm alone: the numbers a word
+
+    def said(self) -> dict[str, Any]:
+        """Its fields but for those that are as they are where nobody says."""
+        usual = {field.name: field.default for field in dataclasses.fields(self) if field.default is not dataclasses.MISSING}
+        return {name: value for name, value in self.asdict().items() if name not in usual or value != usual[name]}
 
     def asdict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+    @property
+    def title(self) -> str:
+        """As a person would name it."""
+        name, depth = TITLES[self.family], "" if self.family in ONLY_DEPTH else f"-{self.depth}"
+        plain = f"{name}{depth}" + (" (imagenet)" if self.family == "imagenet" else "")
+        return plain if self.norm == "batch" else f"{plain} with {self.norm.upper() if self.norm == 'selu' else self.norm + ' norm'}"
 
     @property
     def block(self) -> str:
@@ -56,7 +90,7 @@ class Spec:
 
 
 def resolve(
-    depth: int,
+    depth: int | None,
     num_classes: int = 10,
     width: int | None = None,
     family: str | None = None,
@@ -64,10 +98,30 @@ def resolve(
     gamma_init: str = GAMMA_INITS[0],
     beta_init: str = BETA_INITS[0],
     weight_init: str = WEIGHT_INITS[0],
+    *,
+    norm: str = NORMS[0],
+    norm_eps: float = 1e-5,
+    norm_momentum: float = 0.1,
+    conv_bias: bool = False,
+    stride_on: str = STRIDES[0],
+    vocabulary: int = 0,
+    embedding: int = 200,
 ) -> Spec:
-    """The Spec that these arguments ask for: the family inferred from the depth, the width from the family. Raises UsageError."""
+    """The Spec that these arguments ask for: the family inferred from the depth, or the depth of a family that has one; the width from
+    the family.
+
+    norm: "selu" is none, with SELU in place of ReLU; mlp and lstm have "batch" alone. norm_momentum is torch's: the weight of the new.
+    conv_bias: convolutions with a bias, in a ResNet. stride_on: the convolution of a bottleneck that strides.
+    Raises UsageError.
+    """
+    if depth is None:
+        if family not in ONLY_DEPTH:
+            raise UsageError(f"a {family or 'ResNet'} needs a depth: {_depths(family)}")
+        depth = ONLY_DEPTH[family]
     depth = _integer("depth", depth, 1)
     family = _family(depth, family)
+    if norm != "batch" and family in ("mlp", "lstm"):
+        raise UsageError(f"the family {family} has norm batch alone, got {norm!r}; cifar, imagenet, vgg and wandb have {', '.join(NORMS)}")
     return Spec(
         depth=depth,
         num_classes=_integer("num_classes", num_classes, 1),
@@ -77,7 +131,19 @@ def resolve(
         gamma_init=one_of("gamma_init", gamma_init, GAMMA_INITS),
         beta_init=one_of("beta_init", beta_init, BETA_INITS),
         weight_init=one_of("weight_init", weight_init, WEIGHT_INITS),
+        norm=one_of("norm", norm, NORMS),
+        norm_eps=_number("norm_eps", norm_eps),
+        norm_momentum=_number("norm_momentum", norm_momentum),
+        conv_bias=bool(conv_bias) or family in BIASED,
+        stride_on=one_of("stride_on", stride_on, STRIDES),
+        vocabulary=_integer("vocabulary", vocabulary, 0),
+        embedding=_integer("embedding", embedding, 1),
     )
+
+
+def _depths(family: str | None) -> str:
+    known = {"cifar": CIFAR_DEPTHS, "imagenet": IMAGENET_DEPTHS, "vgg": "one of " + ", ".join(map(str, VGG_DEPTHS))}
+    return known.get(family or "", f"{CIFAR_DEPTHS} or {IMAGENET_DEPTHS}")
 
 
 def _family(depth: int, family: str | None) -> str:
@@ -95,6 +161,12 @@ def _family(depth: int, family: str | None) -> str:
             raise UsageError(f"depth must be {CIFAR_DEPTHS} or {IMAGENET_DEPTHS}, got {depth}; nearest: {near}")
         return "cifar" if is_cifar else "imagenet"
     family = one_of("family", family, FAMILIES)
+    if family not in ("cifar", "imagenet"):
+        known = VGG_DEPTHS if family == "vgg" else (ONLY_DEPTH[family],)
+        if depth not in known:
+            nearest = min(known, key=lambda one: abs(one - depth))
+            raise UsageError(f"depth must be one of {', '.join(map(str, known))} for family={family!r}, got {depth}; nearest: {nearest}")
+        return family
     if family == "cifar" and not is_cifar:
         raise UsageError(f"depth must be {CIFAR_DEPTHS} for family='cifar', got {depth}; nearest: {cifar}")
     if family == "imagenet" and not is_imagenet:
@@ -111,3 +183,9 @@ def _integer(what: str, value: object, least: int) -> int:
     if number is None or isinstance(value, bool) or number < least:
         raise UsageError(f"{what} must be an integer of at least {least}, got {value!r}")
     return number
+
+
+def _number(what: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+        raise UsageError(f"{what} must be a number above 0, at most 1, got {value!r}")
+    return float(value)

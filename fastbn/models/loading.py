@@ -32,7 +32,12 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> str:
         content = path.read_bytes()
     except OSError as error:
         raise UsageError(f"weights file {path}: {error.strerror or error}") from error
-    found = _tensors(_read(path, content), path)
+    put(model, _tensors(_read(path, content), path), path)
+    return hashlib.sha256(content).hexdigest()
+
+
+def put(model: nn.Module, found: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+    """Copy these tensors, which came from `path`, into the model as `load_weights` does."""
     state = model.state_dict()
     if _other_classes(found, state):
         found = {name: value for name, value in found.items() if name not in HEAD}
@@ -46,7 +51,6 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> str:
                 target.copy_(found[name])
             else:
                 target.zero_()
-    return hashlib.sha256(content).hexdigest()
 
 
 def _read(path: Path, content: bytes) -> object:
@@ -81,7 +85,7 @@ def _other_classes(found: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> 
     return weight[1:] == features and bias == weight[:1] and weight[0] != state[HEAD[0]].shape[0]
 
 
-def _check(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
+def _check(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
     problems = []
     if missing := [name for name in expected if name not in found and not name.endswith(COUNTER)]:
         problems.append(f"{len(missing)} missing ({_few(missing)})")
@@ -91,7 +95,7 @@ def _check(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Pa
     if wrong := [f"{name} {tuple(has)} for {tuple(needs)}" for name, has, needs in shapes if has != needs]:
         problems.append(f"{len(wrong)} of another shape ({_few(wrong)})")
     if problems:
-        raise UsageError(f"weights file {path} does not fit the model: {', '.join(problems)}; check depth, width and family")
+        raise UsageError(f"weights file {os.fspath(path)} does not fit the model: {', '.join(problems)}; check depth, width and family")
 
 
 def _few(names: Iterable[str]) -> str:

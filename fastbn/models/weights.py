@@ -1,6 +1,7 @@
 """The seeded draw of every parameter, a stream a name; the fingerprint of the frozen ones.
 
 Source   He et al. 2015, Delving Deep into Rectifiers (kaiming, he_normal); Saxe et al. 2013 (orthogonal);
+         Glorot, Bengio 2010 (glorot_uniform, Keras's default); torch_uniform is what torch's layers are made with;
          Frankle et al. 2020, Training BatchNorm and Only BatchNorm (γ uniform in [0, 1), the binary weights).
 Drawn in float64, cast to the parameter's dtype at the end.
 """
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
 from fastbn import draws
 from fastbn.models.families import Spec
@@ -59,6 +60,17 @@ def _binary(seed: int, name: str, shape: Shape) -> np.ndarray:
     return np.where(draws.normal(seed, name, math.prod(shape)) < 0, -1.0, 1.0) * math.sqrt(2.0 / _fan_in(shape))
 
 
+def _torch_uniform(seed: int, name: str, shape: Shape) -> np.ndarray:
+    """Uniform in ±1/√fan_in."""
+    return _signed_uniform(seed, name, math.prod(shape)) / math.sqrt(_fan_in(shape))
+
+
+def _glorot_uniform(seed: int, name: str, shape: Shape) -> np.ndarray:
+    """Uniform in ±√(6/(fan_in + fan_out))."""
+    fans = _fan_in(shape) + shape[0] * math.prod(shape[2:])
+    return _signed_uniform(seed, name, math.prod(shape)) * math.sqrt(6.0 / fans)
+
+
 def _he_normal(seed: int, name: str, shape: Shape) -> np.ndarray:
     """A normal cut at ±2σ with standard deviation √(2/C) after the cut, Keras's HeNormal for a vector of C."""
     return draws.normal(seed, name, shape[0], cut=2.0) * (math.sqrt(2.0 / shape[0]) / CUT_STD)
@@ -70,6 +82,8 @@ WEIGHT: dict[str, Init] = {
     "kaiming_uniform": _kaiming_uniform,
     "orthogonal": _orthogonal,
     "binary": _binary,
+    "torch_uniform": _torch_uniform,
+    "glorot_uniform": _glorot_uniform,
 }
 GAMMA: dict[str, Init] = {
     "uniform": lambda seed, name, shape: draws.uniform(seed, name, shape[0]),
@@ -85,14 +99,15 @@ BETA: dict[str, Init] = {
 
 
 def _within(bound: float) -> Init:
-    return lambda seed, name, shape: _signed_uniform(seed, name, shape[0]) * bound
+    return lambda seed, name, shape: _signed_uniform(seed, name, math.prod(shape)) * bound
 
 
 def draw(model: nn.Module, spec: Spec) -> None:
-    """Fill every Conv2d, Linear and BatchNorm of `model` in place from `spec`'s seed and inits; running statistics become 0, 1, 0.
+    """Fill every Conv2d, Linear, norm, Embedding and LSTM of `model` in place from `spec`'s seed and inits; running statistics become
+    0, 1, 0.
 
-    A parameter's values depend on the seed, its name, its shape and its init. A Linear's bias is uniform in ±1/√fan_in. A parameter on
-    the meta device is passed over.
+    A parameter's values depend on the seed, its name, its shape and its init. A bias is uniform in ±1/√fan_in, an LSTM's parameters in
+    ±1/√hidden, an embedding normal with zeros for its padding: torch's own. A parameter on the meta device is passed over.
     """
     for name, module in model.named_modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
@@ -100,10 +115,19 @@ def draw(model: nn.Module, spec: Spec) -> None:
             if module.bias is not None:
                 bound = 1.0 / math.sqrt(_fan_in(tuple(module.weight.shape)))
                 _fill(module.bias, _within(bound), spec.seed, f"{name}.bias")
-        elif isinstance(module, _BatchNorm):
+        elif isinstance(module, NORMS) and isinstance(module.weight, nn.Parameter):
+            assert isinstance(module.bias, nn.Parameter)
             _fill(module.weight, GAMMA[spec.gamma_init], spec.seed, f"{name}.weight")
             _fill(module.bias, BETA[spec.beta_init], spec.seed, f"{name}.bias")
-            module.reset_running_stats()
+            if isinstance(module, _NormBase):
+                module.reset_running_stats()
+        elif isinstance(module, nn.Embedding):
+            _fill(module.weight, lambda seed, name, shape: draws.normal(seed, name, math.prod(shape)), spec.seed, f"{name}.weight")
+            if module.padding_idx is not None and not module.weight.is_meta:
+                module.weight.data[module.padding_idx] = 0
+        elif isinstance(module, nn.LSTM):
+            for own, parameter in module.named_parameters():
+                _fill(parameter, _within(1.0 / math.sqrt(module.hidden_size)), spec.seed, f"{name}.{own}")
 
 
 def fingerprint(model: nn.Module, names: Iterable[str] | None = None) -> str:

@@ -11,15 +11,16 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fastbn.errors import UsageError
 from fastbn.models.families import Spec
 from fastbn.models.inits import REGENERABLE
-from fastbn.models.resnet import FastBNOnlyResNet
+from fastbn.models.network import Network, network
 from fastbn.models.weights import fingerprint
-from fastbn.trainable import NORMS, trainable
+from fastbn.trainable import NORMS, entries, restrict, trainable
 from fastbn.training import container
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -43,12 +44,12 @@ def split(model: nn.Module) -> tuple[list[str], list[str]]:
     return stored, [name for name, _ in model.named_parameters() if name not in chosen]
 
 
-def source_of(model: FastBNOnlyResNet) -> Source:
+def source_of(model: Network) -> Source:
     """Finds out whether the model's frozen parameters are the ones that its spec (and file) give; draws them again to see."""
     frozen = split(model)[1]
     sha256 = fingerprint(model, frozen)
     if model.spec.weight_init in REGENERABLE or model.weights_file is not None:
-        again = FastBNOnlyResNet(**model.spec.asdict(), engine="stock", weights=model.weights_file)
+        again = network(model.spec, "stock", model.weights_file)
         if again.weights_sha256 == model.weights_sha256 and fingerprint(again, frozen) == sha256:
             if model.weights_file is None:
                 return Source("seed", sha256)
@@ -57,7 +58,8 @@ def source_of(model: FastBNOnlyResNet) -> Source:
 
 
 def tensors_of(model: nn.Module, source: Source) -> dict[str, Tensor]:
-    """What a checkpoint stores of a model: `parameters`, `running` and `batches`, each flat, and `frozen` if nothing else gives it."""
+    """What a checkpoint stores of a model: `parameters`, `running` and `batches`, each flat; `frozen` if nothing else gives it;
+    `entries`, a bit a weight, if only some entries of parameters train."""
     stored, frozen = split(model)
     parameters = dict(model.named_parameters())
     tensors = {"parameters": _flat([parameters[name] for name in stored])}
@@ -65,6 +67,8 @@ def tensors_of(model: nn.Module, source: Source) -> dict[str, Tensor]:
         tensors["frozen"] = _flat([parameters[name] for name in frozen])
     for name, buffers in _buffers(model).items():
         tensors[name] = _flat(buffers)
+    if masks := entries(model):
+        tensors["entries"] = torch.from_numpy(np.packbits(_flat(list(masks.values())).cpu().numpy()))
     return tensors
 
 
@@ -88,24 +92,25 @@ def restore(model: nn.Module, tensors: dict[str, Tensor], source: Source) -> Non
         raise UsageError(f"the frozen weights from the {source.kind} have another SHA-256 than those that the checkpoint was trained with")
 
 
-def save(model: FastBNOnlyResNet, path: str | os.PathLike[str], **extra: Any) -> None:
-    """Writes a FastBNOnlyResNet to one small file that `fastbn.load` brings back.
+def save(model: Network, path: str | os.PathLike[str], **extra: Any) -> None:
+    """Writes a FastBNOnlyResNet, or another network made from a Spec, to one small file that `fastbn.load` brings back.
 
     Raises TypeError for another kind of model, MachineError where the file can't be written.
     """
-    if not isinstance(model, FastBNOnlyResNet):
+    if not isinstance(model, Network):
         raise TypeError(f"save needs a FastBNOnlyResNet, got {type(model).__name__}; of another network store its state_dict()")
     source = source_of(model)
     container.write(Path(path), tensors_of(model, source), header_of(model, source) | extra)
 
 
-def header_of(model: FastBNOnlyResNet, source: Source) -> dict[str, Any]:
+def header_of(model: Network, source: Source) -> dict[str, Any]:
     """What a checkpoint says of the model itself."""
     trains = [name for name, _ in trainable(model)]
-    return {"model": model.spec.asdict(), "source": dataclasses.asdict(source), "trains": trains}
+    some = {"entries": list(masks)} if (masks := entries(model)) else {}
+    return {"model": model.spec.said(), "source": dataclasses.asdict(source), "trains": trains, **some}
 
 
-def load(run: str | os.PathLike[str], engine: str = "auto", weights: str | os.PathLike[str] | None = None) -> FastBNOnlyResNet:
+def load(run: str | os.PathLike[str], engine: str = "auto", weights: str | os.PathLike[str] | None = None) -> Network:
     """The model of a run's folder, or of a file that `save` wrote, on the CPU, with what trained requiring grad.
 
     weights: where the frozen weights' file lies now, if it has moved.
@@ -118,18 +123,28 @@ def load(run: str | os.PathLike[str], engine: str = "auto", weights: str | os.Pa
 
 def build(
     tensors: dict[str, Tensor], header: dict[str, Any], engine: str, weights: str | os.PathLike[str] | None = None
-) -> FastBNOnlyResNet:
+) -> Network:
     """The model that a checkpoint's tensors and header describe."""
     spec, source = Spec(**header["model"]), Source(**header["source"])
     file = weights if weights is not None else source.file
     if source.kind == "file" and file is not None and not Path(file).exists():
         raise UsageError(f"the frozen weights came from {file}, where there is no file; say where it lies now: weights=, or --weights")
-    model = FastBNOnlyResNet(**spec.asdict(), engine=engine, weights=file if source.kind == "file" else None)
+    model = network(spec, engine, file if source.kind == "file" else None)
     trains = set(header["trains"])
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trains)
     restore(model, tensors, source)
+    if "entries" in tensors:
+        _restrict(model, header["entries"], torch.from_numpy(np.unpackbits(tensors["entries"].numpy())).bool())
     return model
+
+
+def _restrict(model: nn.Module, names: list[str], bits: Tensor) -> None:
+    """Of these parameters only the entries train whose bit is set."""
+    weights = [model.get_parameter(name) for name in names]
+    masks = bits[: sum(weight.numel() for weight in weights)].split([weight.numel() for weight in weights])
+    for name, weight, mask in zip(names, weights, masks, strict=True):
+        restrict(model.get_submodule(name.rpartition(".")[0]), mask.view(weight.shape))
 
 
 def _buffers(model: nn.Module) -> dict[str, list[Tensor]]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastbn.errors import UsageError
-from fastbn.trainable import trainable
+from fastbn.trainable import entries, trainable
 
 
 class Flat:
-    """The trainable parameters, in `named_parameters` order, as views of `vector` (n,); `gradient` (n,) holds what gather() found."""
+    """The trainable parameters, in `named_parameters` order, as views of `vector` (n,); `gradient` (n,) holds what gather() found.
+    `mask` (n,) bool is false where an entry of a trainable parameter does not train, None where all do."""
 
     def __init__(self, model: nn.Module):
         named = trainable(model)
@@ -22,6 +23,9 @@ class Flat:
         self.parameters = [p for _, p in named]
         self.vector = torch.cat([p.detach().reshape(-1) for p in self.parameters])
         self.gradient = torch.zeros_like(self.vector)
+        self.mask: Tensor | None = None
+        if masks := entries(model):
+            self.mask = torch.cat([masks.get(name, torch.ones_like(p, dtype=torch.bool)).reshape(-1) for name, p in named])
         place = 0
         for p in self.parameters:
             here = slice(place, place + p.numel())

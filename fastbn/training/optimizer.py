@@ -18,13 +18,14 @@ BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 class Optimizer:
     """`state` holds everything that a checkpoint needs, by name."""
 
-    def __init__(self, recipe: Recipe, vector: Tensor):
-        self.recipe = recipe
+    def __init__(self, recipe: Recipe, vector: Tensor, mask: Tensor | None = None):
+        """mask (n,): where it is false the vector keeps its bits; None trains all."""
+        self.recipe, self.mask = recipe, mask
         names = ("momentum",) if recipe.optimizer == "sgd" else ("mean", "square")
         self.state = {name: torch.zeros_like(vector) for name in names}
         if recipe.optimizer == "adam":
             self.state["steps"] = torch.zeros((), dtype=vector.dtype, device=vector.device)
-        usable = vector.dtype == torch.float32 and stepping.usable(vector.device)
+        usable = mask is None and vector.dtype == torch.float32 and stepping.usable(vector.device)
         self._kernels = stepping.Update(vector) if usable else None
 
     @torch.no_grad()
@@ -34,6 +35,8 @@ class Optimizer:
         if self._kernels is not None:
             return self._by_kernels(self._kernels, vector, gradient, lr, allowed)
         d = gradient.add(vector, alpha=self.recipe.weight_decay)
+        if self.mask is not None:
+            d *= self.mask  # with the decay in it: the state stays 0, and so does the change
         state, change = self._sgd(d) if self.recipe.optimizer == "sgd" else self._adam(d)
         updated = vector - change * lr.to(vector.dtype)
         finite = [torch.isfinite(value).all() for value in (updated, *state.values())]  # v may overflow to a change of 0

@@ -8,32 +8,31 @@ from typing import Any
 
 import torch
 
-from fastbn.choices import train_names
 from fastbn.config import Config
 from fastbn.data.choose import Loaded, load
+from fastbn.data.images import Images
 from fastbn.data.names import DEFAULT_DIR, IMAGE_SIZE
-from fastbn.engine import explain, fuse
-from fastbn.engine.choose import choose
+from fastbn.engine import explain
 from fastbn.errors import UsageError
-from fastbn.models.families import resolve
-from fastbn.models.resnet import FastBNOnlyResNet
-from fastbn.trainable import TRAIN_MODES, count, freeze, trainable
+from fastbn.models.network import Network
+from fastbn.trainable import count, trainable
 from fastbn.training import machine, precision
+from fastbn.training.building import engine_of, network_of, spec_of
+from fastbn.training.checkpoint import CHECKPOINT, save
 from fastbn.training.folder import RunFolder, json_ready
 from fastbn.training.loop import fit
+from fastbn.training.measure import measure
 from fastbn.training.progress import Progress
 from fastbn.training.saving import Saver
-
-DTYPES = {"bf16": torch.bfloat16, "mixed": torch.float16}  # of stored activations, where it is not float32
 
 
 def train_run(config: Config) -> str:
     """Trains, and returns the line that sums it up. Raises UsageError, MachineError, Diverged, Stopped."""
     begun = time.perf_counter()
-    resolve(config.depth, width=config.width, family=config.family)  # a wrong depth is told before any data is read
+    spec_of(config)  # a wrong depth is told before any data is read
     device = machine.choose_device(config.device)
     precision.check(config.precision, device)
-    _engine(config, device)
+    engine_of(config, device)
     loaded = None
     if config.out is None:
         loaded = _data(config)  # the folder's name holds the data set's
@@ -44,9 +43,7 @@ def train_run(config: Config) -> str:
         config, note = _continued(config, folder)
         loaded = loaded if loaded is not None and loaded.name == config.dataset else _data(config)
         config, why = _resolved(config, loaded)
-        model = _model(config, loaded)
-        if not trainable(model):
-            raise UsageError(f"--train {config.train} leaves nothing to train; choose from {', '.join(TRAIN_MODES)}")
+        model = network_of(config, loaded.train)
         if folder.has_checkpoint:
             differing = config.differences(folder.checkpoint()[1].get("config", {}))
             if differing:
@@ -58,12 +55,18 @@ def train_run(config: Config) -> str:
         speak = Progress(config.epochs or 0, True)
         for line in _opening(config, loaded, model, why, note):
             speak.say(line)
-        saver = Saver(folder, json_ready(config))
-        history = fit(model, train, loaded.test, val, saver=saver, recipe=config.recipe())
+        if trainable(model):
+            saver = Saver(folder, json_ready(config))
+            history = fit(model, train, loaded.test, val, saver=saver, recipe=config.recipe())
+        else:
+            history = measure(model, train, loaded.test, config.recipe())
+            folder.keep_metrics(0)
+            folder.add_metrics(history[0])
+            save(model, folder.path / CHECKPOINT, config=json_ready(config))
         summary = _summary(config, loaded, model, why, history, time.perf_counter() - begun)
         folder.write_json("summary.json", summary)
         return (
-            f"{_network(config)} on {loaded.train.name}: test accuracy {summary['test_accuracy']:.4f} after {summary['epochs']} epochs, "
+            f"{model.spec.title} on {loaded.train.name}: test accuracy {summary['test_accuracy']:.4f} after {summary['epochs']} epochs, "
             f"{summary['trained_parameters']:,} of {summary['parameters']:,} parameters trained; {folder.path}"
         )
     finally:
@@ -75,19 +78,24 @@ def explain_run(config: Config) -> str:
     asked = config
     loaded = _data(config, may_download=False)
     config, why = _resolved(config, loaded)
-    model = _model(config, loaded)
+    model = network_of(config, loaded.train)
     note = "" if asked.dataset != "auto" else "the plan for the data that is here: --explain downloads nothing"
     return "\n".join([*_opening(config, loaded, model, why, note), *str(explain(model)).splitlines()[1:]])
 
 
 def _data(config: Config, may_download: bool = True) -> Loaded:
-    size = IMAGE_SIZE[resolve(config.depth, family=config.family).family]
+    size = IMAGE_SIZE.get(spec_of(config).family, 32)
     default_dir = DEFAULT_DIR if may_download else None  # the one folder that is downloaded into without being asked
     return _limited(load(config.dataset, config.data_dir, config.download and may_download, size, default_dir), config)
 
 
 def _limited(loaded: Loaded, config: Config) -> Loaded:
-    return dataclasses.replace(loaded, train=loaded.train.limit(config.limit_train), test=loaded.test.limit(config.limit_test))
+    train, test = loaded.train.limit(config.limit_train), loaded.test.limit(config.limit_test)
+    if config.augment is not None or config.pixels != "standard":
+        if not isinstance(train, Images):
+            raise UsageError(f"--augment and --pixels are of images in memory, and {train.name} is not that; leave them out")
+        train, test = (images.prepared(config.augment, config.pixels) for images in (train, test))
+    return dataclasses.replace(loaded, train=train, test=test)
 
 
 def _continued(config: Config, folder: RunFolder) -> tuple[Config, str]:
@@ -109,12 +117,14 @@ def _resolved(config: Config, loaded: Loaded) -> tuple[Config, str]:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     device = machine.choose_device(config.device)
-    spec = resolve(config.depth, width=config.width, family=config.family)
-    engine, why = _engine(config, device)
+    spec = spec_of(config)
+    engine, why = engine_of(config, device)
     config = config.resolved(loaded.train.default_epochs, precision.automatic(engine, device))
     config = dataclasses.replace(
         config,
+        depth=spec.depth,
         family=spec.family,
+        conv_bias=spec.conv_bias,
         width=spec.width,
         dataset=loaded.name,
         engine=engine,
@@ -124,39 +134,7 @@ def _resolved(config: Config, loaded: Loaded) -> tuple[Config, str]:
     return config, why
 
 
-def _engine(config: Config, device: torch.device) -> tuple[str, str]:
-    """The engine's name, and why it is that one."""
-    if "all" in train_names(config.train):
-        if config.engine not in ("auto", "stock"):
-            raise UsageError(f"--engine {config.engine} runs frozen convolutions, --train {config.train} leaves none; use --engine stock")
-        return "stock", "every convolution trains"
-    engine, why = choose(config.engine, device, DTYPES.get(config.precision, torch.float32))
-    name = engine.name if engine else "stock"
-    if config.precision == "mixed" and name != "triton":
-        raise UsageError(f"--precision mixed is the Triton engine's, and --engine {config.engine} means {name} here; use fp32 or bf16")
-    return name, why
-
-
-def _model(config: Config, loaded: Loaded) -> FastBNOnlyResNet:
-    model = FastBNOnlyResNet(
-        config.depth,
-        len(loaded.train.classes),
-        config.width,
-        config.family,
-        config.seed,
-        "stock",
-        config.weights,
-        gamma_init=config.gamma_init,
-        beta_init=config.beta_init,
-        weight_init=config.weight_init,
-    )
-    freeze(model, config.train)
-    model.to(config.device)
-    fuse(model, config.engine, config.exact_conv)
-    return model
-
-
-def _opening(config: Config, loaded: Loaded, model: FastBNOnlyResNet, why: str, note: str) -> list[str]:
+def _opening(config: Config, loaded: Loaded, model: Network, why: str, note: str) -> list[str]:
     """What a run says first."""
     some, total = count(model)
     versions = ", ".join(f"{name} {version}" for name, version in machine.versions().items())
@@ -168,23 +146,22 @@ def _opening(config: Config, loaded: Loaded, model: FastBNOnlyResNet, why: str, 
         f"device    {machine.describe(torch.device(config.device))} ({versions})",
         f"engine    {config.engine}, {config.precision} ({why})",
         f"data      {loaded.train.name}: {len(loaded.train):,} to train on, {len(loaded.test):,} to test ({loaded.why})",
-        f"network   {_network(config)}, {some:,} of {total:,} parameters train ({config.train})",
+        f"network   {model.spec.title}, {some:,} of {total:,} parameters train ({config.train})",
         f"recipe    {config.epochs} epochs, batch {config.batch_size}, {config.optimizer} lr {config.lr}{schedule}, "
         f"weight decay {config.weight_decay}, seed {config.seed}",
     ]
 
 
-def _network(config: Config) -> str:
-    family = "" if config.family == "cifar" else f" ({config.family})"
-    return f"ResNet-{config.depth}{family}"
 
 
 def _name(config: Config, loaded: Loaded) -> str:
-    return f"resnet{config.depth}-{loaded.name}-{config.train}-s{config.seed}"
+    spec = spec_of(config)
+    network = f"resnet{spec.depth}" if spec.family in ("cifar", "imagenet") else f"{spec.family}{config.depth or ''}"
+    return f"{network}-{loaded.name}-{config.train}-s{config.seed}"
 
 
 def _summary(
-    config: Config, loaded: Loaded, model: FastBNOnlyResNet, why: str, history: list[dict[str, Any]], seconds: float
+    config: Config, loaded: Loaded, model: Network, why: str, history: list[dict[str, Any]], seconds: float
 ) -> dict[str, Any]:
     last, (some, total) = history[-1], count(model)
     return {

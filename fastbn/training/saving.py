@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastbn.errors import UsageError
-from fastbn.models.resnet import FastBNOnlyResNet
+from fastbn.models.network import Network
 from fastbn.training.checkpoint import CHECKPOINT, Source, header_of, restore, source_of, tensors_of
 from fastbn.training.folder import BEST, RunFolder
 from fastbn.training.step import Step, Totals
@@ -38,15 +38,15 @@ class Saver:
         Raises UsageError for a checkpoint that is damaged or of another network.
         """
         model = step.model
-        assert isinstance(model, FastBNOnlyResNet)
+        assert isinstance(model, Network)
         self.model, device = model, step.feed.device
         if not self.folder.has_checkpoint:
             self.source = source_of(model)
             self.history = self.folder.keep_metrics(0)
             return Position(0, 0, Totals.zero(device))
         tensors, header = self.folder.checkpoint()
-        if header.get("model") != model.spec.asdict():
-            raise UsageError(f"{self.folder.path / CHECKPOINT} is of another network: {header.get('model')}, asked {model.spec.asdict()}")
+        if header.get("model") != model.spec.said():
+            raise UsageError(f"{self.folder.path / CHECKPOINT} is of another network: {header.get('model')}, asked {model.spec.said()}")
         if "position" not in header:
             raise UsageError(f"{self.folder.path / CHECKPOINT} holds a model but no run to resume; start one in another --out")
         self.source = Source(**header["source"])

@@ -48,7 +48,7 @@ class Step:
     def __init__(self, model: nn.Module, feed: Feed, recipe: Recipe):
         self.model, self.feed = model, feed
         self.flat = Flat(model)
-        self.optimizer = Optimizer(recipe, self.flat.vector)
+        self.optimizer = Optimizer(recipe, self.flat.vector, self.flat.mask)
         self._take = Captured(self._compute, feed.device) if _capturable(model, feed.device) else self._compute
 
     def __call__(self, inputs: Inputs, lr: float, totals: Totals) -> None:

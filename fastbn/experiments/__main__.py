@@ -1,0 +1,105 @@
+"""python -m fastbn.experiments list | show NAME | run NAME | table NAME: the papers' experiments, one command each."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fastbn.config import Parser
+from fastbn.errors import MachineError, Stopped, UsageError
+from fastbn.experiments.preset import Job, Preset, command, folder, jobs
+from fastbn.experiments.presets import PRESETS, preset
+from fastbn.experiments.table import table
+
+DONE, FAILED = 0, 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit codes: 0 done; 1 a run failed (the table says which); 2 a wrong argument; 130 and 143 stopped by a signal, after saving."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    words, more = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
+    try:
+        asked = _parser().parse_args(words)
+        if asked.what == "list":
+            print(listing())
+            return DONE
+        chosen = preset(asked.name)
+        if asked.what == "show":
+            print(show(chosen))
+            return DONE
+        if asked.seeds is not None and asked.seeds < 1:
+            raise UsageError(f"--seeds must be at least 1, got {asked.seeds}")
+        if asked.data_dir is not None:
+            more = ["--data-dir", asked.data_dir, *more]
+        expanded = jobs(chosen, Path(asked.out), asked.quick, asked.seeds, more)
+        for job in expanded:
+            _ = job.config  # a wrong argument is told before anything runs
+        return _run(chosen, expanded, asked) if asked.what == "run" else _table(chosen, expanded, asked)
+    except (UsageError, MachineError) as error:
+        print(f"fastbn: error: {error}", file=sys.stderr)
+        return 2
+    except Stopped as stopped:
+        print(f"fastbn: {stopped}; the same command continues", file=sys.stderr)
+        return stopped.exit_code
+
+
+def listing() -> str:
+    """A line a preset."""
+    width = max(map(len, PRESETS))
+    return "\n".join(f"{one.name:{width}}  {one.title} ({len(one.lines)} lines, {one.seeds} seeds)" for one in PRESETS.values())
+
+
+def show(one: Preset) -> str:
+    """Everything that a preset says: its study, where it differs, each line as the trainer's command with its published figures."""
+    lines = [f"{one.name}: {one.title}", f"source: {one.source}", f"states: {one.states}", f"seeds: {one.seeds}", ""]
+    for line in one.lines:
+        figures = ", ".join(f"{found.of} {found.value:g}% ({found.grade})" for found in line.published)
+        lines.append(f"{line.name}" + (f": published {figures}" if figures else ""))
+        after = f" --weights (the run of {line.after!r})" if line.after else ""
+        lines.append(f"    python -m fastbn.train {shlex.join(command(line.settings))}{after}")
+    cut = shlex.join(command(one.quick.settings))
+    return "\n".join([*lines, "", f"--quick: the lines {', '.join(one.quick.lines)}, one seed, with {cut}"])
+
+
+def _run(chosen: Preset, expanded: list[Job], asked: argparse.Namespace) -> int:
+    from fastbn.experiments.running import devices, run
+
+    try:
+        failed = run(expanded, devices())
+    finally:
+        _table(chosen, expanded, asked)
+    return FAILED if failed else DONE
+
+
+def _table(chosen: Preset, expanded: list[Job], asked: argparse.Namespace) -> int:
+    """Prints the table, and keeps it beside the runs."""
+    text, place = table(chosen, expanded, asked.quick), folder(Path(asked.out), chosen, asked.quick)
+    if place.is_dir():
+        part = place / "table.md.part"
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, place / "table.md")
+    print(text, end="")
+    return DONE
+
+
+def _parser() -> Parser:
+    parser = Parser("python -m fastbn.experiments", description="The papers' experiments, one command each.")
+    kinds = parser.add_subparsers(dest="what", required=True, metavar="list|show|run|table")
+    kinds.add_parser("list", help="every preset")
+    kinds.add_parser("show", help="one preset: its study, its lines, its published figures").add_argument("name")
+    for what, help in (("run", "run what is not done yet, then the table"), ("table", "the table of what is there")):
+        sub = kinds.add_parser(what, help=help, epilog="What follows -- goes to every run, over the preset's: … -- --device cpu")
+        sub.add_argument("name")
+        sub.add_argument("--quick", action="store_true", help="a cut of minutes, never compared with the published figures")
+        sub.add_argument("--seeds", type=int, metavar="N", help="seeds 0 … N−1; the preset's own number")
+        sub.add_argument("--data-dir", metavar="DIR", help="where the data set lies (data)")
+        sub.add_argument("--out", default="runs/experiments", metavar="DIR", help="the folder of experiments (runs/experiments)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""What a run's folder says of it: finished, under way, failed or not begun, and its figures in percent."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from fastbn.errors import UsageError
+from fastbn.experiments.preset import Job
+
+ERROR = "error.txt"  # the line with which a run ended that did not finish
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """`state` is done, partial, failed or open; `last` the last epoch's metrics, {} where there are none."""
+
+    state: str
+    last: dict[str, Any]
+    epochs: int  # that are over
+    summary: dict[str, Any]
+    error: str = ""
+
+
+def outcome(job: Job) -> Outcome:
+    """Raises UsageError where the folder holds a run with other settings."""
+    saved, summary = _json(job.out / "config.json"), _json(job.out / "summary.json")
+    lines = _lines(job.out / "metrics.jsonl")
+    last = lines[-1] if lines else {}
+    if saved:
+        asked = job.config
+        asked = asked.resolved(asked.epochs or saved["epochs"], saved["precision"])  # first: what is open means the default, not the saved
+        if differing := asked.completed_by(saved).differences(saved):
+            raise UsageError(f"{job.out} holds a run with other settings ({'; '.join(differing)}); move it away, or choose another --out")
+        if summary and (len(lines) >= (asked.epochs or 0) or asked.train == "none"):
+            return Outcome("done", last, len(lines), summary)
+    error = job.out / ERROR
+    if error.exists():
+        return Outcome("failed", last, len(lines), summary, error.read_text(encoding="utf-8").strip())
+    return Outcome("partial" if saved else "open", last, len(lines), summary)
+
+
+def figure(job: Job, found: Outcome, of: str) -> float | None:
+    """A figure of a finished run in percent: a metric of its last epoch, or the share of γ below 0.01; None where it has none."""
+    if of == "gamma_below_0.01":
+        return _small_gammas(job.out)
+    value = found.last.get(of, found.summary.get(of))
+    return None if value is None else 100.0 * value
+
+
+def _small_gammas(run: Path) -> float:
+    """The share of |γ| below 0.01 in percent."""
+    import torch
+
+    from fastbn.trainable import NORMS
+    from fastbn.training.checkpoint import load
+
+    norms = [module for module in load(run, "stock").modules() if isinstance(module, NORMS)]
+    gammas = torch.cat([module.weight.detach().flatten() for module in norms if isinstance(module.weight, torch.Tensor)])
+    return 100.0 * float((gammas.abs() < 0.01).double().mean())
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a metrics file, which may be being written."""
+    found = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            found.append(json.loads(text))
+        except ValueError:
+            break
+    return found

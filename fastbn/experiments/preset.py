@@ -1,0 +1,110 @@
+"""What a preset is: runs of the ordinary trainer as data, with the published figures beside them. Imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastbn.config import Config, parse
+
+GRADES = {
+    "printed": "printed in the study's text or a table",
+    "digitised": "read off the study's figure, ±0.5",
+    "re-run": "of others who ran the study's code again",
+    "unknown init": "printed or digitised, of another initialisation that the study does not name",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A published figure, in percent: its grade, one of GRADES, and what it is of, as a run's metrics name it."""
+
+    value: float
+    grade: str
+    of: str = "test_accuracy"
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One line of the table: settings of the trainer, run with every seed. `after`: the line whose run of the same seed it starts from."""
+
+    name: str
+    settings: Mapping[str, Any]
+    published: tuple[Figure, ...] = ()
+    after: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Quick:
+    """The cut of --quick: some of the lines, these settings over theirs. It is never compared with the published figures."""
+
+    lines: tuple[str, ...]
+    settings: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """An experiment. `states`: where its study differs from the trainer's defaults, and what the study does not say."""
+
+    name: str
+    title: str
+    source: str
+    states: str
+    lines: tuple[Line, ...]
+    quick: Quick
+    seeds: int = 3
+
+    def cut(self, quick: bool) -> tuple[Line, ...]:
+        """Its lines, or those of the quick cut with its settings."""
+        if not quick:
+            return self.lines
+        kept = [line for line in self.lines if line.name in self.quick.lines]
+        return tuple(dataclasses.replace(line, settings={**line.settings, **self.quick.settings}) for line in kept)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run: a line with a seed, and its folder."""
+
+    line: Line
+    seed: int
+    out: Path
+    arguments: tuple[str, ...]
+
+    @property
+    def config(self) -> Config:
+        return parse([*self.arguments, "--out", str(self.out)], "python -m fastbn.train", "")
+
+
+def command(settings: Mapping[str, Any]) -> list[str]:
+    """Settings as the trainer's arguments."""
+    words: list[str] = []
+    for name, value in settings.items():
+        flag = "--" + name.replace("_", "-")
+        if value is True:
+            words.append(flag)
+        elif value is not None and value is not False:
+            words += [flag, ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
+    return words
+
+
+def folder(root: Path, preset: Preset, quick: bool) -> Path:
+    """Where an experiment's runs and its table lie."""
+    return root / (f"{preset.name}-quick" if quick else preset.name)
+
+
+def jobs(preset: Preset, root: Path, quick: bool = False, seeds: int | None = None, more: Sequence[str] = ()) -> list[Job]:
+    """The runs that a preset expands to, those of the first seed first. `more`: arguments for every one of them, over the preset's."""
+    count = seeds or (1 if quick else preset.seeds)
+    found: dict[tuple[str, int], Job] = {}
+    for seed in range(count):
+        for line in preset.cut(quick):
+            arguments = [*command(line.settings), "--seed", str(seed)]
+            if line.after is not None:
+                arguments += ["--weights", str(found[line.after, seed].out)]
+            out = folder(root, preset, quick) / f"{re.sub(r'[^0-9A-Za-z.@+=-]+', '-', line.name)}-s{seed}"
+            found[line.name, seed] = Job(line, seed, out, (*arguments, *more))
+    return list(found.values())

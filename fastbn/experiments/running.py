@@ -1,0 +1,110 @@
+"""Carries an experiment's runs out as processes of the ordinary trainer, one on each GPU at a time, or one after the other."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from types import FrameType
+
+from fastbn.errors import Stopped
+from fastbn.experiments.outcome import ERROR, outcome
+from fastbn.experiments.preset import Job
+
+LOG = "log.txt"
+DIVERGED = 3
+
+
+def devices() -> list[str | None]:
+    """CUDA_VISIBLE_DEVICES of the processes that may run side by side; [None] where there is no GPU."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name.strip() for name in visible.split(",") if name.strip()] or [None]
+    import torch
+
+    return [str(i) for i in range(torch.cuda.device_count())] or [None]
+
+
+def run(jobs: Sequence[Job], places: Sequence[str | None]) -> int:
+    """Runs what is not done yet; what was begun is resumed. Returns how many failed. Raises Stopped after its processes have saved."""
+    waiting = [job for job in jobs if outcome(job).state != "done"]
+    done = {job.out for job in jobs} - {job.out for job in waiting}
+    free, running, failed = list(places), dict[subprocess.Popen[bytes], tuple[Job, str | None]](), set()
+    _say(f"{len(done)} of {len(jobs)} runs done before, {len(waiting)} to go, {len(places)} at a time")
+    with _stopping(running):
+        while waiting or running:
+            for job in list(waiting):
+                start = _start_of(job, jobs)
+                if start in failed:
+                    waiting.remove(job)
+                    failed.add(job.out)
+                    _fail(job, f"the run that it starts from failed: {start}")
+                elif free and (start is None or start in done):
+                    place = free.pop(0)
+                    waiting.remove(job)
+                    running[_launch(job, place)] = job, place
+                    _say(f"{job.out.name} begins" + (f" on GPU {place}" if place is not None else "") + f"; {job.out / LOG}")
+            for process in [process for process in running if process.poll() is not None]:
+                job, place = running.pop(process)
+                free.append(place)
+                (done if process.returncode == 0 else failed).add(job.out)
+                if process.returncode:
+                    _fail(job, _last_line(job) or f"exit code {process.returncode}")
+                else:
+                    _say(f"{job.out.name}: {100 * outcome(job).last['test_accuracy']:.1f}%")
+            time.sleep(0.05)
+    return len(failed)
+
+
+def _start_of(job: Job, jobs: Sequence[Job]) -> object:
+    """The folder of the run that this one starts from."""
+    return next((other.out for other in jobs if other.line.name == job.line.after and other.seed == job.seed), None)
+
+
+def _launch(job: Job, place: str | None) -> subprocess.Popen[bytes]:
+    job.out.mkdir(parents=True, exist_ok=True)
+    (job.out / ERROR).unlink(missing_ok=True)
+    environment = os.environ if place is None else {**os.environ, "CUDA_VISIBLE_DEVICES": place}
+    words = [sys.executable, "-m", "fastbn.train", *job.arguments, "--out", str(job.out), "--resume"]
+    with open(job.out / LOG, "ab") as log:
+        return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+
+
+def _last_line(job: Job) -> str:
+    lines = (job.out / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
+    return lines[-1].removeprefix("fastbn: ").removeprefix("error: ") if lines else ""
+
+
+def _fail(job: Job, why: str) -> None:
+    job.out.mkdir(parents=True, exist_ok=True)
+    (job.out / ERROR).write_text(why + "\n", encoding="utf-8")
+    _say(f"{job.out.name} failed: {why}")
+
+
+@contextlib.contextmanager
+def _stopping(running: dict[subprocess.Popen[bytes], tuple[Job, str | None]]) -> Iterator[None]:
+    """SIGINT and SIGTERM become Stopped; the processes are then told to save and end, and waited for."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number in before:
+            signal.signal(number, signal.SIG_IGN)  # while they save
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _say(text: str) -> None:
+    print(f"fastbn: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,67 @@
+"""Network: what every network made from a Spec shares: its draw, its weights from a file, its freezing and its engine."""
+
+from __future__ import annotations
+
+import importlib
+import os
+
+import torch
+from torch import Tensor, nn
+
+from fastbn.engine import fuse
+from fastbn.models.families import HOMES, Spec
+from fastbn.models.weights import draw, load_weights
+from fastbn.trainable import count, freeze
+
+
+class Network(nn.Module):
+    """A network of one family: a subclass makes its layers in `build` and says what follows what in `forward`; its head is `fc`.
+
+    spec: everything it is made from. engine: what runs it, as in `fastbn.fuse`.
+    weights: a .safetensors or .pth file with its state dict's keys, see `load_weights`.
+
+    Parameters are of torch's default dtype on its default device; on "meta" nothing is drawn. Only norms require grad (in a network
+    without any, everything).
+    Attributes: `spec`, `weights_file` and `weights_sha256` (None without a file).
+    """
+
+    def __init__(self, spec: Spec, engine: str = "auto", weights: str | os.PathLike[str] | None = None):
+        super().__init__()
+        self.spec = spec
+        self.weights_file = None if weights is None else os.fspath(weights)
+        self.weights_sha256: str | None = None
+        device = torch.get_default_device()
+        with torch.device("meta"):  # there torch's own initialisers cost nothing and draw nothing
+            self.build(spec)
+        self.to_empty(device=device)
+        draw(self, spec)
+        if self.weights_file is not None:
+            self.weights_sha256 = load_weights(self, self.weights_file)
+        freeze(self, "all" if spec.norm == "selu" else "bn")
+        fuse(self, engine)
+
+    def build(self, spec: Spec) -> None:
+        """Makes the layers as attributes."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def lines(self) -> list[str]:
+        """The layers as a reader wants them: not their modules, of which 866 layers would print 1,900 lines."""
+        return []
+
+    def __repr__(self) -> str:
+        some, total = count(self)
+        first = ", ".join(f"{key}={value!r}" for key, value in self.spec.said().items()) + f", weights={self.weights_file!r}"
+        lines = [*self.lines(), f"fc: {self.fc!r}", f"trainable: {some:,} of {total:,} parameters"]
+        return f"{type(self).__name__}({first})" + "".join(f"\n  {line}" for line in lines)
+
+
+def network(spec: Spec, engine: str = "auto", weights: str | os.PathLike[str] | None = None) -> Network:
+    """The network of a spec, of the class that its family names."""
+    module, _, name = HOMES[spec.family].partition(":")
+    kind: type[Network] = getattr(importlib.import_module(module), name)
+    made = kind.__new__(kind)
+    Network.__init__(made, spec, engine, weights)
+    return made

@@ -1,0 +1,281 @@
+"""python -m fastbn.experiments: every preset is sound and runs; what is done is not done again; the table of what is there."""
+
+import csv
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+from runs import REPOSITORY, python
+
+from fastbn.data.names import DATASETS
+from fastbn.experiments import running
+from fastbn.experiments.__main__ import listing, main, show
+from fastbn.experiments.outcome import outcome
+from fastbn.experiments.preset import GRADES, Line, jobs
+from fastbn.experiments.presets import PRESETS
+from fastbn.experiments.table import table
+from fastbn.train import main as train_main
+from fastbn.training.building import spec_of
+from fastbn.training.folder import json_ready
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+NAMES = [
+    *("paper-depth", "paper-width", "paper-what-trains", "paper-bn-init", "paper-weight-init", "paper-random-params", "paper-frozen-bn"),
+    *("paper-imagenet", "wandb-full-vs-bn", "wandb-batch-size", "wandb-schedules", "wandb-all-frozen", "keras-resnets"),
+    *("torri-mlp", "torri-lstm", "torri-lstm-glove", "bn-then-all", "lower-layers", "instance-norm"),
+]
+TINY = ["--limit-train", "48", "--limit-test", "16", "--epochs", "1", "--batch-size", "24", "--device", "cpu"]
+
+
+def test_list_names_them_all_and_imports_no_torch():
+    said = python("import sys; from fastbn.experiments.__main__ import main; main(['list']); print('torch' in sys.modules)").stdout
+    *lines, torch = said.splitlines()
+    assert [line.split()[0] for line in lines] == NAMES == list(PRESETS) and torch == "False"
+    assert said.startswith(listing())
+
+
+@pytest.mark.parametrize("quick", [False, True], ids=["whole", "quick"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_preset_is_sound(name, quick, tmp_path):
+    preset = PRESETS[name]
+    assert len({line.name for line in preset.lines}) == len(preset.lines)
+    assert set(preset.quick.lines) <= {line.name for line in preset.lines}
+    assert all(figure.grade in GRADES and 0 < figure.value < 100 for line in preset.lines for figure in line.published)
+    found = jobs(preset, tmp_path, quick)
+    if name == "paper-imagenet" and not quick and "imagenet" not in DATASETS:
+        pytest.skip("this version reads no ImageNet")
+    assert len({job.out for job in found}) == len(found) == len(preset.cut(quick)) * (1 if quick else preset.seeds)
+    for job in found:
+        config = job.config
+        assert (config.seed, config.out) == (job.seed, str(job.out)) and config.dataset in DATASETS
+        spec_of(config, 10, 7)
+        for setting, value in job.line.settings.items():
+            assert getattr(config, setting) == value
+    assert all(f"--train {line.settings['train']}" in show(preset) for line in preset.lines)
+
+
+def test_published_figures():
+    """As the studies have them, by line."""
+
+    def published(name, of="test_accuracy"):
+        return {line.name: next((f.value for f in line.published if f.of == of), None) for line in PRESETS[name].lines}
+
+    assert published("paper-depth")["866 bn"] == 82.0 and published("paper-depth")["110 all"] == 93.4
+    assert published("paper-depth", "gamma_below_0.01")["110 bn"] == 27 and published("paper-depth", "gamma_below_0.01")["110 all"] == 9
+    assert published("paper-width")["14 width 512 bn"] == 73.4 and published("paper-what-trains")["110 shortcut+output"] == 19.1
+    assert published("wandb-batch-size") == {"bn batch 256": 48.9, "bn batch 512": 44.5, "bn batch 1024": 42.6, "bn batch 2048": 39.1}
+    assert published("keras-resnets", "train_accuracy")["152 bn"] == 62 and published("keras-resnets")["101 bn"] == 52
+    assert published("torri-lstm-glove") == {"all": 78.0, "bn": 74.0}
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """A folder of tweets and vectors for them."""
+    folder = tmp_path_factory.mktemp("text")
+    with open(folder / "t.csv", "w", newline="") as file:
+        csv.writer(file).writerows([str(4 * (i % 2)), i, "", "", "", "love sun" if i % 2 else "hate rain"] for i in range(100))
+    (folder / "g.txt").write_text("love 1 2 3\nrain 3 2 1\n")
+    return folder
+
+
+def tiny(job, text):
+    """The job's arguments with next to no data, and narrow."""
+    more = [*TINY, "--width", "16" if job.config.family == "mlp" else "4"]
+    if job.config.family == "lstm":
+        more += ["--data-dir", str(text), "--embedding", "3"] + (["--vectors", str(text / "g.txt")] if job.config.vectors else [])
+    else:
+        more += ["--dataset", "digits"]
+    return [*job.arguments, *more, "--out", str(job.out)]
+
+
+CHEAP = ("wandb-all-frozen", "bn-then-all", "torri-lstm-glove")
+
+
+@pytest.mark.parametrize("name", [name if name in CHEAP else pytest.param(name, marks=pytest.mark.slow) for name in NAMES])
+def test_every_preset_runs(name, tmp_path, text):
+    """Its quick lines, one epoch of two steps."""
+    preset = PRESETS[name]
+    for job in jobs(preset, tmp_path, quick=True):
+        assert train_main(tiny(job, text)) == 0, job.line.name
+    tried = [dataclasses.replace(job, arguments=tuple(tiny(job, text)[:-2])) for job in jobs(preset, tmp_path, quick=True)]
+    said = table(preset, tried, True)
+    rows = re.findall(r"^\|.*\| 1 of 1 \| \d+\.\d \|", said, re.M)
+    assert len(rows) >= len(preset.quick.lines) and f"{len(tried)} of {len(tried)} runs finished" in said
+    assert "not the experiment" in said and "✓" not in said and "✗" not in said
+
+
+def pretend(job, accuracies, epochs=160):
+    """The folder of a run that got so far."""
+    job.out.mkdir(parents=True)
+    config = json_ready(job.config.resolved(epochs))
+    (job.out / "config.json").write_text(json.dumps(config))
+    lines = [{"epoch": i, "test_accuracy": value, "train_accuracy": 0.5} for i, value in enumerate(accuracies)]
+    (job.out / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"epoch": 1')  # being written
+    if len(accuracies) == epochs:
+        (job.out / "summary.json").write_text(json.dumps({"test_accuracy": accuracies[-1]}))
+
+
+def test_the_table_of_what_is_there(tmp_path):
+    preset = PRESETS["paper-width"]
+    more = ["--epochs", "2"]
+    found = {job.out.name: job for job in jobs(preset, tmp_path, more=more)}
+    pretend(found["14-width-16-bn-s0"], [0.3, 0.47], 2)
+    pretend(found["14-width-16-bn-s1"], [0.3, 0.49], 2)
+    pretend(found["14-width-16-bn-s2"], [0.2], 2)
+    pretend(found["14-width-32-bn-s0"], [0.3, 0.4], 2)
+    pretend(found["14-width-64-bn-s1"], [0.3], 2)
+    found["14-width-128-bn-s0"].out.mkdir()
+    (found["14-width-128-bn-s0"].out / "error.txt").write_text("the loss stopped being finite\n")
+    said = table(preset, list(found.values()), False)
+    rows = {line.split("|")[1].strip(): line for line in said.splitlines() if line.startswith("| 14")}
+    assert "3 of 54 runs finished" in said
+    assert rows["14 width 16 bn"] == "| 14 width 16 bn | test accuracy | 2 of 3 | 48.0 ± 1.4 | 48.2 (digitised) | ✓ -0.2 |"
+    assert rows["14 width 32 bn"] == "| 14 width 32 bn | test accuracy | 1 of 3 | 40.0 | 53.3 (digitised) | ✗ -13.3 |"
+    assert rows["14 width 64 bn"] == "| 14 width 64 bn | test accuracy | 0 of 3 | (epoch 1 of 2: 30.0) | 59.5 (digitised) | — |"
+    assert "| failed: the loss stopped being finite |" in rows["14 width 128 bn"]
+    assert rows["14 width 512 all"] == "| 14 width 512 all | test accuracy | 0 of 3 | — | 95.2 (digitised) | — |"
+    assert "±0.5" in said
+
+
+def test_a_run_with_other_settings_is_named(tmp_path, capfd):
+    job = jobs(PRESETS["paper-width"], tmp_path)[0]
+    pretend(dataclasses.replace(job, arguments=(*job.arguments, "--lr", "0.2")), [0.4] * 160)
+    assert main(["table", "paper-width", "--out", str(tmp_path)]) == 2
+    assert "14-width-16-bn-s0 holds a run with other settings (lr: saved 0.2, asked 0.1" in capfd.readouterr().err
+
+
+class Pretended:
+    """A process that ends after a few looks at it."""
+
+    def __init__(self, job, looks, code):
+        self.job, self.looks, self.returncode = job, looks, None
+        self.code = code
+
+    def poll(self):
+        self.looks -= 1
+        if self.looks < 0 and self.returncode is None:
+            self.returncode = self.code
+            if self.code == 0:
+                pretend(self.job, [0.5], 1)
+        return self.returncode
+
+
+def test_runs_lie_side_by_side_and_wait_for_what_they_start_from(tmp_path, monkeypatch, capfd):
+    begun = []
+
+    def launch(job, place):
+        begun.append((job.line.name, job.seed, place))
+        return Pretended(job, 3 if job.line.name == "bn" else 8, 3 if job.seed and job.line.name == "bn" else 0)
+
+    monkeypatch.setattr(running, "_launch", launch)
+    monkeypatch.setattr(running, "_last_line", lambda job: "the loss stopped being finite")
+    found = jobs(PRESETS["bn-then-all"], tmp_path, True, seeds=2, more=["--epochs", "1"])
+    assert running.run(found, ["0", "5"]) == 2
+    order = [(name, seed) for name, seed, _ in begun]
+    assert order[:2] == [("bn", 0), ("all", 0)] and [place for _, _, place in begun[:2]] == ["0", "5"]
+    assert order.index(("bn, then all", 0)) > order.index(("bn", 0)) and ("bn, then all", 1) not in order
+    assert {outcome(job).state for job in found if job.seed == 0} == {"done"}
+    failed = {job.line.name: outcome(job).error for job in found if job.seed == 1 and outcome(job).state == "failed"}
+    assert failed["bn"] == "the loss stopped being finite" and failed["bn, then all"].startswith("the run that it starts from failed")
+    begun.clear()
+    assert running.run([job for job in found if job.seed == 0], [None]) == 0 and begun == []
+    assert "3 of 3 runs done before" in capfd.readouterr().err
+
+
+def test_the_gpus_that_may_be_used(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 1")
+    assert running.devices() == ["3", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert running.devices() == [None]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=SimpleNamespace(device_count=lambda: 2)))
+    assert running.devices() == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["show", "paper-dept"], ["paper-dept", "nearest: paper-depth"]),
+        (["run", "wandb"], ["preset must be one of", "'wandb'"]),
+        (["table", "paper-depth", "--seeds", "0"], ["--seeds", "0"]),
+        (["run", "paper-depth", "--quick", "--", "--train", "bm"], ["train", "'bm'"]),
+        (["run", "paper-depth", "--quick", "--", "--bogus"], ["--bogus"]),
+        (["make", "paper-depth"], ["make"]),
+        ([], ["list|show|run|table"]),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, monkeypatch, capfd, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    out, err = capfd.readouterr()
+    assert out == "" and err.count("\n") == 1 and all(text in err for text in said), err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_line_that_cannot_run_fails_alone(tmp_path, monkeypatch, capfd):
+    """The others go on; the table says why; the exit code too."""
+    preset = dataclasses.replace(PRESETS["wandb-all-frozen"], lines=(Line("none", {"depth": 8, "train": "none", "dataset": "cifar10"}),))
+    monkeypatch.setitem(PRESETS, "wandb-all-frozen", preset)
+    assert main(["run", "wandb-all-frozen", "--seeds", "1", "--data-dir", str(tmp_path / "nowhere"), "--out", str(tmp_path / "e")]) == 1
+    said = capfd.readouterr()
+    assert "| failed: CIFAR-10 is not in" in said.out
+    assert (tmp_path / "e" / "wandb-all-frozen" / "table.md").read_text() == said.out
+
+
+def command(out, *more):
+    words = ["run", "bn-then-all", "--quick", "--out", str(out), "--", "--dataset", "digits", "--device", "cpu", *more]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "fastbn.experiments", *words],
+        cwd=REPOSITORY,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.slow
+def test_stopped_killed_and_taken_up_again(tmp_path):
+    """SIGTERM saves; kill -9 of it all loses what was not saved; the same command ends it; once more does nothing."""
+    more = ["--epochs", "3", "--limit-train", "400", "--limit-test", "50", "--width", "4"]
+    folder = tmp_path / "bn-then-all-quick"
+
+    def wait_for(path):
+        until = time.monotonic() + 60
+        while not (path.exists() and path.stat().st_size) and time.monotonic() < until:
+            time.sleep(0.02)
+        assert path.exists()
+
+    process = command(tmp_path, *more)
+    wait_for(folder / "bn-s0" / "metrics.jsonl")
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 143 and "the same command continues" in err and "0 of 3 runs finished" in out
+
+    process = command(tmp_path, *more)
+    wait_for(folder / "bn-then-all-s0" / "metrics.jsonl")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert outcome(jobs(PRESETS["bn-then-all"], tmp_path, True, more=["--dataset", "digits", "--device", "cpu", *more])[0]).state == "done"
+
+    process = command(tmp_path, *more)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0 and "3 of 3 runs finished" in out and "1 of 3 runs done before" in err, err
+    assert "resuming" in (folder / "bn-s0" / "log.txt").read_text()
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*/metrics.jsonl")}
+    assert len(before) == 3
+    again = command(tmp_path, *more)
+    assert again.communicate(timeout=60)[0] == out and {path: path.stat().st_mtime_ns for path in before} == before
+
+
