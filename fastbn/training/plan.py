@@ -69,7 +69,8 @@ class Plan:
             f"batch {self.batch:,}{slices if self.bn_batch < self.batch else ''}; {how}",
             f"memory {_gb(m.peak)} of {_gb(self.budget)} at the peak: saved for the backward {_gb(m.saved)}, the rest of a step "
             f"{_gb(m.step - m.saved)}, weights {_gb(m.weights)}, optimizer {_gb(m.optimizer)}, data {_gb(m.data)}",
-            f"time   at least {self.seconds * 1e3:,.{0 if self.seconds > 0.1 else 2}f} ms a step, {self.batch / self.seconds:,.0f} images/s ({device.source})",
+            f"time   at least {self.seconds * 1e3:,.{0 if self.seconds > 0.1 else 2}f} ms a step, at most "
+            f"{self.batch / self.seconds:,.0f} images/s ({device.source})",
         ]
 
 
