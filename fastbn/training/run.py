@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from typing import Any
@@ -18,7 +19,8 @@ from fastbn.errors import UsageError
 from fastbn.models.families import resolve
 from fastbn.models.resnet import FastBNOnlyResNet
 from fastbn.trainable import TRAIN_MODES, count, freeze, trainable
-from fastbn.training import machine, precision
+from fastbn.training import communication, machine, precision
+from fastbn.training.distributed.ranks import ALONE, Ranks, started
 from fastbn.training.folder import RunFolder, json_ready
 from fastbn.training.loop import fit
 from fastbn.training.progress import Progress
@@ -28,8 +30,64 @@ DTYPES = {"bf16": torch.bfloat16, "mixed": torch.float16}  # of stored activatio
 
 
 def train_run(config: Config) -> str:
-    """Trains, and returns the line that sums it up. Raises UsageError, MachineError, Diverged, Stopped."""
+    """Trains, among torchrun's ranks where it started this process, and returns the line that sums it up.
+    Raises UsageError, MachineError, Diverged, Stopped."""
+    with started(config.rank_timeout) as ranks, contextlib.ExitStack() as stack:
+        return _train(config, ranks, stack)
+
+
+def _train(config: Config, ranks: Ranks, stack: contextlib.ExitStack) -> str:
+    """The first rank alone opens the folder, and decides on the data; `stack` closes the folder."""
     begun = time.perf_counter()
+    opened = ranks.agree(lambda: _opened(config, ranks, stack) if ranks.first else None)
+    config, note = ranks.told((opened.config, opened.note) if opened else (config, ""))
+    folder = opened.folder if opened else None
+
+    def made() -> tuple[Config, Loaded, str, FastBNOnlyResNet]:
+        loaded = opened.loaded if opened else _data(config, may_download=False)
+        resolved, why = _resolved(config, loaded)
+        model = _model(resolved, loaded)
+        if not trainable(model):
+            raise UsageError(f"--train {config.train} leaves nothing to train; choose from {', '.join(TRAIN_MODES)}")
+        if folder is not None and folder.has_checkpoint:
+            differing = resolved.differences(folder.checkpoint()[1].get("config", {}))
+            if differing:
+                raise UsageError(f"{folder.path} holds a run with other settings ({'; '.join(differing)}); give the same, or another --out")
+        return resolved, loaded, why, model
+
+    config, loaded, why, model = ranks.agree(made)
+    train, val = loaded.train, None
+    if config.val is not None:
+        train, val = train.split(config.val, config.seed)
+    saver = None
+    if folder is not None:
+        settings = json_ready(config) | {"ranks": ranks.count}
+        folder.write_json("config.json", settings)
+        speak = Progress(config.epochs or 0, True)
+        for line in _opening(config, loaded, model, why, note, ranks):
+            speak.say(line)
+        saver = Saver(folder, settings)
+    history = fit(model, train, loaded.test, val, saver=saver, ranks=ranks, recipe=config.recipe())
+    summary = _summary(config, loaded, model, why, history, time.perf_counter() - begun) | {"ranks": ranks.count}
+    if folder is not None:
+        folder.write_json("summary.json", summary)
+    return (
+        f"{_network(config)} on {loaded.train.name}: test accuracy {summary['test_accuracy']:.4f} after {summary['epochs']} epochs, "
+        f"{summary['trained_parameters']:,} of {summary['parameters']:,} parameters trained; {config.out}"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Opened:
+    """What the first rank decides for all."""
+
+    config: Config
+    folder: RunFolder
+    loaded: Loaded
+    note: str
+
+
+def _opened(config: Config, ranks: Ranks, stack: contextlib.ExitStack) -> _Opened:
     resolve(config.depth, width=config.width, family=config.family)  # a wrong depth is told before any data is read
     device = machine.choose_device(config.device)
     precision.check(config.precision, device)
@@ -40,34 +98,10 @@ def train_run(config: Config) -> str:
         config = dataclasses.replace(config, out=f"runs/{_name(config, loaded)}", dataset=loaded.name)
     assert config.out is not None
     folder = RunFolder(config.out)
-    try:
-        config, note = _continued(config, folder)
-        loaded = loaded if loaded is not None and loaded.name == config.dataset else _data(config)
-        config, why = _resolved(config, loaded)
-        model = _model(config, loaded)
-        if not trainable(model):
-            raise UsageError(f"--train {config.train} leaves nothing to train; choose from {', '.join(TRAIN_MODES)}")
-        if folder.has_checkpoint:
-            differing = config.differences(folder.checkpoint()[1].get("config", {}))
-            if differing:
-                raise UsageError(f"{folder.path} holds a run with other settings ({'; '.join(differing)}); give the same, or another --out")
-        train, val = loaded.train, None
-        if config.val is not None:
-            train, val = train.split(config.val, config.seed)
-        folder.write_json("config.json", json_ready(config))
-        speak = Progress(config.epochs or 0, True)
-        for line in _opening(config, loaded, model, why, note):
-            speak.say(line)
-        saver = Saver(folder, json_ready(config))
-        history = fit(model, train, loaded.test, val, saver=saver, recipe=config.recipe())
-        summary = _summary(config, loaded, model, why, history, time.perf_counter() - begun)
-        folder.write_json("summary.json", summary)
-        return (
-            f"{_network(config)} on {loaded.train.name}: test accuracy {summary['test_accuracy']:.4f} after {summary['epochs']} epochs, "
-            f"{summary['trained_parameters']:,} of {summary['parameters']:,} parameters trained; {folder.path}"
-        )
-    finally:
-        folder.close()
+    stack.callback(folder.close)
+    config, note = _continued(config, folder, ranks)
+    loaded = loaded if loaded is not None and loaded.name == config.dataset else _data(config)
+    return _Opened(dataclasses.replace(config, dataset=loaded.name), folder, loaded, note)
 
 
 def explain_run(config: Config) -> str:
@@ -90,7 +124,14 @@ def _limited(loaded: Loaded, config: Config) -> Loaded:
     return dataclasses.replace(loaded, train=loaded.train.limit(config.limit_train), test=loaded.test.limit(config.limit_test))
 
 
-def _continued(config: Config, folder: RunFolder) -> tuple[Config, str]:
+def _other_ranks(config: Config, before: int, ranks: Ranks) -> str:
+    """What to say where another number of ranks goes on, which may: with --sync-bn it is the same run."""
+    if before == ranks.count or config.sync_bn:
+        return ""
+    return f", saved by {before} ranks and continued by {ranks.count}: BatchNorm's statistics are now of {config.batch_size // ranks.count} images"
+
+
+def _continued(config: Config, folder: RunFolder, ranks: Ranks) -> tuple[Config, str]:
     """The config completed by that of the run in the folder, and what to say of it."""
     if folder.holds_run and not config.resume:
         raise UsageError(f"{folder.path} holds a run; continue it with --resume, or choose another --out")
@@ -101,7 +142,7 @@ def _continued(config: Config, folder: RunFolder) -> tuple[Config, str]:
         return config, f"nothing saved in {folder.path}: starting afresh"
     if saved is None:
         raise UsageError(f"{folder.path} holds a checkpoint but no config.json; the folder is damaged, choose another --out")
-    return config.completed_by(saved), f"resuming {folder.path}"
+    return config.completed_by(saved), f"resuming {folder.path}{_other_ranks(config, saved.get('ranks', 1), ranks)}"
 
 
 def _resolved(config: Config, loaded: Loaded) -> tuple[Config, str]:
@@ -129,9 +170,13 @@ def _engine(config: Config, device: torch.device) -> tuple[str, str]:
     if "all" in train_names(config.train):
         if config.engine not in ("auto", "stock"):
             raise UsageError(f"--engine {config.engine} runs frozen convolutions, --train {config.train} leaves none; use --engine stock")
+        if config.sync_bn:
+            raise UsageError(f"--sync-bn is the reference and the native engine's, and --train {config.train} runs stock; leave one of them out")
         return "stock", "every convolution trains"
     engine, why = choose(config.engine, device, DTYPES.get(config.precision, torch.float32))
     name = engine.name if engine else "stock"
+    if config.sync_bn and name in ("triton", "stock"):
+        raise UsageError(f"--sync-bn is the reference and the native engine's, and --engine {config.engine} means {name} here; name one of them")
     if config.precision == "mixed" and name != "triton":
         raise UsageError(f"--precision mixed is the Triton engine's, and --engine {config.engine} means {name} here; use fp32 or bf16")
     return name, why
@@ -156,7 +201,7 @@ def _model(config: Config, loaded: Loaded) -> FastBNOnlyResNet:
     return model
 
 
-def _opening(config: Config, loaded: Loaded, model: FastBNOnlyResNet, why: str, note: str) -> list[str]:
+def _opening(config: Config, loaded: Loaded, model: FastBNOnlyResNet, why: str, note: str, ranks: Ranks = ALONE) -> list[str]:
     """What a run says first."""
     some, total = count(model)
     versions = ", ".join(f"{name} {version}" for name, version in machine.versions().items())
@@ -167,11 +212,18 @@ def _opening(config: Config, loaded: Loaded, model: FastBNOnlyResNet, why: str, 
         *([f"fastbn: {note}"] if note else []),
         f"device    {machine.describe(torch.device(config.device))} ({versions})",
         f"engine    {config.engine}, {config.precision} ({why})",
+        *([_sharing(config, some, ranks)] if ranks.count > 1 else []),
         f"data      {loaded.train.name}: {len(loaded.train):,} to train on, {len(loaded.test):,} to test ({loaded.why})",
         f"network   {_network(config)}, {some:,} of {total:,} parameters train ({config.train})",
         f"recipe    {config.epochs} epochs, batch {config.batch_size}, {config.optimizer} lr {config.lr}{schedule}, "
         f"weight decay {config.weight_decay}, seed {config.seed}",
     ]
+
+
+def _sharing(config: Config, parameters: int, ranks: Ranks) -> str:
+    own, statistics = config.batch_size // ranks.count, "all ranks' together" if config.sync_bn else "each rank's own"
+    sent = f"{communication.step_bytes(parameters):,} bytes an all-reduce over {ranks.backend}"
+    return f"ranks     {ranks.count}, {own} images of each batch a rank, BatchNorm's statistics {statistics}, {sent}"
 
 
 def _network(config: Config) -> str:

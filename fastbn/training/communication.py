@@ -1,0 +1,1 @@
+def step_bytes(n): return 4*(n+4)
