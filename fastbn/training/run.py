@@ -12,6 +12,7 @@ import torch
 from fastbn.choices import train_names
 from fastbn.config import Config
 from fastbn.data.choose import Loaded, load
+from fastbn.data.feed import feed
 from fastbn.data.names import DEFAULT_DIR, IMAGE_SIZE
 from fastbn.engine import explain, fuse
 from fastbn.engine.choose import choose
@@ -25,6 +26,7 @@ from fastbn.training.folder import RunFolder, json_ready
 from fastbn.training.loop import fit
 from fastbn.training.progress import Progress
 from fastbn.training.saving import Saver
+from fastbn.training.step import Step
 
 DTYPES = {"bf16": torch.bfloat16, "mixed": torch.float16}  # of stored activations, where it is not float32
 
@@ -111,7 +113,24 @@ def explain_run(config: Config) -> str:
     config, why = _resolved(config, loaded)
     model = _model(config, loaded)
     note = "" if asked.dataset != "auto" else "the plan for the data that is here: --explain downloads nothing"
-    return "\n".join([*_opening(config, loaded, model, why, note), *str(explain(model)).splitlines()[1:]])
+    lines = [*_opening(config, loaded, model, why, note), *str(explain(model)).splitlines()[1:]]
+    return "\n".join(lines + (_many(config, loaded, model) if config.devices is not None else []))
+
+
+def _many(config: Config, loaded: Loaded, model: FastBNOnlyResNet) -> list[str]:
+    """What many devices would send each other, with a batch each."""
+    assert config.devices is not None
+    seconds, how = config.step_seconds, "as given"
+    if seconds is None:
+        device = torch.device(config.device)
+        with precision.arithmetic(config.precision, device):
+            model.train()
+            seconds = communication.measured(Step(model, feed(loaded.train, device), config.recipe()), config.batch_size)
+        how = "as measured here"
+    batch = min(config.batch_size, len(loaded.train))
+    first = f"many      {batch} images and {seconds * 1e3:,.1f} ms a device and step, {how}; assumed: {communication.ASSUMED}, nothing hidden"
+    channels = [m.num_features for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    return [first, *communication.table(*count(model), channels, seconds, config.devices, config.sync_bn)]
 
 
 def _data(config: Config, may_download: bool = True) -> Loaded:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fastbn.training.step import Totals
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)  # the first that any rank has heard is everybody's
+FIGURES = 2 + len(SIGNALS)  # that a step's message holds behind the gradient
 LAG = 4  # steps by which a CUDA device may be behind its host before the host looks at what was told
 PAUSE = 0.0005
 
@@ -74,14 +75,10 @@ class Exchange:
         figures = torch.stack([loss.to(gradient.dtype), correct.to(gradient.dtype)])
         gradient *= self.weight > 0
         message = self.ranks.sum(torch.cat([gradient, figures, self._asked.to(gradient.dtype)]))
-        gradient.copy_(message[: len(gradient)])
-        loss, correct = message[len(gradient) : len(gradient) + 2].clone()
+        gradient.copy_(message[:-FIGURES])
+        loss, correct = message[-FIGURES : -len(SIGNALS)].clone()
         self._told.copy_(message[-len(SIGNALS) :])
         return Found(loss, correct.round().long(), self._images)
-
-    def bytes(self, gradient: Tensor) -> int:
-        """Of a step's message."""
-        return (len(gradient) + 2 + len(SIGNALS)) * gradient.element_size()
 
     def stopping(self) -> int | None:
         """The signal that a rank was asked to stop by before a step that all have taken: the same answer on every rank. On CUDA it is
