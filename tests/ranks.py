@@ -7,6 +7,7 @@ import pickle
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -61,3 +62,42 @@ def children(pid):
         if ranks:
             found[ranks[0]] = child
     return found
+
+
+def start(count, *arguments, folders=None):
+    """The processes of `count` ranks, as torchrun would start them, each in the repository or in a folder of its own."""
+    port, found = free_port(), []
+    for rank in range(count):
+        environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | {"OMP_NUM_THREADS": "1"}
+        own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        found.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "fastbn.train", *map(str, arguments)],
+                cwd=folders[rank] if folders else REPOSITORY,
+                env=environment | {name: str(value) for name, value in own.items()} | {"PYTHONPATH": str(REPOSITORY)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    return found
+
+
+def ended(processes, seconds=120):
+    """[(exit code, stdout, stderr)] of each, once all have ended."""
+    try:
+        said = [process.communicate(timeout=seconds) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(process.returncode, *words) for process, words in zip(processes, said, strict=True)]
+
+
+def wait_for(condition, *processes, seconds=90):
+    """Until it holds; fails where a process ends before."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about"
+        for process in processes:
+            assert process.poll() is None, process.communicate()
+        time.sleep(0.005)

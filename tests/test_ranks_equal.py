@@ -6,6 +6,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
+from nets import flip_free
 from ranks import together
 from runs import digits, network
 
@@ -37,6 +38,8 @@ def train(dtype=torch.float64, engine="auto", only="bn", **settings):
     """What one process, or each of torchrun's, ends with."""
     train, test = digits(IMAGES, 32)
     model = freeze(network().to(dtype), only)
+    if dtype == torch.float32:
+        flip_free(model)
     fuse(model, engine)
     kind = Double if dtype == torch.float64 else Resident
     with (
@@ -121,6 +124,7 @@ KINDS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_four_ranks_with_synchronised_statistics_are_one_process(tmp_path, kind):
-    """Two of them have no image of the ragged last batch. float32 is allowed what a ReLU's flip costs, over six steps."""
+    """Two of them have no image of the ragged last batch. float32, without ReLUs that a rounding flips, is allowed ten layers' roundings
+    in each of six steps, ten times over for BatchNorm of two images."""
     results = together(4, tmp_path, train, sync_bn=True, **KINDS[kind])
-    assert_one_run(results, train(**KINDS[kind]), 1e-9 if "dtype" not in KINDS[kind] else 1e-3)
+    assert_one_run(results, train(**KINDS[kind]), 1e-9 if "dtype" not in KINDS[kind] else 600 * torch.finfo(torch.float32).eps)
