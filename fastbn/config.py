@@ -21,7 +21,9 @@ from fastbn.models.inits import BETA_INITS, GAMMA_INITS, WEIGHT_INITS
 Self = TypeVar("Self", bound="Recipe")
 FLOAT32_MAX = 3.4e38
 MAX_THREADS = 4096
-MAY_DIFFER = ("epochs", "out", "data_dir", "download", "weights", "resume", "explain", "rank_timeout", "devices", "step_seconds")  # between a run and its resumption
+MAY_DIFFER = (  # between a run and its resumption
+    "epochs", "out", "data_dir", "download", "weights", "resume", "rank_timeout", "explain", "devices", "step_seconds",
+)  # fmt: skip
 
 
 class Parser(argparse.ArgumentParser):
@@ -116,7 +118,7 @@ class Config(Recipe):
     val: int | None = option(None, "hold this many training images out and keep the best epoch by them", int, metavar="N")
     rank_timeout: float = option(300.0, "seconds that torchrun's ranks wait for one another in a step", float, metavar="S")
     explain: bool = option(False, "print what would run, and why, and exit", bool)
-    devices: int | None = option(None, "with --explain: what this many devices would send each other, and how long it takes", int, metavar="N")
+    devices: int | None = option(None, "with --explain: what so many devices would send each other a step", int, metavar="N")
     step_seconds: float | None = option(None, "with --devices: of a step on one device; measured here where not given", float, metavar="S")
 
     def __post_init__(self) -> None:

@@ -38,9 +38,9 @@ def together(count, folder, act, *arguments, **named):
 def torchrun(count, *arguments, restarts=0):
     """A process of torchrun's that trains by `count` ranks, one thread each."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", f"--max-restarts={restarts}"]
     return subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", f"--max-restarts={restarts}"]
-        + ["-m", "fastbn.train", *map(str, arguments)],
+        [*command, "-m", "fastbn.train", *map(str, arguments)],
         cwd=REPOSITORY,
         env=environment | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,

@@ -37,7 +37,8 @@ def test_the_first_rank_alone_writes_and_speaks(tmp_path, capfd):
     (code, written), (other, nothing) = together(2, tmp_path, run, out)
     assert code == other == 0
     assert nothing == []
-    assert {name.removesuffix(".part") for name in written} == {"lock", "config.json", "metrics.jsonl", "checkpoint.safetensors", "summary.json"}
+    files = {"lock", "config.json", "metrics.jsonl", "checkpoint.safetensors", "summary.json"}
+    assert {name.removesuffix(".part") for name in written} == files == {path.name for path in out.iterdir()}
     assert written.count("config.json") == written.count("summary.json") == 1
     assert written.count("checkpoint.safetensors") == 2  # epochs
     said, err = capfd.readouterr()
@@ -122,7 +123,7 @@ def test_a_rank_that_hangs_is_told_of(tmp_path):
     ranks = start(2, *TINY, *ONE_THREAD, "--epochs", 10_000, "--rank-timeout", 4, "--out", out)
     wait_for(lambda: lines(out) >= 2, *ranks)
     ranks[1].send_signal(signal.SIGSTOP)
-    said, err = ranks[0].communicate(timeout=60)
+    _, err = ranks[0].communicate(timeout=60)
     ranks[1].kill()
     ranks[1].communicate()
     assert ranks[0].returncode == 2 and "Traceback" not in err

@@ -18,6 +18,11 @@ import math
 import statistics
 import time
 
+from torch import nn
+
+from fastbn.config import Config
+from fastbn.trainable import count
+from fastbn.training import precision
 from fastbn.training.distributed.exchange import FIGURES
 from fastbn.training.step import Step, Totals
 
@@ -58,6 +63,7 @@ def seconds(size: int, devices: int, link: Link = ASSUMED) -> float:
 def measured(step: Step, batch_size: int, repeats: int = 3) -> float:
     """Seconds of a step here: the median, after one that packs, compiles and allocates. The model is trained by them."""
     found = []
+    step.model.train()
     step.feed.begin(0, 0)
     for _ in range(repeats + 1):
         totals = Totals.zero(step.feed.device)
@@ -81,14 +87,28 @@ def table(
     lines = [f"{'':>8}  {'fastbn':^38}  {'stock DDP, everything trains':^38}"]
     head = f"{'sent a step':>14}{'time':>12}{'of the step':>12}"
     lines.append(f"{'devices':>8}  {head}  {head}" + (f"  {'--sync-bn':>12}" if sync_bn else ""))
-    for count in sorted({*DEVICES, devices}):
+    for number in sorted({*DEVICES, devices}):
         cells = []
         for size in sizes:
-            spent = seconds(size, count, link)
-            cells.append(f"{_bytes(sent_bytes(size, count)):>14}{_seconds(spent):>12}{spent / (spent + step):>12.1%}")
-        also = synchronised_seconds(channels, count, link)
-        lines.append(f"{count:>8,}  {'  '.join(cells)}" + (f"  {_seconds(also):>12}" if sync_bn else ""))
+            spent = seconds(size, number, link)
+            cells.append(f"{_bytes(sent_bytes(size, number)):>14}{_seconds(spent):>12}{spent / (spent + step):>12.1%}")
+        also = synchronised_seconds(channels, number, link)
+        lines.append(f"{number:>8,}  {'  '.join(cells)}" + (f"  {_seconds(also):>12}" if sync_bn else ""))
     return lines
+
+
+def lines(config: Config, model: nn.Module, step: Step) -> list[str]:
+    """What `--explain --devices` says: each device takes a batch of its own in the step's seconds, given or measured here."""
+    assert config.devices is not None
+    seconds, how = config.step_seconds, "as given"
+    if seconds is None:
+        with precision.arithmetic(config.precision, step.feed.device):
+            seconds = measured(step, config.batch_size)
+        how = "as measured here"
+    batch = min(config.batch_size, len(step.feed))
+    first = f"many      {batch} images and {seconds * 1e3:,.1f} ms a device and step, {how}; assumed: {ASSUMED}, nothing hidden"
+    channels = [m.num_features for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    return [first, *table(*count(model), channels, seconds, config.devices, config.sync_bn)]
 
 
 def _bytes(n: float) -> str:

@@ -21,6 +21,7 @@ from fastbn.models.families import resolve
 from fastbn.models.resnet import FastBNOnlyResNet
 from fastbn.trainable import TRAIN_MODES, count, freeze, trainable
 from fastbn.training import communication, machine, precision
+from fastbn.training.distributed import sharing
 from fastbn.training.distributed.ranks import ALONE, Ranks, started
 from fastbn.training.folder import RunFolder, json_ready
 from fastbn.training.loop import fit
@@ -114,23 +115,10 @@ def explain_run(config: Config) -> str:
     model = _model(config, loaded)
     note = "" if asked.dataset != "auto" else "the plan for the data that is here: --explain downloads nothing"
     lines = [*_opening(config, loaded, model, why, note), *str(explain(model)).splitlines()[1:]]
-    return "\n".join(lines + (_many(config, loaded, model) if config.devices is not None else []))
-
-
-def _many(config: Config, loaded: Loaded, model: FastBNOnlyResNet) -> list[str]:
-    """What many devices would send each other, with a batch each."""
-    assert config.devices is not None
-    seconds, how = config.step_seconds, "as given"
-    if seconds is None:
-        device = torch.device(config.device)
-        with precision.arithmetic(config.precision, device):
-            model.train()
-            seconds = communication.measured(Step(model, feed(loaded.train, device), config.recipe()), config.batch_size)
-        how = "as measured here"
-    batch = min(config.batch_size, len(loaded.train))
-    first = f"many      {batch} images and {seconds * 1e3:,.1f} ms a device and step, {how}; assumed: {communication.ASSUMED}, nothing hidden"
-    channels = [m.num_features for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-    return [first, *communication.table(*count(model), channels, seconds, config.devices, config.sync_bn)]
+    if config.devices is not None:
+        step = Step(model, feed(loaded.train, torch.device(config.device)), config.recipe())
+        lines += communication.lines(config, model, step)
+    return "\n".join(lines)
 
 
 def _data(config: Config, may_download: bool = True) -> Loaded:
@@ -141,13 +129,6 @@ def _data(config: Config, may_download: bool = True) -> Loaded:
 
 def _limited(loaded: Loaded, config: Config) -> Loaded:
     return dataclasses.replace(loaded, train=loaded.train.limit(config.limit_train), test=loaded.test.limit(config.limit_test))
-
-
-def _other_ranks(config: Config, before: int, ranks: Ranks) -> str:
-    """What to say where another number of ranks goes on, which may: with --sync-bn it is the same run."""
-    if before == ranks.count or config.sync_bn:
-        return ""
-    return f", saved by {before} ranks and continued by {ranks.count}: BatchNorm's statistics are now of {config.batch_size // ranks.count} images"
 
 
 def _continued(config: Config, folder: RunFolder, ranks: Ranks) -> tuple[Config, str]:
@@ -161,7 +142,7 @@ def _continued(config: Config, folder: RunFolder, ranks: Ranks) -> tuple[Config,
         return config, f"nothing saved in {folder.path}: starting afresh"
     if saved is None:
         raise UsageError(f"{folder.path} holds a checkpoint but no config.json; the folder is damaged, choose another --out")
-    return config.completed_by(saved), f"resuming {folder.path}{_other_ranks(config, saved.get('ranks', 1), ranks)}"
+    return config.completed_by(saved), f"resuming {folder.path}{sharing.other_ranks(config, saved.get('ranks', 1), ranks)}"
 
 
 def _resolved(config: Config, loaded: Loaded) -> tuple[Config, str]:
@@ -171,6 +152,8 @@ def _resolved(config: Config, loaded: Loaded) -> tuple[Config, str]:
     device = machine.choose_device(config.device)
     spec = resolve(config.depth, width=config.width, family=config.family)
     engine, why = _engine(config, device)
+    if config.sync_bn and engine in ("triton", "stock"):
+        raise UsageError(f"--sync-bn is the reference and the native engine's, this run's is {engine} ({why}); leave it out")
     config = config.resolved(loaded.train.default_epochs, precision.automatic(engine, device))
     config = dataclasses.replace(
         config,
@@ -189,13 +172,9 @@ def _engine(config: Config, device: torch.device) -> tuple[str, str]:
     if "all" in train_names(config.train):
         if config.engine not in ("auto", "stock"):
             raise UsageError(f"--engine {config.engine} runs frozen convolutions, --train {config.train} leaves none; use --engine stock")
-        if config.sync_bn:
-            raise UsageError(f"--sync-bn is the reference and the native engine's, and --train {config.train} runs stock; leave one of them out")
         return "stock", "every convolution trains"
     engine, why = choose(config.engine, device, DTYPES.get(config.precision, torch.float32))
     name = engine.name if engine else "stock"
-    if config.sync_bn and name in ("triton", "stock"):
-        raise UsageError(f"--sync-bn is the reference and the native engine's, and --engine {config.engine} means {name} here; name one of them")
     if config.precision == "mixed" and name != "triton":
         raise UsageError(f"--precision mixed is the Triton engine's, and --engine {config.engine} means {name} here; use fp32 or bf16")
     return name, why
@@ -231,18 +210,12 @@ def _opening(config: Config, loaded: Loaded, model: FastBNOnlyResNet, why: str, 
         *([f"fastbn: {note}"] if note else []),
         f"device    {machine.describe(torch.device(config.device))} ({versions})",
         f"engine    {config.engine}, {config.precision} ({why})",
-        *([_sharing(config, some, ranks)] if ranks.count > 1 else []),
+        *([sharing.described(config, some, ranks)] if ranks.count > 1 else []),
         f"data      {loaded.train.name}: {len(loaded.train):,} to train on, {len(loaded.test):,} to test ({loaded.why})",
         f"network   {_network(config)}, {some:,} of {total:,} parameters train ({config.train})",
         f"recipe    {config.epochs} epochs, batch {config.batch_size}, {config.optimizer} lr {config.lr}{schedule}, "
         f"weight decay {config.weight_decay}, seed {config.seed}",
     ]
-
-
-def _sharing(config: Config, parameters: int, ranks: Ranks) -> str:
-    own, statistics = config.batch_size // ranks.count, "all ranks' together" if config.sync_bn else "each rank's own"
-    sent = f"{communication.step_bytes(parameters):,} bytes an all-reduce over {ranks.backend}"
-    return f"ranks     {ranks.count}, {own} images of each batch a rank, BatchNorm's statistics {statistics}, {sent}"
 
 
 def _network(config: Config) -> str:

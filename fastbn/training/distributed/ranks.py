@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import os
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -56,8 +55,8 @@ class Ranks:
         failure: UsageError | MachineError | None = None
         try:
             result = act()
-        except (UsageError, MachineError) as error:
-            failure = error
+        except (UsageError, MachineError) as raised:
+            failure = raised
         told: list[Any] = [None] * self.count
         mine = None if failure is None else (isinstance(failure, UsageError), str(failure))
         with self.waiting("the run's preparation", PREPARATION):
@@ -70,7 +69,7 @@ class Ranks:
                 error = MachineError(text)
                 error.agreed = True
                 raise error from failure
-        return result  # type: ignore[no-any-return]
+        return result
 
     def told(self, value: T) -> T:
         """Rank 0's value, a plain Python one, on every rank."""

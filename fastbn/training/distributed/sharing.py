@@ -7,11 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastbn.config import Recipe
+from fastbn.config import Config, Recipe
 from fastbn.data.feed import Feed
 from fastbn.engine import fused_forward
 from fastbn.engine.region import synchronised
 from fastbn.errors import UsageError
+from fastbn.training.communication import step_bytes
 from fastbn.training.distributed.ranks import Ranks
 from fastbn.training.distributed.statistics import Synchronised
 from fastbn.training.saving import Position, Saver
@@ -23,9 +24,25 @@ def check(ranks: Ranks, source: Feed, recipe: Recipe) -> None:
     if recipe.batch_size % ranks.count:
         below = recipe.batch_size // ranks.count * ranks.count
         nearest = f"{below or ranks.count} or {below + ranks.count}" if below else f"{ranks.count}"
-        raise UsageError(f"--batch-size is the global batch, and {recipe.batch_size} is not divisible by {ranks.count} ranks; give {nearest}")
+        asked = f"--batch-size {recipe.batch_size} is the global batch"
+        raise UsageError(f"{asked}, and not divisible by {ranks.count} ranks; give {nearest}")
     if len(source) < ranks.count:
         raise UsageError(f"{source.name} has {len(source)} images to train on, fewer than the {ranks.count} ranks; start fewer")
+
+
+def described(config: Config, parameters: int, ranks: Ranks) -> str:
+    """What a run says of its ranks."""
+    own, statistics = config.batch_size // ranks.count, "all ranks' together" if config.sync_bn else "each rank's own"
+    sent = f"{step_bytes(parameters):,} bytes an all-reduce over {ranks.backend}"
+    return f"ranks     {ranks.count}, {own} images of each batch a rank, BatchNorm's statistics {statistics}, {sent}"
+
+
+def other_ranks(config: Config, before: int, ranks: Ranks) -> str:
+    """What to say where another number of ranks goes on with a run, which may: with --sync-bn it is the same run."""
+    if before == ranks.count or config.sync_bn:
+        return ""
+    own = config.batch_size // ranks.count
+    return f", saved by {before} ranks and continued by {ranks.count}: BatchNorm's statistics are now of {own} images"
 
 
 def start(step: Step, saver: Saver | None) -> tuple[Position, list[dict[str, Any]]]:
