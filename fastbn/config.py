@@ -21,7 +21,9 @@ from fastbn.models.inits import BETA_INITS, GAMMA_INITS, WEIGHT_INITS
 Self = TypeVar("Self", bound="Recipe")
 FLOAT32_MAX = 3.4e38
 MAX_THREADS = 4096
-MAY_DIFFER = ("epochs", "out", "data_dir", "download", "weights", "resume", "explain")  # between a run and its resumption
+MAY_DIFFER = (  # between a run and its resumption
+    "epochs", "out", "data_dir", "download", "weights", "resume", "rank_timeout", "explain", "devices", "step_seconds",
+)  # fmt: skip
 
 
 class Parser(argparse.ArgumentParser):
@@ -60,6 +62,7 @@ class Recipe:
     )
     warmup_epochs: int = option(0, "epochs of linear warm-up", int)
     bn_stats: str = option("batch", "statistics that BatchNorm normalises by in training", choices=choices.BN_STATS)
+    sync_bn: bool = option(False, "those of all ranks' batches together, not each rank's own", bool)
     precision: str = option("auto", "arithmetic; fp32 never means TF32", choices=choices.PRECISIONS)
     seed: int = option(0, "of the weights, the order, the augmentation", int)
 
@@ -124,14 +127,23 @@ class Config(Recipe):
     limit_train: int | None = option(None, "train on this many images only", int, metavar="N")
     limit_test: int | None = option(None, "test on this many images only", int, metavar="N")
     val: int | None = option(None, "hold this many training images out and keep the best epoch by them", int, metavar="N")
+    rank_timeout: float = option(300.0, "seconds that torchrun's ranks wait for one another in a step", float, metavar="S")
     explain: bool = option(False, "print what would run, and why, and exit", bool)
+    devices: int | None = option(None, "with --explain: what so many devices would send each other a step", int, metavar="N")
+    step_seconds: float | None = option(None, "with --devices: of a step on one device; measured here where not given", float, metavar="S")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("threads", "limit_train", "limit_test", "val"):
+        for name in ("threads", "limit_train", "limit_test", "val", "devices"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name.replace('_', '-')} must be at least 1, got {value}")
+        for name in ("rank_timeout", "step_seconds"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise UsageError(f"{name.replace('_', '-')} must be seconds above 0, got {value}")
+        if self.devices is not None and not self.explain:
+            raise UsageError("--devices belongs to --explain; to train on many devices start torchrun --nproc-per-node=N -m fastbn.train …")
         if self.threads is not None and self.threads > MAX_THREADS:
             raise UsageError(f"threads must be at most {MAX_THREADS}, got {self.threads}")
         choices.train_terms(self.train)
@@ -202,7 +214,7 @@ def _saved(path: Path) -> dict[str, Any]:
         saved = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    names = {field.name for field in dataclasses.fields(Config)} - {"out", "resume", "explain", "download"}
+    names = {field.name for field in dataclasses.fields(Config)} - {"out", "resume", "explain", "download", "devices", "step_seconds"}
     found = {name: saved[name] for name in names & saved.keys()} if isinstance(saved, dict) else {}
     if found.get("milestones") is not None:
         found["milestones"] = tuple(found["milestones"])

@@ -9,7 +9,9 @@ class UsageError(ValueError):
 
 
 class MachineError(RuntimeError):
-    """This machine lacks what was asked for: an engine, a device, disk space (exit code 2)."""
+    """This machine lacks what was asked for: an engine, a device, disk space; or another rank was lost (exit code 2)."""
+
+    agreed = False  # whether every rank raised it together: the first alone says it then
 
 
 class Diverged(RuntimeError):

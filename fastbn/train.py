@@ -7,25 +7,35 @@ from collections.abc import Sequence
 
 from fastbn.config import Config, parse
 from fastbn.errors import Diverged, MachineError, Stopped, UsageError
+from fastbn.place import place
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done; 2 a wrong argument, missing data, or an engine or device that is lacking; 3 the training diverged;
     130 and 143 stopped by a signal, after saving."""
+    first = place().rank == 0  # of torchrun's ranks: what happens to all, it alone says
+
+    def say(text: str, everybody: bool = True) -> None:
+        if first or not everybody:
+            print(f"fastbn: {text}", file=sys.stderr)
+
     try:
         config = parse(arguments, "python -m fastbn.train", "Trains a ResNet on images, its BatchNorm layers only.")
         return run(config)
-    except (UsageError, MachineError) as error:
-        print(f"fastbn: error: {error}", file=sys.stderr)
+    except UsageError as error:
+        say(f"error: {error}")
+        return 2
+    except MachineError as error:
+        say(f"error: {error}", everybody=error.agreed)
         return 2
     except Diverged as error:
-        print(f"fastbn: diverged: {error}", file=sys.stderr)
+        say(f"diverged: {error}")
         return 3
     except Stopped as stopped:
-        print(f"fastbn: {stopped}; continue with --resume", file=sys.stderr)
+        say(f"{stopped}; continue with --resume")
         return stopped.exit_code
     except KeyboardInterrupt:  # before the first step, or a second one
-        print("fastbn: interrupted; what was saved before is intact", file=sys.stderr)
+        say("interrupted; what was saved before is intact")
         return 130
 
 
@@ -33,10 +43,9 @@ def run(config: Config) -> int:
     """One run, from its settings to its folder."""
     from fastbn.training.run import explain_run, train_run  # torch is imported only now: --help and wrong arguments are instant
 
-    if config.explain:
-        print(explain_run(config))
-    else:
-        print(train_run(config))
+    found = explain_run(config) if config.explain else train_run(config)
+    if place().rank == 0:
+        print(found)
     return 0
 
 

@@ -55,7 +55,7 @@ def test_a_run_s_folder(tmp_path, capfd):
 
     config = json.loads((out / "config.json").read_text())
     open_ones = {name for name, value in config.items() if value in (None, "auto")}
-    assert open_ones == {"weights", "val", "augment", "vectors"}
+    assert open_ones == {"weights", "val", "augment", "vectors", "devices", "step_seconds"}
     expected = {"dataset": "digits", "family": "cifar", "width": 4, "engine": AUTO, "device": "cpu", "precision": "fp32"}
     assert expected.items() <= config.items()
     assert (config["epochs"], config["milestones"], config["lr"], config["threads"]) == (2, [1], 0.1, torch.get_num_threads())

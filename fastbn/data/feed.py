@@ -43,8 +43,8 @@ class Feed(Protocol):
     def load(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         """(x, labels) of what `batches` yielded: x (n, …) as the network takes it, labels (n,) int64. The host waits for nothing."""
 
-    def held_out(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """(x, labels) of every sample in order, without draws, `size` at a time."""
+    def held_out(self, size: int, share: tuple[int, int] = (0, 1)) -> Iterator[tuple[Tensor, Tensor]]:
+        """(x, labels) of every sample in order, without draws, `size` at a time; of these batches each share[1]th, from share[0] on."""
 
 
 class Resident:
@@ -84,8 +84,9 @@ class Resident:
         (indices,) = inputs
         return batch(self.images, indices, self._epoch), self.images.labels[indices]
 
-    def held_out(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for indices in torch.arange(len(self.images), device=self.device).split(size):
+    def held_out(self, size: int, share: tuple[int, int] = (0, 1)) -> Iterator[tuple[Tensor, Tensor]]:
+        rank, ranks = share
+        for indices in torch.arange(len(self.images), device=self.device).split(size)[rank::ranks]:
             yield batch(self.images, indices, None), self.images.labels[indices]
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from fastbn.engine import choose
 from fastbn.engine.graph import Graph
 from fastbn.engine.reader import read, trace
-from fastbn.engine.region import Packs, storage_dtype
+from fastbn.engine.region import Packs, refuse_stock, storage_dtype
 
 SIMPLE = (type(None), bool, int, float, str)  # arguments that a trace may fix
 
@@ -83,6 +83,7 @@ class Fused:
         if not tensors or not all(isinstance(value, SIMPLE) for value in constants.values()):
             why = why or "its forward was called with something other than tensors and plain values"
         if why:
+            refuse_stock(why, self.model.modules())
             if why not in self._warned:
                 self._warned.add(why)
                 warnings.warn(f"fastbn runs {type(self.model).__name__} stock in this call: {why}", stacklevel=2)

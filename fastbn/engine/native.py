@@ -19,7 +19,7 @@ from fastbn.engine import build, norms
 from fastbn.engine.algorithms import NAMES, algorithm
 from fastbn.engine.buffers import Buffers
 from fastbn.engine.graph import Conv, Shape
-from fastbn.engine.operations import Activation, Coefficients, Formed, Mask, Norm, Path, Statistics, Target
+from fastbn.engine.operations import Activation, Coefficients, Formed, Group, Mask, Norm, Path, Statistics, Target
 
 G = {  # of Winograd's weight transform G w Gᵀ: Lavin, Gray 2016
     2: [[1, 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, 1]],
@@ -80,6 +80,7 @@ class Packed:
 
 class Native:
     name = "native"
+    groups = True
 
     def __init__(self, exact: bool = False) -> None:
         self.exact = exact  # no Winograd
@@ -150,7 +151,7 @@ class Native:
         """statistics: (2, C) float64, mean and variance, or None where the running ones serve."""
         norm, out = target.module, target.norm.vectors
         own_tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var, target.conv_bias)
-        if not all(t is None or _plain(t, out.shape[1]) for t in own_tensors):
+        if target.group is not None or not all(t is None or _plain(t, out.shape[1]) for t in own_tensors):
             norms.normalise(None if statistics is None else Statistics(statistics[0], statistics[1]), target, rows)
             return
         own = _Norm(c=out.shape[1], eps=norm.eps, stride=out.stride(0), out=_at(out), conv_bias=_at(target.conv_bias))
@@ -162,8 +163,10 @@ class Native:
             own.share, own.unbiased = norms.share_of_batch(norm), rows / max(rows - 1, 1)
         self._kernels.fastbn_normalise(ctypes.byref(own))
 
-    def _finish(self, sums: Tensor, norm: Norm, rows: int, out: Tensor) -> Coefficients:
+    def _finish(self, sums: Tensor, norm: Norm, rows: int, out: Tensor, group: Group | None) -> Coefficients:
         """dγ and dβ into out (2, C); sums: (2, C) float64, Σ ds and Σ ds·(y − μ)."""
+        if group is not None:
+            return norms.finish((sums[0], sums[1]), norm, rows, out, group)
         vectors, c = norm.vectors, out.shape[1]
         found = torch.empty((3, c))
         self._kernels.fastbn_finish(_at(sums), _at(vectors), vectors.stride(0), rows, c, _at(out), out.stride(0), _at(found))
@@ -188,7 +191,8 @@ class Native:
         self._kernels.fastbn_gradient(ctypes.byref(value), ways, len(paths), _at(sums), torch.get_num_threads())
         if mask is None or sums is None:
             return ds, []
-        return ds, [self._finish(pair, norm, n * h * w, out) for pair, norm, out in zip(sums, mask.norms, mask.affine, strict=True)]
+        made = zip(sums, mask.norms, mask.affine, strict=True)
+        return ds, [self._finish(pair, norm, n * h * w, out, mask.group) for pair, norm, out in made]
 
     def _path(self, path: Path, shape: Shape) -> _Path:
         c1, c2, c0 = path.coefficients

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fastbn.engine.operations import Coefficients, Norm, Statistics, Target
+from fastbn.engine.operations import Coefficients, Group, Norm, Statistics, Target
 
 
 def uses_batch(norm: nn.BatchNorm2d) -> bool:
@@ -32,8 +32,11 @@ def share_of_batch(norm: nn.BatchNorm2d) -> float:
 
 def normalise(statistics: Statistics | None, target: Target, rows: int) -> None:
     """Writes μ, r = (σ² + ε)^-½, scale = γ·r and shift = β − μ·scale into the target's vectors, of the batch's statistics, or of the
-    running ones where there are none; moves the running ones, whose variance is the unbiased one. All without the convolution's bias."""
+    running ones where there are none; moves the running ones, whose variance is the unbiased one. All without the convolution's bias.
+    `statistics` and `rows` are this process's; a group makes everybody's of them."""
     norm = target.module
+    if statistics is not None and target.group is not None:
+        statistics, rows = target.group.statistics(statistics), target.group.rows(rows)
     mean, rstd, scale, shift = target.norm.vectors
     offset = 0 if target.conv_bias is None else target.conv_bias
     if statistics is None:
@@ -51,13 +54,17 @@ def normalise(statistics: Statistics | None, target: Target, rows: int) -> None:
         shift += norm.bias
 
 
-def finish(sums: tuple[Tensor, Tensor], norm: Norm, rows: int, out: Tensor) -> Coefficients:
-    """Writes dγ = r·Σ ds·(y − μ) and dβ = Σ ds into out (2, C); returns c1, c2, c0 of dy = c1·ds + c2·y + c0."""
+def finish(sums: tuple[Tensor, Tensor], norm: Norm, rows: int, out: Tensor, group: Group | None = None) -> Coefficients:
+    """Writes dγ = r·Σ ds·(y − μ) and dβ = Σ ds into out (2, C); returns c1, c2, c0 of dy = c1·ds + c2·y + c0. In a group `out` gets this
+    process's part, which the gradient's own sum over processes completes; the coefficients are everybody's."""
     dweight, dbias = out
     dbias.copy_(sums[0])
     torch.mul(sums[1], norm.rstd, out=dweight)
     c1 = norm.scale
     if not norm.batch:
         return c1, None, None
+    if group is not None:
+        total, product = group.sums(*sums)
+        rows, dbias, dweight = group.rows(rows), total.to(c1.dtype), (product * norm.rstd).to(c1.dtype)
     c2 = c1 * norm.rstd * dweight / -rows
     return c1, c2, c1 * dbias / -rows - c2 * norm.mean

@@ -42,12 +42,35 @@ class Norm:
 
 
 @dataclasses.dataclass(frozen=True)
+class Statistics:
+    """A raw output's mean and biased variance over its M rows, both (C,)."""
+
+    mean: Tensor
+    var: Tensor
+
+
+class Group(Protocol):
+    """Processes whose batches BatchNorm takes as one. Each calls these for the same convolutions, in the same order, and waits in them
+    for the others."""
+
+    def rows(self, own: int) -> int:
+        """M over all of them, where this one's tensors have `own` rows."""
+
+    def statistics(self, own: Statistics) -> Statistics:
+        """Of everybody's rows, from those of one's own."""
+
+    def sums(self, ds: Tensor, product: Tensor) -> tuple[Tensor, Tensor]:
+        """Σ ds and Σ ds·(y − μ) over everybody's rows, from those over one's own; (C,) each."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Target:
     """A BatchNorm that reads a raw output: its module, and where its vectors go."""
 
     module: nn.BatchNorm2d
     conv_bias: Tensor | None  # of the convolution before: the raw output is without it
     norm: Norm  # its vectors are written
+    group: Group | None = None  # whose statistics it takes, where not this process's alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,14 +89,6 @@ class Formed:
 
     z: Tensor | None
     mask: Any | None  # of a ReLU after an addition, in the engine's own form
-
-
-@dataclasses.dataclass(frozen=True)
-class Statistics:
-    """A raw output's mean and biased variance over its M rows, both (C,)."""
-
-    mean: Tensor
-    var: Tensor
 
 
 Record = Callable[[Callable[[], None]], Callable[[], None]]  # what is launched -> what launches it again, in the same memory
@@ -100,13 +115,15 @@ class Mask:
     saved: Any | None
     ys: tuple[Tensor, ...]
     norms: tuple[Norm, ...]
-    affine: tuple[Tensor, ...]  # by y: (2, C), where its dγ and dβ go
+    affine: tuple[Tensor, ...]  # by y: (2, C), where its dγ and dβ go: this process's part of them
+    group: Group | None = None  # as in the forward's target
 
 
 class Engine(Protocol):
     """What an engine is: these operations on the graph's data, and nothing else."""
 
     name: str
+    groups: bool  # whether it takes statistics of a group
 
     def supports(self, conv: Conv) -> str | None:
         """None, or why this convolution must run stock."""

@@ -23,6 +23,7 @@ BITS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.float16: t
 
 class Reference:
     name = "reference"
+    groups = True
 
     def supports(self, conv: Conv) -> str | None:
         return None
@@ -96,7 +97,7 @@ class Reference:
         ds = _masked(dz, mask, ours)
         rows = ds.numel() // shape[1]
         made = zip(mask.ys, mask.norms, mask.affine, strict=True)
-        return ds, [norms.finish(_sums(ds, y, norm.mean), norm, rows, affine) for y, norm, affine in made]
+        return ds, [norms.finish(_sums(ds, y, norm.mean), norm, rows, affine, mask.group) for y, norm, affine in made]
 
 
 def _wide(t: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import contextlib
 import contextvars
 import itertools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -14,14 +14,33 @@ from torch import Tensor, fx, nn
 
 from fastbn.engine import norms, segments, walk
 from fastbn.engine.graph import Conv, Region, Shape, Unfit
-from fastbn.engine.operations import Engine
+from fastbn.engine.operations import Engine, Group
 from fastbn.engine.replay import Made, Recorded, Replays
+from fastbn.errors import UsageError
 
 # By convolution and the dtypes of activations and gradients: the weight's address and version, an alias of it, and the weight as the
 # engine packed it.
 Packs = dict[tuple[nn.Conv2d, torch.dtype, torch.dtype], tuple[tuple[int, int], Tensor, Any]]
 
 _MIXED: contextvars.ContextVar[torch.dtype | None] = contextvars.ContextVar("mixed", default=None)
+_GROUP: contextvars.ContextVar[Group | None] = contextvars.ContextVar("group", default=None)
+
+
+@contextlib.contextmanager
+def synchronised(group: Group | None) -> Iterator[None]:
+    """Inside, BatchNorms that take the batch's statistics take those of the group's batches. What would run stock, by this process's
+    statistics alone, raises UsageError instead."""
+    token = _GROUP.set(group)
+    try:
+        yield
+    finally:
+        _GROUP.reset(token)
+
+
+def refuse_stock(why: str, norms: Iterable[nn.Module]) -> None:
+    """Raises UsageError where BatchNorms that should take a group's statistics would run stock."""
+    if _GROUP.get() is not None and any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in norms):
+        raise UsageError(f"--sync-bn: a BatchNorm would run stock, by this rank's statistics alone: {why}; leave --sync-bn out")
 
 
 @contextlib.contextmanager
@@ -55,6 +74,7 @@ class FusedRegion(nn.Module):
         try:
             shapes = self._check(inputs)
         except Unfit as unfit:
+            refuse_stock(str(unfit), (norm for _, norm in self.pairs))
             if str(unfit) not in self._warned:
                 self._warned.add(str(unfit))
                 warnings.warn(f"fastbn runs {self.region.convs[0].name} to {self.region.convs[-1].norm} stock: {unfit}", stacklevel=2)
@@ -67,7 +87,7 @@ class FusedRegion(nn.Module):
             cast = [x.to(dtype).contiguous(memory_format=torch.channels_last) for x in inputs]
             affine = [t for _, norm in self.pairs for t in (norm.weight, norm.bias)]
             packed = [self._pack(conv, module, dtype, gradients) for conv, (module, _) in zip(self.region.convs, self.pairs, strict=True)]
-            call = walk.Call(self.region, self.engine, self.pairs, packed, shapes, set(), gradients)
+            call = walk.Call(self.region, self.engine, self.pairs, packed, shapes, set(), gradients, group=_GROUP.get())
             if torch.is_grad_enabled():
                 trains = [any(t is not None and t.requires_grad for t in (norm.weight, norm.bias)) for _, norm in self.pairs]
                 call.live = walk.live_values(self.region, [x.requires_grad for x in cast], trains)
@@ -109,10 +129,12 @@ class FusedRegion(nn.Module):
         if given not in self._shapes:
             self._shapes[given] = self.region.shapes(given)
         shapes = self._shapes[given]
-        pairs = iter(self.pairs)
+        pairs, group = iter(self.pairs), _GROUP.get()
+        if group is not None and not self.engine.groups:
+            raise UsageError(f"--sync-bn: the {self.engine.name} engine has none; use --engine reference or native, or leave --sync-bn out")
         for join in self.region.joins:
             n, _, h, w = shapes[join.value]
-            if any([norms.uses_batch(next(pairs)[1]) for _ in join.convs]) and n * h * w == 1:
+            if any([norms.uses_batch(next(pairs)[1]) for _ in join.convs]) and (group.rows(n * h * w) if group else n * h * w) == 1:
                 raise Unfit(f"{join.convs[0].norm} has one value per channel")
         return shapes
 

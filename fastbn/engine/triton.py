@@ -40,6 +40,7 @@ class Packed:
 
 class Triton:
     name = "triton"
+    groups = False  # its kernels merge and use the statistics of a launch in the next one
 
     def __init__(self, algorithm: Any = configurations.algorithm) -> None:
         self._algorithm = algorithm

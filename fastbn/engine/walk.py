@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fastbn.engine import norms
 from fastbn.engine.graph import Conv, Join, Region, Shape
-from fastbn.engine.operations import Activation, Engine, Mask, Norm, Path, Target
+from fastbn.engine.operations import Activation, Engine, Group, Mask, Norm, Path, Target
 
 Part = tuple[int, str]  # what is saved: a value and which part of it: "ys", "mask" or "z"
 
@@ -33,6 +33,7 @@ class Call:
     gradients: torch.dtype  # what they are stored in
     again: tuple[range, ...] = ()  # spans of joins that the backward computes a second time
     batch: list[bool] = dataclasses.field(default_factory=list)  # by convolution: statistics of the batch or frozen
+    group: Group | None = None  # whose batches BatchNorm takes as one
 
 
 def live_values(region: Region, inputs: list[bool], trains: list[bool]) -> set[int]:
@@ -100,7 +101,7 @@ class _Forward:
             for conv in join.convs:
                 (conv_module, norm_module), packed, batch = self._convs[conv]
                 norm = Norm(self._vectors[:, conv.span], batch)
-                target = Target(norm_module, conv_module.bias, norm) if statistics else None
+                target = Target(norm_module, conv_module.bias, norm, self._call.group) if statistics else None
                 uses[conv.source] -= 1
                 source = self.values[conv.source]
                 keep_z = uses[conv.source] > 0 or (conv.source, "z") in self._wanted
@@ -189,7 +190,7 @@ def backward(
         kept.pop((join.value, "z"), None)  # only joins behind this one read it
         ready = tuple(Norm(vectors[:, conv.span], packed[conv][1]) for conv in join.convs)
         own = tuple(flat[:, conv.span] for conv in join.convs)
-        ds, coefficients = engine.gradient(back, terms, Mask(join.relu, mask, tuple(ys), ready, own), call.shapes[join.value])
+        ds, coefficients = engine.gradient(back, terms, Mask(join.relu, mask, tuple(ys), ready, own, call.group), call.shapes[join.value])
         del back, terms
         affine.update(zip(join.convs, own, strict=True))
         for conv, y, c in zip(join.convs, ys, coefficients, strict=True):

@@ -9,12 +9,20 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastbn.data.feed import Feed
-from fastbn.training.step import Totals
+from fastbn.training.distributed.exchange import Found
+from fastbn.training.step import Totals, at_least_float32
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, samples: Feed, batch_size: int = 512, pause: Callable[[int], None] = lambda n: None) -> Totals:
-    """The totals of a model in eval mode over samples on its device; the modules' own modes are as before afterwards.
+def evaluate(
+    model: nn.Module,
+    samples: Feed,
+    batch_size: int = 512,
+    pause: Callable[[int], None] = lambda n: None,
+    share: tuple[int, int] = (0, 1),
+) -> Totals:
+    """The totals of a model in eval mode over samples on its device, or over one rank's share of them: whole batches, so that no image
+    meets others than in one process. The modules' own modes are as before afterwards.
 
     `pause` is called after each batch with its size: a place to show progress, and to stop by raising.
     """
@@ -22,9 +30,9 @@ def evaluate(model: nn.Module, samples: Feed, batch_size: int = 512, pause: Call
     model.eval()
     try:
         totals = Totals.zero(samples.device)
-        for x, labels in samples.held_out(batch_size):
-            logits = model(x).float()
-            totals.add(logits, labels, F.cross_entropy(logits, labels))
+        for x, labels in samples.held_out(batch_size, share):
+            logits = at_least_float32(model(x))
+            totals.add(Found.of(logits, labels, F.cross_entropy(logits, labels)))
             totals.images += len(labels)
             pause(len(labels))
         return totals

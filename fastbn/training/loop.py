@@ -13,6 +13,8 @@ from fastbn.data.images import Images
 from fastbn.engine import fused_forward
 from fastbn.errors import Diverged, Stopped, UsageError
 from fastbn.training import machine, precision
+from fastbn.training.distributed import sharing
+from fastbn.training.distributed.ranks import Ranks, joined
 from fastbn.training.evaluation import evaluate
 from fastbn.training.progress import Progress
 from fastbn.training.saving import Position, Saver
@@ -29,6 +31,7 @@ def fit(
     *,
     recipe: Recipe | None = None,
     saver: Saver | None = None,
+    ranks: Ranks | None = None,
     progress: bool = True,
     **settings: Any,
 ) -> list[dict[str, Any]]:
@@ -37,7 +40,9 @@ def fit(
 
     model: on the device where it should train; the images are brought there. Accuracies are fractions of 1.
     settings: the fields of fastbn.config.Recipe (epochs, batch_size, optimizer, lr, seed, …); or a `recipe` made of them.
-    saver: keeps a run's folder; `python -m fastbn.train` gives one.
+    saver: keeps a run's folder; `python -m fastbn.train` gives one, to the first rank alone.
+    ranks: the processes that train together, each with its part of every batch; those of the process group that torch.distributed
+    has, if it has one. The first rank's parameters are everybody's, and it alone shows progress.
 
         history = fastbn.fit(model, train, test, epochs=15, batch_size=64)
 
@@ -52,17 +57,18 @@ def fit(
     automatic = precision.automatic(fused.engine if fused else "stock", device)
     recipe = (recipe or Recipe(**settings)).resolved(source.default_epochs, automatic)
     assert recipe.epochs is not None
-    step = Step(model, source, recipe)
-    bar = Progress(recipe.epochs, progress)
+    ranks = joined(device) if ranks is None else ranks
+    sharing.check(ranks, source, recipe)
+    step = Step(model, source, recipe, ranks)
+    bar = Progress(recipe.epochs, progress and ranks.first)
     was_training = model.training
     try:
-        with precision.arithmetic(recipe.precision, device), stop_request() as request:
-            position = saver.start(step) if saver else Position(0, 0, Totals.zero(device))
-            history = list(saver.history) if saver else []
+        with precision.arithmetic(recipe.precision, device), sharing.statistics(step, recipe), stop_request() as request:
+            position, history = sharing.start(step, saver)
             energy = machine.EnergyMeter(device)
             while position.epoch < recipe.epochs:
                 line = _epoch(step, recipe, position, held_out, bar, request, saver)
-                line["energy_joules"] = energy.joules()
+                line["energy_joules"] = ranks.total(energy.joules(), device)
                 history.append(line)
                 position = Position(position.epoch + 1, 0, Totals.zero(device))
                 if saver:
@@ -87,26 +93,35 @@ def _epoch(
     bar.start(position.epoch, len(source), already)
     lr = learning_rate(recipe, position.epoch, max(position.step - 1, 0), steps)
     start = time.perf_counter()
-    for inputs in source.batches(recipe.batch_size, position.step):
+    ranks = step.exchange.ranks
+    for inputs in source.batches(recipe.batch_size, position.step, ranks.share):
         lr = learning_rate(recipe, position.epoch, position.step, steps)
-        step(inputs, lr, totals)
+        images = min(recipe.batch_size, len(source) - position.step * recipe.batch_size)
+        step(inputs, lr, totals, images, request.signal)
         position.step += 1
-        bar.advance(len(inputs[0]))
-        if request.signal is not None:
-            _stop(step, position, request, saver)
+        bar.advance(images)
+        heard = request.signal if ranks.count == 1 else step.exchange.stopping()
+        if heard is not None:
+            _stop(step, position, heard, saver, moved=True)
+    step.exchange.finish()
     finite = bool(totals.finite)  # the device has caught up when this is known
     seconds = time.perf_counter() - start
     _check(finite, position)
+    sharing.average(step)
     bar.testing()
     line: dict[str, Any] = {"epoch": position.epoch, "step": (position.epoch + 1) * steps, "lr": lr} | totals.mean("train")
     start = time.perf_counter()
     for name, held in held_out.items():
 
         def pause(n: int) -> None:
-            if request.signal is not None:
-                _stop(step, position, request, saver)
+            if request.signal is not None and ranks.count == 1:
+                _stop(step, position, request.signal, saver, moved=False)
 
-        line |= evaluate(step.model, held, pause=pause).mean(name)
+        found = evaluate(step.model, held, pause=pause, share=ranks.share)
+        heard = step.exchange.evaluated(found, request.signal)
+        if heard is not None:
+            _stop(step, position, heard, saver, moved=False)
+        line |= found.mean(name)
     return line | {
         "images_per_second": (totals.images - already) / seconds if seconds > 0 and totals.images > already else 0.0,
         "seconds": seconds,
@@ -131,10 +146,12 @@ def _check(finite: bool, position: Position) -> None:
         )
 
 
-def _stop(step: Step, position: Position, request: StopRequest, saver: Saver | None) -> None:
-    """Saves in the middle of an epoch, and ends."""
+def _stop(step: Step, position: Position, heard: int, saver: Saver | None, moved: bool) -> None:
+    """Saves in the middle of an epoch, and ends. moved: whether there were steps since the ranks' running statistics were averaged."""
+    step.exchange.finish()
     _check(bool(position.totals.finite), position)
+    if moved:
+        sharing.average(step)
     if saver:
         saver.save(step, position)
-    assert request.signal is not None
-    raise Stopped(request.signal)
+    raise Stopped(heard)

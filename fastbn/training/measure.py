@@ -11,6 +11,7 @@ from torch import nn
 from fastbn.config import Recipe
 from fastbn.data.feed import feed
 from fastbn.training import machine, precision
+from fastbn.training.distributed.exchange import Found
 from fastbn.training.evaluation import evaluate
 from fastbn.training.step import Totals
 
@@ -27,7 +28,7 @@ def measure(model: nn.Module, train: object, test: object, recipe: Recipe) -> li
         for inputs in source.batches(recipe.batch_size):
             x, labels = source.load(*inputs)
             logits = model(x).float()
-            totals.add(logits, labels, nn.functional.cross_entropy(logits, labels))
+            totals.add(Found.of(logits, labels, nn.functional.cross_entropy(logits, labels)))
             totals.images += len(labels)
         line: dict[str, Any] = {"epoch": 0, "step": 0, "lr": 0.0} | totals.mean("train")
         seconds = time.perf_counter() - start

@@ -2,33 +2,95 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
-from typing import Any
 
 import torch
 
 from fastbn.config import Config
 from fastbn.data.choose import Loaded, load
+from fastbn.data.feed import feed
 from fastbn.data.images import Images
 from fastbn.data.names import DEFAULT_DIR, IMAGE_SIZE
 from fastbn.engine import explain
 from fastbn.errors import UsageError
 from fastbn.models.network import Network
-from fastbn.trainable import count, trainable
-from fastbn.training import machine, precision
+from fastbn.trainable import trainable
+from fastbn.training import communication, machine, precision, telling
 from fastbn.training.building import engine_of, network_of, spec_of
 from fastbn.training.checkpoint import CHECKPOINT, save
+from fastbn.training.distributed import sharing
+from fastbn.training.distributed.ranks import Ranks, started
 from fastbn.training.folder import RunFolder, json_ready
 from fastbn.training.loop import fit
 from fastbn.training.measure import measure
 from fastbn.training.progress import Progress
 from fastbn.training.saving import Saver
+from fastbn.training.step import Step
 
 
 def train_run(config: Config) -> str:
-    """Trains, and returns the line that sums it up. Raises UsageError, MachineError, Diverged, Stopped."""
+    """Trains, among torchrun's ranks where it started this process, and returns the line that sums it up.
+    Raises UsageError, MachineError, Diverged, Stopped."""
+    with started(config.rank_timeout) as ranks, contextlib.ExitStack() as stack:
+        return _train(config, ranks, stack)
+
+
+def _train(config: Config, ranks: Ranks, stack: contextlib.ExitStack) -> str:
+    """The first rank alone opens the folder, and decides on the data; `stack` closes the folder."""
     begun = time.perf_counter()
+    opened = ranks.agree(lambda: _opened(config, ranks, stack) if ranks.first else None)
+    config, note = ranks.told((opened.config, opened.note) if opened else (config, ""))
+    folder = opened.folder if opened else None
+
+    def made() -> tuple[Config, Loaded, str, Network]:
+        loaded = opened.loaded if opened else _data(config, may_download=False)
+        resolved, why = _resolved(config, loaded)
+        model = network_of(resolved, loaded.train)
+        if folder is not None and folder.has_checkpoint:
+            differing = resolved.differences(folder.checkpoint()[1].get("config", {}))
+            if differing:
+                raise UsageError(f"{folder.path} holds a run with other settings ({'; '.join(differing)}); give the same, or another --out")
+        return resolved, loaded, why, model
+
+    config, loaded, why, model = ranks.agree(made)
+    train, val = loaded.train, None
+    if config.val is not None:
+        train, val = train.split(config.val, config.seed)
+    saver = None
+    if folder is not None:
+        settings = json_ready(config) | {"ranks": ranks.count}
+        folder.write_json("config.json", settings)
+        speak = Progress(config.epochs or 0, True)
+        for line in telling.opening(config, loaded, model, why, note, ranks):
+            speak.say(line)
+        saver = Saver(folder, settings)
+    if trainable(model):
+        history = fit(model, train, loaded.test, val, saver=saver, ranks=ranks, recipe=config.recipe())
+    else:
+        history = measure(model, train, loaded.test, config.recipe())
+        if folder is not None:
+            folder.keep_metrics(0)
+            folder.add_metrics(history[0])
+            save(model, folder.path / CHECKPOINT, config=json_ready(config))
+    summary = telling.summary(config, loaded, model, why, history, time.perf_counter() - begun) | {"ranks": ranks.count}
+    if folder is not None:
+        folder.write_json("summary.json", summary)
+    return telling.last_line(config, loaded, model, summary)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Opened:
+    """What the first rank decides for all."""
+
+    config: Config
+    folder: RunFolder
+    loaded: Loaded
+    note: str
+
+
+def _opened(config: Config, ranks: Ranks, stack: contextlib.ExitStack) -> _Opened:
     spec_of(config)  # a wrong depth is told before any data is read
     device = machine.choose_device(config.device)
     precision.check(config.precision, device)
@@ -36,41 +98,13 @@ def train_run(config: Config) -> str:
     loaded = None
     if config.out is None:
         loaded = _data(config)  # the folder's name holds the data set's
-        config = dataclasses.replace(config, out=f"runs/{_name(config, loaded)}", dataset=loaded.name)
+        config = dataclasses.replace(config, out=f"runs/{telling.name(config, loaded)}", dataset=loaded.name)
     assert config.out is not None
     folder = RunFolder(config.out)
-    try:
-        config, note = _continued(config, folder)
-        loaded = loaded if loaded is not None and loaded.name == config.dataset else _data(config)
-        config, why = _resolved(config, loaded)
-        model = network_of(config, loaded.train)
-        if folder.has_checkpoint:
-            differing = config.differences(folder.checkpoint()[1].get("config", {}))
-            if differing:
-                raise UsageError(f"{folder.path} holds a run with other settings ({'; '.join(differing)}); give the same, or another --out")
-        train, val = loaded.train, None
-        if config.val is not None:
-            train, val = train.split(config.val, config.seed)
-        folder.write_json("config.json", json_ready(config))
-        speak = Progress(config.epochs or 0, True)
-        for line in _opening(config, loaded, model, why, note):
-            speak.say(line)
-        if trainable(model):
-            saver = Saver(folder, json_ready(config))
-            history = fit(model, train, loaded.test, val, saver=saver, recipe=config.recipe())
-        else:
-            history = measure(model, train, loaded.test, config.recipe())
-            folder.keep_metrics(0)
-            folder.add_metrics(history[0])
-            save(model, folder.path / CHECKPOINT, config=json_ready(config))
-        summary = _summary(config, loaded, model, why, history, time.perf_counter() - begun)
-        folder.write_json("summary.json", summary)
-        return (
-            f"{model.spec.title} on {loaded.train.name}: test accuracy {summary['test_accuracy']:.4f} after {summary['epochs']} epochs, "
-            f"{summary['trained_parameters']:,} of {summary['parameters']:,} parameters trained; {folder.path}"
-        )
-    finally:
-        folder.close()
+    stack.callback(folder.close)
+    config, note = _continued(config, folder, ranks)
+    loaded = loaded if loaded is not None and loaded.name == config.dataset else _data(config)
+    return _Opened(dataclasses.replace(config, dataset=loaded.name), folder, loaded, note)
 
 
 def explain_run(config: Config) -> str:
@@ -80,7 +114,11 @@ def explain_run(config: Config) -> str:
     config, why = _resolved(config, loaded)
     model = network_of(config, loaded.train)
     note = "" if asked.dataset != "auto" else "the plan for the data that is here: --explain downloads nothing"
-    return "\n".join([*_opening(config, loaded, model, why, note), *str(explain(model)).splitlines()[1:]])
+    lines = [*telling.opening(config, loaded, model, why, note), *str(explain(model)).splitlines()[1:]]
+    if config.devices is not None:
+        step = Step(model, feed(loaded.train, torch.device(config.device)), config.recipe())
+        lines += communication.lines(config, model, step)
+    return "\n".join(lines)
 
 
 def _data(config: Config, may_download: bool = True) -> Loaded:
@@ -98,7 +136,7 @@ def _limited(loaded: Loaded, config: Config) -> Loaded:
     return dataclasses.replace(loaded, train=train, test=test)
 
 
-def _continued(config: Config, folder: RunFolder) -> tuple[Config, str]:
+def _continued(config: Config, folder: RunFolder, ranks: Ranks) -> tuple[Config, str]:
     """The config completed by that of the run in the folder, and what to say of it."""
     if folder.holds_run and not config.resume:
         raise UsageError(f"{folder.path} holds a run; continue it with --resume, or choose another --out")
@@ -109,7 +147,7 @@ def _continued(config: Config, folder: RunFolder) -> tuple[Config, str]:
         return config, f"nothing saved in {folder.path}: starting afresh"
     if saved is None:
         raise UsageError(f"{folder.path} holds a checkpoint but no config.json; the folder is damaged, choose another --out")
-    return config.completed_by(saved), f"resuming {folder.path}"
+    return config.completed_by(saved), f"resuming {folder.path}{sharing.other_ranks(config, saved.get('ranks', 1), ranks)}"
 
 
 def _resolved(config: Config, loaded: Loaded) -> tuple[Config, str]:
@@ -119,6 +157,8 @@ def _resolved(config: Config, loaded: Loaded) -> tuple[Config, str]:
     device = machine.choose_device(config.device)
     spec = spec_of(config)
     engine, why = engine_of(config, device)
+    if config.sync_bn and engine in ("triton", "stock"):
+        raise UsageError(f"--sync-bn is the reference and the native engine's, this run's is {engine} ({why}); leave it out")
     config = config.resolved(loaded.train.default_epochs, precision.automatic(engine, device))
     config = dataclasses.replace(
         config,
@@ -132,54 +172,3 @@ def _resolved(config: Config, loaded: Loaded) -> tuple[Config, str]:
         threads=torch.get_num_threads(),
     )
     return config, why
-
-
-def _opening(config: Config, loaded: Loaded, model: Network, why: str, note: str) -> list[str]:
-    """What a run says first."""
-    some, total = count(model)
-    versions = ", ".join(f"{name} {version}" for name, version in machine.versions().items())
-    schedule = f", {config.schedule}"
-    if config.schedule == "multistep":
-        schedule = f" ÷10 at {', '.join(map(str, config.milestones))}" if config.milestones else ""
-    return [
-        *([f"fastbn: {note}"] if note else []),
-        f"device    {machine.describe(torch.device(config.device))} ({versions})",
-        f"engine    {config.engine}, {config.precision} ({why})",
-        f"data      {loaded.train.name}: {len(loaded.train):,} to train on, {len(loaded.test):,} to test ({loaded.why})",
-        f"network   {model.spec.title}, {some:,} of {total:,} parameters train ({config.train})",
-        f"recipe    {config.epochs} epochs, batch {config.batch_size}, {config.optimizer} lr {config.lr}{schedule}, "
-        f"weight decay {config.weight_decay}, seed {config.seed}",
-    ]
-
-
-
-
-def _name(config: Config, loaded: Loaded) -> str:
-    spec = spec_of(config)
-    network = f"resnet{spec.depth}" if spec.family in ("cifar", "imagenet") else f"{spec.family}{config.depth or ''}"
-    return f"{network}-{loaded.name}-{config.train}-s{config.seed}"
-
-
-def _summary(
-    config: Config, loaded: Loaded, model: Network, why: str, history: list[dict[str, Any]], seconds: float
-) -> dict[str, Any]:
-    last, (some, total) = history[-1], count(model)
-    return {
-        "test_accuracy": last["test_accuracy"],
-        "test_loss": last["test_loss"],
-        "train_accuracy": last["train_accuracy"],
-        "epochs": len(history),
-        "parameters": total,
-        "trained_parameters": some,
-        "dataset": loaded.name,
-        "dataset_why": loaded.why,
-        "engine": config.engine,
-        "engine_why": why,
-        "device": machine.describe(torch.device(config.device)),
-        "versions": machine.versions(),
-        "images_per_second": sorted(line["images_per_second"] for line in history)[len(history) // 2],
-        "training_seconds": sum(line["seconds"] for line in history),
-        "seconds_of_this_process": seconds,
-        "peak_memory_bytes": max(line["peak_memory_bytes"] for line in history),
-        "date": time.strftime("%Y-%m-%d"),
-    }

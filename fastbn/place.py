@@ -1,0 +1,20 @@
+"""What torchrun tells a process that it started, by its environment. Imports no torch: the command line asks before that."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    rank: int  # 0 … count−1
+    count: int
+    local: int  # its number among those on its machine
+    restarts: int  # how often torchrun has started them all again
+
+
+def place() -> Place:
+    """This process's; of one that nobody else belongs to, rank 0 of 1."""
+    names = {"rank": ("RANK", 0), "count": ("WORLD_SIZE", 1), "local": ("LOCAL_RANK", 0), "restarts": ("TORCHELASTIC_RESTART_COUNT", 0)}
+    return Place(**{field: int(os.environ.get(name, default)) for field, (name, default) in names.items()})

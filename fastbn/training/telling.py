@@ -1,0 +1,76 @@
+"""What a run says of itself: its first lines, its last, its summary, the name of its folder."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from fastbn.config import Config
+from fastbn.data.choose import Loaded
+from fastbn.models.network import Network
+from fastbn.trainable import count
+from fastbn.training import machine
+from fastbn.training.building import spec_of
+from fastbn.training.distributed import sharing
+from fastbn.training.distributed.ranks import ALONE, Ranks
+
+
+def opening(config: Config, loaded: Loaded, model: Network, why: str, note: str, ranks: Ranks = ALONE) -> list[str]:
+    """What a run says first."""
+    some, total = count(model)
+    versions = ", ".join(f"{name} {version}" for name, version in machine.versions().items())
+    schedule = f", {config.schedule}"
+    if config.schedule == "multistep":
+        schedule = f" ÷10 at {', '.join(map(str, config.milestones))}" if config.milestones else ""
+    return [
+        *([f"fastbn: {note}"] if note else []),
+        f"device    {machine.describe(torch.device(config.device))} ({versions})",
+        f"engine    {config.engine}, {config.precision} ({why})",
+        *([sharing.described(config, some, ranks)] if ranks.count > 1 else []),
+        f"data      {loaded.train.name}: {len(loaded.train):,} to train on, {len(loaded.test):,} to test ({loaded.why})",
+        f"network   {model.spec.title}, {some:,} of {total:,} parameters train ({config.train})",
+        f"recipe    {config.epochs} epochs, batch {config.batch_size}, {config.optimizer} lr {config.lr}{schedule}, "
+        f"weight decay {config.weight_decay}, seed {config.seed}",
+    ]
+
+
+def name(config: Config, loaded: Loaded) -> str:
+    """Of the folder that a run makes for itself."""
+    spec = spec_of(config)
+    network = f"resnet{spec.depth}" if spec.family in ("cifar", "imagenet") else f"{spec.family}{config.depth or ''}"
+    return f"{network}-{loaded.name}-{config.train}-s{config.seed}"
+
+
+def summary(
+    config: Config, loaded: Loaded, model: Network, why: str, history: list[dict[str, Any]], seconds: float
+) -> dict[str, Any]:
+    """What summary.json holds."""
+    last, (some, total) = history[-1], count(model)
+    return {
+        "test_accuracy": last["test_accuracy"],
+        "test_loss": last["test_loss"],
+        "train_accuracy": last["train_accuracy"],
+        "epochs": len(history),
+        "parameters": total,
+        "trained_parameters": some,
+        "dataset": loaded.name,
+        "dataset_why": loaded.why,
+        "engine": config.engine,
+        "engine_why": why,
+        "device": machine.describe(torch.device(config.device)),
+        "versions": machine.versions(),
+        "images_per_second": sorted(line["images_per_second"] for line in history)[len(history) // 2],
+        "training_seconds": sum(line["seconds"] for line in history),
+        "seconds_of_this_process": seconds,
+        "peak_memory_bytes": max(line["peak_memory_bytes"] for line in history),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def last_line(config: Config, loaded: Loaded, model: Network, summary: dict[str, Any]) -> str:
+    return (
+        f"{model.spec.title} on {loaded.train.name}: test accuracy {summary['test_accuracy']:.4f} after {summary['epochs']} epochs, "
+        f"{summary['trained_parameters']:,} of {summary['parameters']:,} parameters trained; {config.out}"
+    )
