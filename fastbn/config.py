@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn, TypeVar
 
 from fastbn import choices
@@ -21,8 +22,11 @@ from fastbn.models.inits import BETA_INITS, GAMMA_INITS, WEIGHT_INITS
 Self = TypeVar("Self", bound="Recipe")
 FLOAT32_MAX = 3.4e38
 MAX_THREADS = 4096
+ABOVE = ("lr", "memory")  # what must not be 0
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+BATCH = 128  # the paper's
 MAY_DIFFER = (  # between a run and its resumption
-    "epochs", "out", "data_dir", "download", "weights", "resume", "rank_timeout", "explain", "devices", "step_seconds",
+    "memory", "epochs", "out", "data_dir", "download", "weights", "resume", "rank_timeout", "explain", "on", "devices", "step_seconds",
 )  # fmt: skip
 
 
@@ -40,6 +44,15 @@ def epoch_list(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"must be epochs separated by commas, as in 80,120; got {text!r}") from None
 
 
+def batch_number(text: str) -> int | str:
+    if text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number of images, or auto; got {text!r}") from None
+
+
 def option(default: Any, help: str, kind: Any = str, choices: Sequence[str] | None = None, metavar: str | None = None) -> Any:
     """A field with what the command line says of it."""
     return dataclasses.field(default=default, metadata={"help": help, "kind": kind, "choices": choices, "metavar": metavar})
@@ -50,9 +63,12 @@ class Recipe:
     """How to train. The defaults are the paper's (its public code's)."""
 
     epochs: int | None = option(None, "passes over the training set; 160, or the data set's own number", int)
-    batch_size: int = option(128, "images a step; the ragged last batch is kept", int)
+    batch_size: int | str | None = option(
+        None, "images a step; 128, or the data set's own; auto: the smallest of the fastest, measured", batch_number, metavar="N"
+    )
+    bn_batch: int | None = option(None, "ghost batch norm: statistics over slices of so many images; another model", int)
     optimizer: str = option("sgd", "over γ, β and whatever else trains", choices=choices.OPTIMIZERS)
-    lr: float | None = option(None, "learning rate; 0.1 for sgd, 0.001 for adam", float)
+    lr: float | None = option(None, "learning rate; 0.1 for sgd, 0.001 for adam, scaled with --batch-size auto", float)
     momentum: float = option(0.9, "of SGD", float)
     nesterov: bool = option(False, "Nesterov's momentum", bool)
     weight_decay: float = option(1e-4, "on everything that trains, γ and β too", float)
@@ -60,35 +76,63 @@ class Recipe:
     milestones: tuple[int, ...] | None = option(
         None, "epochs at which multistep divides it by ten; half and three quarters of the epochs", epoch_list, metavar="80,120"
     )
-    warmup_epochs: int = option(0, "epochs of linear warm-up", int)
+    warmup_epochs: int | None = option(None, "epochs of linear warm-up; none, or the data set's own", int)
     bn_stats: str = option("batch", "statistics that BatchNorm normalises by in training", choices=choices.BN_STATS)
     sync_bn: bool = option(False, "those of all ranks' batches together, not each rank's own", bool)
     precision: str = option("auto", "arithmetic; fp32 never means TF32", choices=choices.PRECISIONS)
+    memory: float | None = option(None, "GB of the device's memory that the run may take; what is free", float, metavar="GB")
     seed: int = option(0, "of the weights, the order, the augmentation", int)
 
     def __post_init__(self) -> None:
         for name in ("optimizer", "schedule", "bn_stats", "precision"):
             choices.one_of(name, getattr(self, name), next(f for f in dataclasses.fields(self) if f.name == name).metadata["choices"])
-        for name, least in (("epochs", 1), ("batch_size", 1), ("warmup_epochs", 0), ("seed", 0)):
+        for name, least in (("epochs", 1), ("batch_size", 1), ("bn_batch", 2), ("warmup_epochs", 0), ("seed", 0)):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            if value is None or (name, value) == ("batch_size", "auto"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise UsageError(f"{name} must be an integer of at least {least}, got {value!r}")
-        for name, low, high in (("lr", 0, FLOAT32_MAX), ("momentum", 0, 1), ("weight_decay", 0, FLOAT32_MAX)):
+        numbers = (("lr", 0, FLOAT32_MAX), ("momentum", 0, 1), ("weight_decay", 0, FLOAT32_MAX), ("memory", 0, FLOAT32_MAX))
+        for name, low, high in numbers:
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, (int, float)) and low <= value < high and (value or name != "lr")):
-                raise UsageError(f"{name} must be a number {'above' if name == 'lr' else 'of at least'} {low}, below {high}, got {value!r}")
+            if value is not None and not (isinstance(value, (int, float)) and low <= value < high and (value or name not in ABOVE)):
+                bound = f"{'above' if name in ABOVE else 'of at least'} {low}"
+                raise UsageError(f"{name} must be a number {bound}, below {high}, got {value!r}")
         if self.milestones is not None and list(self.milestones) != sorted(set(self.milestones)):
             raise UsageError(f"milestones must be increasing epochs, got {self.milestones}")
 
-    def resolved(self: Self, default_epochs: int, precision: str = "fp32") -> Self:
-        """The same recipe with nothing left open; `precision` is what auto means here."""
+    @property
+    def batch(self) -> int:
+        """The batch size of a resolved recipe."""
+        assert isinstance(self.batch_size, int)
+        return self.batch_size
+
+    def resolved(self: Self, default_epochs: int, precision: str = "fp32", usual: Mapping[str, Any] = NOTHING) -> Self:
+        """The same recipe with nothing left open but a batch size of "auto", and with it a learning rate that was not given.
+        `precision` is what auto means here; `usual` what this data set's studies use instead of the defaults."""
         epochs = self.epochs or default_epochs
-        return dataclasses.replace(
+        milestones = self.milestones if self.milestones is not None else usual.get("milestones") if epochs == default_epochs else None
+        found = dataclasses.replace(
             self,
             epochs=epochs,
-            lr=self.lr if self.lr is not None else {"sgd": 0.1, "adam": 0.001}[self.optimizer],
-            milestones=self.milestones if self.milestones is not None else tuple(sorted({epochs // 2, epochs * 3 // 4} - {0})),
+            batch_size=self.batch_size or usual.get("batch_size", BATCH),
+            milestones=milestones if milestones is not None else tuple(sorted({epochs // 2, epochs * 3 // 4} - {0})),
             precision=precision if self.precision == "auto" else self.precision,
+        )
+        return found if found.batch_size == "auto" else found.with_batch(found.batch, usual)
+
+    def with_batch(self: Self, batch: int, usual: Mapping[str, Any] = NOTHING) -> Self:
+        """The recipe at this batch size. Where it was to be measured, a learning rate that was not given is scaled from the usual batch:
+        linearly for SGD, with five epochs of warm-up (Goyal et al. 2017), by the square root for Adam (Krizhevsky 2014)."""
+        lr = usual.get("lr", 0.1) if self.optimizer == "sgd" else 0.001
+        ratio = batch / usual.get("batch_size", BATCH) if self.batch_size == "auto" else 1.0
+        scaled = lr * (ratio if self.optimizer == "sgd" else ratio**0.5)
+        warmup = usual.get("warmup_epochs", 0)
+        if self.optimizer == "sgd" and ratio > 1 and self.lr is None:
+            warmup = max(warmup, min(5, (self.epochs or 0) // 2))
+        given = self.warmup_epochs is not None
+        return dataclasses.replace(
+            self, batch_size=batch, lr=scaled if self.lr is None else self.lr, warmup_epochs=self.warmup_epochs if given else warmup
         )
 
 
@@ -129,6 +173,7 @@ class Config(Recipe):
     val: int | None = option(None, "hold this many training images out and keep the best epoch by them", int, metavar="N")
     rank_timeout: float = option(300.0, "seconds that torchrun's ranks wait for one another in a step", float, metavar="S")
     explain: bool = option(False, "print what would run, and why, and exit", bool)
+    on: str | None = option(None, "with --explain: on this device by its data sheet (a100, h100, h200, l40s, rtx4090)", metavar="NAME")
     devices: int | None = option(None, "with --explain: what so many devices would send each other a step", int, metavar="N")
     step_seconds: float | None = option(None, "with --devices: of a step on one device; measured here where not given", float, metavar="S")
 
@@ -142,6 +187,8 @@ class Config(Recipe):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise UsageError(f"{name.replace('_', '-')} must be seconds above 0, got {value}")
+        if self.on is not None and not self.explain:
+            raise UsageError("--on belongs to --explain: it plans for a device that is not here")
         if self.devices is not None and not self.explain:
             raise UsageError("--devices belongs to --explain; to train on many devices start torchrun --nproc-per-node=N -m fastbn.train …")
         if self.threads is not None and self.threads > MAX_THREADS:
@@ -214,7 +261,7 @@ def _saved(path: Path) -> dict[str, Any]:
         saved = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    names = {field.name for field in dataclasses.fields(Config)} - {"out", "resume", "explain", "download", "devices", "step_seconds"}
+    names = {field.name for field in dataclasses.fields(Config)} - {"out", "resume", "explain", "download", "on", "devices", "step_seconds"}
     found = {name: saved[name] for name in names & saved.keys()} if isinstance(saved, dict) else {}
     if found.get("milestones") is not None:
         found["milestones"] = tuple(found["milestones"])

@@ -261,4 +261,4 @@ def test_progress_is_lines_on_stderr_or_nothing(capfd):
     assert capfd.readouterr() == ("", "")
     fit(network(), progress=True)
     out, err = capfd.readouterr()
-    assert out == "" and [line.split("  ")[0] for line in err.splitlines()] == ["epoch 1/2", "epoch 2/2"]
+    assert out == "" and [line.split("  ")[0] for line in err.splitlines()] == ["plan", "epoch 1/2", "epoch 2/2"]

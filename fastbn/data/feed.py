@@ -28,6 +28,14 @@ class Feed(Protocol):
     default_epochs: int
 
     @property
+    def sample(self) -> tuple[int, ...]:
+        """The shape of one sample as the network takes it: (3, H, W) of images."""
+
+    @property
+    def nbytes(self) -> int:
+        """Of what lies on the device between steps."""
+
+    @property
     def device(self) -> torch.device: ...
 
     def __len__(self) -> int: ...
@@ -58,6 +66,15 @@ class Resident:
     @property
     def device(self) -> torch.device:
         return self.images.device
+
+    @property
+    def sample(self) -> tuple[int, int, int]:
+        _, height, width, _ = self.images.images.shape
+        return 3, height, width
+
+    @property
+    def nbytes(self) -> int:
+        return self.images.images.nbytes + self.images.labels.nbytes
 
     def __len__(self) -> int:
         return len(self.images)

@@ -19,7 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fastbn.engine import segments
+from fastbn.engine.choose import choose
 from fastbn.engine.footprint import Footprint, footprint
+from fastbn.engine.fused import Fused
 from fastbn.engine.graph import Conv, Region, Shape
 from fastbn.engine.operations import Engine
 from fastbn.engine.reader import read
@@ -71,9 +73,9 @@ class Counted(TorchDispatchMode):
 class Network:
     """A model as an engine sees it, to be asked what its steps occupy. It is read in the modes that it is in."""
 
-    def __init__(self, model: nn.Module, engine: Engine):
+    def __init__(self, model: nn.Module, engine: Engine, program: fx.GraphModule | None = None):
         self.engine = engine
-        self.graph, self._program = read(model, {}, engine, {})
+        self._program = program if program is not None else read(model, {}, engine, {})[1]
         self._regions = [module for module in self._program.children() if isinstance(module, FusedRegion)]
         parameters = list(model.parameters())
         self._device = parameters[0].device if parameters else torch.device("cpu")
@@ -81,6 +83,15 @@ class Network:
         self.stored_bytes = sum(t.nbytes for t in (*parameters, *model.buffers()))
         self._shapes: dict[Shape, list[tuple[Region, dict[int, Shape]]]] = {}
         self._packed: dict[Any, int] = {}
+
+    @staticmethod
+    def of(model: nn.Module, fused: Fused, dtype: torch.dtype) -> Network:
+        """A fused model's own, for activations of this dtype on the device where it is."""
+        device = next(model.parameters()).device
+        _, program = fused.program(device, dtype, fused.defaults())
+        engine, _ = choose(fused.engine, device, dtype, fused.exact)
+        assert engine is not None
+        return Network(model, engine, program)
 
     def shapes(self, x: Shape) -> list[tuple[Region, dict[int, Shape]]]:
         """Every region with the shapes of its values, for a batch of this shape."""
@@ -112,7 +123,8 @@ class Network:
             walk = _Walk(self._program, self.engine, counted, dtypes, policy)
             logits = walk.run(torch.empty(x, device=self._device).contiguous(memory_format=torch.channels_last))
             loss = F.cross_entropy(logits.float(), torch.zeros(x[0], dtype=torch.int64, device=self._device))
-            loss.backward()  # of what trains outside the regions the gradients are counted too
+            if loss.requires_grad:
+                loss.backward()  # of what trains outside the regions the gradients are counted too
         for p in self._program.parameters():
             p.grad = None
         return Occupied(counted.peak, walk.saved, walk.flops_again)

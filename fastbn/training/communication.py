@@ -103,9 +103,9 @@ def lines(config: Config, model: nn.Module, step: Step) -> list[str]:
     seconds, how = config.step_seconds, "as given"
     if seconds is None:
         with precision.arithmetic(config.precision, step.feed.device):
-            seconds = measured(step, config.batch_size)
+            seconds = measured(step, config.batch)
         how = "as measured here"
-    batch = min(config.batch_size, len(step.feed))
+    batch = min(config.batch, len(step.feed))
     first = f"many      {batch} images and {seconds * 1e3:,.1f} ms a device and step, {how}; assumed: {ASSUMED}, nothing hidden"
     channels = [m.num_features for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     return [first, *table(*count(model), channels, seconds, config.devices, config.sync_bn)]

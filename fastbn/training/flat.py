@@ -34,10 +34,14 @@ class Flat:
             place += p.numel()
 
     @torch.no_grad()
-    def gather(self) -> None:
-        """Takes the parameters' gradients into `gradient`, zero where there is none. A backward into parameters without a gradient
-        hands its own tensors over; into views of one vector it would add each, a launch a parameter."""
-        torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in self.parameters], out=self.gradient)
+    def gather(self, add: bool = False) -> None:
+        """Takes the parameters' gradients into `gradient`, or adds them to it, zero where there is none. A backward into parameters
+        without a gradient hands its own tensors over; into views of one vector it would add each, a launch a parameter."""
+        parts = [(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in self.parameters]
+        if add:
+            self.gradient += torch.cat(parts)
+        else:
+            torch.cat(parts, out=self.gradient)
         for p in self.parameters:
             p.grad = None
 

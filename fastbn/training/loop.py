@@ -13,9 +13,11 @@ from fastbn.data.images import Images
 from fastbn.engine import fused_forward
 from fastbn.errors import Diverged, Stopped, UsageError
 from fastbn.training import machine, precision
+from fastbn.training.batchsize import fastest
 from fastbn.training.distributed import sharing
 from fastbn.training.distributed.ranks import Ranks, joined
 from fastbn.training.evaluation import evaluate
+from fastbn.training.plan import planner_of
 from fastbn.training.progress import Progress
 from fastbn.training.saving import Position, Saver
 from fastbn.training.schedule import learning_rate
@@ -46,8 +48,8 @@ def fit(
 
         history = fastbn.fit(model, train, test, epochs=15, batch_size=64)
 
-    Raises UsageError where nothing trains or a setting can't be, MachineError for a precision that the device lacks,
-    Diverged when a loss or gradient is not finite (the parameters are then as after the last good step).
+    Raises UsageError where nothing trains or a setting can't be, MachineError for a precision that the device lacks or a batch that its
+    memory does not hold, Diverged when a loss or gradient is not finite (the parameters are then as after the last good step).
     """
     if recipe is not None and settings:
         raise UsageError(f"give fit a recipe or settings, not both: got recipe and {', '.join(settings)}")
@@ -58,10 +60,16 @@ def fit(
     recipe = (recipe or Recipe(**settings)).resolved(source.default_epochs, automatic)
     assert recipe.epochs is not None
     ranks = joined(device) if ranks is None else ranks
-    sharing.check(ranks, source, recipe)
-    step = Step(model, source, recipe, ranks)
     bar = Progress(recipe.epochs, progress and ranks.first)
     was_training = model.training
+    if recipe.batch_size == "auto":
+        recipe = recipe.with_batch(fastest(model, source, recipe, bar.say))
+    assert recipe.epochs is not None
+    sharing.check(ranks, source, recipe)
+    _training_mode(model, recipe)
+    step = Step(model, source, recipe, ranks, planner_of(model, source, recipe), bar.say)
+    if step.plan is not None:
+        bar.say(f"plan      {step.plan}")
     try:
         with precision.arithmetic(recipe.precision, device), sharing.statistics(step, recipe), stop_request() as request:
             position, history = sharing.start(step, saver)
@@ -77,7 +85,7 @@ def fit(
         return history
     finally:
         bar.close()
-        step.flat.dissolve()
+        step.dissolve()
         model.train(was_training)
 
 
@@ -86,7 +94,7 @@ def _epoch(
 ) -> dict[str, Any]:
     """Trains and evaluates one epoch from `position` on, which it moves; returns its metrics."""
     source, totals = step.feed, position.totals
-    steps = -(-len(source) // recipe.batch_size)
+    steps = -(-len(source) // recipe.batch)
     source.begin(recipe.seed, position.epoch)
     _training_mode(step.model, recipe)
     already = totals.images
@@ -94,9 +102,9 @@ def _epoch(
     lr = learning_rate(recipe, position.epoch, max(position.step - 1, 0), steps)
     start = time.perf_counter()
     ranks = step.exchange.ranks
-    for inputs in source.batches(recipe.batch_size, position.step, ranks.share):
+    for inputs in source.batches(recipe.batch, position.step, ranks.share):
         lr = learning_rate(recipe, position.epoch, position.step, steps)
-        images = min(recipe.batch_size, len(source) - position.step * recipe.batch_size)
+        images = min(recipe.batch, len(source) - position.step * recipe.batch)
         step(inputs, lr, totals, images, request.signal)
         position.step += 1
         bar.advance(images)

@@ -25,7 +25,7 @@ def measure(model: nn.Module, train: object, test: object, recipe: Recipe) -> li
     with torch.no_grad(), precision.arithmetic(recipe.precision, device):
         model.train()
         source.begin(recipe.seed, 0)
-        for inputs in source.batches(recipe.batch_size):
+        for inputs in source.batches(recipe.batch):
             x, labels = source.load(*inputs)
             logits = model(x).float()
             totals.add(Found.of(logits, labels, nn.functional.cross_entropy(logits, labels)))

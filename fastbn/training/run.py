@@ -12,19 +12,21 @@ from fastbn.config import Config
 from fastbn.data.choose import Loaded, load
 from fastbn.data.feed import feed
 from fastbn.data.images import Images
-from fastbn.data.names import DEFAULT_DIR, IMAGE_SIZE
+from fastbn.data.names import DEFAULT_DIR, IMAGE_SIZE, USUAL
 from fastbn.engine import explain
 from fastbn.errors import UsageError
 from fastbn.models.network import Network
 from fastbn.trainable import trainable
-from fastbn.training import communication, machine, precision, telling
+from fastbn.training import communication, devices, elsewhere, floor, machine, precision, telling
+from fastbn.training.batchsize import fastest
 from fastbn.training.building import engine_of, network_of, spec_of
 from fastbn.training.checkpoint import CHECKPOINT, save
 from fastbn.training.distributed import sharing
-from fastbn.training.distributed.ranks import Ranks, started
+from fastbn.training.distributed.ranks import ALONE, Ranks, started
 from fastbn.training.folder import RunFolder, json_ready
 from fastbn.training.loop import fit
 from fastbn.training.measure import measure
+from fastbn.training.plan import planner_of
 from fastbn.training.progress import Progress
 from fastbn.training.saving import Saver
 from fastbn.training.step import Step
@@ -48,6 +50,7 @@ def _train(config: Config, ranks: Ranks, stack: contextlib.ExitStack) -> str:
         loaded = opened.loaded if opened else _data(config, may_download=False)
         resolved, why = _resolved(config, loaded)
         model = network_of(resolved, loaded.train)
+        resolved = _measured(resolved, loaded, model, ranks)
         if folder is not None and folder.has_checkpoint:
             differing = resolved.differences(folder.checkpoint()[1].get("config", {}))
             if differing:
@@ -108,17 +111,38 @@ def _opened(config: Config, ranks: Ranks, stack: contextlib.ExitStack) -> _Opene
 
 
 def explain_run(config: Config) -> str:
-    """The plan: what would train, on what, by which engine, and which parts of the network run fused."""
+    """The plan: what would train, on what, by which engine and in how much memory, and which parts of the network run fused."""
     asked = config
     loaded = _data(config, may_download=False)
+    if config.on is not None:
+        return "\n".join(elsewhere.lines(config, loaded))
     config, why = _resolved(config, loaded)
     model = network_of(config, loaded.train)
+    config = _measured(config, loaded, model)
     note = "" if asked.dataset != "auto" else "the plan for the data that is here: --explain downloads nothing"
-    lines = [*telling.opening(config, loaded, model, why, note), *str(explain(model)).splitlines()[1:]]
+    lines = telling.opening(config, loaded, model, why, note)
+    device = torch.device(config.device)
+    source = feed(loaded.train, device)
+    planner = planner_of(model.train(), source, config.recipe())
+    if planner is not None:
+        plan = planner.plan(config.batch, config.bn_batch)
+        least = floor.line(planner, plan, config.precision, devices.here(device))
+        lines += [f"plan      {plan}", f"time      {least}"]
+    lines += str(explain(model)).splitlines()[1:]
     if config.devices is not None:
-        step = Step(model, feed(loaded.train, torch.device(config.device)), config.recipe())
-        lines += communication.lines(config, model, step)
+        lines += communication.lines(config, model, Step(model, source, config.recipe(), planner=planner))
     return "\n".join(lines)
+
+
+def _measured(config: Config, loaded: Loaded, model: Network, ranks: Ranks = ALONE) -> Config:
+    """The config with the batch size that --batch-size auto finds, and what follows from it."""
+    if config.batch_size != "auto":
+        return config
+    if ranks.count > 1:
+        raise UsageError(f"--batch-size auto is measured by one process, and this is one of {ranks.count} ranks; give a number")
+    speak = Progress(config.epochs or 0, True).say
+    found = fastest(model, feed(loaded.train, torch.device(config.device)), config.recipe(), speak)
+    return config.with_batch(found, USUAL.get(loaded.name, {}))
 
 
 def _data(config: Config, may_download: bool = True) -> Loaded:
@@ -159,7 +183,7 @@ def _resolved(config: Config, loaded: Loaded) -> tuple[Config, str]:
     engine, why = engine_of(config, device)
     if config.sync_bn and engine in ("triton", "stock"):
         raise UsageError(f"--sync-bn is the reference and the native engine's, this run's is {engine} ({why}); leave it out")
-    config = config.resolved(loaded.train.default_epochs, precision.automatic(engine, device))
+    config = config.resolved(loaded.train.default_epochs, precision.automatic(engine, device), USUAL.get(loaded.name, {}))
     config = dataclasses.replace(
         config,
         depth=spec.depth,

@@ -20,6 +20,7 @@ def learning_rate(recipe: Recipe, epoch: int, step: int, steps: int) -> float:
         lr *= 0.1 ** sum(epoch >= milestone for milestone in recipe.milestones)
     elif recipe.schedule == "cosine":
         lr *= 0.5 * (1 + math.cos(math.pi * done / recipe.epochs))
-    if epoch < recipe.warmup_epochs:
-        lr *= (epoch * steps + step + 1) / (recipe.warmup_epochs * steps)
+    warmup = recipe.warmup_epochs or 0
+    if epoch < warmup:
+        lr *= (epoch * steps + step + 1) / (warmup * steps)
     return lr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -12,11 +13,15 @@ from torch import Tensor, nn
 from fastbn.config import Recipe
 from fastbn.data.feed import Feed, Inputs
 from fastbn.engine import fused_forward, stepping
+from fastbn.engine.segments import recomputing
+from fastbn.training import machine
 from fastbn.training.captured import Captured
 from fastbn.training.distributed.exchange import Exchange, Found
 from fastbn.training.distributed.ranks import ALONE, Ranks
 from fastbn.training.flat import Flat
 from fastbn.training.optimizer import Optimizer
+from fastbn.training.plan import Planner
+from fastbn.training.running import Running
 
 
 @dataclasses.dataclass
@@ -46,43 +51,100 @@ class Totals:
 
 
 class Step:
-    """The model, its flat vector and its optimizer, ready to take batches."""
+    """The model, its flat vector and its optimizer, ready to take batches. `plan` says how; None: as it comes, all at once."""
 
-    def __init__(self, model: nn.Module, feed: Feed, recipe: Recipe, ranks: Ranks = ALONE):
+    def __init__(
+        self,
+        model: nn.Module,
+        feed: Feed,
+        recipe: Recipe,
+        ranks: Ranks = ALONE,
+        planner: Planner | None = None,
+        say: Callable[[str], None] = lambda line: None,
+    ):
         self.model, self.feed = model, feed
         self.exchange = Exchange(ranks, feed.device)
-        self._batch_size = recipe.batch_size
-        self.flat = Flat(model)
+        self._recipe, self._planner, self._say = recipe, planner, say
+        self.plan = None if planner is None else planner.plan(recipe.batch // ranks.count, recipe.bn_batch)
+        self.flat, self.running = Flat(model), Running(model)
         self.optimizer = Optimizer(recipe, self.flat.vector, self.flat.mask)
-        self._take = Captured(self._compute, feed.device) if _capturable(model, feed.device) else self._compute
+        self._take = self._taking()
 
     def __call__(self, inputs: Inputs, lr: float, totals: Totals, images: int | None = None, heard: int | None = None) -> None:
         """Trains on one of the feed's batches. A loss, gradient or update that is not finite withholds the update, and `totals` knows.
+        A step that memory does not hold is taken again by the next smaller plan; MachineError where there is none.
 
         Of a batch of `images` that ranks share, `inputs` are this rank's; `heard`: the signal that asks it to stop, if one did.
         """
         own = len(inputs[0])
         inputs = inputs if own else self._stand_in
         self.exchange.begin(len(inputs[0]), own, own if images is None else images, heard)
-        self._take(inputs, torch.full((), lr, dtype=torch.float64, device=self.feed.device), totals)
+        rate = torch.full((), lr, dtype=torch.float64, device=self.feed.device)
+        while (reason := self._tried(inputs, rate, totals)) is not None:
+            self._shrink(reason)
         totals.images += own if images is None else images
 
+    def dissolve(self) -> None:
+        """Gives the model's tensors storage of their own again."""
+        self.flat.dissolve()
+        self.running.dissolve()
+
+    def _taking(self) -> Callable[[Inputs, Tensor, Totals], None]:
+        return Captured(self._compute, self.feed.device) if _capturable(self.model, self.feed.device) else self._compute
+
+    def _tried(self, inputs: Inputs, lr: Tensor, totals: Totals) -> str | None:
+        """Takes the step; where memory ran out undoes what it did, and says what the allocator said."""
+        self.running.keep()
+        try:
+            self._take(inputs, lr, totals)
+            return None
+        except (RuntimeError, MemoryError) as error:
+            if self._planner is None or self._recipe.sync_bn or not machine.is_out_of_memory(error):
+                raise
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        self.running.put_back()
+        for p in self.flat.parameters:
+            p.grad = None
+        return reason
+
+    def _shrink(self, reason: str) -> None:
+        """The next smaller plan. By now the error is gone, and with it the frames that held the step's tensors."""
+        assert self._planner is not None and self.plan is not None
+        self._take = self._compute  # the graphs so far go, and their memory
+        machine.free_unused(self.feed.device)
+        self.plan = self._planner.smaller(self.plan)
+        self._take = self._taking()
+        self._say(f"fastbn: out of memory ({reason}); the same step again by a smaller plan: {self.plan.how}")
+
     def _compute(self, inputs: Inputs, lr: Tensor, totals: Totals) -> None:
-        x, labels = self.feed.load(*inputs)
-        logits = self.model(x)
-        loss = F.cross_entropy(at_least_float32(logits), labels)
-        self.exchange.weighed(loss).backward()
-        self.flat.gather()
-        found = self.exchange.sum(self.flat.gradient, Found.of(logits, labels, loss))
+        found = self.exchange.sum(self.flat.gradient, self._gradient(inputs))
         moved = self.optimizer.update(self.flat.vector, self.flat.gradient, lr, torch.isfinite(found.loss))
         totals.add(found)
         totals.finite &= moved
+
+    def _gradient(self, inputs: Inputs) -> Found:
+        """Forward and backward; with --bn-batch slice by slice, each with statistics of its own, their gradients added up."""
+        n, recompute = len(inputs[0]), self.plan.recompute if self.plan else None
+        slices = -(-n // (self._recipe.bn_batch or n))
+        losses: list[Tensor] = []
+        correct: list[Tensor] = []
+        for part in zip(*(given.tensor_split(slices) for given in inputs), strict=True):
+            x, labels = self.feed.load(*part)
+            with recomputing(recompute):
+                logits = self.model(x)
+            loss = F.cross_entropy(at_least_float32(logits), labels)
+            loss = loss if slices == 1 else loss * (len(labels) / n)
+            self.exchange.weighed(loss).backward()
+            self.flat.gather(add=bool(losses))
+            losses.append(loss.detach())
+            correct.append((logits.detach().argmax(1) == labels).sum())
+        return Found(functools.reduce(torch.add, losses), functools.reduce(torch.add, correct), n)
 
     @functools.cached_property
     def _stand_in(self) -> Inputs:
         """A sample that counts for nothing, for a rank which the ragged last batch leaves without one: with it BatchNorm has a batch, and
         the rank takes part in whatever the others wait for."""
-        return tuple(given[:1] for given in next(self.feed.batches(self._batch_size, 0, self.exchange.ranks.share)))
+        return tuple(given[:1] for given in next(self.feed.batches(self._recipe.batch, 0, self.exchange.ranks.share)))
 
 
 def at_least_float32(logits: Tensor) -> Tensor:

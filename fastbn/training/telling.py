@@ -24,6 +24,7 @@ def opening(config: Config, loaded: Loaded, model: Network, why: str, note: str,
     schedule = f", {config.schedule}"
     if config.schedule == "multistep":
         schedule = f" ÷10 at {', '.join(map(str, config.milestones))}" if config.milestones else ""
+    warmup = f", {config.warmup_epochs} epochs of warm-up" if config.warmup_epochs else ""
     return [
         *([f"fastbn: {note}"] if note else []),
         f"device    {machine.describe(torch.device(config.device))} ({versions})",
@@ -31,7 +32,7 @@ def opening(config: Config, loaded: Loaded, model: Network, why: str, note: str,
         *([sharing.described(config, some, ranks)] if ranks.count > 1 else []),
         f"data      {loaded.train.name}: {len(loaded.train):,} to train on, {len(loaded.test):,} to test ({loaded.why})",
         f"network   {model.spec.title}, {some:,} of {total:,} parameters train ({config.train})",
-        f"recipe    {config.epochs} epochs, batch {config.batch_size}, {config.optimizer} lr {config.lr}{schedule}, "
+        f"recipe    {config.epochs} epochs, batch {config.batch_size}, {config.optimizer} lr {config.lr:g}{schedule}{warmup}, "
         f"weight decay {config.weight_decay}, seed {config.seed}",
     ]
 

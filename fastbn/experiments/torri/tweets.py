@@ -52,6 +52,14 @@ class Tweets:
     def device(self) -> torch.device:
         return self.words.device
 
+    @property
+    def sample(self) -> tuple[int]:
+        return (1 + self.words.shape[1],)
+
+    @property
+    def nbytes(self) -> int:
+        return self.words.nbytes + self.lengths.nbytes + self.labels.nbytes
+
     def __len__(self) -> int:
         return len(self.labels)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from fastbn.config import Config, Recipe
 from fastbn.data.feed import Feed
@@ -21,10 +21,10 @@ from fastbn.training.step import Step, Totals
 
 def check(ranks: Ranks, source: Feed, recipe: Recipe) -> None:
     """Raises UsageError where a batch can't be shared equally, or there are fewer samples than ranks."""
-    if recipe.batch_size % ranks.count:
-        below = recipe.batch_size // ranks.count * ranks.count
+    if recipe.batch % ranks.count:
+        below = recipe.batch // ranks.count * ranks.count
         nearest = f"{below or ranks.count} or {below + ranks.count}" if below else f"{ranks.count}"
-        asked = f"--batch-size {recipe.batch_size} is the global batch"
+        asked = f"--batch-size {recipe.batch} is the global batch"
         raise UsageError(f"{asked}, and not divisible by {ranks.count} ranks; give {nearest}")
     if len(source) < ranks.count:
         raise UsageError(f"{source.name} has {len(source)} images to train on, fewer than the {ranks.count} ranks; start fewer")
@@ -32,7 +32,7 @@ def check(ranks: Ranks, source: Feed, recipe: Recipe) -> None:
 
 def described(config: Config, parameters: int, ranks: Ranks) -> str:
     """What a run says of its ranks."""
-    own, statistics = config.batch_size // ranks.count, "all ranks' together" if config.sync_bn else "each rank's own"
+    own, statistics = config.batch // ranks.count, "all ranks' together" if config.sync_bn else "each rank's own"
     sent = f"{step_bytes(parameters):,} bytes an all-reduce over {ranks.backend}"
     return f"ranks     {ranks.count}, {own} images of each batch a rank, BatchNorm's statistics {statistics}, {sent}"
 
@@ -41,7 +41,7 @@ def other_ranks(config: Config, before: int, ranks: Ranks) -> str:
     """What to say where another number of ranks goes on with a run, which may: with --sync-bn it is the same run."""
     if before == ranks.count or config.sync_bn:
         return ""
-    own = config.batch_size // ranks.count
+    own = config.batch // ranks.count
     return f", saved by {before} ranks and continued by {ranks.count}: BatchNorm's statistics are now of {own} images"
 
 
@@ -82,9 +82,4 @@ def statistics(step: Step, recipe: Recipe) -> contextlib.AbstractContextManager[
 def average(step: Step) -> None:
     """Each running statistic becomes its mean over the ranks. They all move by the same share of each batch's, so the mean of what they
     have moved to is what the mean would have moved to, whenever it is taken; with --sync-bn they are equal already."""
-    step.exchange.ranks.average(running(step.model))
-
-
-def running(model: nn.Module) -> list[Tensor]:
-    found = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    return [t for norm in found for t in (norm.running_mean, norm.running_var) if t is not None]
+    step.exchange.ranks.average([step.running.vector])
