@@ -1,0 +1,122 @@
+"""Plans: what they predict against what is counted, what fits, and what is said where nothing does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from counted import Counted
+from nets import resnet
+
+from fastbn import fuse
+from fastbn.config import Recipe
+from fastbn.data.feed import Resident
+from fastbn.data.images import Images
+from fastbn.engine.choose import choose
+from fastbn.engine.occupied import Network
+from fastbn.engine.segments import Recompute
+from fastbn.errors import MachineError
+from fastbn.training import floor
+from fastbn.training.devices import SHEETS, SPARE
+from fastbn.training.plan import Planner, planner_of
+from fastbn.training.step import Step, Totals
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CPU = torch.device("cpu")
+BATCH = 48
+
+
+def source(n: int = BATCH, size: int = 32) -> Resident:
+    draw = torch.Generator().manual_seed(2)
+    pixels = torch.randint(0, 256, (n, size, size, 3), dtype=torch.uint8, generator=draw)
+    return Resident(Images(pixels, torch.arange(n) % 10))
+
+
+def recipe(**settings) -> Recipe:
+    return Recipe(**{"epochs": 2, "batch_size": BATCH} | settings).resolved(2)
+
+
+def model(engine="native", depth=20):
+    return fuse(resnet(depth, 16).float().train(), engine)
+
+
+def take(settings: Recipe, network, counted: Counted | None = None, steps: int = 1):
+    """Steps by plan; the step that took them."""
+    feed, totals = source(), Totals.zero(CPU)
+    step = Step(network, feed, settings, planner=planner_of(network, feed, settings))
+    feed.begin(0, 0)
+    batches = list(feed.batches(settings.batch))
+    step(batches[0], 0.1, totals)  # packs the weights, and fills the pool
+    if counted is not None:
+        with counted:
+            step(batches[0], 0.1, totals)
+    return step
+
+
+@pytest.mark.parametrize("memory", [None, 0.02], ids=["whole", "in segments"])
+@pytest.mark.parametrize("engine", ["native", "reference"])
+def test_what_a_step_takes_is_predicted_within_five_percent(engine, memory):
+    counted = Counted()
+    step = take(recipe(memory=memory), model(engine), counted)
+    assert (step.plan.recompute is None) == (memory is None)
+    assert step.plan.memory.step == pytest.approx(counted.peak, rel=0.05)
+    if memory is not None:
+        assert counted.peak + step.plan.memory.weights < 1e9 * memory
+
+
+def test_a_batch_of_four_times_the_budget_finishes_inside_it_with_the_same_bits():
+    whole = Counted()
+    free = take(recipe(), model(), whole)
+    fixed = free.plan.memory.peak - free.plan.memory.step
+    budget = (fixed + whole.peak / 4) / (1 - SPARE)
+    inside = Counted()
+    tight = take(recipe(memory=budget / 1e9), model(), inside)
+    assert inside.peak < whole.peak / 4 * 1.02
+    assert torch.equal(tight.flat.vector, free.flat.vector)
+    assert torch.equal(tight.running.vector, free.running.vector)
+
+
+def test_no_more_is_computed_again_than_must_be():
+    feed = source()
+    network = model()
+    shares = []
+    for memory in (1.0, 0.05, 0.04, 0.03, 0.02):
+        plan = planner_of(network, feed, recipe(memory=memory)).plan(BATCH)
+        assert plan.memory.peak <= 1e9 * memory * (1 - SPARE)
+        shares.append(plan.again)
+    assert shares[0] == 0 and shares == sorted(shares) and 0 < shares[1] < shares[-1] < 0.5
+
+
+def test_the_largest_batch_is_named_where_nothing_fits():
+    planner = planner_of(model(), source(), recipe(memory=0.02))
+    largest = planner.largest()
+    assert planner.plan(largest).memory.peak <= planner.budget
+    with pytest.raises(MachineError, match=rf"a step of 100,000 images needs .* the largest batch that fits is {largest:,}, or give --bn-b"):
+        planner.plan(100_000)
+    with pytest.raises(MachineError, match="not even one image fits"):
+        planner_of(model(), source(), recipe(memory=0.001)).plan(1)
+
+
+def test_slices_need_the_memory_of_one():
+    planner = planner_of(model(), source(), recipe(memory=1.0))
+    assert planner.plan(8192, 64).memory.step == planner.plan(64).memory.step
+
+
+def test_866_layers_at_8192_images_fit_80_gb():
+    from fastbn.engine.triton import Triton
+
+    network = Network(resnet(866, 16).float().train(), Triton())
+    sheet = SHEETS["h100"]
+    planner = Planner(network, (3, 32, 32), "mixed", sheet.memory)
+    plan = planner.plan(8192)
+    assert plan.recompute is not None and plan.memory.peak <= 80e9
+    assert plan.again < 0.5
+    assert planner.plan(128).recompute is None
+    small, large = (floor.seconds(planner, planner._plan(n, n, None, 0), "mixed", sheet) for n in (128, 1024))
+    assert 4 * small < large < 8 * small  # at 128 launches count
+
+
+def test_frozen_or_stock_networks_have_nothing_to_decide():
+    assert planner_of(resnet(8).float(), source(), recipe()) is None
+    engine, _ = choose("native", CPU, torch.float32)
+    frozen = resnet(8).float().requires_grad_(False)
+    assert Network(frozen, engine).occupied((4, 3, 8, 8), (torch.float32,) * 2, Recompute(1)).saved == 0
