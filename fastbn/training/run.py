@@ -13,6 +13,7 @@ from fastbn.data.choose import Loaded, load
 from fastbn.data.feed import feed
 from fastbn.data.images import Images
 from fastbn.data.names import DEFAULT_DIR, IMAGE_SIZE
+from fastbn.data.stream.stream import Stream
 from fastbn.engine import explain
 from fastbn.errors import UsageError
 from fastbn.models.network import Network
@@ -34,7 +35,7 @@ def train_run(config: Config) -> str:
     """Trains, among torchrun's ranks where it started this process, and returns the line that sums it up.
     Raises UsageError, MachineError, Diverged, Stopped."""
     with started(config.rank_timeout) as ranks, contextlib.ExitStack() as stack:
-        return _train(config, ranks, stack)
+        return _train(_implied(config), ranks, stack)
 
 
 def _train(config: Config, ranks: Ranks, stack: contextlib.ExitStack) -> str:
@@ -55,7 +56,8 @@ def _train(config: Config, ranks: Ranks, stack: contextlib.ExitStack) -> str:
         return resolved, loaded, why, model
 
     config, loaded, why, model = ranks.agree(made)
-    train, val = loaded.train, None
+    train: Images | Stream = loaded.train
+    val: Images | Stream | None = None
     if config.val is not None:
         train, val = train.split(config.val, config.seed)
     saver = None
@@ -109,7 +111,7 @@ def _opened(config: Config, ranks: Ranks, stack: contextlib.ExitStack) -> _Opene
 
 def explain_run(config: Config) -> str:
     """The plan: what would train, on what, by which engine, and which parts of the network run fused."""
-    asked = config
+    asked = config = _implied(config)
     loaded = _data(config, may_download=False)
     config, why = _resolved(config, loaded)
     model = network_of(config, loaded.train)
@@ -121,6 +123,12 @@ def explain_run(config: Config) -> str:
     return "\n".join(lines)
 
 
+def _implied(config: Config) -> Config:
+    """ImageNet asks for that family of networks: 50 layers are both."""
+    family = config.family or ("imagenet" if config.dataset == "imagenet" else None)
+    return dataclasses.replace(config, family=family)
+
+
 def _data(config: Config, may_download: bool = True) -> Loaded:
     size = IMAGE_SIZE.get(spec_of(config).family, 32)
     default_dir = DEFAULT_DIR if may_download else None  # the one folder that is downloaded into without being asked
@@ -130,7 +138,7 @@ def _data(config: Config, may_download: bool = True) -> Loaded:
 def _limited(loaded: Loaded, config: Config) -> Loaded:
     train, test = loaded.train.limit(config.limit_train), loaded.test.limit(config.limit_test)
     if config.augment is not None or config.pixels != "standard":
-        if not isinstance(train, Images):
+        if not (isinstance(train, Images) and isinstance(test, Images)):
             raise UsageError(f"--augment and --pixels are of images in memory, and {train.name} is not that; leave them out")
         train, test = (images.prepared(config.augment, config.pixels) for images in (train, test))
     return dataclasses.replace(loaded, train=train, test=test)
