@@ -4,7 +4,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-TEST = ["pytest>=8", "pytest-benchmark>=5", "pillow>=10", "ruff", "mypy", "types-tqdm", "build"]
+TEST = ["pytest>=8", "pytest-benchmark>=5", "pillow>=10", "webdataset>=0.2.100", "ruff", "mypy", "types-tqdm", "build"]
 
 HERE = Path(__file__).parent
 
@@ -31,7 +31,12 @@ setup(
         "tqdm>=4.66",
         "triton; sys_platform == 'linux'",
     ],
-    extras_require={"test": TEST, "images": ["pillow>=10"], "energy": ["nvidia-ml-py"]},
+    extras_require={
+        "test": TEST,
+        "images": ["pillow>=10"],
+        "webdataset": ["pillow>=10", "webdataset>=0.2.100"],
+        "energy": ["nvidia-ml-py"],
+    },
     classifiers=[
         "Programming Language :: Python :: 3",
         "Operating System :: POSIX :: Linux",

@@ -35,6 +35,7 @@ def evaluate_run(asked: argparse.Namespace) -> str:
     """The line that says what the network reaches."""
     from fastbn.data.choose import load as load_data
     from fastbn.data.feed import feed
+    from fastbn.data.images import Images
     from fastbn.training import container
     from fastbn.training.checkpoint import CHECKPOINT, build
     from fastbn.training.evaluation import evaluate
@@ -52,7 +53,7 @@ def evaluate_run(asked: argparse.Namespace) -> str:
     data_dir = asked.data_dir or config.get("data_dir", DEFAULT_DIR)
     limit = config.get("limit_test") if asked.limit_test is None and dataset == config.get("dataset") else asked.limit_test
     test = load_data(dataset, data_dir, size=IMAGE_SIZE.get(model.spec.family, 32)).test.limit(limit)
-    if config.get("pixels", "standard") != "standard":
+    if isinstance(test, Images) and config.get("pixels", "standard") != "standard":
         test = test.prepared(pixels=config["pixels"])
     if len(test.classes) != model.spec.num_classes:
         classes = f"{len(test.classes)} classes, the network {model.spec.num_classes}"

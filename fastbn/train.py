@@ -41,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(config: Config) -> int:
     """One run, from its settings to its folder."""
-    from fastbn.training.run import explain_run, train_run  # torch is imported only now: --help and wrong arguments are instant
+    from fastbn.training.explaining import explain_run
+    from fastbn.training.run import train_run  # torch is imported only now: --help and wrong arguments are instant
 
     found = explain_run(config) if config.explain else train_run(config)
     if place().rank == 0:

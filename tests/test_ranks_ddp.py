@@ -124,5 +124,6 @@ def test_accumulated_gradients(tmp_path):
     results = together(2, tmp_path, wrapped, "no_sync", "auto", torch.float64)
     stock = together(2, tmp_path / "stock", wrapped, "no_sync", "stock", torch.float64)
     (gradients, state), (wanted, last) = results[0], stock[0]
-    assert all((g - w).norm() < 1e-9 * w.norm().clamp(min=0.1) for a, b in zip(gradients, wanted, strict=True) for g, w in zip(a, b, strict=True))
+    pairs = [pair for a, b in zip(gradients, wanted, strict=True) for pair in zip(a, b, strict=True)]
+    assert all((g - w).norm() < 1e-9 * w.norm().clamp(min=0.1) for g, w in pairs)
     assert all((state[k].double() - t.double()).norm() < 1e-9 * t.double().norm().clamp(min=0.1) for k, t in last.items())

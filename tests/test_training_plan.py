@@ -22,7 +22,7 @@ from fastbn.training.step import Step, Totals
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
-BATCH = 48
+BATCH = 16
 
 
 def source(n: int = BATCH, size: int = 32) -> Resident:
@@ -35,8 +35,8 @@ def recipe(**settings) -> Recipe:
     return Recipe(**{"epochs": 2, "batch_size": BATCH} | settings).resolved(2)
 
 
-def model(engine="native", depth=20):
-    return fuse(resnet(depth, 16).float().train(), engine)
+def model(engine="native", depth=56):
+    return fuse(resnet(depth, 8).float().train(), engine)
 
 
 def take(settings: Recipe, network, counted: Counted | None = None, steps: int = 1):
@@ -52,7 +52,7 @@ def take(settings: Recipe, network, counted: Counted | None = None, steps: int =
     return step
 
 
-@pytest.mark.parametrize("memory", [None, 0.02], ids=["whole", "in segments"])
+@pytest.mark.parametrize("memory", [None, 0.016], ids=["whole", "in segments"])
 @pytest.mark.parametrize("engine", ["native", "reference"])
 def test_what_a_step_takes_is_predicted_within_five_percent(engine, memory):
     counted = Counted()
@@ -65,11 +65,11 @@ def test_what_a_step_takes_is_predicted_within_five_percent(engine, memory):
 
 def test_a_batch_of_four_times_the_budget_finishes_inside_it_with_the_same_bits():
     whole = Counted()
-    free = take(recipe(), model(), whole)
+    free = take(recipe(), model(depth=218), whole)
     fixed = free.plan.memory.peak - free.plan.memory.step
     budget = (fixed + whole.peak / 4) / (1 - SPARE)
     inside = Counted()
-    tight = take(recipe(memory=budget / 1e9), model(), inside)
+    tight = take(recipe(memory=budget / 1e9), model(depth=218), inside)
     assert inside.peak < whole.peak / 4 * 1.02
     assert torch.equal(tight.flat.vector, free.flat.vector)
     assert torch.equal(tight.running.vector, free.running.vector)
@@ -79,18 +79,18 @@ def test_no_more_is_computed_again_than_must_be():
     feed = source()
     network = model()
     shares = []
-    for memory in (1.0, 0.05, 0.04, 0.03, 0.02):
+    for memory in (1.0, 0.022, 0.02, 0.018, 0.016):
         plan = planner_of(network, feed, recipe(memory=memory)).plan(BATCH)
         assert plan.memory.peak <= 1e9 * memory * (1 - SPARE)
         shares.append(plan.again)
-    assert shares[0] == 0 and shares == sorted(shares) and 0 < shares[1] < shares[-1] < 0.5
+    assert shares[0] == 0 and shares == sorted(shares) and 0 < shares[1] < shares[-1] <= 0.51
 
 
 def test_the_largest_batch_is_named_where_nothing_fits():
     planner = planner_of(model(), source(), recipe(memory=0.02))
     largest = planner.largest()
     assert planner.plan(largest).memory.peak <= planner.budget
-    with pytest.raises(MachineError, match=rf"a step of 100,000 images needs .* the largest batch that fits is {largest:,}, or give --bn-b"):
+    with pytest.raises(MachineError, match=rf"a step of 100,000 images needs .* the largest batch that fits is {largest:,}, or"):
         planner.plan(100_000)
     with pytest.raises(MachineError, match="not even one image fits"):
         planner_of(model(), source(), recipe(memory=0.001)).plan(1)
@@ -109,7 +109,7 @@ def test_866_layers_at_8192_images_fit_80_gb():
     planner = Planner(network, (3, 32, 32), "mixed", sheet.memory)
     plan = planner.plan(8192)
     assert plan.recompute is not None and plan.memory.peak <= 80e9
-    assert plan.again < 0.5
+    assert plan.again < 0.3
     assert planner.plan(128).recompute is None
     small, large = (floor.seconds(planner, planner._plan(n, n, None, 0), "mixed", sheet) for n in (128, 1024))
     assert 4 * small < large < 8 * small  # at 128 launches count

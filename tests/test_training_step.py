@@ -85,13 +85,13 @@ ERRORS = {
 
 @pytest.mark.parametrize("kind", ERRORS)
 def test_a_step_that_ran_out_of_memory_is_taken_again_and_counts_once(kind, monkeypatch):
-    settings = recipe(memory=0.01)
-    expected, feed = step_of(fuse(resnet(14, 16).float().train(), "native"), settings)
+    settings = recipe()
+    expected, feed = step_of(fuse(resnet(56, 8).float().train(), "native"), settings)
     sums = Totals.zero(CPU)
     expected(next(feed.batches(N)), 0.1, sums)
 
     said = []
-    model = fuse(resnet(14, 16).float().train(), "native")
+    model = fuse(resnet(56, 8).float().train(), "native")
     step, feed = step_of(model, settings, said.append)
     first, runs = step.plan, Runs(model, 1, ERRORS[kind])
     monkeypatch.setattr(step, "model", runs)
@@ -105,15 +105,15 @@ def test_a_step_that_ran_out_of_memory_is_taken_again_and_counts_once(kind, monk
 
 
 def test_where_no_plan_is_smaller_the_error_says_so(monkeypatch):
-    model = fuse(resnet(8, 16).float().train(), "native")
-    step, feed = step_of(model, recipe(memory=0.01))
+    model = fuse(resnet(8, 8).float().train(), "native")
+    step, feed = step_of(model, recipe())
     monkeypatch.setattr(step, "model", Runs(model, 10**9, ERRORS["pool"]))
     with pytest.raises(MachineError, match="with every block computed again"):
         step(next(feed.batches(N)), 0.1, Totals.zero(CPU))
 
 
 def test_another_error_is_nobodys_to_catch(monkeypatch):
-    model = fuse(resnet(8, 16).float().train(), "native")
+    model = fuse(resnet(8, 8).float().train(), "native")
     step, feed = step_of(model, recipe())
     monkeypatch.setattr(step, "model", Runs(model, 1, RuntimeError("another")))
     with pytest.raises(RuntimeError, match="another"):

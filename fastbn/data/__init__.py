@@ -18,10 +18,16 @@ if TYPE_CHECKING:
     from fastbn.data.augment import Epoch, batch, draw_epoch
     from fastbn.data.choose import Loaded, load
     from fastbn.data.images import Images
+    from fastbn.data.stream.stream import Stream, read_imagenet
 
-__all__ = ["DATASETS", "DEFAULT_DIR", "Epoch", "Images", "Loaded", "batch", "draw_epoch", "load"]
+__all__ = ["DATASETS", "DEFAULT_DIR", "Epoch", "Images", "Loaded", "Stream", "batch", "draw_epoch", "load", "read_imagenet"]
 
-_HOME = {"Epoch": "augment", "batch": "augment", "draw_epoch": "augment", "Loaded": "choose", "load": "choose", "Images": "images"}
+_HOME = {
+    **dict.fromkeys(("Epoch", "batch", "draw_epoch"), "augment"),
+    **dict.fromkeys(("Loaded", "load"), "choose"),
+    **dict.fromkeys(("Stream", "read_imagenet"), "stream"),
+    "Images": "images",
+}
 
 
 def __getattr__(name: str) -> Any:

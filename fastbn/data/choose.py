@@ -13,6 +13,7 @@ from fastbn.data.download import DownloadFailed, fetch_cifar
 from fastbn.data.folder import read_folder
 from fastbn.data.images import Images
 from fastbn.data.names import DATASETS, DEFAULT_DIR
+from fastbn.data.stream.stream import Stream, read_imagenet
 from fastbn.errors import UsageError
 
 READERS = {"tweets": "fastbn.experiments.torri.tweets:read_tweets"}  # what one study alone reads lives beside it
@@ -23,8 +24,8 @@ CIFARS = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 class Loaded:
     """A data set and how it was come by."""
 
-    train: Images
-    test: Images
+    train: Images | Stream
+    test: Images | Stream
     name: str  # what it is: never "auto"
     why: str  # a phrase for people
 
@@ -36,7 +37,7 @@ def load(
 
     "auto" is CIFAR-10 where it lies in `data_dir` or can be downloaded there, else the embedded digits; a damaged CIFAR-10 is an
     error all the same. Any other name is that set or a UsageError. Only `default_dir` (None: no folder) is downloaded into,
-    unless `download`. `size` is for "folder" alone: the side in pixels that its images are brought to.
+    unless `download`. `size` is for "folder" and "imagenet": the side in pixels that their images are brought to.
     """
     may_download = download or (default_dir is not None and Path(data_dir) == Path(default_dir))
     if dataset in CIFARS:
@@ -49,6 +50,9 @@ def load(
         module, _, name = READERS[dataset].partition(":")
         train, test = getattr(importlib.import_module(module), name)(data_dir)
         return Loaded(train, test, dataset, f"{dataset} in {data_dir}")
+    if dataset == "imagenet":
+        train, test = read_imagenet(data_dir, size)
+        return Loaded(train, test, "imagenet", f"{train.source.layout} in {data_dir}")
     if dataset == "auto":
         return _auto(CIFARS["cifar10"], Path(data_dir), may_download)
     raise UsageError(f"no data set is called {dataset!r}; choose one of {', '.join(DATASETS)}")

@@ -27,12 +27,18 @@ def read_folder(data_dir: str | Path, size: int = 32) -> tuple[Images, Images]:
         raise UsageError(f"the image size must be at least 1 pixel, got {size}")
     root = Path(data_dir)
     train_dir, test_dir = root / "train", _test_dir(root)
+    train, test = class_folders(train_dir, test_dir)
+    return _read(train_dir, train, size, root.resolve().name), _read(test_dir, test, size, root.resolve().name)
+
+
+def class_folders(train_dir: Path, test_dir: Path) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """The names of the image files of each class in either folder, classes and files in alphabetical order."""
     train, test = _listing(train_dir), _listing(test_dir)
     if train.keys() != test.keys():
         alone = sorted(train.keys() ^ test.keys())[0]
         where, other = (train_dir, test_dir) if alone in train else (test_dir, train_dir)
         raise UsageError(f"{train_dir} and {test_dir} must hold the same classes: {where / alone} has no counterpart in {other}")
-    return _read(train, size, root.resolve().name), _read(test, size, root.resolve().name)
+    return train, test
 
 
 def _test_dir(root: Path) -> Path:
@@ -42,36 +48,34 @@ def _test_dir(root: Path) -> Path:
     raise UsageError(f"{root} holds no folder test or val; lay the images out as {root}/train/CLASS/*.png and {root}/test/CLASS/*.png")
 
 
-def _listing(folder: Path) -> dict[str, list[Path]]:
-    """The image files of each class, both in alphabetical order."""
+def _listing(folder: Path) -> dict[str, list[str]]:
     if not folder.is_dir():
         raise UsageError(f"{folder} is not there; lay the images out as {folder}/CLASS/*.png")
     listing = {}
     for entry in sorted(folder.iterdir()):
         if entry.is_dir() and not entry.name.startswith("."):
-            paths = sorted(p for p in entry.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
-            if not paths:
+            names = sorted(name for name in os.listdir(entry) if name.lower().endswith(SUFFIXES) and not name.startswith("."))
+            if not names:
                 raise UsageError(f"{entry} holds no image ({', '.join(SUFFIXES)}); add some or remove the folder")
-            listing[entry.name] = paths
+            listing[entry.name] = names
     if not listing:
         raise UsageError(f"{folder} holds no class folders; lay the images out as {folder}/CLASS/*.png")
     return listing
 
 
-def _read(listing: dict[str, list[Path]], size: int, name: str) -> Images:
-    paths = [path for group in listing.values() for path in group]
+def _read(where: Path, listing: dict[str, list[str]], size: int, name: str) -> Images:
+    paths = [where / group / file for group, files in listing.items() for file in files]
     labels = [label for label, group in enumerate(listing.values()) for _ in group]
     needed, memory = len(paths) * size * size * 3, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
         sizes = f"{needed / 1e9:.0f} GB, this machine has {memory / 1e9:.0f}"
         raise MachineError(f"{len(paths):,} images of {size}×{size} need {sizes}; reduce the size or their number")
-    image_module = _pillow()
+    image_module = pillow()
     images = torch.empty(len(paths), size, size, 3, dtype=torch.uint8)
 
     def read(k: int) -> None:
         images[k] = _load(image_module, paths[k], size)
 
-    where = paths[0].parent.parent
     terminal = sys.stderr.isatty()
     if len(paths) >= LONG and not terminal:
         print(f"reading {len(paths):,} images from {where}", file=sys.stderr, flush=True)
@@ -86,7 +90,8 @@ def _read(listing: dict[str, list[Path]], size: int, name: str) -> Images:
     return Images(images, labels, tuple(listing), name=name, flip=True, pad=size // 8, default_epochs=160)
 
 
-def _pillow() -> Any:
+def pillow() -> Any:
+    """PIL.Image; MachineError where it is not installed."""
     try:
         from PIL import Image
     except ImportError:

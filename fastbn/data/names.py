@@ -1,6 +1,6 @@
 """The data sets by name. Imports nothing, so that the command line's help is instant."""
 
-DATASETS = ("auto", "cifar10", "cifar100", "digits", "folder", "tweets")
+DATASETS = ("auto", "cifar10", "cifar100", "digits", "folder", "imagenet", "tweets")
 IMAGE_SIZE = {"cifar": 32, "imagenet": 224}  # the side of class-folder images, by the network's family
 DEFAULT_DIR = "data"  # the one folder that is downloaded into without being asked
 USUAL = {  # what a data set's studies train by, where it is not the recipe's defaults: the paper's, on ImageNet

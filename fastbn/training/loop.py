@@ -10,6 +10,7 @@ from torch import nn
 from fastbn.config import Recipe
 from fastbn.data.feed import Feed, feed
 from fastbn.data.images import Images
+from fastbn.data.stream.stream import Stream
 from fastbn.engine import fused_forward
 from fastbn.errors import Diverged, Stopped, UsageError
 from fastbn.training import machine, precision
@@ -27,9 +28,9 @@ from fastbn.training.step import Step, Totals
 
 def fit(
     model: nn.Module,
-    train: Images,
-    test: Images | None = None,
-    val: Images | None = None,
+    train: Images | Stream,
+    test: Images | Stream | None = None,
+    val: Images | Stream | None = None,
     *,
     recipe: Recipe | None = None,
     saver: Saver | None = None,

@@ -6,37 +6,31 @@ import contextlib
 import dataclasses
 import time
 
-import torch
-
 from fastbn.config import Config
-from fastbn.data.choose import Loaded, load
-from fastbn.data.feed import feed
+from fastbn.data.choose import Loaded
 from fastbn.data.images import Images
-from fastbn.data.names import DEFAULT_DIR, IMAGE_SIZE, USUAL
-from fastbn.engine import explain
+from fastbn.data.stream.stream import Stream
 from fastbn.errors import UsageError
 from fastbn.models.network import Network
 from fastbn.trainable import trainable
-from fastbn.training import communication, devices, elsewhere, floor, machine, precision, telling
-from fastbn.training.batchsize import fastest
+from fastbn.training import machine, precision, telling
 from fastbn.training.building import engine_of, network_of, spec_of
 from fastbn.training.checkpoint import CHECKPOINT, save
 from fastbn.training.distributed import sharing
-from fastbn.training.distributed.ranks import ALONE, Ranks, started
+from fastbn.training.distributed.ranks import Ranks, started
 from fastbn.training.folder import RunFolder, json_ready
 from fastbn.training.loop import fit
 from fastbn.training.measure import measure
-from fastbn.training.plan import planner_of
 from fastbn.training.progress import Progress
+from fastbn.training.resolving import data, implied, resolved, sized
 from fastbn.training.saving import Saver
-from fastbn.training.step import Step
 
 
 def train_run(config: Config) -> str:
     """Trains, among torchrun's ranks where it started this process, and returns the line that sums it up.
     Raises UsageError, MachineError, Diverged, Stopped."""
     with started(config.rank_timeout) as ranks, contextlib.ExitStack() as stack:
-        return _train(config, ranks, stack)
+        return _train(implied(config), ranks, stack)
 
 
 def _train(config: Config, ranks: Ranks, stack: contextlib.ExitStack) -> str:
@@ -47,18 +41,19 @@ def _train(config: Config, ranks: Ranks, stack: contextlib.ExitStack) -> str:
     folder = opened.folder if opened else None
 
     def made() -> tuple[Config, Loaded, str, Network]:
-        loaded = opened.loaded if opened else _data(config, may_download=False)
-        resolved, why = _resolved(config, loaded)
-        model = network_of(resolved, loaded.train)
-        resolved = _measured(resolved, loaded, model, ranks)
+        loaded = opened.loaded if opened else data(config, may_download=False)
+        complete, why = resolved(config, loaded)
+        model = network_of(complete, loaded.train)
+        complete = sized(complete, loaded, model, ranks)
         if folder is not None and folder.has_checkpoint:
-            differing = resolved.differences(folder.checkpoint()[1].get("config", {}))
+            differing = complete.differences(folder.checkpoint()[1].get("config", {}))
             if differing:
                 raise UsageError(f"{folder.path} holds a run with other settings ({'; '.join(differing)}); give the same, or another --out")
-        return resolved, loaded, why, model
+        return complete, loaded, why, model
 
     config, loaded, why, model = ranks.agree(made)
-    train, val = loaded.train, None
+    train: Images | Stream = loaded.train
+    val: Images | Stream | None = None
     if config.val is not None:
         train, val = train.split(config.val, config.seed)
     saver = None
@@ -100,64 +95,14 @@ def _opened(config: Config, ranks: Ranks, stack: contextlib.ExitStack) -> _Opene
     engine_of(config, device)
     loaded = None
     if config.out is None:
-        loaded = _data(config)  # the folder's name holds the data set's
+        loaded = data(config)  # the folder's name holds the data set's
         config = dataclasses.replace(config, out=f"runs/{telling.name(config, loaded)}", dataset=loaded.name)
     assert config.out is not None
     folder = RunFolder(config.out)
     stack.callback(folder.close)
     config, note = _continued(config, folder, ranks)
-    loaded = loaded if loaded is not None and loaded.name == config.dataset else _data(config)
+    loaded = loaded if loaded is not None and loaded.name == config.dataset else data(config)
     return _Opened(dataclasses.replace(config, dataset=loaded.name), folder, loaded, note)
-
-
-def explain_run(config: Config) -> str:
-    """The plan: what would train, on what, by which engine and in how much memory, and which parts of the network run fused."""
-    asked = config
-    loaded = _data(config, may_download=False)
-    if config.on is not None:
-        return "\n".join(elsewhere.lines(config, loaded))
-    config, why = _resolved(config, loaded)
-    model = network_of(config, loaded.train)
-    config = _measured(config, loaded, model)
-    note = "" if asked.dataset != "auto" else "the plan for the data that is here: --explain downloads nothing"
-    lines = telling.opening(config, loaded, model, why, note)
-    device = torch.device(config.device)
-    source = feed(loaded.train, device)
-    planner = planner_of(model.train(), source, config.recipe())
-    if planner is not None:
-        plan = planner.plan(config.batch, config.bn_batch)
-        least = floor.line(planner, plan, config.precision, devices.here(device))
-        lines += [f"plan      {plan}", f"time      {least}"]
-    lines += str(explain(model)).splitlines()[1:]
-    if config.devices is not None:
-        lines += communication.lines(config, model, Step(model, source, config.recipe(), planner=planner))
-    return "\n".join(lines)
-
-
-def _measured(config: Config, loaded: Loaded, model: Network, ranks: Ranks = ALONE) -> Config:
-    """The config with the batch size that --batch-size auto finds, and what follows from it."""
-    if config.batch_size != "auto":
-        return config
-    if ranks.count > 1:
-        raise UsageError(f"--batch-size auto is measured by one process, and this is one of {ranks.count} ranks; give a number")
-    speak = Progress(config.epochs or 0, True).say
-    found = fastest(model, feed(loaded.train, torch.device(config.device)), config.recipe(), speak)
-    return config.with_batch(found, USUAL.get(loaded.name, {}))
-
-
-def _data(config: Config, may_download: bool = True) -> Loaded:
-    size = IMAGE_SIZE.get(spec_of(config).family, 32)
-    default_dir = DEFAULT_DIR if may_download else None  # the one folder that is downloaded into without being asked
-    return _limited(load(config.dataset, config.data_dir, config.download and may_download, size, default_dir), config)
-
-
-def _limited(loaded: Loaded, config: Config) -> Loaded:
-    train, test = loaded.train.limit(config.limit_train), loaded.test.limit(config.limit_test)
-    if config.augment is not None or config.pixels != "standard":
-        if not isinstance(train, Images):
-            raise UsageError(f"--augment and --pixels are of images in memory, and {train.name} is not that; leave them out")
-        train, test = (images.prepared(config.augment, config.pixels) for images in (train, test))
-    return dataclasses.replace(loaded, train=train, test=test)
 
 
 def _continued(config: Config, folder: RunFolder, ranks: Ranks) -> tuple[Config, str]:
@@ -172,27 +117,3 @@ def _continued(config: Config, folder: RunFolder, ranks: Ranks) -> tuple[Config,
     if saved is None:
         raise UsageError(f"{folder.path} holds a checkpoint but no config.json; the folder is damaged, choose another --out")
     return config.completed_by(saved), f"resuming {folder.path}{sharing.other_ranks(config, saved.get('ranks', 1), ranks)}"
-
-
-def _resolved(config: Config, loaded: Loaded) -> tuple[Config, str]:
-    """Nothing left open; and why this engine."""
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    device = machine.choose_device(config.device)
-    spec = spec_of(config)
-    engine, why = engine_of(config, device)
-    if config.sync_bn and engine in ("triton", "stock"):
-        raise UsageError(f"--sync-bn is the reference and the native engine's, this run's is {engine} ({why}); leave it out")
-    config = config.resolved(loaded.train.default_epochs, precision.automatic(engine, device), USUAL.get(loaded.name, {}))
-    config = dataclasses.replace(
-        config,
-        depth=spec.depth,
-        family=spec.family,
-        conv_bias=spec.conv_bias,
-        width=spec.width,
-        dataset=loaded.name,
-        engine=engine,
-        device=device.type,
-        threads=torch.get_num_threads(),
-    )
-    return config, why

@@ -1,0 +1,38 @@
+"""The members of a tar shard, by its headers alone: a seek each, no image is read."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from typing import NamedTuple
+
+LABEL = "cls"
+LABEL_BYTES = 64  # a class is a short number
+
+
+class Member(NamedTuple):
+    name: str
+    start: int  # of its content in the shard
+    size: int
+    text: bytes  # of a label; empty for all else
+
+
+def members(path: str) -> tuple[list[Member], str]:
+    """The whole members, in order, and what is wrong with the shard: empty, or why there are no more."""
+    found: list[Member] = []
+    try:
+        total = os.path.getsize(path)
+        with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            while (member := tar.next()) is not None:
+                tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
+                if not member.isreg():
+                    continue
+                if member.offset_data + member.size > total:
+                    return found, f"cut off within {member.name}"
+                label = member.name.lower().endswith(f".{LABEL}") and member.size <= LABEL_BYTES
+                text = os.pread(file.fileno(), member.size, member.offset_data) if label else b""
+                found.append(Member(member.name, member.offset_data, member.size, text))
+            whole = os.pread(file.fileno(), tarfile.BLOCKSIZE, tar.offset) == bytes(tarfile.BLOCKSIZE)  # the mark of an archive's end
+            return found, "" if whole else f"cut off or damaged at byte {tar.offset:,} of {total:,}"
+    except (tarfile.TarError, OSError, EOFError) as error:
+        return found, f"{type(error).__name__}: {error}"
