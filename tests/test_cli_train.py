@@ -55,7 +55,7 @@ def test_a_run_s_folder(tmp_path, capfd):
 
     config = json.loads((out / "config.json").read_text())
     open_ones = {name for name, value in config.items() if value in (None, "auto")}
-    assert open_ones == {"weights", "val", "augment", "vectors", "devices", "step_seconds"}
+    assert open_ones == {"weights", "val", "augment", "vectors", "devices", "step_seconds", "on", "memory", "bn_batch"}
     expected = {"dataset": "digits", "family": "cifar", "width": 4, "engine": AUTO, "device": "cpu", "precision": "fp32"}
     assert expected.items() <= config.items()
     assert (config["epochs"], config["milestones"], config["lr"], config["threads"]) == (2, [1], 0.1, torch.get_num_threads())
@@ -78,7 +78,7 @@ def test_a_run_s_folder(tmp_path, capfd):
     said, progress = capfd.readouterr()
     assert said.count("\n") == 1 and f"{summary['test_accuracy']:.4f}" in said and "digits" in said and str(out) in said
     heads = [line.split()[0] for line in progress.splitlines()]
-    assert heads == ["device", "engine", "data", "network", "recipe", "epoch", "epoch"]
+    assert heads == ["device", "engine", "data", "network", "recipe", "plan", "epoch", "epoch"]
 
 
 def test_the_checkpoint_is_the_trained_model(finished):
@@ -334,10 +334,10 @@ def test_help_names_every_option_and_its_default():
     text = " ".join(done.stdout.split())
     assert done.returncode == 0 and done.stderr == ""
     options = (
-        "depth width family dataset data-dir download train gamma-init beta-init weight-init weights bn-stats epochs batch-size "
+        "depth width family dataset data-dir download train gamma-init beta-init weight-init weights bn-stats epochs batch-size bn-batch memory on "
         "optimizer lr momentum weight-decay milestones engine device precision seed out resume limit-train limit-test val explain"
     )
     for option in options.split():
         assert f" --{option}" in text
-    for default in ("(128)", "(0.9)", "(0.0001)", "(uniform)", "(zeros)", "(kaiming_normal)", "160", "0.1 for sgd"):
+    for default in ("; 128, or", "(0.9)", "(0.0001)", "(uniform)", "(zeros)", "(kaiming_normal)", "160", "0.1 for sgd"):
         assert default in text

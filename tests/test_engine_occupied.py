@@ -43,6 +43,19 @@ def test_within_five_percent(name, engine, policy):
     assert (expected.flops_again > 0) == (policy is not None)
 
 
+def test_asking_leaves_no_trace():
+    model = fuse(resnet(8, 16).float().train(), "native")
+    model.fc.requires_grad_(True)
+    x = images(3, 9, 9, dtype=torch.float32)
+    F.cross_entropy(model(x), torch.zeros(3, dtype=torch.int64)).backward()
+    state = {name: t.clone() for name, t in model.state_dict().items()}
+    gradients = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+    Network(model, choose("native", torch.device("cpu"), torch.float32)[0]).occupied((64, 3, 32, 32), FP32, Recompute(1))
+    assert all(torch.equal(t, state[name]) for name, t in model.state_dict().items())
+    for p, before in zip(model.parameters(), gradients, strict=True):
+        assert (p.grad is None) if before is None else (type(p.grad) is torch.Tensor and torch.equal(p.grad, before))
+
+
 @pytest.mark.parametrize("engine", ["native", "reference"])
 def test_packed_weights(engine):
     model = fuse(resnet(14, 16).float(), engine)

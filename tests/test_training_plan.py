@@ -63,6 +63,7 @@ def test_what_a_step_takes_is_predicted_within_five_percent(engine, memory):
         assert counted.peak + step.plan.memory.weights < 1e9 * memory
 
 
+@pytest.mark.slow
 def test_a_batch_of_four_times_the_budget_finishes_inside_it_with_the_same_bits():
     whole = Counted()
     free = take(recipe(), model(depth=218), whole)
@@ -75,6 +76,7 @@ def test_a_batch_of_four_times_the_budget_finishes_inside_it_with_the_same_bits(
     assert torch.equal(tight.running.vector, free.running.vector)
 
 
+@pytest.mark.slow
 def test_no_more_is_computed_again_than_must_be():
     feed = source()
     network = model()
@@ -86,6 +88,7 @@ def test_no_more_is_computed_again_than_must_be():
     assert shares[0] == 0 and shares == sorted(shares) and 0 < shares[1] < shares[-1] <= 0.51
 
 
+@pytest.mark.slow
 def test_the_largest_batch_is_named_where_nothing_fits():
     planner = planner_of(model(), source(), recipe(memory=0.02))
     largest = planner.largest()
@@ -101,6 +104,7 @@ def test_slices_need_the_memory_of_one():
     assert planner.plan(8192, 64).memory.step == planner.plan(64).memory.step
 
 
+@pytest.mark.slow
 def test_866_layers_at_8192_images_fit_80_gb():
     from fastbn.engine.triton import Triton
 

@@ -119,14 +119,17 @@ class Network:
     def occupied(self, x: Shape, dtypes: tuple[torch.dtype, torch.dtype], policy: segments.Recompute | None = None) -> Occupied:
         """Of a step on a batch of float32 images x, from their making to the gradients. dtypes: what activations and gradients
         are stored in. Raises Unfit for a shape that a region can't carry out."""
-        with FakeTensorMode(allow_non_fake_inputs=True), Counted() as counted:
-            walk = _Walk(self._program, self.engine, counted, dtypes, policy)
-            logits = walk.run(torch.empty(x, device=self._device).contiguous(memory_format=torch.channels_last))
-            loss = F.cross_entropy(logits.float(), torch.zeros(x[0], dtype=torch.int64, device=self._device))
-            if loss.requires_grad:
-                loss.backward()  # of what trains outside the regions the gradients are counted too
-        for p in self._program.parameters():
-            p.grad = None
+        before = [(p, p.grad) for p in self._program.parameters()]  # of what trains outside the regions
+        try:
+            with FakeTensorMode(allow_non_fake_inputs=True), Counted() as counted:
+                walk = _Walk(self._program, self.engine, counted, dtypes, policy)
+                logits = walk.run(torch.empty(x, device=self._device).contiguous(memory_format=torch.channels_last))
+                loss = F.cross_entropy(logits.float(), torch.zeros(x[0], dtype=torch.int64, device=self._device))
+                if loss.requires_grad:
+                    loss.backward()
+        finally:
+            for p, gradient in before:
+                p.grad = gradient
         return Occupied(counted.peak, walk.saved, walk.flops_again)
 
 
@@ -159,12 +162,13 @@ class _Walk(fx.Interpreter):
             for i in span:
                 for conv in region.joins[i].convs:
                     self.flops_again += 2 * math.prod(conv.weight_shape[1:]) * math.prod(shapes[region.joins[i].value])
-        affine = [t for _, norm in module.pairs for t in (norm.weight, norm.bias) if t is not None and t.requires_grad]
+        trains = any(t is not None and t.requires_grad for _, norm in module.pairs for t in (norm.weight, norm.bias))
+        anchor = torch.empty((), requires_grad=trains)  # in place of γ and β, whose gradients stay what they are
         cast = sum(x.numel() * size for x in args if x.dtype != self._dtypes[0])
         if again:  # what enters the first of them is kept
             found = dataclasses.replace(found, saved=found.saved + cast, backward=found.backward + cast)
         outputs = [shapes[value] for value in region.outputs]
-        return _Region.apply(_Absent(self._counted, found, cast, self._dtypes[1], outputs, bool(again) and not cast), *args, *affine[:1])
+        return _Region.apply(_Absent(self._counted, found, cast, self._dtypes[1], outputs, bool(again) and not cast), *args, anchor)
 
 
 @dataclasses.dataclass(frozen=True)
