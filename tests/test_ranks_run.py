@@ -159,6 +159,25 @@ def test_a_rank_that_is_killed_is_started_again_and_nothing_is_lost(tmp_path, vi
 
 
 @pytest.mark.slow
+def test_torchrun_that_is_asked_to_stop_saves(tmp_path):
+    """As at the end of a Slurm job's time: the signal goes to torchrun, which hands it on."""
+    out, arguments = tmp_path / "run", [*TINY, *ONE_THREAD, "--resume", "--out", tmp_path / "run"]
+    running = torchrun(2, *arguments, "--epochs", 10_000, restarts=2)
+    wait_for(lambda: lines(out) >= 3, running)
+    running.send_signal(signal.SIGTERM)
+    ((code, said, err),) = ended([running])
+    assert code != 0 and said == "" and "stopped by signal 15; continue with --resume" in err
+    position, epochs = checkpoint(out)[1]["position"], lines(out)
+    assert position["epoch"] == epochs < 10_000
+    assert [each[0] for each in ended(start(2, *arguments, "--epochs", epochs + 1, "--milestones", *_milestones(out)))] == [0, 0]
+    assert lines(out) == epochs + 1
+
+
+def _milestones(out):
+    return [",".join(map(str, json.loads((out / "config.json").read_text())["milestones"]))]
+
+
+@pytest.mark.slow
 def test_another_number_of_ranks_may_go_on(tmp_path, capfd):
     out, whole = tmp_path / "run", tmp_path / "whole"
     arguments = [*TINY, *ONE_THREAD, "--sync-bn", "--out", out]
