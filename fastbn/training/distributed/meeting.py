@@ -12,22 +12,22 @@ import json
 import time
 import uuid
 
-import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 PAUSE = 0.05
 
 
-def meet(timeout: float) -> tuple[dist.Store, int, int]:
+def meet(timeout: float) -> tuple[Store, int, int]:
     """(the store, this rank, how many). Raises RuntimeError where not all have come after `timeout` seconds."""
     limit = datetime.timedelta(seconds=timeout)
     store, rank, count = next(rendezvous("env://", timeout=limit))
     mine = uuid.uuid4().hex
     token = _gather(store, count, mine, limit) if rank == 0 else _answer(store, rank, mine, timeout)
-    return dist.PrefixStore(f"fastbn/{token}", store), rank, count
+    return PrefixStore(f"fastbn/{token}", store), rank, count
 
 
-def _gather(store: dist.Store, count: int, token: str, limit: datetime.timedelta) -> str:
+def _gather(store: Store, count: int, token: str, limit: datetime.timedelta) -> str:
     store.set("fastbn/token", token)
     keys = [f"fastbn/{token}/{rank}" for rank in range(1, count)]
     store.wait(keys, limit)
@@ -35,7 +35,7 @@ def _gather(store: dist.Store, count: int, token: str, limit: datetime.timedelta
     return token
 
 
-def _answer(store: dist.Store, rank: int, mine: str, timeout: float) -> str:
+def _answer(store: Store, rank: int, mine: str, timeout: float) -> str:
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         if store.check(["fastbn/token"]):
