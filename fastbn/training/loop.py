@@ -63,16 +63,16 @@ def fit(
     ranks = joined(device) if ranks is None else ranks
     bar = Progress(recipe.epochs, progress and ranks.first)
     was_training = model.training
+    ranks.agree(lambda: sharing.check(ranks, source, recipe))
     if recipe.batch_size == "auto":
         recipe = recipe.with_batch(fastest(model, source, recipe, bar.say))
     assert recipe.epochs is not None
-    sharing.check(ranks, source, recipe)
     _training_mode(model, recipe)
-    step = Step(model, source, recipe, ranks, planner_of(model, source, recipe), bar.say)
+    step = ranks.agree(lambda: Step(model, source, recipe, ranks, planner_of(model, source, recipe), bar.say))
     if step.plan is not None:
         bar.say(f"plan      {step.plan}")
     try:
-        with precision.arithmetic(recipe.precision, device), sharing.statistics(step, recipe), stop_request() as request:
+        with precision.arithmetic(recipe.precision, device), ranks.agree(lambda: sharing.statistics(step, recipe)), stop_request() as request:
             position, history = sharing.start(step, saver)
             energy = machine.EnergyMeter(device)
             while position.epoch < recipe.epochs:

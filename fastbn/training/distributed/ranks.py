@@ -66,9 +66,7 @@ class Ranks:
         for rank, found in enumerate(told):
             if found is not None:
                 text = found[1] if rank == 0 else f"rank {rank}: {found[1]}"
-                if found[0]:
-                    raise UsageError(text) from failure
-                error = MachineError(text)
+                error = UsageError(text) if found[0] else MachineError(text)
                 error.agreed = True
                 raise error from failure
         return result
