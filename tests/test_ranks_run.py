@@ -43,7 +43,8 @@ def test_the_first_rank_alone_writes_and_speaks(tmp_path, capfd):
     assert written.count("checkpoint.safetensors") == 2  # epochs
     said, err = capfd.readouterr()
     assert len(said.splitlines()) == 1 and "test accuracy" in said
-    assert [line.split()[0] for line in err.splitlines()] == ["device", "engine", "ranks", "data", "network", "recipe", "plan", "epoch", "epoch"]
+    words = ["device", "engine", "ranks", "data", "network", "recipe", "plan", "epoch", "epoch"]
+    assert [line.split()[0] for line in err.splitlines()] == words
     assert "2, 12 images of each batch a rank, BatchNorm's statistics each rank's own, 688 bytes an all-reduce over gloo" in err
     assert json.loads((out / "config.json").read_text())["ranks"] == json.loads((out / "summary.json").read_text())["ranks"] == 2
     assert [line["epoch"] for line in metrics(out)] == [0, 1]
