@@ -98,6 +98,8 @@ class Recipe:
             if value is not None and not (isinstance(value, (int, float)) and low <= value < high and (value or name not in ABOVE)):
                 bound = f"{'above' if name in ABOVE else 'of at least'} {low}"
                 raise UsageError(f"{name} must be a number {bound}, below {high}, got {value!r}")
+        if self.sync_bn and self.bn_batch is not None:
+            raise UsageError("--sync-bn is BatchNorm over the whole batch, --bn-batch over slices of it; give one of them")
         if self.milestones is not None and list(self.milestones) != sorted(set(self.milestones)):
             raise UsageError(f"milestones must be increasing epochs, got {self.milestones}")
 

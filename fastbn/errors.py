@@ -7,11 +7,13 @@ A message says what was asked, what was found, and what to do.
 class UsageError(ValueError):
     """The caller asked for something that cannot be: a wrong argument, missing data, a damaged file (exit code 2)."""
 
+    agreed = False  # whether every rank raised it together: the first alone says it then
+
 
 class MachineError(RuntimeError):
     """This machine lacks what was asked for: an engine, a device, disk space; or another rank was lost (exit code 2)."""
 
-    agreed = False  # whether every rank raised it together: the first alone says it then
+    agreed = False  # as of a UsageError
 
 
 class Diverged(RuntimeError):

@@ -21,11 +21,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         config = parse(arguments, "python -m fastbn.train", "Trains a ResNet on images, its BatchNorm layers only.")
-        return run(config)
     except UsageError as error:
         say(f"error: {error}")
         return 2
-    except MachineError as error:
+    try:
+        return run(config)
+    except (UsageError, MachineError) as error:
         say(f"error: {error}", everybody=error.agreed)
         return 2
     except Diverged as error:

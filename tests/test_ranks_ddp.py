@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastbn.engine import fuse
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 
 STEPS, BATCH = 3, 6
 
@@ -103,14 +103,12 @@ def test_two_ranks_have_the_gradients_of_one_process(tmp_path):
     assert_same(results, steps(model_of("plain", torch.float64), [0, 1], torch.float64, by_parts), 1e-9)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["find_unused_parameters", "static_graph", "gradient_as_bucket_view"])
 def test_the_ways_of_distributed_data_parallel(tmp_path, kind):
     results = together(2, tmp_path, wrapped, kind, "auto", torch.float64)
     assert_same(results, steps(model_of(kind, torch.float64), [0, 1], torch.float64, by_parts), 1e-9)
 
 
-@pytest.mark.slow
 def test_the_native_engine(tmp_path):
     """float32, without ReLUs that a rounding flips; ten layers, three steps."""
     results = together(2, tmp_path, wrapped, "plain", "native", torch.float32)
@@ -118,7 +116,6 @@ def test_the_native_engine(tmp_path):
     assert_same(results, expected, 60 * torch.finfo(torch.float32).eps)
 
 
-@pytest.mark.slow
 def test_accumulated_gradients(tmp_path):
     """What no_sync adds up is reduced with the last part."""
     results = together(2, tmp_path, wrapped, "no_sync", "auto", torch.float64)

@@ -12,6 +12,7 @@ from runs import digits, network
 
 from fastbn.data.feed import Resident
 from fastbn.engine import fuse
+from fastbn.engine.segments import Recompute, recomputing
 from fastbn.trainable import freeze, trainable
 from fastbn.training import loop
 from fastbn.training.distributed.ranks import started
@@ -34,7 +35,7 @@ class Double(Resident):
         return ((x.double(), labels) for x, labels in super().held_out(size, share))
 
 
-def train(dtype=torch.float64, engine="auto", only="bn", **settings):
+def train(dtype=torch.float64, engine="auto", only="bn", recompute=None, **settings):
     """What one process, or each of torchrun's, ends with."""
     train, test = digits(IMAGES, 32)
     model = freeze(network().to(dtype), only)
@@ -45,6 +46,7 @@ def train(dtype=torch.float64, engine="auto", only="bn", **settings):
     with (
         mock.patch.object(loop, "feed", lambda images, device, what: kind(images)),
         mock.patch.object(loop, "evaluate", functools.partial(evaluate, batch_size=5)),  # so that every rank has some
+        recomputing(recompute),
         started(60.0) as ranks,
     ):
         if not ranks.first:  # whoever starts elsewhere is brought along
@@ -116,6 +118,7 @@ KINDS = {
     "adam": {"optimizer": "adam", "lr": 0.01, "schedule": "cosine"},
     "frozen": {"bn_stats": "frozen"},
     "output": {"only": "bn+output"},
+    "recomputed": {"recompute": Recompute(0)},
     "native": {"dtype": torch.float32, "engine": "native"},
     "reference": {"dtype": torch.float32, "engine": "reference"},
 }

@@ -43,7 +43,8 @@ def test_the_first_rank_alone_writes_and_speaks(tmp_path, capfd):
     assert written.count("checkpoint.safetensors") == 2  # epochs
     said, err = capfd.readouterr()
     assert len(said.splitlines()) == 1 and "test accuracy" in said
-    assert [line.split()[0] for line in err.splitlines()] == ["device", "engine", "ranks", "data", "network", "recipe", "epoch", "epoch"]
+    words = ["device", "engine", "ranks", "data", "network", "recipe", "plan", "epoch", "epoch"]
+    assert [line.split()[0] for line in err.splitlines()] == words
     assert "2, 12 images of each batch a rank, BatchNorm's statistics each rank's own, 688 bytes an all-reduce over gloo" in err
     assert json.loads((out / "config.json").read_text())["ranks"] == json.loads((out / "summary.json").read_text())["ranks"] == 2
     assert [line["epoch"] for line in metrics(out)] == [0, 1]
@@ -156,6 +157,25 @@ def test_a_rank_that_is_killed_is_started_again_and_nothing_is_lost(tmp_path, vi
     whole = tmp_path / "whole"
     assert [each[0] for each in ended(start(2, *arguments, "--out", whole))] == [0, 0]
     assert_same_run(out, whole)
+
+
+@pytest.mark.slow
+def test_torchrun_that_is_asked_to_stop_saves(tmp_path):
+    """As at the end of a Slurm job's time: the signal goes to torchrun, which hands it on."""
+    out, arguments = tmp_path / "run", [*TINY, *ONE_THREAD, "--resume", "--out", tmp_path / "run"]
+    running = torchrun(2, *arguments, "--epochs", 10_000, restarts=2)
+    wait_for(lambda: lines(out) >= 3, running)
+    running.send_signal(signal.SIGTERM)
+    ((code, said, err),) = ended([running])
+    assert code != 0 and said == "" and "stopped by signal 15; continue with --resume" in err
+    position, epochs = checkpoint(out)[1]["position"], lines(out)
+    assert position["epoch"] == epochs < 10_000
+    assert [each[0] for each in ended(start(2, *arguments, "--epochs", epochs + 1, "--milestones", *_milestones(out)))] == [0, 0]
+    assert lines(out) == epochs + 1
+
+
+def _milestones(out):
+    return [",".join(map(str, json.loads((out / "config.json").read_text())["milestones"]))]
 
 
 @pytest.mark.slow

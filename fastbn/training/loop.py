@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import Any
 
@@ -63,16 +64,21 @@ def fit(
     ranks = joined(device) if ranks is None else ranks
     bar = Progress(recipe.epochs, progress and ranks.first)
     was_training = model.training
+    ranks.agree(functools.partial(sharing.check, ranks, source, recipe))
     if recipe.batch_size == "auto":
         recipe = recipe.with_batch(fastest(model, source, recipe, bar.say))
     assert recipe.epochs is not None
-    sharing.check(ranks, source, recipe)
     _training_mode(model, recipe)
-    step = Step(model, source, recipe, ranks, planner_of(model, source, recipe), bar.say)
+
+    def prepared(recipe: Recipe) -> Step:
+        return Step(model, source, recipe, ranks, planner_of(model, source, recipe), bar.say)
+
+    step = ranks.agree(functools.partial(prepared, recipe))
     if step.plan is not None:
         bar.say(f"plan      {step.plan}")
     try:
-        with precision.arithmetic(recipe.precision, device), sharing.statistics(step, recipe), stop_request() as request:
+        statistics = ranks.agree(functools.partial(sharing.statistics, step, recipe))
+        with precision.arithmetic(recipe.precision, device), statistics, stop_request() as request:
             position, history = sharing.start(step, saver)
             energy = machine.EnergyMeter(device)
             while position.epoch < recipe.epochs:

@@ -17,9 +17,11 @@ from torch import Tensor
 
 from fastbn.errors import MachineError, UsageError
 from fastbn.place import place
+from fastbn.training.distributed.meeting import meet
 
 T = TypeVar("T")
 PREPARATION = 1800.0  # seconds that a rank may take over data, network and checkpoint
+MEETING = 120.0  # at least, from a rank's start to the last one's
 TIMEOUT = 300.0
 
 
@@ -64,9 +66,7 @@ class Ranks:
         for rank, found in enumerate(told):
             if found is not None:
                 text = found[1] if rank == 0 else f"rank {rank}: {found[1]}"
-                if found[0]:
-                    raise UsageError(text) from failure
-                error = MachineError(text)
+                error = UsageError(text) if found[0] else MachineError(text)
                 error.agreed = True
                 raise error from failure
         return result
@@ -152,7 +152,8 @@ def started(timeout: float = TIMEOUT) -> Iterator[Ranks]:
             )
         torch.cuda.set_device(here.local)
     try:
-        dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=PREPARATION))
+        store, rank, count = meet(max(timeout, MEETING))
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=datetime.timedelta(seconds=PREPARATION))
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise MachineError(f"rank {here.rank} of {here.count} did not find the others ({reason}); start them all by torchrun") from error

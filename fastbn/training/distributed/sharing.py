@@ -21,6 +21,10 @@ from fastbn.training.step import Step, Totals
 
 def check(ranks: Ranks, source: Feed, recipe: Recipe) -> None:
     """Raises UsageError where a batch can't be shared equally, or there are fewer samples than ranks."""
+    if ranks.count == 1:
+        return
+    if recipe.batch_size == "auto":
+        raise UsageError(f"--batch-size auto is measured by one process, and this is one of {ranks.count} ranks; give a number")
     if recipe.batch % ranks.count:
         below = recipe.batch // ranks.count * ranks.count
         nearest = f"{below or ranks.count} or {below + ranks.count}" if below else f"{ranks.count}"
