@@ -88,7 +88,7 @@ def text(tmp_path_factory):
 
 def tiny(job, text):
     """The job's arguments with next to no data, and narrow."""
-    more = [*TINY, "--width", "16" if job.config.family == "mlp" else "4"]
+    more = [*TINY, "--width", "16" if job.config.family == "mlp" else "8"]
     if job.config.family == "lstm":
         more += ["--data-dir", str(text), "--embedding", "3"] + (["--vectors", str(text / "g.txt")] if job.config.vectors else [])
     else:
