@@ -18,7 +18,7 @@ from fastbn.data.names import DATASETS
 from fastbn.experiments import running
 from fastbn.experiments.__main__ import listing, main, show
 from fastbn.experiments.outcome import outcome
-from fastbn.experiments.preset import GRADES, Line, jobs
+from fastbn.experiments.preset import GRADES, Line, jobs, shard
 from fastbn.experiments.presets import PRESETS
 from fastbn.experiments.table import table
 from fastbn.train import main as train_main
@@ -88,7 +88,7 @@ def text(tmp_path_factory):
 
 def tiny(job, text):
     """The job's arguments with next to no data, and narrow."""
-    more = [*TINY, "--width", "16" if job.config.family == "mlp" else "4"]
+    more = [*TINY, "--width", "16" if job.config.family == "mlp" else "8"]
     if job.config.family == "lstm":
         more += ["--data-dir", str(text), "--embedding", "3"] + (["--vectors", str(text / "g.txt")] if job.config.vectors else [])
     else:
@@ -190,6 +190,17 @@ def test_runs_lie_side_by_side_and_wait_for_what_they_start_from(tmp_path, monke
     assert "3 of 3 runs done before" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("name, n", [("paper-depth", 5), ("bn-then-all", 4), ("wandb-all-frozen", 7)])
+def test_shards_are_the_whole_and_keep_chains_together(name, n, tmp_path):
+    whole = jobs(PRESETS[name], tmp_path)
+    parts = [shard(whole, i, n) for i in range(n)]
+    assert sorted(job.out for part in parts for job in part) == sorted(job.out for job in whole)
+    for part in parts:
+        lines = {(job.line.name, job.seed) for job in part}
+        assert all(job.line.after is None or (job.line.after, job.seed) in lines for job in part)
+    assert max(map(len, parts)) - min(map(len, parts)) <= (1 if name != "bn-then-all" else 3)
+
+
 def test_the_gpus_that_may_be_used(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 1")
     assert running.devices() == ["3", "1"]
@@ -208,6 +219,8 @@ def test_the_gpus_that_may_be_used(monkeypatch):
         (["table", "paper-depth", "--seeds", "0"], ["--seeds", "0"]),
         (["run", "paper-depth", "--quick", "--", "--train", "bm"], ["train", "'bm'"]),
         (["run", "paper-depth", "--quick", "--", "--bogus"], ["--bogus"]),
+        (["run", "paper-depth", "--shard", "3/3"], ["--shard", "3/3"]),
+        (["run", "paper-depth", "--shard", "one"], ["--shard", "one"]),
         (["make", "paper-depth"], ["make"]),
         ([], ["list|show|run|table"]),
     ],

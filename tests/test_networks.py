@@ -136,15 +136,30 @@ def test_forward_is_the_study_s(oracle, family, depth, arguments, size, training
 @pytest.mark.parametrize("norm", ["instance", "group", "selu"])
 def test_norms_are_exchanged(norm):
     model = made("cifar", 8, width=6, norm=norm)
-    kinds = {type(module) for module in model.modules()}
+    modules = list(model.modules())
     expected = {"instance": nn.InstanceNorm2d, "group": nn.GroupNorm, "selu": nn.Identity}[norm]
-    assert expected in kinds and nn.BatchNorm2d not in kinds
+    assert any(isinstance(module, expected) for module in modules) and not any(isinstance(module, nn.BatchNorm2d) for module in modules)
     x = torch.randn(3, 3, 16, 16)
     torch.testing.assert_close(model(x)[:1], model(x[:1]))  # no statistics over the batch
     if norm == "group":
         assert model.bn1.num_groups == 2  # as many of 8 as divide 6 channels
     else:
         assert {str(p.requires_grad) for p in model.fc.parameters()} == {str(norm == "selu")}
+
+
+def test_group_norm_behind_a_frozen_convolution():
+    """Channels-last and γ and β alone: torch's own backward would crash the process here. Its gradients are those in float64."""
+    model = made("cifar", 8, width=8, norm="group")
+    x = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=torch.channels_last)
+    weights = torch.randn(4, 10, generator=torch.Generator().manual_seed(1))
+    (model(x) * weights).sum().backward()
+    oracle = made("cifar", 8, width=8, norm="group").double()
+    (oracle(x.double().contiguous()) * weights.double()).sum().backward()
+    for name in ("bn1.weight", "bn1.bias", "layer3.0.bn2.weight"):
+        found, expected = model.get_parameter(name).grad, oracle.get_parameter(name).grad
+        torch.testing.assert_close(found, expected.float(), rtol=5e-2, atol=5e-2 * float(expected.abs().max()))  # ReLUs may flip
+    assert isinstance(model.bn1, nn.GroupNorm) and model.conv1.weight.grad is None
+    assert fastbn.explain(fastbn.fuse(model, "reference")).graph.regions == ()
 
 
 def test_the_engine_takes_vgg_and_the_bottleneck_net():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from fastbn.config import Parser
 from fastbn.errors import MachineError, Stopped, UsageError
-from fastbn.experiments.preset import Job, Preset, command, folder, jobs
+from fastbn.experiments.preset import Job, Preset, command, folder, jobs, shard
 from fastbn.experiments.presets import PRESETS, preset
 from fastbn.experiments.table import table
 
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if asked.data_dir is not None:
             more = ["--data-dir", asked.data_dir, *more]
         expanded = jobs(chosen, Path(asked.out), asked.quick, asked.seeds, more)
+        _shard(getattr(asked, "shard", "0/1"))
         for job in expanded:
             _ = job.config  # a wrong argument is told before anything runs
         return _run(chosen, expanded, asked) if asked.what == "run" else _table(chosen, expanded, asked)
@@ -69,17 +71,24 @@ def _run(chosen: Preset, expanded: list[Job], asked: argparse.Namespace) -> int:
     from fastbn.experiments.running import devices, run
 
     try:
-        failed = run(expanded, devices())
+        failed = run(shard(expanded, *_shard(asked.shard)), devices())
     finally:
         _table(chosen, expanded, asked)
     return FAILED if failed else DONE
+
+
+def _shard(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not int(found[1]) < int(found[2]):
+        raise UsageError(f"--shard must be I/N with I from 0 to N-1, got {text!r}")
+    return int(found[1]), int(found[2])
 
 
 def _table(chosen: Preset, expanded: list[Job], asked: argparse.Namespace) -> int:
     """Prints the table, and keeps it beside the runs."""
     text, place = table(chosen, expanded, asked.quick), folder(Path(asked.out), chosen, asked.quick)
     if place.is_dir():
-        part = place / "table.md.part"
+        part = place / f"table.md.{os.getpid()}.part"  # shards may end together
         part.write_text(text, encoding="utf-8")
         os.replace(part, place / "table.md")
     print(text, end="")
@@ -96,6 +105,8 @@ def _parser() -> Parser:
         sub.add_argument("name")
         sub.add_argument("--quick", action="store_true", help="a cut of minutes, never compared with the published figures")
         sub.add_argument("--seeds", type=int, metavar="N", help="seeds 0 … N−1; the preset's own number")
+        if what == "run":
+            sub.add_argument("--shard", default="0/1", metavar="I/N", help="the I-th of N parts, from 0: for a Slurm array, or Ray")
         sub.add_argument("--data-dir", metavar="DIR", help="where the data set lies (data)")
         sub.add_argument("--out", default="runs/experiments", metavar="DIR", help="the folder of experiments (runs/experiments)")
     return parser

@@ -108,3 +108,12 @@ def jobs(preset: Preset, root: Path, quick: bool = False, seeds: int | None = No
             out = folder(root, preset, quick) / f"{re.sub(r'[^0-9A-Za-z.@+=-]+', '-', line.name)}-s{seed}"
             found[line.name, seed] = Job(line, seed, out, (*arguments, *more))
     return list(found.values())
+
+
+def shard(jobs: Sequence[Job], i: int, n: int) -> list[Job]:
+    """The i-th of n parts of an experiment, i from 0; a run and the one that it starts from lie in the same part."""
+    chains = {(job.line.name, job.seed): k for k, job in enumerate(job for job in jobs if job.line.after is None)}
+    for job in jobs:
+        if job.line.after is not None:
+            chains[job.line.name, job.seed] = chains[job.line.after, job.seed]
+    return [job for job in jobs if chains[job.line.name, job.seed] % n == i]

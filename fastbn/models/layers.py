@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import math
 
+import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, fx, nn
 
 from fastbn.models.families import Spec
 
 GROUPS = 8  # of GroupNorm, as many as divide the channels
+
+
+@fx.wrap
+def differentiable(x: Tensor) -> Tensor:
+    """x, requiring grad wherever a graph is being recorded."""
+    return x if x.requires_grad or not torch.is_grad_enabled() else x.detach().requires_grad_()
+
+
+class GroupNorm(nn.GroupNorm):
+    """nn.GroupNorm whose input always requires grad: on CPUs torch's channels-last backward crashes the process where γ and β train and
+    the input does not (torch 2.13), as behind a first convolution that is frozen."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(differentiable(x))
 
 
 class Layers:
@@ -29,5 +44,5 @@ class Layers:
         if self.spec.norm == "instance":
             return nn.InstanceNorm2d(channels, eps, affine=True)
         if self.spec.norm == "group":
-            return nn.GroupNorm(math.gcd(GROUPS, channels), channels, eps)
+            return GroupNorm(math.gcd(GROUPS, channels), channels, eps)
         return nn.Identity()

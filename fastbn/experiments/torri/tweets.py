@@ -96,8 +96,9 @@ class Tweets:
         (indices,) = inputs
         return torch.cat([self.lengths[indices, None], self.words[indices]], 1), self.labels[indices]
 
-    def held_out(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for indices in torch.arange(len(self), device=self.device).split(size):
+    def held_out(self, size: int, share: tuple[int, int] = (0, 1)) -> Iterator[tuple[Tensor, Tensor]]:
+        rank, ranks = share
+        for indices in torch.arange(len(self), device=self.device).split(size)[rank::ranks]:
             yield self.load(indices)
 
 
