@@ -23,6 +23,7 @@ FLOAT32_MAX = 3.4e38
 MAX_THREADS = 4096
 MAY_DIFFER = (  # between a run and its resumption
     "epochs", "out", "data_dir", "download", "weights", "resume", "rank_timeout", "explain", "devices", "step_seconds",
+    "track",
 )  # fmt: skip
 
 
@@ -131,6 +132,7 @@ class Config(Recipe):
     explain: bool = option(False, "print what would run, and why, and exit", bool)
     devices: int | None = option(None, "with --explain: what so many devices would send each other a step", int, metavar="N")
     step_seconds: float | None = option(None, "with --devices: of a step on one device; measured here where not given", float, metavar="S")
+    track: str | None = option(None, "tell a module that has init, log and finish of every epoch: wandb, trackio", metavar="NAME")
 
     def __post_init__(self) -> None:
         super().__post_init__()
