@@ -1,0 +1,94 @@
+"""A finished run's folder, read: its settings, its epochs, its result, its network, its test set."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from fastbn.data.choose import load as load_data
+from fastbn.data.images import Images
+from fastbn.data.names import DEFAULT_DIR, IMAGE_SIZE
+from fastbn.errors import UsageError
+from fastbn.models.resnet import FastBNOnlyResNet
+from fastbn.training.checkpoint import CHECKPOINT, load
+from fastbn.training.folder import read_json
+from fastbn.training.norms import affine_norms
+
+FILES = ("config.json", "metrics.jsonl", CHECKPOINT, "summary.json")
+ONLY = ("seed", "out", "data_dir", "download", "resume", "explain", "track", "threads")  # in which repetitions may differ
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    path: Path
+    config: dict[str, Any]
+    lines: list[dict[str, Any]]  # of metrics.jsonl, an epoch each
+    summary: dict[str, Any]
+    weights: str | None = None  # where the frozen weights' file lies now
+
+    @functools.cached_property
+    def model(self) -> FastBNOnlyResNet:
+        """On the CPU. Raises UsageError for a checkpoint that is damaged, and for a network without γ and β."""
+        model = load(self.path, weights=self.weights)
+        if not affine_norms(model):
+            raise UsageError(f"{self.path}: its network has no BatchNorm layer with γ and β; there is nothing to look into")
+        return model
+
+    @property
+    def what(self) -> str:
+        """Network, data set and what trains: what repetitions with other seeds share."""
+        return f"ResNet-{self.config['depth']} on {self.config['dataset']}, {TRAINS.get(self.config['train'], self.config['train'])}"
+
+    @property
+    def recipe(self) -> tuple[tuple[str, str], ...]:
+        """Every setting but those in which repetitions may differ."""
+        return tuple((name, json.dumps(value)) for name, value in sorted(self.config.items()) if name not in ONLY)
+
+    def test_set(self, data_dir: str | None = None, limit: int | None = None) -> Images:
+        """The run's own, where it lies now; of as many images as it was tested on, or `limit`. Raises UsageError where it is missing."""
+        size = IMAGE_SIZE[self.model.spec.family]
+        test = load_data(self.config["dataset"], data_dir or self.config.get("data_dir", DEFAULT_DIR), size=size, default_dir=None).test
+        return test.limit(self.config.get("limit_test")).limit(limit)
+
+
+TRAINS = {"bn": "BatchNorm only", "all": "everything trains"}
+
+
+def read(path: str | os.PathLike[str], weights: str | None = None) -> Run:
+    """Raises UsageError, in one line, for a folder that is missing, no run's, half written or damaged."""
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder; give one that python -m fastbn.train wrote")
+    missing = [name for name in FILES if not (folder / name).exists()]
+    if len(missing) == len(FILES):
+        raise UsageError(f"{folder} holds no run (none of {', '.join(FILES)}); give a folder that python -m fastbn.train wrote")
+    if missing:
+        raise UsageError(f"{folder}: a half-written run, {' and '.join(missing)} not there; finish it with --resume --out {folder}")
+    config, summary = (read_json(folder / name) for name in ("config.json", "summary.json"))
+    lines = _lines(folder / "metrics.jsonl")
+    for found, name in ((config, "config.json"), (summary, "summary.json")):
+        wanted = {"config.json": ("depth", "dataset", "train", "seed"), "summary.json": ("test_accuracy", "epochs")}[name]
+        if lacking := [key for key in wanted if key not in found]:
+            raise UsageError(f"{folder / name} says nothing of {', '.join(lacking)}; it is damaged, or of another version of fastbn")
+    if len(lines) != summary["epochs"]:
+        raise UsageError(
+            f"{folder}: a half-written run, {len(lines)} epochs in metrics.jsonl and {summary['epochs']} in summary.json; "
+            f"finish it with --resume --out {folder}"
+        )
+    return Run(folder, config, lines, summary, weights)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    found = []
+    for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        try:
+            line = json.loads(text)
+            line["epoch"], line["seconds"], line["test_accuracy"]  # noqa: B018 (a line without them is no line)
+        except (ValueError, TypeError, KeyError):
+            raise UsageError(f"{path}: line {number} is no epoch's; the folder is damaged or half written") from None
+        found.append(line)
+    return found
