@@ -31,7 +31,13 @@ setup(
         "tqdm>=4.66",
         "triton; sys_platform == 'linux'",
     ],
-    extras_require={"test": TEST, "images": ["pillow>=10"], "energy": ["nvidia-ml-py"]},
+    extras_require={
+        "test": TEST,
+        "images": ["pillow>=10"],
+        "energy": ["nvidia-ml-py"],
+        "analysis": ["matplotlib>=3.8"],
+        "export": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],
+    },
     classifiers=[
         "Programming Language :: Python :: 3",
         "Operating System :: POSIX :: Linux",

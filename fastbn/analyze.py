@@ -14,12 +14,12 @@ from fastbn.errors import MachineError, UsageError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done; 2 a wrong argument, a run that is half written or damaged, or missing data."""
     parser = Parser("python -m fastbn.analyze", description="Writes a report on one or several runs: curves, γ and β, features, pruning.")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders that python -m fastbn.train wrote; other seeds of one run are averaged")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="what python -m fastbn.train wrote; seeds of one run are averaged")
     parser.add_argument("-o", "--out", type=Path, default=Path("report.html"), metavar="FILE", help="the page (report.html)")
     parser.add_argument("--data-dir", metavar="DIR", help="where the data sets lie now")
     parser.add_argument("--no-data", action="store_true", help="leave out what needs the test set: dead features, pictures, pruning")
     parser.add_argument("--limit-test", type=int, metavar="N", help="look at this many test images only; as many as the run did")
-    parser.add_argument("--layer", metavar="NAME", help="the BatchNorm whose feature maps and most exciting images are shown (layer1.0.bn1, …)")
+    parser.add_argument("--layer", metavar="NAME", help="the BatchNorm whose maps and most exciting images are shown (layer1.0.bn1, …)")
     parser.add_argument("--thresholds", type=thresholds, metavar="0.01,0.1", help="of |γ|, to prune by")
     parser.add_argument("--weights", metavar="FILE", help="where the frozen weights' file lies now, if the runs began from one")
     try:

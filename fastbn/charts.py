@@ -94,8 +94,8 @@ def bars(title: str, rows: Sequence[Bar], unit: str, measures: Sequence[str] = (
 
 
 def lines(title: str, series: Sequence[Series], x_label: str, y_label: str, log: bool = False, said: str = "") -> Html:
-    """Series over two axes, both logarithmic or both linear from 0; x is ticked where points are, if these are few. Points that a
-    logarithm can't show are left out. `said` stands for the chart instead of its points."""
+    """Series over two axes, both logarithmic or both linear from 0; x is ticked where points are, if these are few and round. Points
+    that a logarithm can't show are left out. `said` stands for the chart instead of its points."""
     if log:
         series = [dataclasses.replace(s, points=[p for p in s.points if min(p) > 0]) for s in series]
     series = [s for s in series if s.points]
@@ -113,7 +113,8 @@ def lines(title: str, series: Sequence[Series], x_label: str, y_label: str, log:
         drawn.append(_text(margin - 6, y(v) + 4, short(v), "soft", "end"))
     drawn.append(f'<path class="axis" d="M{margin:.1f} 250H{WIDTH - 12}" />')
     after = -math.inf
-    for v in xs if len(xs) <= 8 and any(s.marked and s.joined for s in series) else x.ticks():
+    few = len(xs) <= 8 and all(v == round(v, 2) for v in xs) and any(s.marked and s.joined for s in series)
+    for v in xs if few else x.ticks():
         half = GLYPH * len(short(v)) / 2
         if x(v) - half > after:
             drawn.append(f'<path class="axis" d="M{x(v):.1f} 250v4" />{_text(min(x(v), WIDTH - half), 267, short(v), "soft", "middle")}')

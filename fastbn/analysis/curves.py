@@ -30,11 +30,13 @@ class Curve:
 
 
 def groups(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
-    """Runs that differ in nothing but the seed, together, under a name that tells the groups apart."""
+    """Runs that differ in nothing but the seed, together, under a name that tells the groups apart: what trains, and of which network
+    where there are several."""
     found: dict[tuple[tuple[str, str], ...], list[Run]] = {}
     for run in runs:
         found.setdefault(run.recipe, []).append(run)
-    names = [_name(own) for own in found.values()]
+    several = len({run.network for run in runs}) > 1
+    names = [_name(own, several) for own in found.values()]
     twice = {name for name in names if names.count(name) > 1}
     return [(f"{name}: {own[0].path.name}" if name in twice else name, own) for name, own in zip(names, found.values(), strict=True)]
 
@@ -55,5 +57,6 @@ def curves(runs: Sequence[Run], metric: str = "test_accuracy") -> list[Curve]:
     return found
 
 
-def _name(own: Sequence[Run]) -> str:
-    return own[0].what + (f", {len(own)} seeds" if len(own) > 1 else "")
+def _name(own: Sequence[Run], several: bool) -> str:
+    network = f"{own[0].network}, " if several else ""
+    return f"{network}{own[0].trains}" + (f", {len(own)} seeds" if len(own) > 1 else "")

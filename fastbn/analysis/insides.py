@@ -21,7 +21,7 @@ from fastbn.engine.fused import fused_forward
 from fastbn.page import ABSENT, Html, figure, figures, heading, joined, paragraph, section, table
 from fastbn.scales import number
 
-CHANNELS = 16  # of a layer, in a picture
+COLUMNS = 8  # of a picture: channels, filters, images
 IMAGES = 4
 
 
@@ -32,7 +32,8 @@ def dead(found: Sequence[Subject], tests: Sequence[Images]) -> Html:
     for s, own, test in zip(found, fired, tests, strict=True):
         channels = sum(len(f.fired) for f in own)
         never, always = (sum(round(share(f) * len(f.fired)) for f in own) for share in (_dead, _always))
-        whole.append([s.name, f"{channels:,}", f"{never:,}", f"{never / channels:.4f}", f"{always:,}", f"{always / channels:.4f}", f"{len(test):,}"])
+        counts = [cell for count in (never, always) for cell in (f"{count:,}", f"{count / channels:.4f}")]
+        whole.append([s.name, f"{channels:,}", *counts, f"{len(test):,}"])
     drawn = []
     for title, share in (("ReLUs that never fire, by layer", _dead), ("ReLUs that always fire, by layer", _always)):
         series = [
@@ -70,38 +71,46 @@ def _filters(s: Subject) -> Html:
     scaled = own.weight * own.scale[:, None, None, None]
     common = scaled / scaled.abs().max().clamp(min=1e-12)
     shown = [("each by its own largest weight", each), ("as γ weighs them, all by the largest", common)]
-    rows = [(name, pictures.picture(pictures.grid(_signed(w), 16), f"{len(w)} filters of {own.name}, {name}")) for name, w in shown]
+    rows = [(name, pictures.picture(pictures.grid(_signed(w), COLUMNS), f"{len(w)} filters of {own.name}, {name}")) for name, w in shown]
     return figure(pictures.rows(rows), f"{s.name}: {own.name}", "Grey is 0, red, green and blue are the weights of the image's channels.")
 
 
 def _maps(s: Subject, test: Images, layer: str) -> Html:
     x = batch(test, torch.arange(min(IMAGES, len(test))), None)
     own = feature_maps(s.model, x, layer)
-    chosen = spread_out(own.raw.shape[1], CHANNELS)
+    chosen = spread_out(own.raw.shape[1], COLUMNS)
     raw, normalised = own.raw[:, chosen], own.normalised[:, chosen]
     low, high = raw.amin((0, 2, 3), keepdim=True), raw.amax((0, 2, 3), keepdim=True)
     stretched = (raw - low) / (high - low).clamp(min=1e-12) * 2 - 1
     common = normalised / normalised.abs().max().clamp(min=1e-12)
     shown = [("raw, each channel from its least to its most", stretched), ("after γ and β, all alike, grey is 0", common)]
-    columns = len(chosen)
     rows = []
     for name, values in shown:
-        grey = values.flatten(0, 1)[:, None].expand(-1, 3, -1, -1)
-        rows.append((name, pictures.picture(pictures.grid(_signed(grey), columns), f"{layer}, {columns} channels, {name}")))
-    inputs = pictures.picture(pictures.grid(test.images[: len(x)].numpy(), columns), f"{len(x)} test images")
-    caption = f"A row an image, a column a channel ({columns} of {own.raw.shape[1]})."
-    return figure(pictures.rows([("the images", inputs), *rows]), f"{s.name}: {layer}", caption)
+        grey = _signed(values.flatten(0, 1)[:, None].expand(-1, 3, -1, -1))
+        maps = grey.reshape(len(x), len(chosen), *grey.shape[1:])
+        beside = np.concatenate([_resized(test.images[: len(x)].numpy(), grey.shape[1:3])[:, None], maps], 1)
+        drawn = pictures.grid(beside.reshape(-1, *grey.shape[1:]), len(chosen) + 1)
+        rows.append((name, pictures.picture(drawn, f"{len(x)} test images and {len(chosen)} channels of {layer}, {name}")))
+    caption = f"A row an image, then {len(chosen)} of {own.raw.shape[1]} channels."
+    return figure(pictures.rows(rows), f"{s.name}: {layer}", caption)
+
+
+def _resized(images: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """(n, H, W, 3) to (n, *size, 3), by the nearest pixel."""
+    rows, columns = (np.arange(to) * have // to for to, have in zip(size, images.shape[1:3], strict=True))
+    return images[:, rows][:, :, columns]
 
 
 def _exciting(s: Subject, test: Images, layer: str) -> Html:
-    own = exciting(s.model, test, layer, 12, _engine(s))
+    own = exciting(s.model, test, layer, COLUMNS, _engine(s))
     alive = [c for c in range(len(own.values)) if own.values[c, 0] > 0]
     if not alive:
         return paragraph(f"{s.name}: no channel of {layer} fires for any test image.")
-    chosen = [alive[i] for i in spread_out(len(alive), 8)]
+    chosen = [alive[i] for i in spread_out(len(alive), COLUMNS)]
     shown = test.images[own.indices[chosen].flatten()].numpy()
     names = ", ".join(f"{c} ({number(own.values[c, 0].item())})" for c in chosen)
-    caption = f"A row a channel, the most exciting first: {names}, in brackets the largest activation. {len(alive)} of {len(own.values)} fire."
+    fire = f"{len(alive)} of {len(own.values)} fire"
+    caption = f"A row a channel, the most exciting image first: {names}, in brackets the largest activation. {fire}."
     drawn = pictures.picture(pictures.grid(shown, own.indices.shape[1]), f"the images that excite {len(chosen)} channels of {layer} most")
     return figure(drawn, f"{s.name}: {layer}", caption)
 
@@ -123,7 +132,7 @@ def pruning(found: Sequence[Subject], tests: Sequence[Images], thresholds: Seque
     for s, test in zip(found, tests, strict=True):
         own = by_threshold(s.model, test, thresholds)
         cuts.append(own)
-        parts.append(joined([heading(s.name), table(HEADER, [_row(cut, own[0]) for cut in own])]))
+        parts.append(joined([heading(f"{s.name}, {len(test):,} test images"), table(HEADER, [_row(cut, own[0]) for cut in own])]))
     drawn = []
     for title, y_label, value in (
         ("Accuracy by threshold", "accuracy on the test set", lambda cut, whole: cut.accuracy),

@@ -14,9 +14,7 @@ from fastbn.page import page
 DATA = ("dead features", "what the features see", "pruning")  # the sections that need images
 
 
-def render(
-    runs: Sequence[Run], tests: Sequence[Images] | None, layer: str | None = None, thresholds: Sequence[float] = THRESHOLDS
-) -> str:
+def render(runs: Sequence[Run], tests: Sequence[Images] | None, layer: str | None = None, thresholds: Sequence[float] = THRESHOLDS) -> str:
     """The page of these runs. tests: a test set a group of runs (of `subjects`), or None: without the sections that need one.
     layer: the BatchNorm whose feature maps and most exciting images are shown, instead of the first and the last.
 
@@ -33,11 +31,15 @@ def render(
 
 
 def _title(found: Sequence[Subject]) -> str:
-    return " beside ".join(dict.fromkeys(s.name for s in found)) if len(found) < 3 else f"{len(found)} runs side by side"
+    networks = list(dict.fromkeys(s.run.network for s in found))
+    return networks[0] if len(networks) == 1 else f"{len(found)} runs side by side"
 
 
 def _lead(found: Sequence[Subject], tests: Sequence[Images] | None) -> str:
-    said = [f"{s.name}: test accuracy {s.run.summary['test_accuracy']:.4f} after {s.run.summary['epochs']} epochs." for s in found]
+    said = []
+    for s in found:
+        own = s.run.summary
+        said.append(f"{s.name[0].upper()}{s.name[1:]}: test accuracy {own['test_accuracy']:.4f} after {own['epochs']} epochs.")
     if tests is None:
         said.append(f"Made without the test set, so without {', '.join(DATA)}.")
     return " ".join(said)

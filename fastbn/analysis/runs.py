@@ -39,9 +39,12 @@ class Run:
         return model
 
     @property
-    def what(self) -> str:
-        """Network, data set and what trains: what repetitions with other seeds share."""
-        return f"ResNet-{self.config['depth']} on {self.config['dataset']}, {TRAINS.get(self.config['train'], self.config['train'])}"
+    def network(self) -> str:
+        return f"ResNet-{self.config['depth']} on {self.config['dataset']}"
+
+    @property
+    def trains(self) -> str:
+        return TRAINS.get(self.config["train"], f"training {self.config['train']}")
 
     @property
     def recipe(self) -> tuple[tuple[str, str], ...]:
@@ -55,7 +58,7 @@ class Run:
         return test.limit(self.config.get("limit_test")).limit(limit)
 
 
-TRAINS = {"bn": "BatchNorm only", "all": "everything trains"}
+TRAINS = {"bn": "BatchNorm only", "all": "everything"}
 
 
 def read(path: str | os.PathLike[str], weights: str | None = None) -> Run:
@@ -87,8 +90,10 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         try:
             line = json.loads(text)
-            line["epoch"], line["seconds"], line["test_accuracy"]  # noqa: B018 (a line without them is no line)
-        except (ValueError, TypeError, KeyError):
-            raise UsageError(f"{path}: line {number} is no epoch's; the folder is damaged or half written") from None
+            whole = {"epoch", "seconds", "test_accuracy"} <= line.keys()
+        except (ValueError, AttributeError):
+            whole = False
+        if not whole:
+            raise UsageError(f"{path}: line {number} is no epoch's; the folder is damaged or half written")
         found.append(line)
     return found

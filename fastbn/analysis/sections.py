@@ -12,7 +12,7 @@ from fastbn.analysis.published import DISABLED, PAPER, PUBLISHED
 from fastbn.analysis.runs import Run
 from fastbn.analysis.subject import Subject, spread_out
 from fastbn.charts import Series, histogram, lines, strips
-from fastbn.page import ABSENT, Html, figure, figures, heading, joined, listing, paragraph, section, table
+from fastbn.page import ABSENT, NOTHING, Html, figure, figures, heading, joined, listing, paragraph, section, table
 from fastbn.scales import number
 from fastbn.training.norms import SMALL
 
@@ -29,18 +29,20 @@ def result(found: Sequence[Subject]) -> Html:
         for run in subject.runs:
             last, own = run.lines[-1], run.summary
             joules = [line.get("energy_joules") for line in run.lines]
-            rows.append([
-                f"{subject.name}, seed {run.config['seed']}",
-                f"{last['test_accuracy']:.4f}",
-                number(last["test_loss"]) if "test_loss" in last else ABSENT,
-                f"{last['train_accuracy']:.4f}",
-                str(own["epochs"]),
-                number(sum(line["seconds"] for line in run.lines)),
-                number(own["images_per_second"]) if "images_per_second" in own else ABSENT,
-                f"{own['peak_memory_bytes'] / 1e6:,.0f} MB" if "peak_memory_bytes" in own else ABSENT,
-                ABSENT if None in joules else number(sum(j for j in joules if j is not None)),
-                f"{own['trained_parameters']:,} of {own['parameters']:,}" if "parameters" in own else ABSENT,
-            ])
+            rows.append(
+                [
+                    f"{subject.name}, seed {run.config['seed']}",
+                    f"{last['test_accuracy']:.4f}",
+                    number(last["test_loss"]) if "test_loss" in last else ABSENT,
+                    f"{last['train_accuracy']:.4f}",
+                    str(own["epochs"]),
+                    number(sum(line["seconds"] for line in run.lines)),
+                    number(own["images_per_second"]) if "images_per_second" in own else ABSENT,
+                    f"{own['peak_memory_bytes'] / 1e6:,.0f} MB" if "peak_memory_bytes" in own else ABSENT,
+                    ABSENT if None in joules else number(sum(j for j in joules if j is not None)),
+                    f"{own['trained_parameters']:,} of {own['parameters']:,}" if "parameters" in own else ABSENT,
+                ]
+            )
     seeds = [
         [curve.name, str(curve.runs), f"{curve.mean[-1]:.4f} ± {curve.std[-1]:.4f}"] for curve in curves(_runs(found)) if curve.runs > 1
     ]
@@ -53,13 +55,13 @@ def _published(found: Sequence[Subject]) -> Html:
     said = []
     for one in PUBLISHED:
         what = "BatchNorm only" if one.train == "bn" else "everything"
-        own = [s for s in found if (s.run.config["depth"], s.run.config["dataset"], s.run.config["train"]) == (one.depth, one.dataset, one.train)]
+        own = [s for s in found if [s.run.config[name] for name in ("depth", "dataset", "train")] == [one.depth, one.dataset, one.train]]
         beside = "; ".join(f"here {s.run.summary['test_accuracy']:.3f} after {s.run.summary['epochs']} epochs" for s in own)
         said.append(f"ResNet-{one.depth} on {one.dataset}, {what}: {one.accuracy:g} after 160 epochs" + (f"; {beside}" if beside else ""))
-    said.append(f"about a third ({DISABLED:.2f}) of all features end with |γ| < {SMALL:g} in BN-only training; here " + "; ".join(
-        f"{affine.small_overall(s.affine):.3f} ({s.name})" for s in found
-    ))
-    return joined([heading(f"Published ({PAPER})"), listing(said)])
+    here = "; ".join(f"{affine.small_overall(s.affine):.3f} ({s.name})" for s in found)
+    said.append(f"about a third ({DISABLED:.2f}) of all features end disabled, |γ| < {SMALL:g}, in BN-only training; here {here}")
+    other = NOTHING if any("; here" in one for one in said[:-1]) else paragraph("None of these runs is one of the paper's.", "note")
+    return joined([heading(f"Published ({PAPER})"), listing(said), other])
 
 
 def courses(found: Sequence[Subject]) -> Html:
@@ -92,7 +94,7 @@ def gamma_and_beta(found: Sequence[Subject]) -> Html:
     parts.append(heading("By layer"))
     parts.append(figures([_by_layer(subject, found, which) for which in SYMBOLS for subject in found]))
     moving = _trajectories(found)
-    parts.append(joined([heading("Over training"), moving]) if moving else Html(""))
+    parts.append(joined([heading("Over training"), moving]) if moving else NOTHING)
     return section("γ and β", *parts)
 
 
@@ -102,7 +104,7 @@ def _small_table(found: Sequence[Subject]) -> Html:
     for s in found:
         gamma, beta = np.concatenate(s.affine.gamma), np.concatenate(s.affine.beta)
         shares = [f"{affine.small_overall(s.affine, t):.4f}" for t in thresholds]
-        rows.append([s.name, f"{len(gamma):,}", *shares, f"{gamma.mean():.3f} ± {gamma.std():.3f}", f"{beta.mean():.3f} ± {beta.std():.3f}"])
+        rows.append([s.name, f"{len(gamma):,}", *shares, *(f"{v.mean():.3f} ± {v.std():.3f}" for v in (gamma, beta))])
     said = f"Of each group of runs, the first is looked into. A channel counts as disabled where |γ| < {SMALL:g}."
     header = ["run", "channels", *(f"|γ| < {t:g}" for t in thresholds), "γ, mean ± std", "β, mean ± std"]
     return joined([paragraph(said, "note"), table(header, rows)])
@@ -138,7 +140,7 @@ def _trajectories(found: Sequence[Subject]) -> Html:
     """Of the runs that recorded them."""
     recorded = [s for s in found if all("norms" in line for line in s.run.lines)]
     if not recorded:
-        return Html("")
+        return NOTHING
     drawn = []
     for which in SYMBOLS:
         series = []
@@ -152,25 +154,26 @@ def _trajectories(found: Sequence[Subject]) -> Html:
     for s in recorded:
         std = affine.course(s.run.lines, "gamma_std")
         layers = spread_out(std.shape[1], 5)
-        series = [Series(s.affine.names[at], [*enumerate(std[:, at].tolist(), 1)], i, i, marked=len(std) <= ROWS) for i, at in enumerate(layers)]
+        own = [(s.affine.names[at], [*enumerate(std[:, at].tolist(), 1)]) for at in layers]
+        series = [Series(name, points, i, i, marked=len(std) <= ROWS) for i, (name, points) in enumerate(own)]
         title = f"Deviation of γ by layer over training: {s.name}"
         drawn.append(figure(lines(title, series, "epochs", "standard deviation of γ"), title))
     return figures(drawn)
 
 
 def recipe(found: Sequence[Subject]) -> Html:
-    """Every setting and condition, one column a group; what all leave open is left out."""
+    """Every setting and condition: what all share in a sentence, the rest by group; what all leave open is left out."""
     names = list(dict.fromkeys(name for s in found for name in s.run.config))
     skipped = ("out", "resume", "explain", "download", "data_dir", "track")
-    header = ["setting", *(s.name for s in found)]
     rows = [[name.replace("_", " "), *(_said(s.run.config.get(name)) for s in found)] for name in names if name not in skipped]
-    rows = [row for row in rows if any(cell != ABSENT for cell in row[1:])]
-    conditions = [["device", *(_said(s.run.summary.get("device")) for s in found)]]
-    conditions.append(["engine, and why", *(_said(s.run.summary.get("engine_why")) for s in found)])
-    versions = [s.run.summary.get("versions", {}) for s in found]
-    conditions.append(["versions", *(", ".join(f"{k} {v}" for k, v in own.items()) or ABSENT for own in versions)])
-    conditions.append(["date", *(_said(s.run.summary.get("date")) for s in found)])
-    return section("Recipe and machine", table(header, rows), table(header, conditions))
+    for name in ("device", "engine_why", "versions", "date"):
+        key = "machine" if name == "device" else name.replace("_", " ")
+        rows.append([key, *(_said(s.run.summary.get(name)) for s in found)])
+    shared = [row for row in rows if len(set(row[1:])) == 1 and row[1] != ABSENT]
+    said = "; ".join(f"{row[0]} {row[1]}" for row in shared)
+    differing = [row for row in rows if len(set(row[1:])) > 1]
+    in_common = paragraph(f"{'In common: ' if len(found) > 1 else ''}{said}.")
+    return section("Recipe and machine", in_common, table(["setting", *(s.name for s in found)], differing))
 
 
 def _said(value: object) -> str:
@@ -178,6 +181,8 @@ def _said(value: object) -> str:
         return ABSENT
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {own}" for name, own in value.items()) or ABSENT
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
     return f"{value:g}" if isinstance(value, float) else str(value)

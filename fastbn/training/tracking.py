@@ -23,7 +23,7 @@ class Tracker:
         self._started = False
         missing = [own for own in ("init", "log", "finish") if not callable(getattr(self._module, own, None))]
         if missing:
-            raise UsageError(f"--track {name}: the module has no {', '.join(missing)}; give one that has init, log and finish, as wandb has")
+            raise UsageError(f"--track {name}: the module has no {', '.join(missing)}; give one with init, log and finish, such as wandb")
 
     def start(self, run: str, config: dict[str, Any]) -> None:
         self._module.init(project=PROJECT, name=run, config=config)
