@@ -123,7 +123,8 @@ def _axes(ax: Axes | None) -> Axes:
 def _named(ax: Axes, x: str, y: str) -> Axes:
     ax.set_xlabel(x)
     ax.set_ylabel(y)
-    ax.legend()
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend()
     return ax
 
 

@@ -32,8 +32,9 @@ class Maps:
 def filters(model: nn.Module) -> Filters:
     """Of the first Conv2d in module order, and what its BatchNorm multiplies it by in eval mode. Raises UsageError where there is none."""
     layers = [(name, m) for name, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.BatchNorm2d))]
-    for (name, conv), (_, norm) in zip(layers, [*layers[1:], ("", None)], strict=True):
+    for i, (name, conv) in enumerate(layers):
         if isinstance(conv, nn.Conv2d):
+            norm = layers[i + 1][1] if i + 1 < len(layers) else None
             scale = torch.ones(conv.out_channels, dtype=conv.weight.dtype)
             if isinstance(norm, nn.BatchNorm2d) and norm.running_var is not None:
                 scale = (norm.weight * torch.rsqrt(norm.running_var + norm.eps)).detach().cpu()

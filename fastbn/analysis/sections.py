@@ -95,7 +95,7 @@ def gamma_and_beta(found: Sequence[Subject]) -> Html:
     parts.append(figures([_by_layer(subject, found, which) for which in SYMBOLS for subject in found]))
     moving = _trajectories(found)
     parts.append(joined([heading("Over training"), moving]) if moving else NOTHING)
-    return section("γ and β", *parts)
+    return section("BatchNorm: γ and β", *parts)
 
 
 def _small_table(found: Sequence[Subject]) -> Html:

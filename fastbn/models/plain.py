@@ -25,7 +25,11 @@ def to_torch(model: nn.Module) -> fx.GraphModule:
     """The same network of torch's own modules: same names, outputs and `requires_grad`, in the same mode, no class of fastbn's in
     it, so that what torch.save writes of it loads where fastbn is not installed. Raises TypeError where torch.fx can't trace it."""
     own = fuse(copy.deepcopy(model), "stock")
-    plain = fx.GraphModule(own, trace(own, Fused(own, "reference").defaults()), type(model).__name__)
+    graph = fx.Graph()  # one that knows of no tracer
+    graph.output(graph.graph_copy(trace(own, Fused(own, "reference").defaults()), {}))
+    for node in graph.nodes:
+        node.type = None  # a type's name, where annotations are strings, can't be pickled
+    plain = fx.GraphModule(own, graph, type(model).__name__)
     modes = {name: module.training for name, module in own.named_modules()}
     for name, module in plain.named_modules():
         module.training = modes[name]
