@@ -1,5 +1,6 @@
 """γ and β, firing, features: against plain loops and hooks over the stock network."""
 
+import itertools
 import math
 
 import numpy as np
@@ -128,7 +129,7 @@ def test_gamma_and_beta():
     at = values.edges([found], "gamma", 12)
     assert len(at) == 13 and 0.0 in at and at[0] <= min(flat) and at[-1] >= max(flat)
     counted = values.histogram(found, "gamma", at)
-    by_hand = [sum(low <= g < high for g in flat) for low, high in zip(at[:-1], at[1:], strict=True)]
+    by_hand = [sum(low <= g < high for g in flat) for low, high in itertools.pairwise(at)]
     assert counted.counts.tolist() == by_hand and sum(by_hand) == len(flat)
     assert counted.shares.sum() == pytest.approx(1) and counted.layers.shape == (9, 12)
 

@@ -92,7 +92,8 @@ def test_results_and_seeds(found, pair):
         assert cells["epochs"] == "2" and cells["trained"].endswith("of 5,214")
         assert float(cells["seconds"]) == pytest.approx(sum(line["seconds"] for line in metrics(out)), rel=5e-3)
     ends = [metrics(out)[-1]["test_accuracy"] for out in pair[:2]]
-    assert tables(found, "result")[1][1:] == [["BatchNorm only, 2 seeds", "2", f"{statistics.mean(ends):.4f} ± {statistics.stdev(ends):.4f}"]]
+    over = f"{statistics.mean(ends):.4f} ± {statistics.stdev(ends):.4f}"
+    assert tables(found, "result")[1][1:] == [["BatchNorm only, 2 seeds", "2", over]]
 
 
 def test_curves(pair):
@@ -120,7 +121,7 @@ def test_gamma(found, pair):
 def test_dead_features(found, pair):
     test = load_digits()[1].limit(32)
     x = (test.images.permute(0, 3, 1, 2).float() / 255 - torch.tensor(test.mean).view(3, 1, 1)) / torch.tensor(test.std).view(3, 1, 1)
-    header, *rows = tables(found, "dead-features")[0]
+    _, *rows = tables(found, "dead-features")[0]
     for row, out in zip(rows, (pair[0], pair[2]), strict=True):
         plain = fastbn.load(out, engine="stock").eval().to_torch()
         (output,) = (node for node in plain.graph.nodes if node.op == "output")
@@ -146,7 +147,8 @@ def test_pruning(found, pair):
 def test_recipe(found, pair):
     (table,) = tables(found, "recipe-and-machine")
     assert table[0] == ["setting", "BatchNorm only, 2 seeds", "everything"]
-    assert ["train", "bn", "all"] in table and ["engine", *(json.loads((p / "config.json").read_text())["engine"] for p in pair[::2])] in table
+    engines = [json.loads((out / "config.json").read_text())["engine"] for out in pair[::2]]
+    assert ["train", "bn", "all"] in table and ["engine", *engines] in table
     assert "batch size 24" in found and "momentum 0.9" in found
 
 
