@@ -61,6 +61,17 @@ def test_in_float32_within_1e_5(depth, width, family, side):
         assert error(prune(model, 0.5)(x), by_hand(model, 0.5)(x)) < 1e-5
 
 
+def test_variants_of_a_resnet():
+    x = images(3, 37, 39)
+    for options in ({"conv_bias": True}, {"stride_on": "1x1"}, {"norm_eps": 0.1, "norm_momentum": 0.3}):
+        model = resnet(50, 4, "imagenet", **options).double().eval()
+        with torch.no_grad():
+            assert error(prune(model, 0.5)(x), by_hand(model, 0.5)(x)) < 1e-10, options
+            assert error(prune(model.train(), 0.5)(x), by_hand(model, 0.5)(x)) < 1e-10, options
+    with pytest.raises(UsageError, match="no BatchNorm2d"):
+        prune(fastbn.FastBNOnlyResNet(8, norm="group"))
+
+
 def test_a_constant_before_a_padded_convolution_leaves_one_channel_and_a_zero_none():
     model = resnet(8, 6).double().eval()
     block = model.layer1[0]

@@ -67,8 +67,9 @@ class _Watching:
         return None  # a replay would show nothing
 
     def convolve(
-        self, conv: Conv, packed: Any, source: Tensor | Activation, keep_z: bool, keep_mask: bool, target: Target
+        self, conv: Conv, packed: Any, source: Tensor | Activation, keep_z: bool, keep_mask: bool, target: Target | None
     ) -> tuple[Tensor, Formed | None]:
+        assert target is not None  # which only a backward leaves out
         self._names[target.norm] = conv.norm
         y, formed = self._engine.convolve(conv, packed, source, keep_z or isinstance(source, Activation), keep_mask, target)
         if isinstance(source, Activation):

@@ -18,6 +18,7 @@ from fastbn.charts import Series, lines
 from fastbn.data.augment import batch
 from fastbn.data.images import Images
 from fastbn.engine.fused import fused_forward
+from fastbn.models.resnet import FastBNOnlyResNet
 from fastbn.page import ABSENT, Html, figure, figures, heading, joined, paragraph, section, table
 from fastbn.scales import number
 
@@ -57,8 +58,8 @@ def _always(own: Firing) -> float:
 def features(found: Sequence[Subject], tests: Sequence[Images], layer: str | None) -> Html:
     """First-layer filters, feature maps of a layer, the images that excite it most."""
     first = [_filters(s) for s in found]
-    maps = [_maps(s, test, layer or "bn1") for s, test in zip(found, tests, strict=True)]
-    most = [_exciting(s, test, layer or _last(s)) for s, test in zip(found, tests, strict=True)]
+    maps = [_maps(s, test, layer or s.affine.names[0]) for s, test in zip(found, tests, strict=True)]
+    most = [_exciting(s, test, layer or _last(s, test)) for s, test in zip(found, tests, strict=True)]
     return section(
         "What the features see",
         heading("First layer"), figures(first), heading("Feature maps"), figures(maps), heading("Most exciting images"), figures(most),
@@ -115,10 +116,9 @@ def _exciting(s: Subject, test: Images, layer: str) -> Html:
     return figure(drawn, f"{s.name}: {layer}", caption)
 
 
-def _last(s: Subject) -> str:
+def _last(s: Subject, test: Images) -> str:
     """The BatchNorm before the last ReLU."""
-    names = [name for name in s.affine.names if "downsample" not in name]
-    return names[-1]
+    return firing(s.model, test.take([0]), _engine(s))[-1].name
 
 
 def _signed(values: Tensor) -> np.ndarray:
@@ -127,11 +127,15 @@ def _signed(values: Tensor) -> np.ndarray:
 
 
 def pruning(found: Sequence[Subject], tests: Sequence[Images], thresholds: Sequence[float]) -> Html:
-    """Accuracy, size and speed by threshold."""
-    parts, cuts = [], []
+    """Accuracy, size and speed by threshold, of the networks that can be pruned."""
+    parts, cuts, cut_ones = [], [], []
     for s, test in zip(found, tests, strict=True):
+        if not isinstance(s.model, FastBNOnlyResNet):
+            parts.append(paragraph(f"{s.name}: {s.run.network} is no ResNet, whose structure pruning knows.", "note"))
+            continue
         own = by_threshold(s.model, test, thresholds)
         cuts.append(own)
+        cut_ones.append(s)
         parts.append(joined([heading(f"{s.name}, {len(test):,} test images"), table(HEADER, [_row(cut, own[0]) for cut in own])]))
     drawn = []
     for title, y_label, value in (
@@ -141,7 +145,7 @@ def pruning(found: Sequence[Subject], tests: Sequence[Images], thresholds: Seque
     ):
         series = [
             Series(s.name, [(cut.threshold or 0.0, value(cut, own[0])) for cut in own], s.kind, i)
-            for i, (s, own) in enumerate(zip(found, cuts, strict=True))
+            for i, (s, own) in enumerate(zip(cut_ones, cuts, strict=True))
         ]
         drawn.append(figure(lines(title, series, "threshold of |γ|", y_label), title))
     said = (

@@ -190,7 +190,7 @@ def _unit(conv: nn.Conv2d, norm: nn.BatchNorm2d, before: Feed, after: Feed) -> U
     for to, values, one in (
         (own.weight, norm.weight, 0.0),  # the channel of ones: 0·x̂ + 1
         (own.bias, norm.bias, 1.0),
-        (own.running_mean, norm.running_mean - lost, 0.0),
+        (own.running_mean, norm.running_mean - lost - (0 if conv.bias is None else conv.bias), 0.0),
         (own.running_var, norm.running_var, 1.0),
     ):
         assert to is not None

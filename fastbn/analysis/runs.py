@@ -13,7 +13,8 @@ from fastbn.data.choose import load as load_data
 from fastbn.data.images import Images
 from fastbn.data.names import DEFAULT_DIR, IMAGE_SIZE
 from fastbn.errors import UsageError
-from fastbn.models.resnet import FastBNOnlyResNet
+from fastbn.models.families import resolve
+from fastbn.models.network import Network
 from fastbn.training.checkpoint import CHECKPOINT, load
 from fastbn.training.folder import read_json
 from fastbn.training.norms import affine_norms
@@ -31,16 +32,17 @@ class Run:
     weights: str | None = None  # where the frozen weights' file lies now
 
     @functools.cached_property
-    def model(self) -> FastBNOnlyResNet:
+    def model(self) -> Network:
         """On the CPU. Raises UsageError for a checkpoint that is damaged, and for a network without γ and β."""
         model = load(self.path, weights=self.weights)
         if not affine_norms(model):
-            raise UsageError(f"{self.path}: its network has no BatchNorm layer with γ and β; there is nothing to look into")
+            raise UsageError(f"{self.path}: its network has no BatchNorm2d layer with γ and β; there is nothing to look into")
         return model
 
     @property
     def network(self) -> str:
-        return f"ResNet-{self.config['depth']} on {self.config['dataset']}"
+        spec = resolve(self.config["depth"], family=self.config.get("family"), norm=self.config.get("norm", "batch"))
+        return f"{spec.title} on {self.config['dataset']}"
 
     @property
     def trains(self) -> str:
@@ -52,10 +54,15 @@ class Run:
         return tuple((name, json.dumps(value)) for name, value in sorted(self.config.items()) if name not in ONLY)
 
     def test_set(self, data_dir: str | None = None, limit: int | None = None) -> Images:
-        """The run's own, where it lies now; of as many images as it was tested on, or `limit`. Raises UsageError where it is missing."""
-        size = IMAGE_SIZE[self.model.spec.family]
+        """The run's own, where it lies now; of as many images as it was tested on, or `limit`. Raises UsageError where it is missing,
+        or is no set of images in memory."""
+        size = IMAGE_SIZE.get(self.model.spec.family, 32)
         test = load_data(self.config["dataset"], data_dir or self.config.get("data_dir", DEFAULT_DIR), size=size, default_dir=None).test
-        return test.limit(self.config.get("limit_test")).limit(limit)
+        if not isinstance(test, Images):
+            raise UsageError(f"{self.path}: its data set {test.name} is not of images in memory; add --no-data")
+        test = test.limit(self.config.get("limit_test")).limit(limit)
+        pixels = self.config.get("pixels", "standard")
+        return test if pixels == "standard" else test.prepared(pixels=pixels)
 
 
 TRAINS = {"bn": "BatchNorm only", "all": "everything"}

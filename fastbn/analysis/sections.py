@@ -8,7 +8,7 @@ import numpy as np
 
 from fastbn.analysis import affine
 from fastbn.analysis.curves import AXES, Curve, curves
-from fastbn.analysis.published import DISABLED, PAPER, PUBLISHED
+from fastbn.analysis.published import DISABLED, PAPER, published
 from fastbn.analysis.runs import Run
 from fastbn.analysis.subject import Subject, spread_out
 from fastbn.charts import Series, histogram, lines, strips
@@ -51,17 +51,18 @@ def result(found: Sequence[Subject]) -> Html:
 
 
 def _published(found: Sequence[Subject]) -> Html:
-    """What the paper reports, and in what these runs are another thing."""
+    """What the paper reports of these networks, after 160 epochs of all of CIFAR-10."""
     said = []
-    for one in PUBLISHED:
-        what = "BatchNorm only" if one.train == "bn" else "everything"
-        own = [s for s in found if [s.run.config[name] for name in ("depth", "dataset", "train")] == [one.depth, one.dataset, one.train]]
-        beside = "; ".join(f"here {s.run.summary['test_accuracy']:.3f} after {s.run.summary['epochs']} epochs" for s in own)
-        said.append(f"ResNet-{one.depth} on {one.dataset}, {what}: {one.accuracy:g} after 160 epochs" + (f"; {beside}" if beside else ""))
-    here = "; ".join(f"{affine.small_overall(s.affine):.3f} ({s.name})" for s in found)
-    said.append(f"about a third ({DISABLED:.2f}) of all features end disabled, |γ| < {SMALL:g}, in BN-only training; here {here}")
-    other = NOTHING if any("; here" in one for one in said[:-1]) else paragraph("None of these runs is one of the paper's.", "note")
-    return joined([heading(f"Published ({PAPER})"), listing(said), other])
+    for s in found:
+        known = published(s.run.config)
+        if known is not None:
+            limit = s.run.config.get("limit_train")
+            under = f"{s.run.summary['epochs']} epochs" + (f" of {limit:,} images" if limit else "")
+            here = f"here {s.run.summary['test_accuracy']:.3f} after {under}"
+            said.append(f"{s.run.network}, {s.name}: {known:.3f} after 160 epochs of 50,000 images; {here}")
+    small = "; ".join(f"{affine.small_overall(s.affine):.3f} ({s.name})" for s in found)
+    said.append(f"about a third ({DISABLED:.2f}) of all features end disabled, |γ| < {SMALL:g}, in BN-only training; here {small}")
+    return joined([heading(f"Published ({PAPER})"), listing(said)])
 
 
 def courses(found: Sequence[Subject]) -> Html:

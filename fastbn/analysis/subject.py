@@ -11,7 +11,7 @@ import numpy as np
 from fastbn.analysis.affine import Affine, affine
 from fastbn.analysis.curves import groups
 from fastbn.analysis.runs import Run
-from fastbn.models.resnet import FastBNOnlyResNet
+from fastbn.models.network import Network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Subject:
         return self.runs[0]
 
     @property
-    def model(self) -> FastBNOnlyResNet:
+    def model(self) -> Network:
         return self.run.model
 
     @functools.cached_property

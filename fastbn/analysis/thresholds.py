@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fastbn.analysis.pruning import prune
 from fastbn.data.augment import batch
+from fastbn.data.feed import feed
 from fastbn.data.images import Images
 from fastbn.engine import fuse
 from fastbn.models.resnet import FastBNOnlyResNet
@@ -57,7 +58,7 @@ def by_threshold(
     found = []
     for threshold, network, own in zip([None, *thresholds], networks, seconds, strict=True):
         zeroed = (gamma < threshold) | (gamma == 0) if threshold is not None else gamma == 0
-        accuracy = evaluate(network, test).mean("test")["test_accuracy"]
+        accuracy = evaluate(network, feed(test, device)).mean("test")["test_accuracy"]
         share = zeroed.double().mean().item()
         found.append(Cut(threshold, share, accuracy, count(network)[1], flops(network, images[:1]), own, seconds[0] / own))
     return found
