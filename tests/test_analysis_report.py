@@ -209,9 +209,9 @@ def test_what_is_no_finished_run(pair, tmp_path, capfd):
     assert not (tmp_path / "x.html").exists()
 
 
-@pytest.mark.parametrize("norm", ["group", "selu"])
-def test_a_run_without_batchnorm(norm, tmp_path, capfd):
-    assert train(tmp_path / "run", "--norm", norm, epochs=1) == 0
+@pytest.mark.parametrize("norm, trains", [("instance", "bn"), ("selu", "all")])
+def test_a_run_without_batchnorm(norm, trains, tmp_path, capfd):
+    assert train(tmp_path / "run", "--norm", norm, "--train", trains, epochs=1) == 0
     capfd.readouterr()
     refused([tmp_path / "run", "-o", tmp_path / "x.html"], capfd, str(tmp_path / "run"), "no BatchNorm2d layer")
 
