@@ -143,7 +143,7 @@ def histogram(title: str, edges: Sequence[float], heights: Sequence[tuple[str, i
 
 
 def strips(title: str, rows: Sequence[tuple[str, Sequence[float]]], edges: Sequence[float], x_label: str, kind: int = 0) -> Html:
-    """A row a name: histograms over the same bins as shades, darkest where a row has its most. `edges` is one longer than a row."""
+    """A row a name: histograms over the same bins as shades, strongest where a row has its most. `edges` is one longer than a row."""
     if not rows:
         return NOTHING
     margin = min(8 + GLYPH * max(len(name) for name, _ in rows), WIDTH * 0.45)

@@ -134,7 +134,7 @@ def _by_layer(subject: Subject, found: Sequence[Subject], which: str) -> Html:
     caption = "" if len(chosen) == len(own.names) else f"{len(chosen)} of {len(own.names)} layers. "
     title = f"{SYMBOLS[which]} by layer: {subject.name}"
     chart = strips(title, rows, own.edges.tolist(), SYMBOLS[which], subject.kind)
-    return figure(chart, title, f"{caption}Darker: more of the layer's channels.")
+    return figure(chart, title, f"{caption}Stronger colour: more of the layer's channels.")
 
 
 def _trajectories(found: Sequence[Subject]) -> Html:
