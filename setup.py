@@ -36,6 +36,8 @@ setup(
         "images": ["pillow>=10"],
         "webdataset": ["pillow>=10", "webdataset>=0.2.100"],
         "energy": ["nvidia-ml-py"],
+        "analysis": ["matplotlib>=3.8"],
+        "export": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],
     },
     classifiers=[
         "Programming Language :: Python :: 3",

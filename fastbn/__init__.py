@@ -4,6 +4,7 @@
     history = fastbn.fit(model, train, test, epochs=10)           # fastbn.Images in, a list of dicts out
     fastbn.fuse(fastbn.freeze(any_network))                       # the same engine for a network of yours
     print(fastbn.explain(model))
+    smaller = fastbn.prune(model, 0.01)                           # without the channels that |γ| < 0.01 makes constant
 
 Names are handed on lazily, so that the command line's help does not pay for torch's import.
 """
@@ -16,25 +17,46 @@ from typing import TYPE_CHECKING, Any
 from fastbn.version import VERSION
 
 if TYPE_CHECKING:
+    from fastbn.analysis.pruning import prune
     from fastbn.data.images import Images
     from fastbn.engine import explain, fuse
+    from fastbn.models.plain import fold_bn, to_exported, to_onnx, to_torch
     from fastbn.models.resnet import FastBNOnlyResNet
     from fastbn.trainable import freeze
     from fastbn.training.checkpoint import load, save
     from fastbn.training.loop import fit
 
 __version__ = VERSION
-__all__ = ["FastBNOnlyResNet", "Images", "explain", "fit", "freeze", "fuse", "load", "save"]
+__all__ = [
+    "FastBNOnlyResNet",
+    "Images",
+    "explain",
+    "fit",
+    "fold_bn",
+    "freeze",
+    "fuse",
+    "load",
+    "prune",
+    "save",
+    "to_exported",
+    "to_onnx",
+    "to_torch",
+]
 
 _HOME = {
     "FastBNOnlyResNet": "models.resnet",
     "Images": "data.images",
     "explain": "engine",
     "fit": "training.loop",
+    "fold_bn": "models.plain",
     "freeze": "trainable",
     "fuse": "engine",
     "load": "training.checkpoint",
+    "prune": "analysis.pruning",
     "save": "training.checkpoint",
+    "to_exported": "models.plain",
+    "to_onnx": "models.plain",
+    "to_torch": "models.plain",
 }
 
 

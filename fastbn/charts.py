@@ -1,4 +1,4 @@
-"""Charts as inline SVG for fastbn.page, from numbers alone: bars, lines (linear or logarithmic), roofline.
+"""Charts as inline SVG for fastbn.page, from numbers alone: bars, lines (linear or logarithmic), histograms, strips, roofline.
 
 A chart is 420 units wide, so that its 12-unit text is legible on a phone as on paper. What a series is is told by its name beside
 it, its mark and its dashes; colour only repeats it. Every mark has its value as a tooltip, every chart a text that stands for it.
@@ -46,7 +46,8 @@ class Bar:
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """Points (x, y), joined by a line or not, each with a label or none. `look` sets mark and dashes apart within a colour."""
+    """Points (x, y), joined by a line or not, each with a label or none. `look` sets mark and dashes apart within a colour.
+    band: (low, high) at each point, or nothing."""
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -55,6 +56,7 @@ class Series:
     joined: bool = True
     marked: bool = True
     labels: Sequence[str] = ()
+    band: Sequence[tuple[float, float]] = ()
 
 
 def bars(title: str, rows: Sequence[Bar], unit: str, measures: Sequence[str] = ("",), rule: float | None = None) -> Html:
@@ -91,15 +93,16 @@ def bars(title: str, rows: Sequence[Bar], unit: str, measures: Sequence[str] = (
     return _svg(f"{title}: {said}", top - 4, drawn)
 
 
-def lines(title: str, series: Sequence[Series], x_label: str, y_label: str, log: bool = False) -> Html:
-    """Series over two axes, both logarithmic or both linear from 0; x is ticked where points are, if these are few. Points that a
-    logarithm can't show are left out."""
+def lines(title: str, series: Sequence[Series], x_label: str, y_label: str, log: bool = False, said: str = "") -> Html:
+    """Series over two axes, both logarithmic or both linear from 0; x is ticked where points are, if these are few and round. Points
+    that a logarithm can't show are left out. `said` stands for the chart instead of its points."""
     if log:
         series = [dataclasses.replace(s, points=[p for p in s.points if min(p) > 0]) for s in series]
     series = [s for s in series if s.points]
     if not series:
         return NOTHING
     xs, ys = (sorted({p[i] for s in series for p in s.points}) for i in (0, 1))
+    ys = sorted([*ys, *(v for s in series for ends in s.band for v in ends)])
     (left, right), (bottom, top) = domain(xs, log), domain(ys, log)
     y = Scale(bottom, top, 250, 28, log)
     margin = 8 + GLYPH * max(len(short(v)) for v in y.ticks())
@@ -110,7 +113,8 @@ def lines(title: str, series: Sequence[Series], x_label: str, y_label: str, log:
         drawn.append(_text(margin - 6, y(v) + 4, short(v), "soft", "end"))
     drawn.append(f'<path class="axis" d="M{margin:.1f} 250H{WIDTH - 12}" />')
     after = -math.inf
-    for v in xs if len(xs) <= 8 and any(s.marked and s.joined for s in series) else x.ticks():
+    few = len(xs) <= 8 and all(v == round(v, 2) for v in xs) and any(s.marked and s.joined for s in series)
+    for v in xs if few else x.ticks():
         half = GLYPH * len(short(v)) / 2
         if x(v) - half > after:
             drawn.append(f'<path class="axis" d="M{x(v):.1f} 250v4" />{_text(min(x(v), WIDTH - half), 267, short(v), "soft", "middle")}')
@@ -119,11 +123,45 @@ def lines(title: str, series: Sequence[Series], x_label: str, y_label: str, log:
     for i, s in enumerate(series):
         spots, row = [(x(a), y(b)) for a, b in s.points], 306.0 + 18 * i
         tips = [f"{s.name}: {number(a)} → {number(b)}" for a, b in s.points]
-        drawn += [*_drawn(s, spots, tips), *_labels(s.labels, spots, taken)]
+        around = [(at, (y(low), y(high))) for (at, _), (low, high) in zip(spots, s.band, strict=False)]
+        drawn += [*_band(s, around), *_drawn(s, spots, tips), *_labels(s.labels, spots, taken)]
         drawn += [f'<path class="curve k{s.kind}"{_dashes(s)} d="M0 {row:g}h28" />'] if s.joined else []
         drawn += [*_drawn(s, [(14.0, row)], [s.name]), _text(34, row + 4, _fit(s.name, WIDTH - 34))]
-    said = "; ".join(f"{s.name}: " + ", ".join(f"{number(a)} → {number(b)}" for a, b in s.points) for s in series)
+    said = said or "; ".join(f"{s.name}: " + ", ".join(f"{number(a)} → {number(b)}" for a, b in s.points) for s in series)
     return _svg(f"{title}, {y_label} against {x_label}. {said}", 300 + 18 * len(series), drawn)
+
+
+def histogram(title: str, edges: Sequence[float], heights: Sequence[tuple[str, int, Sequence[float]]], x_label: str, y_label: str) -> Html:
+    """Outlines over the same bins, laid over each other: (name, kind, a height a bin) each, between `edges`, one more than bins."""
+    series, said = [], []
+    for i, (name, kind, found) in enumerate(heights):
+        tops = [0.0, *(h for h in found for _ in (0, 1)), 0.0]
+        series.append(Series(name, [*zip([e for e in edges for _ in (0, 1)], tops, strict=True)], kind, i, marked=False))
+        most = max(range(len(found)), key=lambda at: found[at])
+        said.append(f"{name}: most, {number(found[most])}, between {number(edges[most])} and {number(edges[most + 1])}")
+    return lines(title, series, x_label, y_label, said="; ".join(said))
+
+
+def strips(title: str, rows: Sequence[tuple[str, Sequence[float]]], edges: Sequence[float], x_label: str, kind: int = 0) -> Html:
+    """A row a name: histograms over the same bins as shades, strongest where a row has its most. `edges` is one longer than a row."""
+    if not rows:
+        return NOTHING
+    margin = min(8 + GLYPH * max(len(name) for name, _ in rows), WIDTH * 0.45)
+    x = Scale(edges[0], edges[-1], margin, WIDTH - 12)
+    drawn, bottom = [], 4.0 + 16 * len(rows)
+    for i, (name, found) in enumerate(rows):
+        top, most = 4.0 + 16 * i, max(found) or 1.0
+        drawn.append(_text(0, top + 11, _fit(name, margin)))
+        drawn.append(f'<rect class="track" x="{x.start:.1f}" y="{top:g}" width="{x.end - x.start:.1f}" height="14" />')
+        for low, high, height in zip(edges[:-1], edges[1:], found, strict=True):
+            if height:
+                place = f'x="{x(low):.1f}" y="{top:g}" width="{x(high) - x(low):.2f}" height="14"'
+                tip = _tip(f"{name}: {number(height)} in {number(low)} … {number(high)}")
+                drawn.append(f'<rect class="cell k{kind}" {place} fill-opacity="{height / most:.2f}">{tip}</rect>')
+    for v in x.ticks():
+        drawn.append(f'<path class="axis" d="M{x(v):.1f} {bottom:g}v4" />{_text(x(v), bottom + 17, short(v), "soft", "middle")}')
+    drawn.append(_text(WIDTH - 2, bottom + 34, x_label, "soft", "end"))
+    return _svg(f"{title}, {x_label}, of {', '.join(name for name, _ in rows)}", bottom + 40, drawn)
 
 
 def roofline(title: str, series: Sequence[Series], bytes_per_second: float, flops_per_second: float) -> Html:
@@ -146,6 +184,13 @@ def _drawn(s: Series, spots: Sequence[tuple[float, float]], tips: Sequence[str])
     mark = f'<path class="mark k{s.kind}" d="{MARKS[s.look % len(MARKS)]}"'
     places = [f'transform="translate({x:.1f} {y:.1f})"' for x, y in spots]
     return curve + [f"{mark} {place}>{_tip(tip)}</path>" for place, tip in zip(places, tips, strict=False)]
+
+
+def _band(s: Series, around: Sequence[tuple[float, tuple[float, float]]]) -> list[str]:
+    if not any(low != high for _, (low, high) in around):
+        return []
+    path = [f"{x:.1f} {high:.1f}" for x, (_, high) in around] + [f"{x:.1f} {low:.1f}" for x, (low, _) in reversed(around)]
+    return [f'<path class="band k{s.kind}" d="M{"L".join(path)}z" />']
 
 
 def _labels(labels: Sequence[str], spots: Sequence[tuple[float, float]], taken: list[tuple[float, float, float]]) -> list[str]:

@@ -27,6 +27,7 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 BATCH = 128  # the paper's
 MAY_DIFFER = (  # between a run and its resumption
     "memory", "epochs", "out", "data_dir", "download", "weights", "resume", "rank_timeout", "explain", "on", "devices", "step_seconds",
+    "track",
 )  # fmt: skip
 
 
@@ -178,6 +179,7 @@ class Config(Recipe):
     on: str | None = option(None, "with --explain: on this device by its data sheet (a100, h100, h200, l40s, rtx4090)", metavar="NAME")
     devices: int | None = option(None, "with --explain: what so many devices would send each other a step", int, metavar="N")
     step_seconds: float | None = option(None, "with --devices: of a step on one device; measured here where not given", float, metavar="S")
+    track: str | None = option(None, "tell a module that has init, log and finish of every epoch: wandb, trackio", metavar="NAME")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -44,6 +44,8 @@ svg { display: block; width: 100%; height: auto; } svg text { fill: var(--ink); 
 svg .soft { fill: var(--soft); } svg .grid { stroke: var(--line); stroke-width: 1; } svg .axis { stroke: var(--soft); stroke-width: 1; }
 svg .track { fill: var(--shade); } svg .whisker { stroke: var(--ink); stroke-width: 1.5; fill: none; }
 svg .curve { stroke: var(--k); stroke-width: 2; fill: none; } svg .mark { fill: var(--k); stroke: var(--paper); stroke-width: 1; }
+svg .band { fill: var(--k); fill-opacity: .16; } svg .cell { fill: var(--k); }
+.pixels { display: block; width: 100%; height: auto; image-rendering: pixelated; } .row { margin: .5rem 0 .2rem; }
 svg .bar { fill: var(--k); } svg .bar.second { fill-opacity: .35; stroke: var(--k); }
 .k0 { --k: var(--c0); } .k1 { --k: var(--c1); } .k2 { --k: var(--c2); } .k3 { --k: var(--c3); }
 .k4 { --k: var(--c4); } .k5 { --k: var(--c5); }
@@ -52,7 +54,7 @@ svg .bar { fill: var(--k); } svg .bar.second { fill-opacity: .35; stroke: var(--
   .scroll { overflow: visible; } table { font-size: 7.5pt; } th, td { padding-right: .4rem; } tbody th { min-width: 5rem; }
   figure { max-width: 95mm; }
   tr { break-inside: avoid; } thead { display: table-header-group; } h2, h3 { break-after: avoid; }
-  svg, tr { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
+  svg, img, tr { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """
 
 PAGE = """<!DOCTYPE html>

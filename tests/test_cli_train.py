@@ -21,7 +21,7 @@ from fastbn.training.checkpoint import load
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 AUTO = choose("auto", torch.device("cpu"), torch.float32)[0].name
-LINE = {"epoch", "step", "lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy"} | TIMES
+LINE = {"epoch", "step", "lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "norms"} | TIMES
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_a_run_s_folder(tmp_path, capfd):
 
     config = json.loads((out / "config.json").read_text())
     open_ones = {name for name, value in config.items() if value in (None, "auto")}
-    assert open_ones == {"weights", "val", "augment", "vectors", "devices", "step_seconds", "on", "memory", "bn_batch"}
+    assert open_ones == {"weights", "val", "augment", "vectors", "devices", "step_seconds", "on", "memory", "bn_batch", "track"}
     expected = {"dataset": "digits", "family": "cifar", "width": 4, "engine": AUTO, "device": "cpu", "precision": "fp32"}
     assert expected.items() <= config.items()
     assert (config["epochs"], config["milestones"], config["lr"], config["threads"]) == (2, [1], 0.1, torch.get_num_threads())

@@ -22,7 +22,7 @@ from fastbn.training.precision import arithmetic
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 TRAIN, TEST = digits()
-COMMON = {"epoch", "step", "lr", "train_loss", "train_accuracy"}
+COMMON = {"epoch", "step", "lr", "train_loss", "train_accuracy", "norms"}
 MEASURED = {"images_per_second", "seconds", "evaluation_seconds", "peak_memory_bytes", "energy_joules"}
 
 

@@ -6,10 +6,11 @@ import importlib
 import os
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fastbn.engine import fuse
 from fastbn.models.families import HOMES, Spec
+from fastbn.models.plain import to_torch
 from fastbn.models.weights import draw, load_weights
 from fastbn.trainable import count, freeze
 
@@ -46,6 +47,10 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         raise NotImplementedError
+
+    def to_torch(self) -> fx.GraphModule:
+        """The same network of torch's own modules alone, see `fastbn.models.plain`."""
+        return to_torch(self)
 
     def lines(self) -> list[str]:
         """The layers as a reader wants them: not their modules, of which 866 layers would print 1,900 lines."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -14,7 +15,7 @@ from fastbn.data.images import Images
 from fastbn.data.stream.stream import Stream
 from fastbn.engine import fused_forward
 from fastbn.errors import Diverged, Stopped, UsageError
-from fastbn.training import machine, precision
+from fastbn.training import machine, norms, precision
 from fastbn.training.batchsize import fastest
 from fastbn.training.distributed import sharing
 from fastbn.training.distributed.ranks import Ranks, joined
@@ -37,16 +38,19 @@ def fit(
     saver: Saver | None = None,
     ranks: Ranks | None = None,
     progress: bool = True,
+    log: Callable[[dict[str, Any]], None] | None = None,
     **settings: Any,
 ) -> list[dict[str, Any]]:
     """Trains what requires grad, and returns one dict an epoch: epoch, step, lr, train_loss, train_accuracy, test_loss,
-    test_accuracy (val_… too where given), images_per_second, seconds, evaluation_seconds, peak_memory_bytes, energy_joules.
+    test_accuracy (val_… too where given), images_per_second, seconds, evaluation_seconds, peak_memory_bytes, energy_joules, and
+    norms: γ and β in a few numbers a layer.
 
     model: on the device where it should train; the images are brought there. Accuracies are fractions of 1.
     settings: the fields of fastbn.config.Recipe (epochs, batch_size, optimizer, lr, seed, …); or a `recipe` made of them.
     saver: keeps a run's folder; `python -m fastbn.train` gives one, to the first rank alone.
     ranks: the processes that train together, each with its part of every batch; those of the process group that torch.distributed
     has, if it has one. The first rank's parameters are everybody's, and it alone shows progress.
+    log: is called with each epoch's dict.
 
         history = fastbn.fit(model, train, test, epochs=15, batch_size=64)
 
@@ -83,11 +87,13 @@ def fit(
             energy = machine.EnergyMeter(device)
             while position.epoch < recipe.epochs:
                 line = _epoch(step, recipe, position, held_out, bar, request, saver)
-                line["energy_joules"] = ranks.total(energy.joules(), device)
+                line |= {"energy_joules": ranks.total(energy.joules(), device), "norms": norms.statistics(model)}
                 history.append(line)
                 position = Position(position.epoch + 1, 0, Totals.zero(device))
                 if saver:
                     saver.epoch(step, position, line)
+                if log:
+                    log(line)
                 bar.finish(line)
         return history
     finally:

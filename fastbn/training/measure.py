@@ -10,7 +10,7 @@ from torch import nn
 
 from fastbn.config import Recipe
 from fastbn.data.feed import feed
-from fastbn.training import machine, precision
+from fastbn.training import machine, norms, precision
 from fastbn.training.distributed.exchange import Found
 from fastbn.training.evaluation import evaluate
 from fastbn.training.step import Totals
@@ -43,5 +43,6 @@ def measure(model: nn.Module, train: object, test: object, recipe: Recipe) -> li
             "evaluation_seconds": time.perf_counter() - start,
             "peak_memory_bytes": machine.peak_memory_bytes(device),
             "energy_joules": None,
+            "norms": norms.statistics(model),
         }
     ]

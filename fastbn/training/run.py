@@ -24,6 +24,7 @@ from fastbn.training.measure import measure
 from fastbn.training.progress import Progress
 from fastbn.training.resolving import data, implied, resolved, sized
 from fastbn.training.saving import Saver
+from fastbn.training.tracking import Tracker
 
 
 def train_run(config: Config) -> str:
@@ -39,6 +40,7 @@ def _train(config: Config, ranks: Ranks, stack: contextlib.ExitStack) -> str:
     opened = ranks.agree(lambda: _opened(config, ranks, stack) if ranks.first else None)
     config, note = ranks.told((opened.config, opened.note) if opened else (config, ""))
     folder = opened.folder if opened else None
+    tracker = opened.tracker if opened else None
 
     def made() -> tuple[Config, Loaded, str, Network]:
         loaded = opened.loaded if opened else data(config, may_download=False)
@@ -64,10 +66,15 @@ def _train(config: Config, ranks: Ranks, stack: contextlib.ExitStack) -> str:
         for line in telling.opening(config, loaded, model, why, note, ranks):
             speak.say(line)
         saver = Saver(folder, settings)
+        if tracker is not None:
+            tracker.start(folder.path.name, settings)
     if trainable(model):
-        history = fit(model, train, loaded.test, val, saver=saver, ranks=ranks, recipe=config.recipe())
+        log = tracker.log if tracker is not None else None
+        history = fit(model, train, loaded.test, val, saver=saver, ranks=ranks, recipe=config.recipe(), log=log)
     else:
         history = measure(model, train, loaded.test, config.recipe())
+        if tracker is not None:
+            tracker.log(history[0])
         if folder is not None:
             folder.keep_metrics(0)
             folder.add_metrics(history[0])
@@ -86,6 +93,7 @@ class _Opened:
     folder: RunFolder
     loaded: Loaded
     note: str
+    tracker: Tracker | None
 
 
 def _opened(config: Config, ranks: Ranks, stack: contextlib.ExitStack) -> _Opened:
@@ -93,6 +101,9 @@ def _opened(config: Config, ranks: Ranks, stack: contextlib.ExitStack) -> _Opene
     device = machine.choose_device(config.device)
     precision.check(config.precision, device)
     engine_of(config, device)
+    tracker = Tracker(config.track) if config.track else None
+    if tracker is not None:
+        stack.callback(tracker.finish)
     loaded = None
     if config.out is None:
         loaded = data(config)  # the folder's name holds the data set's
@@ -102,7 +113,7 @@ def _opened(config: Config, ranks: Ranks, stack: contextlib.ExitStack) -> _Opene
     stack.callback(folder.close)
     config, note = _continued(config, folder, ranks)
     loaded = loaded if loaded is not None and loaded.name == config.dataset else data(config)
-    return _Opened(dataclasses.replace(config, dataset=loaded.name), folder, loaded, note)
+    return _Opened(dataclasses.replace(config, dataset=loaded.name), folder, loaded, note, tracker)
 
 
 def _continued(config: Config, folder: RunFolder, ranks: Ranks) -> tuple[Config, str]:

@@ -1,0 +1,43 @@
+"""What the report's sections are about: groups of runs, and of each one run that is looked into."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from fastbn.analysis.affine import Affine, affine
+from fastbn.analysis.curves import groups
+from fastbn.analysis.runs import Run
+from fastbn.models.network import Network
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    name: str
+    runs: list[Run]  # that differ in the seed alone
+    kind: int  # its colour
+
+    @property
+    def run(self) -> Run:
+        """The one that is looked into."""
+        return self.runs[0]
+
+    @property
+    def model(self) -> Network:
+        return self.run.model
+
+    @functools.cached_property
+    def affine(self) -> Affine:
+        return affine(self.model)
+
+
+def subjects(runs: Sequence[Run]) -> list[Subject]:
+    return [Subject(name, own, i % 6) for i, (name, own) in enumerate(groups(runs))]
+
+
+def spread_out(count: int, most: int) -> list[int]:
+    """At most `most` of 0 … count − 1, evenly, the first and the last among them."""
+    return sorted({round(i) for i in np.linspace(0, count - 1, min(count, most))})
