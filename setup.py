@@ -4,7 +4,9 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-TEST = ["pytest>=8", "pytest-benchmark>=5", "pillow>=10", "webdataset>=0.2.100", "ruff", "mypy", "types-tqdm", "build"]
+EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
+ANALYSIS = ["matplotlib>=3.8"]
+TEST = ["pytest>=8", "pytest-benchmark>=5", "pillow>=10", "webdataset>=0.2.100", "ruff", "mypy", "types-tqdm", "build", *ANALYSIS, *EXPORT]
 
 HERE = Path(__file__).parent
 
@@ -36,8 +38,8 @@ setup(
         "images": ["pillow>=10"],
         "webdataset": ["pillow>=10", "webdataset>=0.2.100"],
         "energy": ["nvidia-ml-py"],
-        "analysis": ["matplotlib>=3.8"],
-        "export": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],
+        "analysis": ANALYSIS,
+        "export": EXPORT,
     },
     classifiers=[
         "Programming Language :: Python :: 3",

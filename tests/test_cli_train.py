@@ -334,8 +334,9 @@ def test_help_names_every_option_and_its_default():
     text = " ".join(done.stdout.split())
     assert done.returncode == 0 and done.stderr == ""
     options = (
-        "depth width family dataset data-dir download train gamma-init beta-init weight-init weights bn-stats epochs batch-size bn-batch memory on "
-        "optimizer lr momentum weight-decay milestones engine device precision seed out resume limit-train limit-test val explain"
+        "depth width family dataset data-dir download train gamma-init beta-init weight-init weights bn-stats epochs batch-size bn-batch "
+        "optimizer lr momentum weight-decay milestones engine device precision seed out resume limit-train limit-test val "
+        "explain memory on"
     )
     for option in options.split():
         assert f" --{option}" in text
