@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that a visit to a GPU should find out, a stage a process under 8 minutes; a stage that fails does not end the others.
 #   bash bench/gpu_check.sh [--out DIR] [--data-dir DIR] [--only STAGES] [--epochs N] [--precision P] [--resume] [--small]
-# STAGES: trial,correctness,step,train,merge, or a part of one: step-866x128, train-14. --small: at toy sizes on a CPU.
+# STAGES: trial,correctness,step,plan,train,merge, or a part of one: step-866x128, train-14. --small: at toy sizes on a CPU.
 # Where git is not there, COMMIT=… in the environment goes into the records.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -40,6 +40,10 @@ else
   for config in 866x128 110x128 14x128 866x1024 50x256; do
     stage step-$config step --config $config
   done
+  if [ -z "$only" ] || [[ $only == *,plan,* ]]; then
+    echo "== plan"
+    timeout --kill-after=20 480 python -m bench.plan --depth 866 --batch-size 128 1024 4096 8192 --repeats 1 || failed=1
+  fi
   for depth in 14 110; do
     stage train-$depth train --depth $depth "${data[@]}" "${run[@]}"
   done
