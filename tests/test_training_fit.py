@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 TRAIN, TEST = digits()
 COMMON = {"epoch", "step", "lr", "train_loss", "train_accuracy", "norms"}
-MEASURED = {"images_per_second", "seconds", "evaluation_seconds", "peak_memory_bytes", "energy_joules"}
+MEASURED = {"images_per_second", "seconds", "evaluation_seconds", "peak_memory_bytes", "planned_memory_bytes", "energy_joules"}
 
 
 def fit(model, *sets, **settings):

@@ -66,6 +66,7 @@ def summary(
         "training_seconds": sum(line["seconds"] for line in history),
         "seconds_of_this_process": seconds,
         "peak_memory_bytes": max(line["peak_memory_bytes"] for line in history),
+        "planned_memory_bytes": last.get("planned_memory_bytes"),
         "date": time.strftime("%Y-%m-%d"),
     }
 
