@@ -16,7 +16,8 @@ from fastbn.training import container
 TINY = ["--depth", "8", "--width", "4", "--dataset", "digits", "--limit-train", "64", "--limit-test", "32", "--batch-size", "24"]
 STEPS = 3  # an epoch: 24, 24 and a ragged 16
 REPOSITORY = Path(__file__).parents[1]
-TIMES = {"images_per_second", "seconds", "evaluation_seconds", "peak_memory_bytes", "planned_memory_bytes", "energy_joules"}  # what no two runs share
+# what no two runs share
+TIMES = {"images_per_second", "seconds", "evaluation_seconds", "peak_memory_bytes", "planned_memory_bytes", "energy_joules"}
 
 
 def digits(train=64, test=32):
