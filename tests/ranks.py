@@ -83,7 +83,7 @@ def start(count, *arguments, folders=None):
     return found
 
 
-def ended(processes, seconds=120):
+def ended(processes, seconds=300):
     """[(exit code, stdout, stderr)] of each, once all have ended."""
     try:
         said = [process.communicate(timeout=seconds) for process in processes]
@@ -93,7 +93,7 @@ def ended(processes, seconds=120):
     return [(process.returncode, *words) for process, words in zip(processes, said, strict=True)]
 
 
-def wait_for(condition, *processes, seconds=90):
+def wait_for(condition, *processes, seconds=180):
     """Until it holds; fails where a process ends before."""
     deadline = time.monotonic() + seconds
     while not condition():
