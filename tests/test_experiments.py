@@ -265,7 +265,7 @@ def test_stopped_killed_and_taken_up_again(tmp_path):
     folder = tmp_path / "bn-then-all-quick"
 
     def wait_for(path):
-        until = time.monotonic() + 60
+        until = time.monotonic() + 300
         while not (path.exists() and path.stat().st_size) and time.monotonic() < until:
             time.sleep(0.02)
         assert path.exists()
@@ -273,22 +273,22 @@ def test_stopped_killed_and_taken_up_again(tmp_path):
     process = command(tmp_path, *more)
     wait_for(folder / "bn-s0" / "metrics.jsonl")
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 143 and "the same command continues" in err and "0 of 3 runs finished" in out
 
     process = command(tmp_path, *more)
     wait_for(folder / "bn-then-all-s0" / "metrics.jsonl")
     os.killpg(process.pid, signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert outcome(jobs(PRESETS["bn-then-all"], tmp_path, True, more=["--dataset", "digits", "--device", "cpu", *more])[0]).state == "done"
 
     process = command(tmp_path, *more)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 0 and "3 of 3 runs finished" in out and "1 of 3 runs done before" in err, err
     assert "resuming" in (folder / "bn-s0" / "log.txt").read_text()
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*/metrics.jsonl")}
     assert len(before) == 3
     again = command(tmp_path, *more)
-    assert again.communicate(timeout=60)[0] == out and {path: path.stat().st_mtime_ns for path in before} == before
+    assert again.communicate(timeout=300)[0] == out and {path: path.stat().st_mtime_ns for path in before} == before
 
 
