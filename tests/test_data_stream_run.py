@@ -26,7 +26,7 @@ def cache(tmp_path_factory, one_thread):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setattr("fastbn.data.stream.stream.cores", lambda: 0)  # decoded here: starting processes is tested elsewhere
-        patch.setattr("fastbn.training.run.IMAGE_SIZE", {"imagenet": 32})
+        patch.setattr("fastbn.training.resolving.IMAGE_SIZE", {"imagenet": 32})
         patch.setattr("fastbn.evaluate.IMAGE_SIZE", {"imagenet": 32})
         yield
 
