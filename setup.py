@@ -22,7 +22,7 @@ setup(
     packages=[*find_packages(include=["fastbn", "fastbn.*"]), "fastbn.kernels", "fastbn.kernels.cpu"],
     package_data={
         "fastbn": ["py.typed"],
-        "fastbn.engine": ["algorithms.json"],
+        "fastbn.engine": ["algorithms.json", "configurations.json"],
         "fastbn.kernels.cpu": ["*.cpp", "*.h"],
         "fastbn.data": ["digits.csv.gz", "DIGITS.md"],
     },

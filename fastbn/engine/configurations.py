@@ -1,5 +1,6 @@
 """Which kernel carries a convolution out on a GPU, and how it is cut into programs: static choices by shape and compute capability,
-read off machine code (`python -m bench.audit`) and not yet measured; never measured during a run.
+from a table that `python -m bench.tune` measured, and by rules read off machine code (`python -m bench.audit`) where it has no row; never
+measured during a run.
 
 What the choices keep to: as few instructions a pixel as go without spilled registers, in the shared memory that there is. A band of four
 rows forms each input row 1½ times and one of two rows twice, but the latter takes fewer registers and makes twice as many programs,
@@ -8,12 +9,19 @@ of which small images have too few.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
 import torch
 
 from fastbn.engine.graph import Conv
 from fastbn.kernels.conv import Tile
 from fastbn.kernels.conv_rolling import Roll, pairing
 
+TABLE = Path(__file__).with_name("configurations.json")
 ROLLING, TAPS, LIBRARY = "rolling rows", "tap by tap", "the library's, BatchNorm in passes beside it"
 MANY = 128  # channels from which a 3×3 convolution is arithmetic rather than traffic, and cuDNN's is the better one
 
@@ -47,18 +55,59 @@ def tile(read: int, written: int, dtype: torch.dtype, device: int) -> Tile:
     return Tile(pixels, block_n, block_k, 4, 1 if device == 0 else 3)
 
 
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """What a rolling kernel's configuration hangs on."""
+
+    capability: int  # 90 for a Hopper GPU; 0 for the interpreter
+    backward: bool
+    channels: int
+    size: int  # of the images: their width
+    wide: bool  # float32 storage
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """How a rolling kernel is cut."""
+
+    row: int  # products of a row of a program
+    rows: int  # of its band
+    warps: int
+    keep: bool  # the weights in shared memory from the start
+
+
+def read() -> list[dict[str, Any]]:
+    """The shipped rows, as `python -m bench.tune --engine triton` measured them; none of a device that it has not run on."""
+    rows: list[dict[str, Any]] = json.loads(TABLE.read_text(encoding="utf-8"))["rows"]
+    return rows
+
+
+@functools.cache
+def table() -> dict[Key, Choice]:
+    """What was measured."""
+    fields = [[field.name for field in dataclasses.fields(kind)] for kind in (Key, Choice)]
+    return {Key(**{k: row[k] for k in fields[0]}): Choice(**{k: row[k] for k in fields[1]}) for row in read()}
+
+
 def roll(conv: Conv, size: tuple[int, int], dtype: torch.dtype, device: int, backward: bool) -> Roll:
-    """How a rolling kernel is cut, for images of this (height, width)."""
+    """How a rolling kernel is cut, for images of this (height, width): as was measured, else by rule."""
     height, width = size
-    row, rows = _row_and_rows(conv.channels, dtype == torch.float32, device, backward)
+    key = Key(device, backward, conv.channels, width, dtype == torch.float32)
+    choice = table().get(key) or rule(key)
     across = -(-width // pairing(conv.channels))
-    whole = min(row, across & -across)  # the largest power of two that divides it: no program has an empty place, nor needs a mask
-    strip = whole if whole >= 8 else min(across, row)
-    warps, keep = 4, device != 0 or conv.channels != 64  # the interpreter runs both kinds
-    if dtype == torch.float32 and conv.channels > 16 and device != 0:
-        warps = 4 if conv.channels == 64 and device in WIDE_UNITS else 8
-        keep = device in WIDE_UNITS and (backward or conv.channels == 32)  # the others' shared memory does not hold the weights
-    return Roll(max(1, row // strip), min(rows, height), strip, warps, keep)
+    whole = min(choice.row, across & -across)  # the largest power of two that divides it: no program has an empty place, nor needs a mask
+    strip = whole if whole >= 8 else min(across, choice.row)
+    return Roll(max(1, choice.row // strip), min(choice.rows, height), strip, choice.warps, choice.keep)
+
+
+def rule(key: Key) -> Choice:
+    """What the instruction counts say, where nothing was measured."""
+    row, rows = _row_and_rows(key.channels, key.wide, key.capability, key.backward)
+    warps, keep = 4, key.capability != 0 or key.channels != 64  # the interpreter runs both kinds
+    if key.wide and key.channels > 16 and key.capability != 0:
+        warps = 4 if key.channels == 64 and key.capability in WIDE_UNITS else 8
+        keep = key.capability in WIDE_UNITS and (key.backward or key.channels == 32)  # the others' shared memory does not hold the weights
+    return Choice(row, rows, warps, keep)
 
 
 WIDE_UNITS = (90, 100)  # whose matrix units multiply 64 rows from shared memory; the others' read 16 from registers

@@ -1,12 +1,10 @@
-"""python -m bench.tune: measures the CPU's convolution algorithms by number of channels and writes the table that the native engine ships.
+"""The native engine's table: a CPU's convolution algorithms, measured by number of channels.
 
 For each number of channels it takes the fastest, forward and input gradient together, whose error against float64 stays within 2e-6.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -71,17 +69,7 @@ def measure(images: int, rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser("python -m bench.tune", description=__doc__)
-    parser.add_argument("--images", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--dry-run", action="store_true", help="print only")
-    asked = parser.parse_args()
+def tune(images: int, rounds: int) -> dict[str, Any]:
+    """What algorithms.json holds."""
     conditions = {"device": machine.describe(torch.device("cpu")), "versions": machine.versions(), "date": time.strftime("%Y-%m-%d")}
-    rows = measure(asked.images, asked.rounds)
-    if not asked.dry_run:
-        algorithms.TABLE.write_text(json.dumps({"images": asked.images, **conditions, "rows": rows}, indent=1, ensure_ascii=False) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+    return {"images": images, **conditions, "rows": measure(images, rounds)}

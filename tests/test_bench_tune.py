@@ -1,0 +1,82 @@
+"""bench.tune: the Triton engine's table, at toy sizes in the interpreter, and that the engine reads what it holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+if torch.cuda.is_available():
+    pytest.skip("it would measure this GPU for minutes; bench/gpu_check.sh is for that", allow_module_level=True)
+
+from operations import Case
+
+from bench.tune import __main__ as command
+from bench.tune import triton
+from fastbn.engine import configurations
+from fastbn.engine.configurations import Choice, Key
+
+CONV = Case("", 2, 6, 6, 16, 16).conv()
+
+
+@pytest.fixture
+def table(monkeypatch, tmp_path):
+    """A table of this test's own."""
+    path = tmp_path / "configurations.json"
+    monkeypatch.setattr(configurations, "TABLE", path)
+    configurations.table.cache_clear()
+    yield path
+    configurations.table.cache_clear()
+
+
+def test_a_row_holds_the_fastest_of_what_agrees(table, monkeypatch):
+    table.write_text(json.dumps({"rows": [{**dataclasses.asdict(Key(90, False, 16, 32, False)), "row": 1, "rows": 1, "warps": 1, "keep": True}]}))
+    seconds = iter([3.0, 1.0, 2.0] * 4)
+    monkeypatch.setattr(triton, "device_seconds", lambda call: next(seconds))
+    found = triton.tune(2, 1, ((16, 6),))
+    other, *own = found["rows"]
+    assert other["capability"] == 90 and [row["capability"] for row in own] == [0] * 4
+    for row in own:
+        key = Key(0, row["backward"], 16, 6, row["wide"])
+        assert (row["rows"], row["warps"]) == (2, configurations.rule(key).warps) and row["rows"] != configurations.rule(key).rows
+        assert len(row["measured"]) == 3 and not row["left_out"]
+
+
+def test_a_candidate_that_is_wrong_is_left_out(table, monkeypatch):
+    table.write_text('{"rows": []}')
+    errors = iter([0.0, 1.0, 0.0] * 8)
+    monkeypatch.setattr(triton, "relative", lambda found, expected: next(errors))
+    row = triton.tune(2, 1, ((16, 6),))["rows"][0]
+    assert len(row["measured"]) == 2 and "differs" in row["left_out"][0]["why"]
+
+
+def test_the_engine_takes_what_was_measured_and_else_the_rule(table):
+    key = Key(90, False, 16, 32, False)
+    table.write_text(json.dumps({"rows": [dataclasses.asdict(key) | dataclasses.asdict(Choice(32, 2, 8, False))]}))
+    measured = configurations.roll(CONV, (32, 32), torch.float16, 90, False)
+    assert (measured.rows, measured.warps, measured.keep) == (2, 8, False)
+    ruled = configurations.roll(CONV, (32, 32), torch.float16, 90, True)
+    assert (ruled.rows, ruled.warps, ruled.keep) == (configurations.rule(dataclasses.replace(key, backward=True)).rows, 4, True)
+
+
+def test_what_ships_can_be_read():
+    configurations.table.cache_clear()
+    assert all(isinstance(choice, Choice) for choice in configurations.table().values())
+
+
+def test_without_a_gpu_it_says_so(monkeypatch, capsys):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert command.main(["--engine", "triton"]) == 2
+    assert "no CUDA device" in capsys.readouterr().err
+
+
+def test_the_native_table_is_printed_and_not_written(monkeypatch, capsys):
+    from bench.tune import native
+    from fastbn.engine.algorithms import TABLE
+
+    before = TABLE.read_bytes()
+    monkeypatch.setattr(native, "CHANNELS", {8: 8})
+    assert command.main(["--engine", "native", "--images", "2", "--rounds", "1", "--dry-run"]) == 0
+    assert "8 channels" in capsys.readouterr().out and TABLE.read_bytes() == before
