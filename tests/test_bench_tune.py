@@ -32,7 +32,8 @@ def table(monkeypatch, tmp_path):
 
 
 def test_a_row_holds_the_fastest_of_what_agrees(table, monkeypatch):
-    table.write_text(json.dumps({"rows": [{**dataclasses.asdict(Key(90, False, 16, 32, False)), "row": 1, "rows": 1, "warps": 1, "keep": True}]}))
+    hopper = dataclasses.asdict(Key(90, False, 16, 32, False)) | dataclasses.asdict(Choice(1, 1, 1, True))
+    table.write_text(json.dumps({"rows": [hopper]}))
     seconds = iter([3.0, 1.0, 2.0] * 4)
     monkeypatch.setattr(triton, "device_seconds", lambda call: next(seconds))
     found = triton.tune(2, 1, ((16, 6),))
