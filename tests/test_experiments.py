@@ -145,6 +145,15 @@ def test_the_table_of_what_is_there(tmp_path):
     assert "±0.5" in said
 
 
+def test_a_figure_that_no_run_measures(tmp_path):
+    """Top-5 is published, and not among a run's metrics: said, not taken for unfinished."""
+    found = jobs(PRESETS["paper-imagenet"], tmp_path)
+    pretend(found[-1], [0.1] * 90, 90)
+    said = table(PRESETS["paper-imagenet"], found, False)
+    assert "| 200 bn | test accuracy | 1 of 1 | 10.0 | — | — |" in said
+    assert "| 200 bn | top-5 test accuracy | 1 of 1 | not measured | 32 (printed) | — |" in said
+
+
 def test_a_run_with_other_settings_is_named(tmp_path, capfd):
     job = jobs(PRESETS["paper-width"], tmp_path)[0]
     pretend(dataclasses.replace(job, arguments=(*job.arguments, "--lr", "0.2")), [0.4] * 160)

@@ -48,7 +48,7 @@ def _row(line: Line, kind: str, found: list[tuple[Job, Outcome]], quick: bool) -
     published = [one for one in line.published if one.of == kind]
     texts = [f"{one.value:g} ({one.grade})" for one in published]
     seeds = f"{len(finished)} of {len(found)}"
-    ours = _ours(values) if values else _unfinished(found, kind)
+    ours = _ours(values) if values else "not measured" if finished else _unfinished(found, kind)
     mark = "" if quick or not values or not published else _difference(statistics.fmean(values), published[0])
     return f"| {line.name} | {WHAT.get(kind, kind)} | {seeds} | {ours} | {'; '.join(texts) or '—'} | {mark or '—'} |"
 
