@@ -68,6 +68,7 @@ class Step:
         self.plan = None if planner is None else planner.plan(recipe.batch // ranks.count, recipe.bn_batch)
         self.flat, self.running = Flat(model), Running(model)
         self.optimizer = Optimizer(recipe, self.flat.vector, self.flat.mask)
+        self._shared = False
         self._take = self._taking()
 
     def __call__(self, inputs: Inputs, lr: float, totals: Totals, images: int | None = None, heard: int | None = None) -> None:
@@ -95,11 +96,12 @@ class Step:
     def _tried(self, inputs: Inputs, lr: Tensor, totals: Totals) -> str | None:
         """Takes the step; where memory ran out undoes what it did, and says what the allocator said."""
         self.running.keep()
+        self._shared = False
         try:
             self._take(inputs, lr, totals)
             return None
         except (RuntimeError, MemoryError) as error:
-            if self._planner is None or self._recipe.sync_bn or not machine.is_out_of_memory(error):
+            if self._planner is None or self._shared or self._recipe.sync_bn or not machine.is_out_of_memory(error):
                 raise
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         self.running.put_back()
@@ -117,7 +119,9 @@ class Step:
         self._say(f"fastbn: out of memory ({reason}); the same step again by a smaller plan: {self.plan.how}")
 
     def _compute(self, inputs: Inputs, lr: Tensor, totals: Totals) -> None:
-        found = self.exchange.sum(self.flat.gradient, self._gradient(inputs))
+        found = self._gradient(inputs)
+        self._shared = self.exchange.ranks.count > 1  # from here on no rank can try again alone
+        found = self.exchange.sum(self.flat.gradient, found)
         moved = self.optimizer.update(self.flat.vector, self.flat.gradient, lr, torch.isfinite(found.loss))
         totals.add(found)
         totals.finite &= moved
