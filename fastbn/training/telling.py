@@ -25,10 +25,11 @@ def opening(config: Config, loaded: Loaded, model: Network, why: str, note: str,
     if config.schedule == "multistep":
         schedule = f" ÷10 at {', '.join(map(str, config.milestones))}" if config.milestones else ""
     warmup = f", {config.warmup_epochs} epochs of warm-up" if config.warmup_epochs else ""
+    graph = "; the step is one CUDA graph a batch size" if (config.engine, config.device) == ("triton", "cuda") else ""
     return [
         *([f"fastbn: {note}"] if note else []),
         f"device    {machine.describe(torch.device(config.device))} ({versions})",
-        f"engine    {config.engine}, {config.precision} ({why})",
+        f"engine    {config.engine}, {config.precision} ({why}){graph}",
         *([sharing.described(config, some, ranks)] if ranks.count > 1 else []),
         f"data      {loaded.train.name}: {len(loaded.train):,} to train on, {len(loaded.test):,} to test ({loaded.why})",
         f"network   {model.spec.title}, {some:,} of {total:,} parameters train ({config.train})",
