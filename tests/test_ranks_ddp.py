@@ -1,6 +1,7 @@
 """The drop-in under DistributedDataParallel in a loop of one's own: the gradients of one process that takes the parts in turn."""
 
 import copy
+import gc
 
 import pytest
 import torch
@@ -83,6 +84,8 @@ def wrapped(kind, engine, dtype):
     model.load_state_dict(buffers, strict=False)
     ddp = DistributedDataParallel(model, **({kind: True} if kind not in ("plain", "no_sync") else {}))
     found = steps(ddp, [rank], dtype, accumulated if kind == "no_sync" else of_one)
+    del ddp  # before the group: were the reducer the last to hold it, its end would wait, with Python's lock, for a thread that wants it
+    gc.collect()
     dist.destroy_process_group()
     return found
 
