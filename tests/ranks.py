@@ -14,6 +14,8 @@ import torch
 import torch.multiprocessing as mp
 from runs import REPOSITORY
 
+LONGEST = 240  # seconds, on a busy machine
+
 
 def free_port():
     with socket.socket() as found:
@@ -31,7 +33,13 @@ def _rank(rank, count, port, folder, act, arguments, named):
 def together(count, folder, act, *arguments, **named):
     """What act(*arguments, **named), a function of a module, returns in each of `count` processes."""
     folder.mkdir(parents=True, exist_ok=True)
-    mp.spawn(_rank, (count, free_port(), str(folder), act, arguments, named), count)
+    context = mp.spawn(_rank, (count, free_port(), str(folder), act, arguments, named), count, join=False)
+    deadline = time.monotonic() + LONGEST
+    while not context.join(1):
+        if time.monotonic() > deadline:
+            for process in context.processes:
+                process.kill()
+            raise TimeoutError(f"{count} ranks did not end in {LONGEST} s")
     return [pickle.loads((folder / f"rank{rank}.pickle").read_bytes()) for rank in range(count)]
 
 
