@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-DATA = {"fastbn/data/digits.csv.gz", "fastbn/data/DIGITS.md", "fastbn/py.typed", "fastbn/engine/algorithms.json"}
+DATA = {"fastbn/data/digits.csv.gz", "fastbn/data/DIGITS.md", "fastbn/py.typed"}
+DATA |= {"fastbn/engine/algorithms.json", "fastbn/engine/configurations.json"}
 pytestmark = pytest.mark.slow
 
 
