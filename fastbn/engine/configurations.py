@@ -121,7 +121,7 @@ def _row_and_rows(channels: int, wide: bool, device: int, backward: bool) -> tup
         return 64, 4 if channels == 16 and not (device == 100 and backward) else 2
     if channels == 16:
         return (64, 2) if wide else (32, 4) if backward else (64, 4)
-    return 32, 2
+    return (16 if wide and channels == 32 and backward else 32), 2  # of 32 such products two BatchNorms spill 72 bytes a thread
 
 
 def _power_of_two(n: int, least: int, most: int) -> int:
