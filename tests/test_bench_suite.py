@@ -32,6 +32,7 @@ def engine():
     return choose("auto", CPU, torch.float32)[0]
 
 
+@pytest.mark.slow
 def test_the_tiny_grid_is_recorded(tmp_path):
     arguments = ["bench/", "--benchmark-only", "--grid", "tiny", "--record", "--results", tmp_path, "-q", "-p", "no:cacheprovider"]
     arguments += ["--device", "cpu", f"--benchmark-json={tmp_path}/pytest.json"]

@@ -113,6 +113,7 @@ def test_stopped_again_and_again(whole, tmp_path, monkeypatch):
     assert_same_run(tmp_path, whole[1])
 
 
+@pytest.mark.slow
 def test_a_kill_at_every_write(whole, tmp_path, monkeypatch):
     """Before each flush to the disk and before each renaming: config, metrics, best, checkpoint, summary."""
     with monkeypatch.context() as patched:
@@ -175,6 +176,7 @@ def wait_for_lines(running, out, number):
     assert running.poll() is None, running.communicate()[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGKILL, -9)], ids=["SIGTERM", "SIGKILL"])
 def test_a_process_that_is_ended_while_it_trains(tmp_path, number, code):
     epochs, out = 40, tmp_path / "run"

@@ -30,7 +30,7 @@ def close(found: int, expected: int) -> bool:
 @pytest.mark.parametrize("policy", [None, Recompute(1), Recompute(3_000_000, 5_000_000)], ids=str)
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("engine", ["native", "reference"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if "imagenet" in name else ()) for name in CASES])
 def test_predicted_against_counted(name, engine, grad, policy):
     depth, width, family, size = CASES[name]
     own, _ = choose(engine, CPU, torch.float32)

@@ -65,6 +65,7 @@ def test_packed_weights(engine):
     assert Network(model, choose(engine, torch.device("cpu"), torch.float32)[0]).packed_bytes(FP32) == size
 
 
+@pytest.mark.slow
 def test_a_batch_costs_nothing_to_ask_about():
     """8,192 images of ResNet-866 by the graph: saved in proportion to the batch."""
     network = Network(resnet(866, 16).float(), choose("native", torch.device("cpu"), torch.float32)[0])

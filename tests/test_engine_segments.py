@@ -39,7 +39,7 @@ def saved_bytes(model, *inputs):
 
 
 @pytest.mark.parametrize("policy", [SMALLEST, Recompute(30_000), Recompute(1, 40_000), Recompute(30_000, 10**9)], ids=str)
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if "imagenet" in name else ()) for name in NETS])
 def test_the_bits_stay(name, policy):
     model, x = NETS[name]()
     model = model.double()

@@ -164,6 +164,7 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], env=os.environ | path | environment, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_denormals_and_nan_behave_as_before_loading():
     """A library built with -ffast-math would set the whole process to flush-to-zero."""
     code = """

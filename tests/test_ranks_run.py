@@ -31,6 +31,7 @@ def run(out, *arguments):
     return code, [os.path.basename(path) for path in written if path.startswith(str(out))]
 
 
+@pytest.mark.slow
 def test_the_first_rank_alone_writes_and_speaks(tmp_path, capfd):
     out = tmp_path / "run"
     (code, written), (other, nothing) = together(2, tmp_path, run, out)

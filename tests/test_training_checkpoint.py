@@ -214,6 +214,7 @@ def test_a_failing_disk_leaves_the_file_that_was_there(saved, monkeypatch, call)
     assert os.listdir(saved.parent) == [saved.name]
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_while_writing_leaves_the_file_that_was_there(saved):
     """The kernel's own refusal, by a limit on the size of files."""
     before = saved.read_bytes()

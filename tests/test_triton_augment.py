@@ -107,6 +107,7 @@ def check(requests):
         assert cost.spills == 0 and cost.count("STG.E.128") > 0, asked
 
 
+@pytest.mark.slow
 def test_compiles_without_spills_and_stores_sixteen_bytes_at_a_time():
     check([request(90, "*bf16", True)])
 

@@ -84,6 +84,7 @@ def mixed(model):
 MODES = {"frozen statistics": lambda model: model.eval(), "some of each": mixed}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_modes_of_batchnorm(mode):
     model = flip_free(resnet(8, 16)).float()
@@ -110,6 +111,7 @@ def test_biased_convolutions_without_affine_or_tracking(affine):
             assert error(found.buffers[buffer], expected.buffers[buffer]) < 1e-5, buffer
 
 
+@pytest.mark.slow
 def test_runs_repeat_bit_for_bit():
     x = images(3, 8, 8, dtype=torch.float32)
     first, second = (run(fused(resnet(8, 16).float(), "triton"), x) for _ in range(2))

@@ -200,6 +200,7 @@ def check(requests):
         assert asked.kernel.startswith("adam") or "fma" not in cost.ptx, asked  # exp in float64 is made of them
 
 
+@pytest.mark.slow
 def test_compiles_without_spills_or_contractions():
     check([request("sgd", "update", 90), request("adam", "check", 90)])
 

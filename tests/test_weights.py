@@ -195,6 +195,7 @@ def test_golden_fingerprints(threads):
         torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_golden_fingerprints_without_vector_instructions():
     environment = {**os.environ, "ATEN_CPU_CAPABILITY": "default", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, env=environment, check=True)
