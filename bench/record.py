@@ -49,6 +49,7 @@ def _triton() -> str | None:
 def record(run: Path) -> Path:
     """The run's settings, summary and epochs in one file."""
     found = {name: json.loads((run / f"{name}.json").read_text(encoding="utf-8")) for name in ("config", "summary")}
+    found["config"]["out"] = f"runs/{run.name}"
     folder = found["config"].pop("data_dir")  # where this machine keeps its data is nobody's business
     found["summary"]["dataset_why"] = found["summary"]["dataset_why"].replace(folder, "data")
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
