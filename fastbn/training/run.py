@@ -30,7 +30,7 @@ from fastbn.training.tracking import Tracker
 def train_run(config: Config) -> str:
     """Trains, among torchrun's ranks where it started this process, and returns the line that sums it up.
     Raises UsageError, MachineError, Diverged, Stopped."""
-    with started(config.rank_timeout) as ranks, contextlib.ExitStack() as stack:
+    with started(config.rank_timeout, config.device) as ranks, contextlib.ExitStack() as stack:
         return _train(implied(config), ranks, stack)
 
 

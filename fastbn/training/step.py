@@ -64,6 +64,7 @@ class Step:
     ):
         self.model, self.feed = model, feed
         self.exchange = Exchange(ranks, feed.device)
+        self._lazy = feed.device.type == "xla"
         self._recipe, self._planner, self._say = recipe, planner, say
         self.plan = None if planner is None else planner.plan(recipe.batch // ranks.count, recipe.bn_batch)
         self.flat, self.running = Flat(model), Running(model)
@@ -80,7 +81,7 @@ class Step:
         own = len(inputs[0])
         inputs = inputs if own else self._stand_in
         self.exchange.begin(len(inputs[0]), own, own if images is None else images, heard)
-        rate = torch.full((), lr, dtype=torch.float64, device=self.feed.device)
+        rate = torch.full((), lr, dtype=torch.float64, device="cpu" if self._lazy else self.feed.device).to(self.feed.device)
         while (reason := self._tried(inputs, rate, totals)) is not None:
             self._shrink(reason)
         totals.images += own if images is None else images
@@ -91,12 +92,17 @@ class Step:
         self.running.dissolve()
 
     def _taking(self) -> Callable[[Inputs, Tensor, Totals], None]:
+        if self._lazy:
+            from fastbn.training.xla import OneGraph
+
+            return OneGraph(self._compute)
         return Captured(self._compute, self.feed.device) if _capturable(self.model, self.feed.device) else self._compute
 
     def _tried(self, inputs: Inputs, lr: Tensor, totals: Totals) -> str | None:
         """Takes the step; where memory ran out undoes what it did, and says what the allocator said."""
-        self.running.keep()
         self._shared = False
+        if self._planner is not None:
+            self.running.keep()
         try:
             self._take(inputs, lr, totals)
             return None
