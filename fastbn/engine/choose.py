@@ -15,6 +15,9 @@ from fastbn.engine.reference import Reference
 from fastbn.errors import MachineError
 
 REFERENCE = Reference()
+# Measured in docs/tpu.md: XLA leaves weight gradients and unread activations out by itself, and the reference engine's statistics are
+# operations that it hands to the CPU, one by one.
+XLA = "XLA compiles a step of the model's own forward whole"
 OLDEST = 80  # compute capability × 10: what the kernels' matrix instructions need
 
 
@@ -37,6 +40,8 @@ def choose(name: str, device: torch.device, dtype: torch.dtype, exact: bool = Fa
         return None, "asked for"
     if name == "reference":
         return REFERENCE, "asked for"
+    if name == "auto" and device.type == "xla":
+        return None, XLA
     if name == "triton" or (name == "auto" and device.type == "cuda"):
         unfit = why_not_triton(device, dtype)
         if not unfit:

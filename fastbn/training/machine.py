@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastbn.errors import MachineError
 from fastbn.version import VERSION
@@ -36,6 +37,15 @@ def describe(device: torch.device) -> str:
 
         return f"{xla.describe()}, torch_xla {xla.version()}"
     return f"{_processor()}, {torch.get_num_threads()} threads"
+
+
+def number(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A scalar on the device, for which the host does not wait."""
+    if device.type == "xla":
+        from fastbn.training import xla
+
+        return xla.number(value, dtype, device)
+    return torch.full((), value, dtype=dtype, device=device)
 
 
 def carry_out(device: torch.device, wait: bool = False) -> None:

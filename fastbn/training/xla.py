@@ -9,6 +9,7 @@ graph is every shape and most Python numbers in it, so what differs from step to
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import pickle
 import sys
@@ -31,6 +32,7 @@ INSTALL = "pip install torch==2.9.0 torch_xla==2.9.0 in an environment of its ow
 @functools.cache
 def _torch_xla() -> ModuleType:
     """The package. Raises MachineError where it isn't there, or is of another torch."""
+    os.environ.setdefault("XLA_ENABLE_PARAM_ALIASING", "0")  # else a graph's first run, whose inputs are new, is another than its second
     try:
         import torch_xla
     except ModuleNotFoundError as error:
@@ -87,18 +89,32 @@ def exact(asked: bool) -> None:
     _torch_xla()
     from torch_xla import backends
 
-    backends.set_mat_mul_precision("highest" if asked else "default")
+    logging.getLogger(backends.__name__).setLevel(logging.ERROR)  # it warns whenever it is asked
+    wanted = "highest" if asked else "default"
+    if backends.get_mat_mul_precision() != wanted:
+        backends.set_mat_mul_precision(wanted)
+
+
+def number(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A scalar there, as data: by torch.tensor 0 and 1 would be constants of the graph that reads them."""
+    _torch_xla()
+    from torch_xla.core import xla_model
+
+    sent: Tensor = xla_model.send_cpu_data_to_device(torch.tensor(value, dtype=dtype), device)[0]
+    return sent
 
 
 class OneGraph:
-    """Takes steps by `compute`, each as one graph, the same one for every batch of a size."""
+    """Takes steps by `compute`, each as one graph, the same one for every batch of a size. state: what a step may move of the model."""
 
-    def __init__(self, compute: Callable[[Inputs, Tensor, Any], None]):
-        self._compute = compute
+    def __init__(self, compute: Callable[[Inputs, Tensor, Any], None], state: list[Tensor]):
+        self._compute, self._state = compute, state
 
     def __call__(self, inputs: Inputs, lr: Tensor, totals: Any) -> None:
-        carry_out()  # makes data of what comes anew: a total that starts at 0 would be a constant of the graph
+        carry_out()  # what comes before a step is no part of its graph
         self._compute(inputs, lr, totals)
+        for tensor in self._state:
+            torch._sync(tensor)  # views of the flat vectors are taken again where they are read: here, not in whichever graph comes next
         carry_out()
 
 
