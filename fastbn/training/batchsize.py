@@ -7,7 +7,6 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 
-import torch
 from torch import nn
 
 from fastbn.config import Recipe

@@ -113,8 +113,8 @@ class OneGraph:
     def __call__(self, inputs: Inputs, lr: Tensor, totals: Any) -> None:
         carry_out()  # what comes before a step is no part of its graph
         self._compute(inputs, lr, totals)
-        for tensor in self._state:
-            torch._sync(tensor)  # views of the flat vectors are taken again where they are read: here, not in whichever graph comes next
+        for tensor in self._state:  # views of the flat vectors are else taken anew by whatever reads them next, in its graph
+            torch._sync(tensor)  # type: ignore[attr-defined]
         carry_out()
 
 

@@ -20,8 +20,8 @@ class Buffer:
         self.pinned = device.type == "cuda"
         self.bytes, self.used = torch.empty(START, dtype=torch.uint8, pin_memory=self.pinned), 0
         self.rows = torch.empty(0, ROW, dtype=torch.float64, pin_memory=self.pinned)
-        self.there = torch.empty(0, dtype=torch.uint8, device=device)
         if self.pinned:
+            self.there = torch.empty(0, dtype=torch.uint8, device=device)
             self.copied, self.read = torch.cuda.Event(), torch.cuda.Event()
 
     def append(self, pixels: Tensor) -> int:
