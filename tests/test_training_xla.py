@@ -85,6 +85,13 @@ def test_precisions_it_has_not(name):
         precision.check(name, torch.device("xla"))
 
 
+def test_frozen_statistics_are_refused():
+    with pytest.raises(MachineError, match="--bn-stats frozen"):
+        machine.check_recipe("frozen", torch.device("xla"))
+    machine.check_recipe("batch", torch.device("xla"))
+    machine.check_recipe("frozen", CPU)
+
+
 def test_a_number_there():
     assert torch.equal(machine.number(0.1, torch.float64, CPU), torch.tensor(0.1, dtype=torch.float64))
 

@@ -33,9 +33,9 @@ def known():
     return xla.device()
 
 
-def trained(device, engine="auto", epochs=2, train=64, **settings):
-    """A tiny fit's lines."""
-    model = network(engine="stock").to(device)
+def trained(device, engine="auto", epochs=2, train=64, width=4, **settings):
+    """A tiny fit's lines. width: one that no other test has, where graphs are to be compiled."""
+    model = network(width=width, engine="stock").to(device)
     fuse(model, engine)
     return fit(model, *digits(train, 32), epochs=epochs, batch_size=BATCH, progress=False, **settings)
 
@@ -121,16 +121,16 @@ def test_bf16_is_near_fp32_and_another():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"lr": 0.02}, {"lr": 1.0, "warmup_epochs": 2, **ADAM}, {"lr": 0.1, "bn_stats": "frozen"}], ids=["sgd", "adam", "frozen"]
+    "width, settings",
+    [(6, {"lr": 0.02}), (7, {"lr": 1.0, "warmup_epochs": 2, **ADAM})],
+    ids=["sgd", "adam"],
 )
-def test_nothing_is_compiled_after_the_first_epoch(settings):
+def test_nothing_is_compiled_after_the_first_epoch(width, settings):
     """Whatever the learning rate does: with warm-up it becomes 1, which could be a constant of the graph."""
-    counts = []
-    before = xla.compilations()
-    lines = trained("xla", epochs=4, log=lambda line: counts.append(xla.compilations()), **settings)
+    before, counts = xla.compilations(), []
+    lines = trained("xla", epochs=4, width=width, log=lambda line: counts.append(xla.compilations()), **settings)
     assert len({line["lr"] for line in lines}) > 2
-    assert counts[0] > before or settings["lr"] == 0.02  # whose graphs an earlier test has compiled
-    assert counts == counts[:1] * 4
+    assert counts[0] > before and counts == counts[:1] * 4
 
 
 def test_one_graph_a_batch_size():

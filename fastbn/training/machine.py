@@ -28,6 +28,12 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def check_recipe(bn_stats: str, device: torch.device) -> None:
+    """Raises MachineError for a way to train that this device has not."""
+    if device.type == "xla" and bn_stats == "frozen":
+        raise MachineError("--bn-stats frozen: torch_xla has no gradient of a BatchNorm in evaluation mode; use --device cpu or cuda")
+
+
 def describe(device: torch.device) -> str:
     """The device as a person would name it: 'AMD EPYC, 2 threads'."""
     if device.type == "cuda":

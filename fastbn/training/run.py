@@ -100,6 +100,7 @@ def _opened(config: Config, ranks: Ranks, stack: contextlib.ExitStack) -> _Opene
     spec_of(config)  # a wrong depth is told before any data is read
     device = machine.choose_device(config.device)
     precision.check(config.precision, device)
+    machine.check_recipe(config.bn_stats, device)
     engine_of(config, device)
     tracker = Tracker(config.track) if config.track else None
     if tracker is not None:
