@@ -185,6 +185,14 @@ def test_the_ranks_gradients_are_one_all_reduce(monkeypatch):
     xla.carry_out()
 
 
+def test_the_launcher_trains_on_the_one_device_there_is(tmp_path):
+    running = start(*TINY, "--epochs", "1", "--device", "xla", "--out", tmp_path / "run", module="fastbn.training.xla")
+    out, err = running.communicate(timeout=300)
+    assert running.returncode == 0 and "test accuracy" in out, err
+    refused = start(*TINY, "--epochs", "1", "--device", "xla", "--out", tmp_path / "run", module="fastbn.training.xla")
+    assert "--resume" in refused.communicate(timeout=300)[1] and refused.returncode == 2
+
+
 def test_fp32_asks_for_whole_products():
     """A TPU would multiply float32 in bfloat16."""
     import torch_xla
