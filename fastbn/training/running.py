@@ -15,7 +15,7 @@ class Running:
         norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         self._statistics = [t for norm in norms for t in (norm.running_mean, norm.running_var) if t is not None]
         self._batches = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
-        if self._statistics and self._statistics[0].device.type == "xla":  # which moves them behind a view's back: the vector would not know
+        if self._statistics and self._statistics[0].device.type == "xla":  # it moves them behind a view's back
             self.vector, self.counts, self.parts = torch.empty(0), torch.empty(0), self._statistics
         else:
             self.vector, self.counts = _viewed(self._statistics), _viewed(self._batches)
