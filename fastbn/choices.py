@@ -10,7 +10,7 @@ from typing import NamedTuple
 from fastbn.errors import UsageError
 
 ENGINES = ("auto", "triton", "native", "reference", "stock")
-DEVICES = ("auto", "cuda", "cpu")
+DEVICES = ("auto", "cuda", "cpu", "xla")
 PRECISIONS = ("auto", "fp32", "tf32", "bf16", "mixed")
 OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("multistep", "cosine", "constant")

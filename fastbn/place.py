@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
 import os
+from collections.abc import Iterator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,7 +17,22 @@ class Place:
     restarts: int  # how often torchrun has started them all again
 
 
+_PLACED: contextvars.ContextVar[Place | None] = contextvars.ContextVar("placed", default=None)
+
+
 def place() -> Place:
     """This process's; of one that nobody else belongs to, rank 0 of 1."""
+    if (given := _PLACED.get()) is not None:
+        return given
     names = {"rank": ("RANK", 0), "count": ("WORLD_SIZE", 1), "local": ("LOCAL_RANK", 0), "restarts": ("TORCHELASTIC_RESTART_COUNT", 0)}
     return Place(**{field: int(os.environ.get(name, default)) for field, (name, default) in names.items()})
+
+
+@contextlib.contextmanager
+def placed(there: Place) -> Iterator[None]:
+    """Inside, that is this thread's place: another launcher than torchrun says so, which starts threads in processes."""
+    token = _PLACED.set(there)
+    try:
+        yield
+    finally:
+        _PLACED.reset(token)

@@ -6,6 +6,7 @@ them into images and labels where the step runs, so that a step that is one CUDA
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
@@ -83,7 +84,10 @@ class Resident:
         return Resident(self.images.to(device))
 
     def begin(self, seed: int, epoch: int) -> None:
-        drawn = draw_epoch(len(self.images), seed, epoch, self.images.pad, self.images.flip, self.images.brightness).to(self.device)
+        host = draw_epoch(len(self.images), seed, epoch, self.images.pad, self.images.flip, self.images.brightness)
+        drawn = host.to(self.device)
+        if self.device.type == "xla":  # there a part of a tensor is a graph of its own, one for each place; a part of the host's is data
+            drawn = dataclasses.replace(drawn, order=host.order)
         if self._epoch is None:
             self._epoch = drawn
             return
@@ -95,7 +99,7 @@ class Resident:
         assert self._epoch is not None, "begin() draws the epoch first"
         rank, ranks = share
         for indices in self._epoch.order.split(size)[first:]:
-            yield (indices.tensor_split(ranks)[rank],)
+            yield (indices.tensor_split(ranks)[rank].to(self.device),)
 
     def load(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         (indices,) = inputs
@@ -103,7 +107,8 @@ class Resident:
 
     def held_out(self, size: int, share: tuple[int, int] = (0, 1)) -> Iterator[tuple[Tensor, Tensor]]:
         rank, ranks = share
-        for indices in torch.arange(len(self.images), device=self.device).split(size)[rank::ranks]:
+        for part in torch.arange(len(self.images)).split(size)[rank::ranks]:
+            indices = part.to(self.device)
             yield batch(self.images, indices, None), self.images.labels[indices]
 
 

@@ -89,6 +89,8 @@ class Fused:
                 warnings.warn(f"fastbn runs {type(self.model).__name__} stock in this call: {why}", stacklevel=2)
             return self._stock(args, kwargs)
         like = next((x for x in tensors if x.is_floating_point()), next(self.model.parameters(), tensors[0]))
+        if self.engine == "auto" and tensors[0].device.type == "xla":
+            return self._stock(args, kwargs)
         _, program = self.program(tensors[0].device, storage_dtype(like), constants)
         return program(*bound.arguments.values())
 

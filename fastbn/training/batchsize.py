@@ -7,13 +7,12 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 
-import torch
 from torch import nn
 
 from fastbn.config import Recipe
 from fastbn.data.feed import Feed, Inputs
 from fastbn.errors import MachineError
-from fastbn.training import precision
+from fastbn.training import machine, precision
 from fastbn.training.plan import planner_of
 from fastbn.training.step import Step, Totals
 
@@ -57,12 +56,12 @@ def _images_per_second(model: nn.Module, source: Feed, recipe: Recipe) -> float:
     with precision.arithmetic(recipe.precision, source.device):
         for _ in range(UNTIMED):
             step(next(batches), 0.0, totals)
-        _wait(source.device)
+        machine.carry_out(source.device, wait=True)
         start = time.perf_counter()
         while (seconds := time.perf_counter() - start) < SECONDS:
             step(next(batches), 0.0, totals)
             images += recipe.batch
-            _wait(source.device)
+            machine.carry_out(source.device, wait=True)
     return images / seconds
 
 
@@ -71,8 +70,3 @@ def _whole(source: Feed, recipe: Recipe) -> Iterator[Inputs]:
     for epoch in itertools.count():
         source.begin(recipe.seed, epoch)
         yield from (inputs for inputs in source.batches(recipe.batch) if len(inputs[0]) == recipe.batch)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastbn.data.feed import Feed
+from fastbn.training import machine
 from fastbn.training.distributed.exchange import Found
 from fastbn.training.step import Totals, at_least_float32
 
@@ -34,6 +35,7 @@ def evaluate(
             logits = at_least_float32(model(x))
             totals.add(Found.of(logits, labels, F.cross_entropy(logits, labels)))
             totals.images += len(labels)
+            machine.carry_out(samples.device)
             pause(len(labels))
         return totals
     finally:

@@ -64,6 +64,7 @@ def fit(
     source = feed(train, device, "train")
     automatic = precision.automatic(fused.engine if fused else "stock", device)
     recipe = (recipe or Recipe(**settings)).resolved(source.default_epochs, automatic)
+    machine.check_recipe(recipe.bn_stats, device)
     assert recipe.epochs is not None
     ranks = joined(device) if ranks is None else ranks
     bar = Progress(recipe.epochs, progress and ranks.first)

@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastbn.errors import MachineError
 from fastbn.version import VERSION
@@ -18,16 +19,50 @@ def choose_device(name: str) -> torch.device:
     """'auto' is CUDA where there is one. Raises MachineError for a device that this machine lacks."""
     if name == "cuda" and not torch.cuda.is_available():
         raise MachineError("--device cuda: torch finds no CUDA device here; use --device cpu, or install a CUDA build of torch")
+    if name == "xla":
+        from fastbn.training import xla
+
+        return xla.device()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
+
+
+def check_recipe(bn_stats: str, device: torch.device) -> None:
+    """Raises MachineError for a way to train that this device has not."""
+    if device.type == "xla" and bn_stats == "frozen":
+        raise MachineError("--bn-stats frozen: torch_xla has no gradient of a BatchNorm in evaluation mode; use --device cpu or cuda")
 
 
 def describe(device: torch.device) -> str:
     """The device as a person would name it: 'AMD EPYC, 2 threads'."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    if device.type == "xla":
+        from fastbn.training import xla
+
+        return f"{xla.describe()}, torch_xla {xla.version()}"
     return f"{_processor()}, {torch.get_num_threads()} threads"
+
+
+def number(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A scalar on the device, for which the host does not wait."""
+    if device.type == "xla":
+        from fastbn.training import xla
+
+        return xla.number(value, dtype, device)
+    return torch.full((), value, dtype=dtype, device=device)
+
+
+def carry_out(device: torch.device, wait: bool = False) -> None:
+    """On XLA, which only notes down what it is told, has that done: one graph, compiled where it is new. Elsewhere it is done already.
+    `wait`: until a device that works beside its host has caught up."""
+    if device.type == "xla":
+        from fastbn.training import xla
+
+        xla.carry_out(wait)
+    elif wait and device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def versions() -> dict[str, str]:

@@ -30,6 +30,7 @@ def measure(model: nn.Module, train: object, test: object, recipe: Recipe) -> li
             logits = model(x).float()
             totals.add(Found.of(logits, labels, nn.functional.cross_entropy(logits, labels)))
             totals.images += len(labels)
+            machine.carry_out(device)
         line: dict[str, Any] = {"epoch": 0, "step": 0, "lr": 0.0} | totals.mean("train")
         seconds = time.perf_counter() - start
         start = time.perf_counter()

@@ -171,9 +171,10 @@ class Planner:
 
 def planner_of(model: nn.Module, feed: Feed, recipe: Recipe) -> Planner | None:
     """The planner of a resolved recipe's steps on the device where model and feed are, in what memory is free there or the recipe
-    grants. None where nothing is to be decided: the model runs stock, or reads no images. The model is read in the modes it is in."""
+    grants. None where nothing is to be decided: the model runs stock, reads no images, or is XLA's to plan.
+    The model is read in the modes it is in."""
     fused = fused_forward(model)
-    if fused is None or len(feed.sample) != 3:
+    if fused is None or len(feed.sample) != 3 or feed.device.type == "xla":
         return None
     network = Network.of(model, fused, STORED.get(recipe.precision, (torch.float32,))[0])
     there = network.stored_bytes + feed.nbytes

@@ -17,6 +17,10 @@ def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
     """Runs what it encloses in fp32 (never TF32), tf32, bf16 by autocast, or mixed (fastbn's float16 activations and bfloat16
     gradients, the rest fp32). Raises MachineError where the device has no such thing."""
     check(precision, device)
+    if device.type == "xla":
+        from fastbn.training import xla
+
+        xla.exact(precision == "fp32")
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     try:

@@ -30,7 +30,7 @@ from fastbn.training.tracking import Tracker
 def train_run(config: Config) -> str:
     """Trains, among torchrun's ranks where it started this process, and returns the line that sums it up.
     Raises UsageError, MachineError, Diverged, Stopped."""
-    with started(config.rank_timeout) as ranks, contextlib.ExitStack() as stack:
+    with started(config.rank_timeout, config.device) as ranks, contextlib.ExitStack() as stack:
         return _train(implied(config), ranks, stack)
 
 
@@ -100,6 +100,7 @@ def _opened(config: Config, ranks: Ranks, stack: contextlib.ExitStack) -> _Opene
     spec_of(config)  # a wrong depth is told before any data is read
     device = machine.choose_device(config.device)
     precision.check(config.precision, device)
+    machine.check_recipe(config.bn_stats, device)
     engine_of(config, device)
     tracker = Tracker(config.track) if config.track else None
     if tracker is not None:

@@ -35,8 +35,8 @@ class Totals:
 
     @staticmethod
     def zero(device: torch.device) -> Totals:
-        def scalar(value: float | bool, dtype: torch.dtype) -> Tensor:
-            return torch.tensor(value, dtype=dtype, device=device)
+        def scalar(value: float, dtype: torch.dtype) -> Tensor:
+            return machine.number(value, dtype, device)
 
         return Totals(scalar(0, torch.float64), scalar(0, torch.int64), 0, scalar(True, torch.bool))
 
@@ -80,7 +80,7 @@ class Step:
         own = len(inputs[0])
         inputs = inputs if own else self._stand_in
         self.exchange.begin(len(inputs[0]), own, own if images is None else images, heard)
-        rate = torch.full((), lr, dtype=torch.float64, device=self.feed.device)
+        rate = machine.number(lr, torch.float64, self.feed.device)
         while (reason := self._tried(inputs, rate, totals)) is not None:
             self._shrink(reason)
         totals.images += own if images is None else images
@@ -91,12 +91,17 @@ class Step:
         self.running.dissolve()
 
     def _taking(self) -> Callable[[Inputs, Tensor, Totals], None]:
+        if self.feed.device.type == "xla":
+            from fastbn.training.xla import OneGraph
+
+            return OneGraph(self._compute, [*self.model.parameters(), *self.model.buffers()])
         return Captured(self._compute, self.feed.device) if _capturable(self.model, self.feed.device) else self._compute
 
     def _tried(self, inputs: Inputs, lr: Tensor, totals: Totals) -> str | None:
         """Takes the step; where memory ran out undoes what it did, and says what the allocator said."""
-        self.running.keep()
         self._shared = False
+        if self._planner is not None:
+            self.running.keep()
         try:
             self._take(inputs, lr, totals)
             return None

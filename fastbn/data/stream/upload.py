@@ -20,8 +20,8 @@ class Buffer:
         self.pinned = device.type == "cuda"
         self.bytes, self.used = torch.empty(START, dtype=torch.uint8, pin_memory=self.pinned), 0
         self.rows = torch.empty(0, ROW, dtype=torch.float64, pin_memory=self.pinned)
-        self.there = torch.empty(0, dtype=torch.uint8, device=device)
         if self.pinned:
+            self.there = torch.empty(0, dtype=torch.uint8, device=device)
             self.copied, self.read = torch.cuda.Event(), torch.cuda.Event()
 
     def append(self, pixels: Tensor) -> int:
@@ -57,8 +57,11 @@ class Upload:
     def finish(self, buffer: Buffer, rows: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """(x, labels) on the device of the samples in rows (n, ROW); the host waits for nothing."""
         if self._copies is None:
+            pixels = buffer.bytes[: buffer.used]
+            if self.device.type == "xla":  # which would compile for each batch's number of bytes
+                return resample(pixels, rows, size).to(self.device), rows[:, -1].long().to(self.device)
             here = rows.to(self.device)
-            return resample(buffer.bytes[: buffer.used].to(self.device), here, size), here[:, -1].long()
+            return resample(pixels.to(self.device), here, size), here[:, -1].long()
         if len(buffer.rows) < len(rows):
             buffer.rows = torch.empty(rows.shape, dtype=torch.float64, pin_memory=True)
         buffer.rows[: len(rows)] = rows

@@ -83,6 +83,8 @@ class Exchange:
     def stopping(self) -> int | None:
         """The signal that a rank was asked to stop by before a step that all have taken: the same answer on every rank. On CUDA it is
         that of LAG steps ago, so that the host need not wait for the device."""
+        if self._told.device.type == "xla":  # its launcher's ranks are threads, which hear no signal, and to read is to wait for the step
+            return None
         if not self._told.is_cuda:
             return _signal(self._told)
         copy = torch.empty(len(SIGNALS), pin_memory=True)

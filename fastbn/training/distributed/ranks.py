@@ -59,17 +59,21 @@ class Ranks:
             result = act()
         except (UsageError, MachineError) as raised:
             failure = raised
-        told: list[Any] = [None] * self.count
         mine = None if failure is None else (isinstance(failure, UsageError), str(failure))
-        with self.waiting("the run's preparation", PREPARATION):
-            dist.all_gather_object(told, mine, group=self._hosts)
-        for rank, found in enumerate(told):
+        for rank, found in enumerate(self._everybody(mine)):
             if found is not None:
                 text = found[1] if rank == 0 else f"rank {rank}: {found[1]}"
                 error = UsageError(text) if found[0] else MachineError(text)
                 error.agreed = True
                 raise error from failure
         return result
+
+    def _everybody(self, value: T) -> list[T]:
+        """Each rank's value, a plain Python one, by rank."""
+        told: list[Any] = [None] * self.count
+        with self.waiting("the run's preparation", PREPARATION):
+            dist.all_gather_object(told, value, group=self._hosts)
+        return told
 
     def told(self, value: T) -> T:
         """Rank 0's value, a plain Python one, on every rank."""
@@ -112,9 +116,14 @@ class Ranks:
             own = [t for t in tensors if t.dtype == dtype]
             flat = torch.cat([t.reshape(-1) for t in own])
             with self.waiting("a broadcast", self.timeout):
-                dist.broadcast(flat, src=dist.get_global_rank(self._tensors, 0), group=self._tensors)
+                flat = self._first_ones(flat)
             for tensor, part in zip(own, flat.split([t.numel() for t in own]), strict=True):
                 tensor.copy_(part.view(tensor.shape))
+
+    def _first_ones(self, flat: Tensor) -> Tensor:
+        """Rank 0's vector."""
+        dist.broadcast(flat, src=dist.get_global_rank(self._tensors, 0), group=self._tensors)
+        return flat
 
     @contextlib.contextmanager
     def waiting(self, what: str, seconds: float) -> Iterator[None]:
@@ -137,9 +146,15 @@ ALONE = Ranks()
 
 
 @contextlib.contextmanager
-def started(timeout: float = TIMEOUT) -> Iterator[Ranks]:
+def started(timeout: float = TIMEOUT, device: str = "auto") -> Iterator[Ranks]:
     """The ranks that torchrun started this process among, for as long as it lasts; ALONE elsewhere. On CUDA each takes the device of its
-    LOCAL_RANK. Raises MachineError where the others do not come, or a device is lacking."""
+    LOCAL_RANK; of "xla" they are the chips that torch_xla's launcher started. Raises MachineError where the others do not come, or a
+    device is lacking."""
+    if device == "xla":
+        from fastbn.training import xla
+
+        yield xla.ranks(timeout)
+        return
     here = place()
     if here.count == 1:
         yield ALONE

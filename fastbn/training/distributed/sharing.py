@@ -86,4 +86,4 @@ def statistics(step: Step, recipe: Recipe) -> contextlib.AbstractContextManager[
 def average(step: Step) -> None:
     """Each running statistic becomes its mean over the ranks. They all move by the same share of each batch's, so the mean of what they
     have moved to is what the mean would have moved to, whenever it is taken; with --sync-bn they are equal already."""
-    step.exchange.ranks.average([step.running.vector])
+    step.exchange.ranks.average(step.running.parts)
