@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
+import statistics
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from bench.rows import Row
 
 AXES = ("depth", "batch_size", "width")
 LEAST = 3  # points of a curve
+
+
+def exponent(points: Sequence[tuple[float, float]]) -> float:
+    """Of y ∝ x^e, by least squares over the logarithms."""
+    logs = [(math.log(x), math.log(y)) for x, y in points]
+    return statistics.linear_regression(*zip(*logs, strict=True)).slope
+
+
+def steepest(points: Sequence[tuple[float, float]]) -> float:
+    """The largest exponent between neighbours: a cliff stands far above the fitted one."""
+    return max(math.log(d / b) / math.log(c / a) for (a, b), (c, d) in itertools.pairwise(points))
 
 
 @dataclass(frozen=True)
@@ -24,16 +36,11 @@ class Curve:
 
     @property
     def exponent(self) -> float:
-        """By least squares over the logarithms."""
-        xs, ys = [math.log(x) for x, _ in self.points], [math.log(y) for _, y in self.points]
-        x, y = sum(xs) / len(xs), sum(ys) / len(ys)
-        return sum((a - x) * (b - y) for a, b in zip(xs, ys, strict=True)) / sum((a - x) ** 2 for a in xs)
+        return exponent(self.points)
 
     @property
     def steepest(self) -> float:
-        """The largest exponent between neighbours: a cliff shows here."""
-        pairs = itertools.pairwise(self.points)
-        return max(math.log(b[1] / a[1]) / math.log(b[0] / a[0]) for a, b in pairs)
+        return steepest(self.points)
 
     def __str__(self) -> str:
         axis, first, last = self.axis.replace("_size", ""), self.points[0][0], self.points[-1][0]

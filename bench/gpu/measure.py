@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from bench.clock import kernel_seconds
 from fastbn.training import machine
 
 ROOT = Path(__file__).parents[2]
@@ -143,16 +144,7 @@ def repeated(calls: Sequence[Call], keep: bool) -> Call:
 
 def device_seconds(call: Call) -> float:
     """Of one call, by CUDA events; by the host's clock where there is no GPU."""
-    if DEVICE.type != "cuda":
-        start = time.perf_counter()
-        call()
-        return time.perf_counter() - start
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    begin.record()
-    call()
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end) / 1e3
+    return kernel_seconds(call, DEVICE)
 
 
 def rates(small: bool, dtype: torch.dtype) -> dict[str, float]:

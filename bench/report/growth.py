@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import statistics
 from collections.abc import Sequence
 
 from bench.report.compare import KINDS, Case, kind_of, measured
 from bench.report.wording import COLOUR, under
 from bench.rows import Record, Row
+from bench.scaling import exponent, steepest
 from fastbn.charts import Series, lines
 from fastbn.page import NOTHING, Html, figure, figures, paragraph, section
 
@@ -24,13 +23,11 @@ class Curve:
 
     def exponent(self) -> float | None:
         """Of y ∝ x^e, by least squares over the logarithms; None under three points, which any curve fits."""
-        logs = [(math.log(x), math.log(y)) for x, y in self.points]
-        return statistics.linear_regression(*zip(*logs, strict=True)).slope if len(logs) > 2 else None
+        return exponent(self.points) if len(self.points) > 2 else None
 
     def steepest(self) -> float:
         """The largest exponent between neighbours: a cliff stands far above the fitted one."""
-        pairs = zip(self.points, self.points[1:], strict=False)
-        return max(math.log(d / b) / math.log(c / a) for (a, b), (c, d) in pairs)
+        return steepest(self.points)
 
 
 AXES = {"depth": "depth, layers", "batch_size": "batch, images", "width": "width, channels"}

@@ -33,6 +33,7 @@ class Call:
     gradients: torch.dtype  # what they are stored in
     again: tuple[range, ...] = ()  # spans of joins that the backward computes a second time
     batch: list[bool] = dataclasses.field(default_factory=list)  # by convolution: statistics of the batch or frozen
+    parts: list[Part] = dataclasses.field(default_factory=list)  # what the forward saved, in order
     group: Group | None = None  # whose batches BatchNorm takes as one
 
 
@@ -156,11 +157,11 @@ def forward(call: Call, inputs: list[Tensor]) -> tuple[list[Tensor], Tensor, lis
     wide = torch.promote_types(inputs[0].dtype, torch.float32)
     vectors = inputs[0].new_empty((4, region.channels), dtype=wide)
     call.batch.extend(norms.uses_batch(norm) for _, norm in call.modules)
-    parts = saved_parts(call)
-    walk = _Forward(call, vectors, dict(enumerate(inputs)), parts)
+    call.parts = saved_parts(call)
+    walk = _Forward(call, vectors, dict(enumerate(inputs)), call.parts)
     walk.run(region.joins, region.uses(), True)
     outputs = [walk.form(value) for value in region.outputs]
-    return outputs, vectors, [tensor for part in parts for tensor in walk.saved[part]]
+    return outputs, vectors, [tensor for part in call.parts for tensor in walk.saved[part]]
 
 
 def backward(
@@ -228,4 +229,4 @@ def _kept(call: Call, saved: list[Tensor]) -> dict[Part, list[Tensor]]:
     """The saved list by part."""
     convs = {join.value: len(join.convs) for join in call.region.joins}
     rest = iter(saved)
-    return {part: [next(rest) for _ in range(convs[part[0]] if part[1] == "ys" else 1)] for part in saved_parts(call)}
+    return {part: [next(rest) for _ in range(convs[part[0]] if part[1] == "ys" else 1)] for part in call.parts}

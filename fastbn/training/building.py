@@ -18,8 +18,8 @@ from fastbn.models.loading import put
 from fastbn.models.network import Network, network
 from fastbn.trainable import freeze
 from fastbn.training.checkpoint import load
+from fastbn.training.precision import storage
 
-DTYPES = {"bf16": torch.bfloat16, "mixed": torch.float16}  # of stored activations, where it is not float32
 WITHOUT_CONVOLUTIONS = ("mlp", "lstm")
 
 
@@ -71,7 +71,7 @@ def engine_of(config: Config, device: torch.device) -> tuple[str, str]:
         if config.engine not in ("auto", "stock"):
             raise UsageError(f"--engine {config.engine} runs frozen convolutions with BatchNorm, and here {why}; use --engine stock")
         return "stock", why
-    engine, why = choose(config.engine, device, DTYPES.get(config.precision, torch.float32))
+    engine, why = choose(config.engine, device, storage(config.precision)[0])
     name = engine.name if engine else "stock"
     if config.precision == "mixed" and name != "triton":
         raise UsageError(f"--precision mixed is the Triton engine's, and --engine {config.engine} means {name} here; use fp32 or bf16")

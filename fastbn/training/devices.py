@@ -97,7 +97,6 @@ def _seconds(work: Callable[[], object], device: torch.device) -> float:
     for _ in range(6):
         start = time.perf_counter()
         work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        machine.carry_out(device, wait=True)
         found.append(time.perf_counter() - start)
     return min(found[1:])

@@ -10,20 +10,18 @@ import dataclasses
 import functools
 import math
 
-import torch
 from torch import nn
 
 from fastbn.config import Recipe
 from fastbn.data.feed import Feed
 from fastbn.engine import fused_forward, segments
 from fastbn.engine.graph import Region, Shape
-from fastbn.engine.occupied import Network, Occupied
+from fastbn.engine.occupied import Network
 from fastbn.engine.segments import Recompute
 from fastbn.errors import MachineError
 from fastbn.training import floor
 from fastbn.training.devices import GB, SPARE, free_memory
-
-STORED = {"mixed": (torch.float16, torch.bfloat16), "bf16": (torch.bfloat16, torch.bfloat16)}  # activations and gradients
+from fastbn.training.precision import storage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +73,7 @@ class Planner:
 
     def __init__(self, network: Network, image: tuple[int, int, int], precision: str, memory: int, optimizer: str = "sgd", data: int = 0):
         self.network, self.image, self._data = network, image, data
-        self.dtypes = STORED.get(precision, (torch.float32, torch.float32))
+        self.dtypes = storage(precision)
         self._vectors = {"sgd": 3, "adam": 4}[optimizer]  # γ and β, their gradient, the optimizer's states
         self.budget = int(memory * (1 - SPARE))
 
@@ -92,7 +90,7 @@ class Planner:
             fits = self.largest(budget)
             remedy = f"the largest batch that fits is {fits:,}" if fits else "not even one image fits"
             raise MachineError(f"a step of {batch:,} images {needs}, and there are {gb(budget)}; {remedy}, or give --bn-batch")
-        low, high, found = 0, self._saved(at_once).saved, least
+        low, high, found = 0, whole.memory.saved, least
         for _ in range(8):  # to a 256th: kept as much as fits
             kept = (low + high) // 2
             tried = self._plan(batch, at_once, self._cut(at_once, kept), budget)
@@ -125,7 +123,7 @@ class Planner:
         return low
 
     def _plan(self, batch: int, at_once: int, recompute: Recompute | None, budget: int) -> Plan:
-        step = self._occupied(at_once, recompute)
+        step = self.network.occupied(self._shape(at_once), self.dtypes, recompute)
         memory = Memory(
             self.network.stored_bytes + self.network.packed_bytes(self.dtypes),
             self._vectors * 4 * self.network.trained,
@@ -134,13 +132,6 @@ class Planner:
             step.saved,
         )
         return Plan(batch, at_once, recompute, memory, budget, step.flops_again / max(1, self._flops(at_once)))
-
-    def _occupied(self, n: int, recompute: Recompute | None) -> Occupied:
-        return self.network.occupied(self._shape(n), self.dtypes, recompute)
-
-    @functools.lru_cache(8)  # noqa: B019 (as long-lived as the planner)
-    def _saved(self, n: int) -> Occupied:
-        return self._occupied(n, None)
 
     def _shape(self, n: int) -> Shape:
         return (n, *self.image)
@@ -163,7 +154,7 @@ class Planner:
         found = self.network.shapes(self._shape(n))
         return sorted(found, key=lambda pair: -sum(segments.raw_bytes(pair[0], pair[1], 1)))
 
-    @functools.lru_cache(8)  # noqa: B019
+    @functools.lru_cache(8)  # noqa: B019 (as long-lived as the planner)
     def _flops(self, n: int) -> int:
         """Of a step's convolutions, forward and input gradients."""
         return sum(cost.flops for region, shapes in self.regions(n) for cost in floor.costs(region, shapes, self.dtypes))
@@ -176,7 +167,7 @@ def planner_of(model: nn.Module, feed: Feed, recipe: Recipe) -> Planner | None:
     fused = fused_forward(model)
     if fused is None or len(feed.sample) != 3 or feed.device.type == "xla":
         return None
-    network = Network.of(model, fused, STORED.get(recipe.precision, (torch.float32,))[0])
+    network = Network.of(model, fused, storage(recipe.precision)[0])
     there = network.stored_bytes + feed.nbytes
     memory = int(recipe.memory * GB) if recipe.memory is not None else free_memory(feed.device) + there
     return Planner(network, feed.sample, recipe.precision, memory, recipe.optimizer, feed.nbytes)

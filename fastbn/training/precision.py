@@ -11,6 +11,13 @@ from fastbn.engine import stepping
 from fastbn.engine.region import mixed
 from fastbn.errors import MachineError
 
+STORED = {"mixed": (torch.float16, torch.bfloat16), "bf16": (torch.bfloat16, torch.bfloat16)}
+
+
+def storage(precision: str) -> tuple[torch.dtype, torch.dtype]:
+    """What activations and their gradients are stored in. ('auto' is not resolved yet: float32.)"""
+    return STORED.get(precision, (torch.float32, torch.float32))
+
 
 @contextlib.contextmanager
 def arithmetic(precision: str, device: torch.device) -> Iterator[None]:

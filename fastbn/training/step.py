@@ -135,19 +135,18 @@ class Step:
         """Forward and backward; with --bn-batch slice by slice, each with statistics of its own, their gradients added up."""
         n, recompute = len(inputs[0]), self.plan.recompute if self.plan else None
         slices = -(-n // (self._recipe.bn_batch or n))
-        losses: list[Tensor] = []
-        correct: list[Tensor] = []
+        found: list[Found] = []
         for part in zip(*(given.tensor_split(slices) for given in inputs), strict=True):
             x, labels = self.feed.load(*part)
             with recomputing(recompute):
                 logits = self.model(x)
             loss = F.cross_entropy(at_least_float32(logits), labels)
-            loss = loss if slices == 1 else loss * (len(labels) / n)
+            loss = loss if slices == 1 else loss * (len(labels) / n)  # its part in the batch's mean
             self.exchange.weighed(loss).backward()
-            self.flat.gather(add=bool(losses))
-            losses.append(loss.detach())
-            correct.append((logits.detach().argmax(1) == labels).sum())
-        return Found(functools.reduce(torch.add, losses), functools.reduce(torch.add, correct), n)
+            self.flat.gather(add=bool(found))
+            found.append(Found.of(logits, labels, loss))
+        loss, correct = (functools.reduce(torch.add, figures) for figures in ([f.loss for f in found], [f.correct for f in found]))
+        return Found(loss, correct, n)
 
     @functools.cached_property
     def _stand_in(self) -> Inputs:
