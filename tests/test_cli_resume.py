@@ -8,9 +8,10 @@ import time
 import pytest
 from runs import STEPS, TINY, assert_same_run, checkpoint, metrics, start, train
 
+from fastbn.data.feed import Resident
 from fastbn.errors import Stopped
 from fastbn.train import main
-from fastbn.training import evaluation, folder
+from fastbn.training import folder
 from fastbn.training.step import Step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -95,7 +96,7 @@ def test_the_folder_alone_says_how_to_go_on(whole, tmp_path, monkeypatch, capfd)
 @pytest.mark.parametrize("evaluation_number", [0, 1])
 def test_a_signal_in_an_evaluation(whole, tmp_path, monkeypatch, evaluation_number):
     with monkeypatch.context() as patched:
-        at_call(patched, evaluation.Found, "of", evaluation_number, raise_signal(signal.SIGTERM))
+        at_call(patched, Resident, "held_out", evaluation_number, raise_signal(signal.SIGTERM))
         assert train(tmp_path, *whole[0], epochs=EPOCHS) == 143
     assert checkpoint(tmp_path)[1]["position"]["step"] == STEPS
     resumed_equals(whole, tmp_path)
