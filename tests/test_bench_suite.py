@@ -19,6 +19,7 @@ from bench.rows import Row, load  # noqa: E402
 from bench.scaling import curves  # noqa: E402
 from fastbn.engine import build  # noqa: E402
 from fastbn.engine.choose import choose  # noqa: E402
+from fastbn.engine.region import FusedRegion  # noqa: E402
 from fastbn.errors import MachineError, UsageError  # noqa: E402
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:.*Benchmark")]
@@ -119,17 +120,17 @@ def test_a_wrong_gradient_is_a_failed_row_and_is_never_timed(engine, monkeypatch
 
 
 def test_a_slowed_engine_turns_the_guard_red(engine, monkeypatch, tmp_path, capsys):
-    # the kernels of a net this small are no faster than stock's; 9 convolutions a step, 20 ms late each, are 0.02× on any machine
+    # the kernels of a net this small are no faster than stock's; a region 200 ms late makes 0.02× on any machine
     floors = tmp_path / "floors.json"
     floors.write_text(json.dumps({engine.name: [{"depth": 8, "batch_size": 4, "size": 8, "width": 8, "floor": 0.1}]}))
     assert guard.main(floors, (3,)) == 0
-    right = type(engine).convolve
+    right = FusedRegion.forward
 
     def slow(self, *arguments):
-        time.sleep(0.02)
+        time.sleep(0.2)
         return right(self, *arguments)
 
-    monkeypatch.setattr(type(engine), "convolve", slow)
+    monkeypatch.setattr(FusedRegion, "forward", slow)
     assert guard.main(floors, (3, 4)) == 1
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 2 and "measured again, with 4 rounds" in said[0]  # a first fail is not yet a verdict

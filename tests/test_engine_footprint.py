@@ -39,7 +39,8 @@ def test_predicted_against_counted(name, engine, grad, policy):
     region = regions[-1]  # ImageNet's stem is a region by itself, before the max pooling
     x = images(*size, region.region.convs[0].in_channels, dtype=torch.float32, grad=grad).contiguous(memory_format=torch.channels_last)
     x = x.detach().requires_grad_(grad)
-    region(x)  # packs the weights
+    with recomputing(policy):
+        region(x)  # packs the weights, and writes the program down
     shapes = region.region.shapes((tuple(x.shape),))
     again = () if policy is None else spans(region.region, shapes, 4, policy)
     assert policy is None or again
@@ -60,9 +61,9 @@ def test_evaluation_saves_nothing():
     _, program = read(model, {}, own, {})
     region: Any = program.region0
     x = images(16, 32, 32, dtype=torch.float32).contiguous(memory_format=torch.channels_last)
-    region(x)
     for p in model.parameters():
         p.requires_grad_(False)
+    region(x)
     expected = footprint(region.region, region.pairs, own, (tuple(x.shape),), (False,), (torch.float32, torch.float32))
     with Counted() as counted:
         outputs = region(x)

@@ -19,6 +19,7 @@ from fastbn.engine.fused import Fused
 from fastbn.engine.graph import Conv
 from fastbn.engine.operations import Activation, Engine, Formed, Norm, Target
 from fastbn.engine.reader import read
+from fastbn.engine.replay import Walks
 from fastbn.errors import UsageError
 from fastbn.trainable import freeze
 
@@ -63,8 +64,8 @@ class _Watching:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
-    def recorder(self, device: torch.device) -> None:
-        return None  # a replay would show nothing
+    def replays(self) -> Walks:
+        return Walks()  # a replay would show nothing
 
     def convolve(
         self, conv: Conv, packed: Any, source: Tensor | Activation, keep_z: bool, keep_mask: bool, target: Target | None

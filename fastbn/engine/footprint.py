@@ -14,19 +14,32 @@ import torch
 from torch import Tensor, nn
 
 from fastbn.engine import walk
+from fastbn.engine.arena import Span, lay_out, scratch_bytes
 from fastbn.engine.graph import Conv, Region, Shape
 from fastbn.engine.operations import Activation, Engine, Formed, Mask, Path, Target
 
 
 class Meter:
-    """Bytes that are alive, and the most that were."""
+    """Bytes that are alive, and the most that were; and from which to which operation each tensor is in use."""
 
     def __init__(self) -> None:
-        self.live = self.peak = 0
+        self.live = self.peak = self.operations = 0
+        self.spans: list[Span] = []
 
-    def add(self, size: int) -> None:
+    def add(self, size: int) -> Span:
         self.live += size
         self.peak = max(self.peak, self.live)
+        self.spans.append(Span(size, self.operations, self.operations))
+        return self.spans[-1]
+
+    def operate(self, *operands: Any) -> None:
+        """The next operation, and what it reads: ghosts, and activations of them."""
+        self.operations += 1
+        for operand in operands:
+            ghosts: Any = (*operand.ys, operand.residual) if isinstance(operand, Activation) else (operand,)
+            for ghost in ghosts:
+                if ghost is not None:
+                    ghost.span.last = self.operations
 
 
 class Ghost:
@@ -34,11 +47,11 @@ class Ghost:
 
     def __init__(self, meter: Meter, shape: tuple[int, ...], itemsize: int, dtype: torch.dtype):
         self.shape, self.dtype = shape, dtype
-        self._meter, self._bytes = meter, math.prod(shape) * itemsize
-        meter.add(self._bytes)
+        self._meter, self.bytes = meter, math.prod(shape) * itemsize
+        self.span = meter.add(self.bytes)
 
     def __del__(self) -> None:
-        self._meter.live -= self._bytes
+        self._meter.live -= self.bytes
 
     def new_empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype)  # the vectors: they are not counted
@@ -72,17 +85,29 @@ def footprint(
     call = walk.Call(region, own, modules, [None] * len(modules), region.shapes(inputs), live, dtypes[1], again)
     given: Any = [Ghost(meter, shape, 0, dtypes[0]) for shape in inputs]
     with torch.no_grad():
+        made: Any
+        saved: Any
         made, vectors, saved = walk.forward(call, given)
-        forward = meter.peak
-        outputs = sum(math.prod(z.shape) * dtypes[0].itemsize for z in made)
+        forward, turn = meter.peak, meter.operations + 1
+        outputs, handed = sum(z.bytes for z in made), {z.span for z in made}
+        saving = {t.span for t in saved} - handed
         del made
-        kept = meter.live
-        if live.isdisjoint(region.outputs):
-            return Footprint(forward, 0, 0, outputs)
-        meter.peak = meter.live
-        arriving: Any = [Ghost(meter, call.shapes[z], dtypes[1].itemsize, dtypes[1]) if z in live else None for z in region.outputs]
-        walk.backward(call, arriving, vectors, saved)
-    return Footprint(forward, meter.peak, kept, outputs)
+        kept, meter.peak, back = meter.live, 0, set()
+        if not live.isdisjoint(region.outputs):
+            meter.peak = meter.live
+            arriving: Any = [Ghost(meter, call.shapes[z], dtypes[1].itemsize, dtypes[1]) if z in live else None for z in region.outputs]
+            found: Any
+            back = {g.span for g in arriving if g is not None}
+            found, _ = walk.backward(call, arriving, vectors, saved)
+            back |= {g.span for g in found.values()}
+    backward = meter.peak
+    if engine.name == "native":  # which lays its memory out beforehand
+        calls = range(meter.operations + 1)
+        others = [span for span in meter.spans if span not in saving | handed | back]
+        kept = lay_out([span for span in meter.spans if span in saving], others, len(calls))
+        forward = kept + scratch_bytes(others, calls[:turn]) + outputs
+        backward = kept + scratch_bytes(others, calls[turn:]) + sum(span.bytes for span in back) if back else 0
+    return Footprint(forward, backward, kept if back else 0, outputs)
 
 
 class _Allocating:
@@ -97,6 +122,7 @@ class _Allocating:
     def convolve(
         self, conv: Conv, packed: Any, source: Any, keep_z: bool, keep_mask: bool, target: Target | None
     ) -> tuple[Any, Formed | None]:
+        self._meter.operate(source)
         formed = None
         if isinstance(source, Activation):
             formed = self._form(source, keep_z or self._engine.forms_first(conv, _shape(source), keep_z or keep_mask), keep_mask)
@@ -110,9 +136,11 @@ class _Allocating:
         return coefficients
 
     def form(self, activation: Any, keep_mask: bool) -> Formed:
+        self._meter.operate(activation)
         return self._form(activation, True, keep_mask)
 
     def gradient(self, paths: list[Path], added: list[Any], mask: Mask | None, shape: Shape) -> tuple[Any, list[Any]]:
+        self._meter.operate(*added, *(t for path in paths for t in (path.ds, path.y)), *((mask.saved, *mask.ys) if mask else ()))
         terms = list(added)
         if self._engine.name == "reference":
             ds = self._by_tensor_code(paths, terms, mask, shape)

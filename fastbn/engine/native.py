@@ -6,6 +6,7 @@ one, and so are dy, the input gradient, the ReLU's mask and BatchNorm's two redu
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import dataclasses
 import functools
@@ -15,11 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastbn.engine import build, norms
+from fastbn.engine import build, calls, norms
 from fastbn.engine.algorithms import NAMES, algorithm
 from fastbn.engine.buffers import Buffers
 from fastbn.engine.graph import Conv, Shape
 from fastbn.engine.operations import Activation, Coefficients, Formed, Group, Mask, Norm, Path, Statistics, Target
+from fastbn.engine.played import Programs
+from fastbn.engine.tape import Tape
 
 G = {  # of Winograd's weight transform G w Gᵀ: Lavin, Gray 2016
     2: [[1, 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, 1]],
@@ -28,45 +31,6 @@ G = {  # of Winograd's weight transform G w Gᵀ: Lavin, Gray 2016
 
 
 SCALE, SHIFT = 2, 3  # rows of a Norm's vectors
-
-
-def _fields(pointers: str = "", ints: str = "") -> list[tuple[str, Any]]:
-    return [(name, ctypes.c_int) for name in ints.split()] + [(name, ctypes.c_void_p) for name in pointers.split()]
-
-
-class _Geometry(ctypes.Structure):
-    _fields_ = _fields(ints="n h w c oh ow oc kh kw sh sw ph pw dh dw")
-
-
-class _Source(ctypes.Structure):
-    _fields_ = _fields("y scale shift y_r rscale rshift residual z mask", "relu")
-
-
-class _Norm(ctypes.Structure):
-    _fields_ = [
-        *_fields("mean var weight bias conv_bias running_mean running_var", "c"),
-        *((name, ctypes.c_double) for name in ("eps", "share", "unbiased")),
-        ("out", ctypes.c_void_p),
-        ("stride", ctypes.c_long),
-    ]
-
-
-class _Path(ctypes.Structure):
-    _fields_ = [("g", _Geometry), *_fields("ds y c1 c2 c0 weights", "M")]
-
-
-class _Value(ctypes.Structure):
-    _fields_ = [*_fields("mask y y_r mean mean_r scale shift added added_2 ds", "n h w c relu")]
-
-
-POINTER, LONG, INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
-ARGUMENTS = {
-    "fastbn_convolve": [POINTER, POINTER, POINTER, INT, POINTER, POINTER, INT],
-    "fastbn_form": [POINTER, LONG, INT, INT],
-    "fastbn_gradient": [POINTER, POINTER, INT, POINTER, INT],
-    "fastbn_normalise": [POINTER],
-    "fastbn_finish": [POINTER, POINTER, LONG, LONG, INT, POINTER, LONG, POINTER],
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,11 +48,16 @@ class Native:
 
     def __init__(self, exact: bool = False) -> None:
         self.exact = exact  # no Winograd
-        self._kernels = build.library()
-        for name, arguments in ARGUMENTS.items():
-            getattr(self._kernels, name).argtypes = arguments
+        self._kernels: Any = build.library()
+        calls.declare(self._kernels)
         self._lanes = self._kernels.fastbn_lanes()
-        self._buffers = Buffers()
+        self._buffers: Any = Buffers()
+
+    def onto(self, tape: Tape) -> Native:
+        """This engine with a tape in place of the kernels and of the memory: it computes nothing, and leaves its calls there."""
+        own = copy.copy(self)
+        own._kernels = own._buffers = tape
+        return own
 
     def supports(self, conv: Conv) -> str | None:
         return None if conv.groups == 1 else "a grouped convolution: the native engine has none"
@@ -114,8 +83,8 @@ class Native:
     def settle(self, coefficients: Coefficients) -> Coefficients:
         return coefficients
 
-    def recorder(self, device: torch.device) -> None:
-        return None
+    def replays(self) -> Programs:
+        return Programs(self._kernels, self._buffers, self.onto)
 
     def pack(self, conv: Conv, weight: Tensor, dtype: torch.dtype, gradients: torch.dtype | None = None) -> Packed:
         w = weight.detach().to("cpu", torch.float32)  # (C, C_in, KH, KW)
@@ -132,7 +101,7 @@ class Native:
         x = source if isinstance(source, Tensor) else source.ys[0]
         geometry = _geometry(conv, tuple(x.shape))
         y = self._activation((geometry.n, geometry.oc, geometry.oh, geometry.ow))
-        found = torch.empty((2, conv.channels), dtype=torch.float64) if target is not None and target.norm.batch else None
+        found = self._buffers.empty((2, conv.channels), torch.float64) if target is not None and target.norm.batch else None
         read, formed = self._source(source, keep_z, keep_mask)
         self._kernels.fastbn_convolve(
             ctypes.byref(geometry), ctypes.byref(read), _at(packed.forward), packed.M, _at(y), _at(found), torch.get_num_threads()
@@ -150,17 +119,19 @@ class Native:
     def _normalise(self, statistics: Tensor | None, target: Target, rows: int) -> None:
         """statistics: (2, C) float64, mean and variance, or None where the running ones serve."""
         norm, out = target.module, target.norm.vectors
-        own_tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var, target.conv_bias)
-        if target.group is not None or not all(t is None or _plain(t, out.shape[1]) for t in own_tensors):
+        if target.group is not None or not calls.by_address(norm, target.conv_bias, out.shape[1]):
             norms.normalise(None if statistics is None else Statistics(statistics[0], statistics[1]), target, rows)
             return
-        own = _Norm(c=out.shape[1], eps=norm.eps, stride=out.stride(0), out=_at(out), conv_bias=_at(target.conv_bias))
+        own = calls.Norm(c=out.shape[1], eps=norm.eps, stride=out.stride(0), out=_at(out), conv_bias=_at(target.conv_bias))
         own.weight, own.bias = _at(norm.weight), _at(norm.bias)
         own.running_mean, own.running_var = _at(norm.running_mean), _at(norm.running_var)
         if statistics is not None:
             own.mean = _at(statistics)
             own.var = own.mean + out.shape[1] * statistics.element_size()
-            own.share, own.unbiased = norms.share_of_batch(norm), rows / max(rows - 1, 1)
+            own.unbiased = rows / max(rows - 1, 1)
+            if norms.moves(norm):
+                own.counted = _at(norm.num_batches_tracked)
+                own.share = norm.momentum if norm.momentum is not None else -1 if own.counted else 0
         self._kernels.fastbn_normalise(ctypes.byref(own))
 
     def _finish(self, sums: Tensor, norm: Norm, rows: int, out: Tensor, group: Group | None) -> Coefficients:
@@ -168,7 +139,7 @@ class Native:
         if group is not None:
             return norms.finish((sums[0], sums[1]), norm, rows, out, group)
         vectors, c = norm.vectors, out.shape[1]
-        found = torch.empty((3, c))
+        found = self._buffers.empty((3, c))
         self._kernels.fastbn_finish(_at(sums), _at(vectors), vectors.stride(0), rows, c, _at(out), out.stride(0), _at(found))
         return (found[0], found[1], found[2]) if norm.batch else (found[0], None, None)
 
@@ -177,13 +148,15 @@ class Native:
     ) -> tuple[Tensor, list[Coefficients]]:
         n, c, h, w = shape
         ds = self._activation(shape)
-        value = _Value(n=n, h=h, w=w, c=c, relu=0, ds=_at(ds))
-        terms = added if len(added) <= 2 else [added[0], functools.reduce(torch.add, added[1:])]
+        value = calls.Value(n=n, h=h, w=w, c=c, relu=0, ds=_at(ds))
+        terms = list(added)
+        while len(terms) > 2:
+            terms.append(self.gradient([], [terms.pop(), terms.pop()], None, shape)[0])
         value.added, value.added_2 = [*map(_at, terms), None, None][:2]
-        ways = (_Path * max(len(paths), 1))(*(self._path(path, shape) for path in paths))
+        ways = (calls.Path * max(len(paths), 1))(*(self._path(path, shape) for path in paths))
         sums = None
         if mask is not None:
-            sums = torch.empty((len(mask.ys), 2, c), dtype=torch.float64)
+            sums = self._buffers.empty((len(mask.ys), 2, c), torch.float64)
             value.relu, value.mask = mask.relu, _at(mask.saved)
             value.y, value.y_r = [*map(_at, mask.ys), None][:2]
             value.mean, value.mean_r = [*(_at(norm.vectors) for norm in mask.norms), None][:2]  # the mean is the first row
@@ -194,21 +167,21 @@ class Native:
         made = zip(sums, mask.norms, mask.affine, strict=True)
         return ds, [self._finish(pair, norm, n * h * w, out, mask.group) for pair, norm, out in made]
 
-    def _path(self, path: Path, shape: Shape) -> _Path:
+    def _path(self, path: Path, shape: Shape) -> calls.Path:
         c1, c2, c0 = path.coefficients
         packed: Packed = path.packed
-        return _Path(
+        return calls.Path(
             _geometry(path.conv, shape), packed.M, _at(path.ds), _at(path.y), _at(c1), _at(c2), _at(c0), _at(packed.backward)
         )
 
-    def _source(self, source: Tensor | Activation, keep_z: bool, keep_mask: bool) -> tuple[_Source, Formed]:
+    def _source(self, source: Tensor | Activation, keep_z: bool, keep_mask: bool) -> tuple[calls.Source, Formed]:
         if isinstance(source, Tensor):
-            return _Source(y=_at(source)), Formed(None, None)
+            return calls.Source(y=_at(source)), Formed(None, None)
         y, norm = source.ys[0], source.norms[0]
         n, c, h, w = y.shape
         z = self._activation((n, c, h, w)) if keep_z else None
         mask = self._buffers.empty((n * h * w * self.mask_bytes(c),), torch.uint8) if keep_mask else None
-        read = _Source(relu=source.relu, y=_at(y), z=_at(z), mask=_at(mask))
+        read = calls.Source(relu=source.relu, y=_at(y), z=_at(z), mask=_at(mask))
         read.scale, read.shift = _rows_at(norm.vectors, SCALE, SHIFT)
         if len(source.ys) > 1:
             read.y_r = _at(source.ys[1])
@@ -249,19 +222,14 @@ def _by_parity(conv: Conv) -> tuple[list[int], list[int]]:
 
 
 @functools.lru_cache(4096)
-def _geometry(conv: Conv, source: Shape) -> _Geometry:
+def _geometry(conv: Conv, source: Shape) -> calls.Geometry:
     n, c, h, w = source
     _, oc, oh, ow = conv.shape(source)
-    return _Geometry(n, h, w, c, oh, ow, oc, *conv.kernel, *conv.stride, *conv.padding, *conv.dilation)
+    return calls.Geometry(n, h, w, c, oh, ow, oc, *conv.kernel, *conv.stride, *conv.padding, *conv.dilation)
 
 
 def _at(t: Tensor | None) -> int | None:
     return None if t is None else t.data_ptr()
-
-
-def _plain(t: Tensor, c: int) -> bool:
-    """Whether the kernels can read it by its address: (C,) float32 on the CPU, contiguous."""
-    return t.dtype == torch.float32 and t.device.type == "cpu" and t.shape == (c,) and t.is_contiguous()
 
 
 def _rows_at(vectors: Tensor, *rows: int) -> list[int]:

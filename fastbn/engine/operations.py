@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from fastbn.engine.graph import Conv, Shape
+
+if TYPE_CHECKING:
+    from fastbn.engine.replay import Replays
 
 
 @dataclasses.dataclass(eq=False)
@@ -143,8 +146,8 @@ class Engine(Protocol):
     def aside(self, conv: Conv) -> bool:
         """Whether its input gradient is made, and dy for it, before the sum that it goes into."""
 
-    def recorder(self, device: torch.device) -> Callable[[], Record] | None:
-        """Makes what records this engine's launches for a replay; None where they are not to be recorded."""
+    def replays(self) -> Replays:
+        """What keeps a region's walks, so as to carry their like out faster."""
 
     def pack(self, conv: Conv, weight: Tensor, dtype: torch.dtype, gradients: torch.dtype | None = None) -> Any:
         """The frozen weight (C, C_in/groups, KH, KW) in the form that this engine multiplies activations of this dtype by, and

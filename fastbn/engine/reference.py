@@ -17,6 +17,7 @@ from torch import Tensor
 from fastbn.engine import norms
 from fastbn.engine.graph import Conv, Shape
 from fastbn.engine.operations import Activation, Coefficients, Formed, Mask, Norm, Path, Statistics, Target
+from fastbn.engine.replay import Walks
 
 BITS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
 
@@ -40,8 +41,8 @@ class Reference:
     def settle(self, coefficients: Coefficients) -> Coefficients:
         return coefficients
 
-    def recorder(self, device: torch.device) -> None:
-        return None
+    def replays(self) -> Walks:
+        return Walks()
 
     def mask_bytes(self, channels: int) -> int:
         return channels

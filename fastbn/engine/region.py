@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from fastbn.engine import norms, segments, walk
 from fastbn.engine.graph import Conv, Region, Shape, Unfit
 from fastbn.engine.operations import Engine, Group
-from fastbn.engine.replay import Made, Recorded, Replays
+from fastbn.engine.replay import Made, Replayed
 from fastbn.errors import UsageError
 
 # By convolution and the dtypes of activations and gradients: the weight's address and version, an alias of it, and the weight as the
@@ -68,7 +68,7 @@ class FusedRegion(nn.Module):
         self._shapes: dict[tuple[Shape, ...], dict[int, Shape]] = {}
         self._segments: dict[Any, tuple[range, ...]] = {}
         self._warned: set[str] = set()
-        self._replays = Replays()
+        self._replays = engine.replays()
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         try:
@@ -95,17 +95,12 @@ class FusedRegion(nn.Module):
                     call.again = self._spans(shapes, dtype.itemsize, policy)
             if call.live.isdisjoint(self.region.outputs):
                 with torch.no_grad():
-                    outputs = tuple(self._walk(call, cast).outputs)
+                    outputs = tuple(self._replays.forward(call, cast).outputs)
             else:
-                outputs = _Function.apply(self._walk, call, *cast, *affine)
+                outputs = _Function.apply(self._replays.forward, call, *cast, *affine)
             if is_mixed:
                 outputs = tuple(z.float() for z in outputs)
             return tuple(z.contiguous() for z in outputs) if plain else outputs
-
-    def _walk(self, call: walk.Call, inputs: list[Tensor]) -> Made:
-        """The walk forward, replayed where the engine's launches are worth recording."""
-        recorder = self.engine.recorder(inputs[0].device)
-        return Made(*walk.forward(call, inputs), call) if recorder is None else self._replays.forward(call, inputs, recorder)
 
     def _spans(self, shapes: dict[int, Shape], itemsize: int, policy: segments.Recompute) -> tuple[range, ...]:
         key = tuple(shapes[value] for value in range(self.region.inputs)), itemsize, policy
@@ -216,8 +211,9 @@ def _backward(ctx: Any, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | 
     _, vectors, *saved = ctx.saved_tensors
     ctx.maybe_clear_saved_tensors()  # unless the graph is retained: from here on `saved` alone holds them, and the walk lets go of each
     given = [None if g is None else g.to(call.gradients).contiguous(memory_format=torch.channels_last) for g in gradients]
-    recorded: Recorded | None = ctx.recorded
-    found, affine = recorded.backward(given) if recorded and recorded.holds(vectors) else walk.backward(call, given, vectors, saved)
+    recorded: Replayed | None = ctx.recorded
+    replayed = recorded.backward(given, vectors, saved) if recorded else None
+    found, affine = walk.backward(call, given, vectors, saved) if replayed is None else replayed
     needs, dtypes = ctx.needs_input_grad[2:], ctx.dtypes
     pairs = (affine.get(conv, (None, None)) for conv in call.region.convs)
     every = [*(found.get(value) for value in range(call.region.inputs)), *itertools.chain.from_iterable(pairs)]

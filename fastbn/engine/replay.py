@@ -13,7 +13,7 @@ import collections
 import dataclasses
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -40,6 +40,10 @@ class Recorder:
         return graph.replay
 
 
+def _capturable(device: torch.device) -> bool:
+    return device.type == "cuda" and not torch.cuda.is_current_stream_capturing()
+
+
 @dataclasses.dataclass
 class Made:
     """What a forward made. `lease` (1,) keeps what it saved from being overwritten for as long as that tensor lives; where nothing
@@ -49,19 +53,44 @@ class Made:
     vectors: Tensor
     saved: list[Tensor]
     call: walk.Call
-    recorded: Recorded | None = None
+    recorded: Replayed | None = None
     lease: Tensor = dataclasses.field(default_factory=lambda: torch.empty(1, dtype=torch.uint8))
 
 
-class Replays:
-    """The recordings of one region."""
+class Replayed(Protocol):
+    """What carried a forward out, for its backward."""
 
-    def __init__(self) -> None:
+    def backward(self, gradients: list[Tensor | None], vectors: Tensor, saved: list[Tensor]) -> Found | None:
+        """As walk.backward, or None where it has to be walked."""
+
+
+class Replays(Protocol):
+    """What an engine keeps of one region's walks, so as to carry their like out faster."""
+
+    def forward(self, call: walk.Call, inputs: list[Tensor]) -> Made:
+        """As walk.forward."""
+
+
+class Walks:
+    """Keeps nothing."""
+
+    def forward(self, call: walk.Call, inputs: list[Tensor]) -> Made:
+        return Made(*walk.forward(call, inputs), call)
+
+
+class Graphs:
+    """CUDA graphs."""
+
+    def __init__(self, recorder: Callable[[torch.device], Record] = Recorder, usable: Callable[[torch.device], bool] = _capturable):
+        self._recorder, self._usable = recorder, usable
         self._free: collections.OrderedDict[Any, list[Recorded]] = collections.OrderedDict()
 
-    def forward(self, call: walk.Call, inputs: list[Tensor], recorder: Callable[[], Record]) -> Made:
+    def forward(self, call: walk.Call, inputs: list[Tensor]) -> Made:
         """walk.forward, replayed where this call's like has been seen."""
-        key = _key(call, inputs)
+        device = inputs[0].device
+        if not self._usable(device):
+            return Made(*walk.forward(call, inputs), call)
+        key = key_of(call, inputs)
         if key not in self._free:
             self._free[key] = []
             while len(self._free) > KEYS:
@@ -69,7 +98,7 @@ class Replays:
             return Made(*walk.forward(call, inputs), call)
         self._free.move_to_end(key)
         free = self._free[key]
-        recorded = free.pop() if free else Recorded(call, inputs, recorder())
+        recorded = free.pop() if free else Recorded(call, inputs, self._recorder(device))
         lent = np.empty(1, np.uint8)
         weakref.finalize(lent, free.append, recorded).atexit = False
         outputs = recorded.forward(inputs)
@@ -99,12 +128,11 @@ class Recorded:
         self._replay()
         return [z.clone(memory_format=torch.preserve_format) for z in self._made]
 
-    def holds(self, vectors: Tensor) -> bool:
-        """Whether what autograd kept is still what lies here: its hooks may have put a copy, or a recomputation, in its place."""
-        return vectors.data_ptr() == self.vectors.data_ptr()
-
-    def backward(self, gradients: list[Tensor | None]) -> Found:
-        """walk.backward of what the last forward left, in fresh memory. Its first run is not recorded: it compiles."""
+    def backward(self, gradients: list[Tensor | None], vectors: Tensor, saved: list[Tensor]) -> Found | None:
+        """walk.backward of what the last forward left, in fresh memory. Its first run is not recorded: it compiles. None where what
+        autograd kept is not what lies here: its hooks may have put a copy, or a recomputation, in its place."""
+        if vectors.data_ptr() != self.vectors.data_ptr():
+            return None
         which = tuple(g is not None for g in gradients)
         if which not in self._backwards:
             self._backwards[which] = None
@@ -133,7 +161,7 @@ def _fresh(found: dict[int, Tensor], affine: dict[Conv, Tensor]) -> Found:
     return copies, {} if flat is None else {conv: flat[:, conv.span] for conv in affine}
 
 
-def _key(call: walk.Call, inputs: list[Tensor]) -> Any:
+def key_of(call: walk.Call, inputs: list[Tensor]) -> Any:
     """All that a recording holds fixed: shapes, what gradient is wanted of, each module's settings and its tensors' places."""
 
     def state(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Any, ...]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,8 +18,8 @@ from torch import Tensor
 from fastbn.engine import configurations, norms
 from fastbn.engine.configurations import LIBRARY, ROLLING
 from fastbn.engine.graph import Conv, Shape
-from fastbn.engine.operations import Activation, Coefficients, Formed, Mask, Norm, Path, Pending, Record, Target
-from fastbn.engine.replay import Recorder
+from fastbn.engine.operations import Activation, Coefficients, Formed, Mask, Norm, Path, Pending, Target
+from fastbn.engine.replay import Graphs
 from fastbn.kernels import conv as taps
 from fastbn.kernels import conv_rolling as rolling
 from fastbn.kernels import form, gradient_rolling, passes, settle
@@ -67,10 +66,8 @@ class Triton:
     def aside(self, conv: Conv) -> bool:
         return self._algorithm(conv) == LIBRARY
 
-    def recorder(self, device: torch.device) -> Callable[[], Record] | None:
-        if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
-            return None
-        return lambda: Recorder(device)
+    def replays(self) -> Graphs:
+        return Graphs()
 
     def pack(self, conv: Conv, weight: Tensor, dtype: torch.dtype, gradients: torch.dtype | None = None) -> Packed:
         w, v = weight.detach().to(dtype), weight.detach().to(gradients or dtype)  # (C, C_in, KH, KW)

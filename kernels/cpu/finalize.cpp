@@ -1,5 +1,6 @@
 // What a BatchNorm needs of its statistics, and its gradient of its sums: a few numbers a channel.
 #include "base.h"
+#include "calls.h"
 #include <cmath>
 
 extern "C" struct Norm {
@@ -8,7 +9,8 @@ extern "C" struct Norm {
     const float *weight, *bias;    // γ and β, or null
     const float* conv_bias;        // of the convolution before, or null: the raw output is without it
     float *running_mean, *running_var;
-    double eps, share, unbiased;   // share: of this batch in the running statistics, 0 where they stay; unbiased: M/(M − 1)
+    int64_t* counted;              // the batches that moved the running statistics, this one not yet among them; or null
+    double eps, share, unbiased;   // share: of this batch in them, 0 where they stay, −1 for the mean of all counted; unbiased: M/(M − 1)
     float* out;                    // mean, rstd, scale, shift
     long stride;                   // between their rows
 };
@@ -16,6 +18,8 @@ extern "C" struct Norm {
 // μ, r = (σ² + ε)^-½, scale = γ·r, shift = β − μ·scale; and the running statistics move.
 extern "C" void fastbn_normalise(const Norm* norm) {
     const Norm& n = *norm;
+    const int64_t batches = n.counted ? ++*n.counted : 0;
+    const double share = n.share < 0. ? 1. / static_cast<double>(batches) : n.share;
     for (int c = 0; c < n.c; c++) {
         const double offset = n.conv_bias ? n.conv_bias[c] : 0.;
         const double mean = n.mean ? n.mean[c] : n.running_mean[c] - offset, var = n.var ? n.var[c] : n.running_var[c];
@@ -23,9 +27,9 @@ extern "C" void fastbn_normalise(const Norm* norm) {
         float* out = n.out + c;
         out[0] = static_cast<float>(mean), out[n.stride] = static_cast<float>(rstd), out[2 * n.stride] = static_cast<float>(scale);
         out[3 * n.stride] = static_cast<float>((n.bias ? n.bias[c] : 0.) - mean * scale);
-        if (n.share != 0.) {
-            n.running_mean[c] = static_cast<float>(n.running_mean[c] + n.share * (mean + offset - n.running_mean[c]));
-            n.running_var[c] = static_cast<float>(n.running_var[c] + n.share * (var * n.unbiased - n.running_var[c]));
+        if (share != 0.) {
+            n.running_mean[c] = static_cast<float>(n.running_mean[c] + share * (mean + offset - n.running_mean[c]));
+            n.running_var[c] = static_cast<float>(n.running_var[c] + share * (var * n.unbiased - n.running_var[c]));
         }
     }
 }

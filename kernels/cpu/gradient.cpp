@@ -7,6 +7,7 @@
 #include <omp.h>
 #include <vector>
 #include "base.h"
+#include "calls.h"
 #include "geometry.h"
 #include "items.h"
 #include "winograd.h"

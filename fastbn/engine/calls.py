@@ -1,0 +1,82 @@
+"""The CPU kernels' C interface, as ctypes sees it: structures as in kernels/cpu, and what each function takes."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+POINTER, LONG, INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
+
+
+def _fields(pointers: str = "", ints: str = "") -> list[tuple[str, Any]]:
+    return [(name, INT) for name in ints.split()] + [(name, POINTER) for name in pointers.split()]
+
+
+class Geometry(ctypes.Structure):
+    _fields_ = _fields(ints="n h w c oh ow oc kh kw sh sw ph pw dh dw")
+
+
+class Source(ctypes.Structure):
+    _fields_ = _fields("y scale shift y_r rscale rshift residual z mask", "relu")
+
+
+class Norm(ctypes.Structure):
+    _fields_ = [
+        *_fields("mean var weight bias conv_bias running_mean running_var counted", "c"),
+        *((name, ctypes.c_double) for name in ("eps", "share", "unbiased")),
+        ("out", POINTER),
+        ("stride", LONG),
+    ]
+
+
+class Path(ctypes.Structure):
+    _fields_ = [("g", Geometry), *_fields("ds y c1 c2 c0 weights", "M")]
+
+
+class Value(ctypes.Structure):
+    _fields_ = [*_fields("mask y y_r mean mean_r scale shift added added_2 ds", "n h w c relu")]
+
+
+ARGUMENTS: dict[str, list[Any]] = {
+    "fastbn_convolve": [POINTER, POINTER, POINTER, INT, POINTER, POINTER, INT],
+    "fastbn_form": [POINTER, LONG, INT, INT],
+    "fastbn_gradient": [POINTER, POINTER, INT, POINTER, INT],
+    "fastbn_normalise": [POINTER],
+    "fastbn_finish": [POINTER, POINTER, LONG, LONG, INT, POINTER, LONG, POINTER],
+}
+
+
+class Step(ctypes.Structure):
+    """A call that is played: which function, its pointers and its integers in order, the thread count left out."""
+
+    _fields_: ClassVar[list[tuple[str, Any]]] = [("what", LONG), ("at", POINTER * 5), ("n", LONG * 4)]
+
+
+class Patch(ctypes.Structure):
+    """A pointer that is written anew each time: `offset` bytes into the memory that the player is given as its `slot`-th."""
+
+    _fields_ = [("at", POINTER), ("slot", LONG), ("offset", LONG)]
+
+
+PLAY: list[Any] = [ctypes.POINTER(Step), LONG, ctypes.POINTER(Patch), LONG, ctypes.POINTER(POINTER), INT]
+
+
+def declare(kernels: ctypes.CDLL) -> None:
+    """Tells ctypes what the library's functions take."""
+    for name, arguments in ARGUMENTS.items():
+        getattr(kernels, name).argtypes = arguments
+    kernels.fastbn_play.argtypes = PLAY
+
+
+def by_address(norm: nn.BatchNorm2d, conv_bias: Tensor | None, c: int) -> bool:
+    """Whether the kernels can read a BatchNorm's tensors by their addresses: (C,) float32 on the CPU, contiguous."""
+
+    def plain(t: Tensor) -> bool:
+        return t.dtype == torch.float32 and t.device.type == "cpu" and t.shape == (c,) and t.is_contiguous()
+
+    count = norm.num_batches_tracked
+    counts = count is None or (count.dtype == torch.int64 and count.device.type == "cpu")
+    return counts and all(t is None or plain(t) for t in (norm.weight, norm.bias, norm.running_mean, norm.running_var, conv_bias))
