@@ -85,6 +85,18 @@ def test_the_bits_of_the_walk(name, grad, policy):
         assert_same_bits(found, expected)
 
 
+@pytest.mark.parametrize("policy", [None, Recompute(1)], ids=str)
+def test_bfloat16(policy):
+    """Stored as autocast says; the input, float32, is cast before the region."""
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, theirs = pair(NETS["basic"]())
+        for seed in range(2):
+            with recomputing(policy):
+                found, expected = (step(m, images(3, 17, 15, dtype=torch.float32, seed=seed, grad=True)) for m in (ours, theirs))
+            assert_same_bits(found, expected)
+    assert all(programs(ours)) and found[0].dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_every_later_step_is_played(threads, no_walk):
     before = torch.get_num_threads()

@@ -54,6 +54,21 @@ def test_gradients_of_random_nets(name):
     assert error(flat_gradient(run(fused(model, "native"), x)), flat_gradient(run(stock(model).double(), x.double()))) < 5e-2
 
 
+@pytest.mark.parametrize("name", ["cifar 14", "imagenet 18"])
+def test_bfloat16_storage(name):
+    """No further from float64 than stock's own autocast is, and in half the memory."""
+    model = flip_free(NETS[name]()).float()
+    x = images(5, 33, 31, dtype=torch.float32)
+    exact = flat_gradient(run(stock(model).double(), x.double()))
+    model.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, theirs = run(fused(model, "native"), x), run(stock(model), x)
+    assert ours.outputs[0].dtype == theirs.outputs[0].dtype == torch.bfloat16
+    assert error(flat_gradient(ours), exact) < error(flat_gradient(theirs), exact)
+    for buffer in theirs.buffers:
+        assert error(ours.buffers[buffer], theirs.buffers[buffer]) < 2.0**-6, buffer
+
+
 def test_evaluation_and_frozen_statistics():
     model = resnet(14, 16).float().eval()
     x = images(5, 13, 11, dtype=torch.float32)
@@ -69,7 +84,7 @@ def test_auto_takes_it_for_fp32_on_the_cpu_only():
     x = torch.randn(2, 3, 8, 8)
     model(x)
     assert explain(copy.deepcopy(model).double()).engine == "reference"
-    with pytest.raises(MachineError, match="float32, and this is float64"):
+    with pytest.raises(MachineError, match="float32 and bfloat16, and this is float64"):
         fuse(copy.deepcopy(model).double(), "native")(x.double())
 
 

@@ -28,6 +28,7 @@ from fastbn.engine.operations import Activation, Mask, Path
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
 TOLERANCE = 2e-6  # of one convolution, direct or by Winograd, norm-wise against float64
+STORED = {torch.float32: TOLERANCE, torch.bfloat16: 2.0**-8}  # bfloat16: the one rounding of what is stored
 
 CASES = [
     Case("the CIFAR stem", 3, 32, 32, 3, 16),
@@ -58,19 +59,37 @@ def engine() -> native.Native:
 
 @pytest.mark.parametrize("kind", SOURCES)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.why)
-def test_forward(engine, case, kind):
-    check_forward(engine, case, kind, torch.float32, TOLERANCE)
+@pytest.mark.parametrize("dtype", STORED, ids=str)
+def test_forward(engine, case, kind, dtype):
+    check_forward(engine, case, kind, dtype, STORED[dtype])
 
 
 @pytest.mark.parametrize("masked", MASKS)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.why)
-def test_gradient(engine, case, masked):
-    check_gradient(engine, case, masked, torch.float32, TOLERANCE)
+@pytest.mark.parametrize("dtype", STORED, ids=str)
+def test_gradient(engine, case, masked, dtype):
+    check_gradient(engine, case, masked, dtype, STORED[dtype])
 
 
 def test_frozen_statistics(engine):
     check_forward(engine, CASES[5], "residual", torch.float32, TOLERANCE, batch=False)
     check_gradient(engine, CASES[5], "saved", torch.float32, TOLERANCE, batch=False)
+
+
+def test_bfloat16_is_rounded_as_torch_rounds_it(engine):
+    """Ties to even, infinities, a NaN; and what no vector holds whole."""
+    y = activation(2, 19, 5, 3, seed=1)
+    special = torch.tensor([1 + 2.0**-8, 1 + 3 * 2.0**-8, -1 - 2.0**-8, 3.4e38, float("inf"), -float("inf"), float("nan"), 0.0, -0.0])
+    y[0, : len(special), 0, 0] = special
+    ds, _ = engine.gradient([], [y.to(torch.bfloat16), y.to(torch.bfloat16)], None, tuple(y.shape))
+    expected = (2 * y.to(torch.bfloat16).float()).to(torch.bfloat16)
+    assert torch.equal(ds.nan_to_num(7.0), expected.nan_to_num(7.0)) and torch.equal(ds.isnan(), expected.isnan())
+    one, wanted = Case("", 2, 5, 3, 19, 19, kernel=1, padding=0).conv(), target(19)
+    x = (3 * y).to(torch.bfloat16)
+    packed = engine.pack(one, torch.eye(19)[:, :, None, None] / 3, torch.float32)
+    found, _ = engine.convolve(one, packed, x[1:], False, False, wanted)
+    assert torch.equal(found, (x[1:].float() * torch.tensor(1 / 3)).to(torch.bfloat16))
+    assert error(wanted.norm.vectors[0], rows(found).mean(0)) < 1e-6  # the statistics are of what is stored
 
 
 def test_two_paths_and_three_added_terms(engine):

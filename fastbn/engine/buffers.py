@@ -38,6 +38,11 @@ class Buffers:
         weakref.finalize(lent, self._back.append, block).atexit = False  # at any moment, in any thread: one atomic append
         return torch.from_numpy(lent).view(dtype).view(shape)
 
+    def activation(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """The same for a logical (N, C, H, W), channels-last."""
+        n, c, h, w = shape
+        return self.empty((n, h, w, c), dtype).permute(0, 3, 1, 2)
+
     def _fitting(self, size: int) -> np.ndarray:
         """The smallest free block that is large enough, and not much too large; else a new one."""
         while self._back:

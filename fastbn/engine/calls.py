@@ -20,7 +20,7 @@ class Geometry(ctypes.Structure):
 
 
 class Source(ctypes.Structure):
-    _fields_ = _fields("y scale shift y_r rscale rshift residual z mask", "relu")
+    _fields_ = _fields("y scale shift y_r rscale rshift residual z mask", "relu half")
 
 
 class Norm(ctypes.Structure):
@@ -37,7 +37,7 @@ class Path(ctypes.Structure):
 
 
 class Value(ctypes.Structure):
-    _fields_ = [*_fields("mask y y_r mean mean_r scale shift added added_2 ds", "n h w c relu")]
+    _fields_ = [*_fields("mask y y_r mean mean_r scale shift added added_2 ds", "n h w c relu half")]
 
 
 ARGUMENTS: dict[str, list[Any]] = {

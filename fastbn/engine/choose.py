@@ -9,7 +9,7 @@ import torch
 
 from fastbn.choices import ENGINES, one_of
 from fastbn.engine import build
-from fastbn.engine.native import Native
+from fastbn.engine.native import STORAGE, Native
 from fastbn.engine.operations import Engine
 from fastbn.engine.reference import Reference
 from fastbn.errors import MachineError
@@ -49,7 +49,7 @@ def choose(name: str, device: torch.device, dtype: torch.dtype, exact: bool = Fa
     else:
         unfit = _why_not_native(device, dtype)
         if not unfit:
-            return _native(exact), "asked for" if name == "native" else "fp32 on a CPU"
+            return _native(exact), "asked for" if name == "native" else f"{_short(dtype)} on a CPU"
     if name != "auto":
         raise MachineError(f"engine {name!r} was asked for, but {unfit}; ask for 'auto' or 'reference'")
     return REFERENCE, unfit
@@ -94,8 +94,8 @@ def _why_not_native(device: torch.device, dtype: torch.dtype) -> str:
     """Empty, or what stands against the native engine."""
     if device.type != "cpu":
         return f"the native engine is for CPUs, and this is {device.type}"
-    if dtype != torch.float32:
-        return f"the native engine is float32, and this is {_short(dtype)}"
+    if dtype not in STORAGE:
+        return f"the native engine takes float32 and bfloat16, and this is {_short(dtype)}"
     try:
         build.library()
     except MachineError as error:

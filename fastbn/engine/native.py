@@ -1,4 +1,5 @@
-"""The native engine: the graph's operations by the C++ kernels of kernels/cpu, float32 on CPUs.
+"""The native engine: the graph's operations by the C++ kernels of kernels/cpu, on CPUs. Activations and gradients are
+stored as float32 or bfloat16; all arithmetic is float32's, of weights that stay float32.
 
 Each operation is one call that reads what it needs and writes what it makes once: forming z, the convolution and the statistics are
 one, and so are dy, the input gradient, the ReLU's mask and BatchNorm's two reductions.
@@ -30,6 +31,7 @@ G = {  # of Winograd's weight transform G w Gᵀ: Lavin, Gray 2016
 }
 
 
+STORAGE = (torch.float32, torch.bfloat16)
 SCALE, SHIFT = 2, 3  # rows of a Norm's vectors
 
 
@@ -63,7 +65,7 @@ class Native:
         return None if conv.groups == 1 else "a grouped convolution: the native engine has none"
 
     def takes(self, device: torch.device, dtype: torch.dtype) -> bool:
-        return device.type == "cpu" and dtype == torch.float32
+        return device.type == "cpu" and dtype in STORAGE
 
     def algorithm(self, conv: Conv) -> str:
         return NAMES[algorithm(conv, self.exact)]
@@ -100,7 +102,7 @@ class Native:
     ) -> tuple[Tensor, Formed | None]:
         x = source if isinstance(source, Tensor) else source.ys[0]
         geometry = _geometry(conv, tuple(x.shape))
-        y = self._activation((geometry.n, geometry.oc, geometry.oh, geometry.ow))
+        y = self._buffers.activation((geometry.n, geometry.oc, geometry.oh, geometry.ow), x.dtype)
         found = self._buffers.empty((2, conv.channels), torch.float64) if target is not None and target.norm.batch else None
         read, formed = self._source(source, keep_z, keep_mask)
         self._kernels.fastbn_convolve(
@@ -147,8 +149,8 @@ class Native:
         self, paths: list[Path], added: list[Tensor], mask: Mask | None, shape: Shape
     ) -> tuple[Tensor, list[Coefficients]]:
         n, c, h, w = shape
-        ds = self._activation(shape)
-        value = calls.Value(n=n, h=h, w=w, c=c, relu=0, ds=_at(ds))
+        ds = self._buffers.activation(shape, paths[0].ds.dtype if paths else added[0].dtype)
+        value = calls.Value(n=n, h=h, w=w, c=c, relu=0, half=_half(ds), ds=_at(ds))
         terms = list(added)
         while len(terms) > 2:
             terms.append(self.gradient([], [terms.pop(), terms.pop()], None, shape)[0])
@@ -176,22 +178,18 @@ class Native:
 
     def _source(self, source: Tensor | Activation, keep_z: bool, keep_mask: bool) -> tuple[calls.Source, Formed]:
         if isinstance(source, Tensor):
-            return calls.Source(y=_at(source)), Formed(None, None)
+            return calls.Source(half=_half(source), y=_at(source)), Formed(None, None)
         y, norm = source.ys[0], source.norms[0]
         n, c, h, w = y.shape
-        z = self._activation((n, c, h, w)) if keep_z else None
+        z = self._buffers.activation((n, c, h, w), y.dtype) if keep_z else None
         mask = self._buffers.empty((n * h * w * self.mask_bytes(c),), torch.uint8) if keep_mask else None
-        read = calls.Source(relu=source.relu, y=_at(y), z=_at(z), mask=_at(mask))
+        read = calls.Source(relu=source.relu, half=_half(y), y=_at(y), z=_at(z), mask=_at(mask))
         read.scale, read.shift = _rows_at(norm.vectors, SCALE, SHIFT)
         if len(source.ys) > 1:
             read.y_r = _at(source.ys[1])
             read.rscale, read.rshift = _rows_at(source.norms[1].vectors, SCALE, SHIFT)
         read.residual = _at(source.residual)
         return read, Formed(z, mask)
-
-    def _activation(self, shape: Shape) -> Tensor:
-        n, c, h, w = shape
-        return self._buffers.empty((n, h, w, c)).permute(0, 3, 1, 2)
 
     def _transformed(self, w: Tensor, M: int) -> Tensor:
         """G w Gᵀ, ((M+2)², C_in, C), computed in float64 and rounded once; C_in filled up to whole vectors."""
@@ -226,6 +224,10 @@ def _geometry(conv: Conv, source: Shape) -> calls.Geometry:
     n, c, h, w = source
     _, oc, oh, ow = conv.shape(source)
     return calls.Geometry(n, h, w, c, oh, ow, oc, *conv.kernel, *conv.stride, *conv.padding, *conv.dilation)
+
+
+def _half(t: Tensor) -> bool:
+    return t.dtype == torch.bfloat16
 
 
 def _at(t: Tensor | None) -> int | None:

@@ -63,7 +63,7 @@ class _Program:
         self._buffers = buffers
         tape = Tape()
         own = dataclasses.replace(call, engine=onto(tape), batch=[], parts=[])
-        given = [tape.like(x) for x in inputs]
+        given = [tape.activation(tuple(x.shape), x.dtype) for x in inputs]
         outputs, vectors, saved = walk.forward(own, given)
         tape.adopt(vectors)
         turn = len(tape.calls)
@@ -72,14 +72,14 @@ class _Program:
         affine: dict[Conv, Tensor] = {}
         self._live = [value in call.live for value in call.region.outputs]
         if any(self._live):
-            gradients = [tape.like(z) if live else None for z, live in zip(outputs, self._live, strict=True)]
+            gradients = [tape.activation(tuple(z.shape), z.dtype) if live else None for z, live in zip(outputs, self._live, strict=True)]
             arriving = [g for g in gradients if g is not None]
             found, affine = walk.backward(own, gradients, vectors, [*saved])
             saved = [vectors, *saved]
         flat = [tape.adopt(view._base) for view in affine.values() if view._base is not None][:1]
         self._call = dataclasses.replace(own, engine=call.engine)
-        self._outputs = [tuple(z.shape) for z in outputs]
-        self._found = {value: tuple(g.shape) for value, g in found.items()}
+        self._outputs = [(tuple(z.shape), z.dtype) for z in outputs]
+        self._found = {value: (tuple(g.shape), g.dtype) for value, g in found.items()}
         self._flat, self._reached = [f.shape for f in flat], list(affine)
 
         tape.note_lifetimes()
@@ -98,12 +98,12 @@ class _Program:
     def forward(self, inputs: list[Tensor]) -> Made:
         """As walk.forward. What is saved lies in one block, lent until nobody refers to it."""
         kept = self._buffers.empty((self._kept,), torch.uint8)
-        outputs = [self._activation(shape) for shape in self._outputs]
+        outputs = [self._buffers.activation(*like) for like in self._outputs]
         own = [*inputs, *outputs]
         self._forward.play(kept.data_ptr(), own, self._buffers)
         if not any(self._live):
             return Made(outputs, inputs[0].new_empty(0), [], self._call)
-        by_type = {dtype: kept.view(dtype) for dtype in (torch.float32, torch.uint8)}
+        by_type = {dtype: kept.view(dtype) for dtype, *_ in self._saved}
         saved = [
             own[self._elsewhere[place]] if at is None else by_type[dtype].as_strided(shape, stride, at // dtype.itemsize)
             for place, (dtype, shape, stride, at) in enumerate(self._saved)
@@ -118,15 +118,11 @@ class _Program:
         kept = at[0] - (self._saved[0][3] or 0)
         if any(place is not None and kept + place != found for found, (*_, place) in zip(at, self._saved, strict=True)):
             return None
-        found = {value: self._activation(shape) for value, shape in self._found.items()}
+        found = {value: self._buffers.activation(*like) for value, like in self._found.items()}
         flat = [vectors.new_empty(shape) for shape in self._flat]
         foreign = [saved[place - 1] for place in self._elsewhere]
         self._backward.play(kept, [*(g for g in gradients if g is not None), *found.values(), *flat, *foreign], self._buffers)
         return found, {conv: flat[0][:, conv.span] for conv in self._reached}
-
-    def _activation(self, shape: tuple[int, ...]) -> Tensor:
-        n, c, h, w = shape
-        return self._buffers.empty((n, h, w, c)).permute(0, 3, 1, 2)
 
 
 def _starts(tensors: list[Tensor]) -> set[int]:

@@ -51,10 +51,10 @@ class Tape:
         """As Buffers.empty; pages that nobody touches take no memory."""
         return self.adopt(torch.empty(shape, dtype=dtype))
 
-    def like(self, x: Tensor) -> Tensor:
-        """Shaped like x, channels-last as the walk's activations are."""
-        n, c, h, w = x.shape
-        return self.empty((n, h, w, c), x.dtype).permute(0, 3, 1, 2)
+    def activation(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """As Buffers.activation."""
+        n, c, h, w = shape
+        return self.empty((n, h, w, c), dtype).permute(0, 3, 1, 2)
 
     def adopt(self, t: Tensor) -> Tensor:
         """A tensor that the walk made for itself."""

@@ -1,7 +1,7 @@
 // What every CPU kernel of fastbn shares: the vector, the convolution's geometry, the register tile.
 //
 // GCC vector extensions, no intrinsics: the same source serves AVX-512, AVX2 and NEON. Activations are channels-last,
-// (N, H, W, C) float32. Work is cut into items (items.h) that stay in the core's L2 from load to store; each leaves its own
+// (N, H, W, C), stored as float32 or as bfloat16; arithmetic is float32's. Work is cut into items (items.h) that stay in the core's L2 from load to store; each leaves its own
 // partial sums, merged in the items' order, so results have the same bits at any thread count.
 #pragma once
 #include <cstddef>
@@ -28,16 +28,47 @@ inline void store(float* p, vec v) { *(vec*)p = v; }
 inline vec splat(float x) { return vec{} + x; }
 inline vec relu(vec t) { return t < 0.f ? vec{} : t; }  // a NaN is not below zero: it stays
 
-// The first k ≤ L floats, zero beyond; and storing only those. Whole vectors have a type of their own, so their loops are plain.
-using Whole = std::integral_constant<int, L>;
-inline vec load_some(const float* p, Whole) { return load(p); }
-inline vec load_some(const float* p, int k) {
-    vec v = {};
-    memcpy(&v, p, sizeof(float) * k);
-    return v;
+// The upper half of a float32, to the nearest, ties to even. Only where activations and gradients lie: no sum is taken in it.
+struct bfloat16 {
+    uint16_t bits;
+};
+typedef uint16_t vech __attribute__((vector_size(2 * L), aligned(2)));
+typedef uint32_t vecu __attribute__((vector_size(4 * L), aligned(4)));
+inline vec load(const bfloat16* p) { return (vec)(__builtin_convertvector(*(const vech*)p, vecu) << 16); }
+inline void store(bfloat16* p, vec v) {
+#ifdef __AVX512BF16__
+    *(vech*)p = (vech)_mm512_cvtneps_pbh((__m512)v);
+#else
+    const vecu bits = (vecu)v, nearest = bits + 0x7fff + (bits >> 16 & 1);
+    *(vech*)p = __builtin_convertvector((v == v ? nearest : bits | 0x400000) >> 16, vech);
+#endif
 }
-inline void store_some(float* p, vec v, Whole) { store(p, v); }
-inline void store_some(float* p, vec v, int k) { memcpy(p, &v, sizeof(float) * k); }
+// As it will be read again.
+inline vec as_stored(const float*, vec v) { return v; }
+inline vec as_stored(const bfloat16*, vec v) {
+    bfloat16 there[L];
+    store(there, v);
+    return load(there);
+}
+
+// The first k ≤ L numbers, zero beyond; and storing only those. Whole vectors have a type of their own, so their loops are plain.
+using Whole = std::integral_constant<int, L>;
+template <typename S>
+inline vec load_some(const S* p, Whole) { return load(p); }
+template <typename S>
+inline vec load_some(const S* p, int k) {
+    S here[L] = {};
+    memcpy(here, p, sizeof(S) * k);
+    return load(here);
+}
+template <typename S>
+inline void store_some(S* p, vec v, Whole) { store(p, v); }
+template <typename S>
+inline void store_some(S* p, vec v, int k) {
+    S here[L];
+    store(here, v);
+    memcpy(p, here, sizeof(S) * k);
+}
 
 // f(c, how many channels from c on), over C channels by vectors.
 template <typename F>

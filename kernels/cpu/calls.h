@@ -9,7 +9,7 @@ struct Path;
 struct Norm;
 
 extern "C" {
-void fastbn_convolve(const Geometry* geometry, const Source* source, const float* weights, int M, float* y, double* statistics, int threads);
+void fastbn_convolve(const Geometry* geometry, const Source* source, const float* weights, int M, void* y, double* statistics, int threads);
 void fastbn_form(const Source* source, long pixels, int C, int threads);
 void fastbn_gradient(const Value* value, const Path* paths, int n_paths, double* sums, int threads);
 void fastbn_normalise(const Norm* norm);

@@ -12,10 +12,9 @@
 #include "winograd.h"
 
 // M: Winograd's F(M×M, 3×3), or 0 for the direct sum.
-// statistics (2, C) double: mean and biased variance, by Chan, Golub, LeVeque's merge of the items' (count, mean, M2) in order; may be null.
-extern "C" void fastbn_convolve(const Geometry* geometry, const Source* source, const float* weights, int M, float* y, double* statistics, int threads) {
-    const Geometry g = *geometry;
-    const Source s = *source;
+// S: what activations are stored in. statistics (2, C) double, of y as it is stored: mean and biased variance, by Chan, Golub, LeVeque's merge of the items' (count, mean, M2) in order; may be null.
+template <typename S>
+static void convolve(const Geometry& g, const Source& s, const float* weights, int M, S* y, double* statistics, int threads) {
     const int OC = round_up(g.oc, L), TW = M ? (g.ow + M - 1) / M : 0;
     const int OW = M ? M * TW : g.ow;
     const int reach = (g.kw - 1) * g.dw + (M ? OW : (g.ow - 1) * g.sw + 1);
@@ -55,11 +54,11 @@ extern "C" void fastbn_convolve(const Geometry* geometry, const Source* source, 
                     Source here = s;
                     if (r < own || r >= beyond) here.z = nullptr, here.mask = nullptr;
                     const size_t first = (static_cast<size_t>(n0 + i) * g.h + r) * g.w;
-                    form(here, first, g.w, g.c, row, K);
+                    form<S>(here, first, g.w, g.c, row, K);
                 }
                 if (s.z || s.mask)
                     for (int r = own; r < beyond; r++)
-                        if (r >= top + PH) form(s, (static_cast<size_t>(n0 + i) * g.h + r) * g.w, g.w, g.c, unread.data(), g.c);
+                        if (r >= top + PH) form<S>(s, (static_cast<size_t>(n0 + i) * g.h + r) * g.w, g.w, g.c, unread.data(), g.c);
             }
             if (M) {
                 (M == 4 ? winograd<4> : winograd<2>)(padded, images, PH, PW, K, weights, out, OW, TH, TW, OC, false, work);
@@ -77,12 +76,12 @@ extern "C" void fastbn_convolve(const Geometry* geometry, const Source* source, 
             for (int i = 0; i < images; i++)
                 for (int r = 0; r < rows; r++) {
                     const float* from = out + i * out_size + static_cast<size_t>(r) * OW * OC;
-                    float* to = y + ((static_cast<size_t>(n0 + i) * g.oh + r0 + r) * g.ow) * g.oc;
+                    S* to = y + ((static_cast<size_t>(n0 + i) * g.oh + r0 + r) * g.ow) * g.oc;
                     across(g.oc, [&](int c, auto k) {
                         const vec about = load(pivot.data() + c);
                         vec sum = {}, square = {};
                         for (int q = 0; q < g.ow; q++) {
-                            const vec v = load(from + q * OC + c), d = v - about;
+                            const vec v = as_stored(to, load(from + q * OC + c)), d = v - about;
                             store_some(to + q * g.oc + c, v, k);
                             sum += d, square += d * d;
                         }
@@ -112,13 +111,21 @@ extern "C" void fastbn_convolve(const Geometry* geometry, const Source* source, 
     }
 }
 
+extern "C" void fastbn_convolve(const Geometry* geometry, const Source* source, const float* weights, int M, void* y, double* statistics, int threads) {
+    if (source->half)
+        convolve(*geometry, *source, weights, M, static_cast<bfloat16*>(y), statistics, threads);
+    else
+        convolve(*geometry, *source, weights, M, static_cast<float*>(y), statistics, threads);
+}
+
 // z (and its mask) of an activation that no convolution reads first.
 extern "C" void fastbn_form(const Source* source, long pixels, int C, int threads) {
     const long step = 256;
+    const auto form_some = source->half ? form<bfloat16> : form<float>;
 #pragma omp parallel num_threads(threads)
     {
         std::vector<float> row(static_cast<size_t>(step) * C);
 #pragma omp for schedule(static)
-        for (long p = 0; p < pixels; p += step) form(*source, p, static_cast<int>(pixels - p < step ? pixels - p : step), C, row.data(), C);
+        for (long p = 0; p < pixels; p += step) form_some(*source, p, static_cast<int>(pixels - p < step ? pixels - p : step), C, row.data(), C);
     }
 }

@@ -15,19 +15,19 @@
 extern "C" struct Path {
     Geometry g;  // of the forward convolution
     int M;       // Winograd's F(M×M, 3×3), or 0 for the direct sum
-    const float *ds, *y;        // (N, OH, OW, OC)
+    const void *ds, *y;         // (N, OH, OW, OC)
     const float *c1, *c2, *c0;  // (OC,); c2 and c0 null where statistics are frozen
     const float* weights;
 };
 
 extern "C" struct Value {
-    int n, h, w, c, relu;
+    int n, h, w, c, relu, half;     // half: activations and gradients are bfloat16, the paths' too; else float32
     const uint8_t* mask;            // the forward's, or null: it is told again from ys[0]
-    const float* ys[2];             // (N, H, W, C), the raw outputs that the value was made of; null beyond
+    const void* ys[2];              // (N, H, W, C), the raw outputs that the value was made of; null beyond
     const float* means[2];          // (C,)
     const float *scale, *shift;     // (C,), of ys[0]
-    const float* added[2];          // (N, H, W, C), or null
-    float* ds;                      // (N, H, W, C), out
+    const void* added[2];           // (N, H, W, C), or null
+    void* ds;                       // (N, H, W, C), out
 };
 
 // Where a path reads: for each parity class of output pixels, its taps.
@@ -74,7 +74,8 @@ static Plan plan_of(const Path& path, int rows, int OW) {
     return p;
 }
 
-// dy of one image's rows, zero outside.
+// dy of one image's rows, zero outside. S: what is stored.
+template <typename S>
 static void form_dy(const Path& path, const Plan& p, int n, int first, float* to) {
     const Geometry& g = p.g;
     for (int b = 0; b < p.PH; b++) {
@@ -86,7 +87,7 @@ static void form_dy(const Path& path, const Plan& p, int n, int first, float* to
         }
         const size_t at = (static_cast<size_t>(n) * g.oh + q) * g.ow * g.oc;
         across(g.oc, [&](int c, auto k) {
-            const float *ds = path.ds + at + c, *y = path.y + at + c;
+            const S *ds = static_cast<const S*>(path.ds) + at + c, *y = static_cast<const S*>(path.y) + at + c;
             const vec c1 = load_some(path.c1 + c, k);
             if (!path.c2) {
                 for (int x = 0; x < g.ow; x++) store_some(row + x * p.K + c, load_some(ds + x * g.oc, k) * c1, k);
@@ -120,38 +121,40 @@ static void transpose(const Path& path, const Plan& p, const float* padded, int 
 }
 
 // One row's channels c … c+k: added terms, mask, ds, sums; one simple pass each, the row stays in the first-level cache.
-template <typename Some>
+template <typename S, typename Some>
 static void finish_row(const Value& v, size_t pixel, float* row, int c, Some k, int C, int n_ys, double* sums) {
     const size_t at = pixel * v.c + c;
     float* t = row + c;
-    for (const float* added : v.added)
-        if (added)
+    for (const void* term : v.added)
+        if (const S* added = static_cast<const S*>(term))
             for (int q = 0; q < v.w; q++) store(t + q * C, load(t + q * C) + load_some(added + at + q * v.c, k));
     if (v.relu && v.mask) {
         const int bytes = mask_bytes(v.c);
         for (int q = 0; q < v.w; q++) store(t + q * C, masked(load(t + q * C), v.mask + (pixel + q) * bytes + c / L * VECTOR_BYTES));
     } else if (v.relu) {
         const vec scale = load_some(v.scale + c, k), shift = load_some(v.shift + c, k);
-        for (int q = 0; q < v.w; q++) store(t + q * C, load_some(v.ys[0] + at + q * v.c, k) * scale + shift <= 0.f ? vec{} : load(t + q * C));
+        for (int q = 0; q < v.w; q++) store(t + q * C, load_some(static_cast<const S*>(v.ys[0]) + at + q * v.c, k) * scale + shift <= 0.f ? vec{} : load(t + q * C));
     }
     vec total = {};
     for (int q = 0; q < v.w; q++) {
-        const vec ds = load(t + q * C);
-        store_some(v.ds + at + q * v.c, ds, k);
+        S* to = static_cast<S*>(v.ds) + at + q * v.c;
+        const vec ds = as_stored(to, load(t + q * C));
+        store_some(to, ds, k);
+        if constexpr (!std::is_same_v<S, float>) store(t + q * C, ds);  // the sums are of what is stored
         total += ds;
     }
     if (!sums) return;
     for (int a = 0; a < n_ys; a++) {
         const vec mean = load_some(v.means[a] + c, k);
         vec product = {};
-        for (int q = 0; q < v.w; q++) product += load(t + q * C) * (load_some(v.ys[a] + at + q * v.c, k) - mean);
+        for (int q = 0; q < v.w; q++) product += load(t + q * C) * (load_some(static_cast<const S*>(v.ys[a]) + at + q * v.c, k) - mean);
         for (int l = 0; l < L; l++) sums[2 * a * C + c + l] += total[l], sums[(2 * a + 1) * C + c + l] += product[l];
     }
 }
 
 // sums: (n_ys, 2, C) double, Σ ds and Σ ds·(y − μ); may be null.
-extern "C" void fastbn_gradient(const Value* value, const Path* paths, int n_paths, double* sums, int threads) {
-    const Value& v = *value;
+template <typename S>
+static void gradient(const Value& v, const Path* paths, int n_paths, double* sums, int threads) {
     const int C = round_up(v.c, L);
     int unit = 1, most = 1, n_ys = v.ys[1] ? 2 : v.ys[0] ? 1 : 0;
     size_t weight_bytes = 0, row_bytes = sizeof(float) * static_cast<size_t>(v.w) * C;
@@ -192,7 +195,7 @@ extern "C" void fastbn_gradient(const Value* value, const Path* paths, int n_pat
             for (int i = 0; i < n_paths; i++) {
                 const Plan& p = plans[i];
                 if (n_paths > 1) memset(padded, 0, sizeof(float) * images * p.padded_size);
-                for (int m = 0; m < images; m++) form_dy(paths[i], p, n0 + m, r0 / p.g.sh - p.above, padded + m * p.padded_size);
+                for (int m = 0; m < images; m++) form_dy<S>(paths[i], p, n0 + m, r0 / p.g.sh - p.above, padded + m * p.padded_size);
                 if (paths[i].M)
                     (paths[i].M == 4 ? winograd<4> : winograd<2>)(padded, images, p.PH, p.PW, p.K, paths[i].weights, out, OW, p.TH, p.TW, C, i > 0, work);
                 else
@@ -204,7 +207,7 @@ extern "C" void fastbn_gradient(const Value* value, const Path* paths, int n_pat
                 for (int r = 0; r < rows; r++) {
                     float* row = out + m * out_size + static_cast<size_t>(r) * OW * C;
                     const size_t pixel = (static_cast<size_t>(n0 + m) * v.h + r0 + r) * v.w;
-                    across(v.c, [&](int c, auto k) { finish_row(v, pixel, row, c, k, C, n_ys, mine); });
+                    across(v.c, [&](int c, auto k) { finish_row<S>(v, pixel, row, c, k, C, n_ys, mine); });
                 }
         }
         free(padded), free(out), free(work);
@@ -216,4 +219,8 @@ extern "C" void fastbn_gradient(const Value* value, const Path* paths, int n_pat
             for (int item = 0; item < items.count(); item++) sum += partial[(static_cast<size_t>(item) * 2 * n_ys + a) * C + c];
             sums[static_cast<size_t>(a) * v.c + c] = sum;
         }
+}
+
+extern "C" void fastbn_gradient(const Value* value, const Path* paths, int n_paths, double* sums, int threads) {
+    (value->half ? gradient<bfloat16> : gradient<float>)(*value, paths, n_paths, sums, threads);
 }
