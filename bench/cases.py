@@ -16,7 +16,8 @@ from fastbn.models.families import resolve
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A network, its images, and what arithmetic its step may use: "fp32" (never TF32), or "mixed", for whoever mixes best."""
+    """A network, its images, and what arithmetic its step may use: "fp32" (never TF32), "bf16" by autocast, or "mixed", for whoever
+    mixes best on CUDA."""
 
     depth: int
     batch_size: int
@@ -110,7 +111,8 @@ def grid(name: str, device: torch.device) -> Grid:
         cifar = tuple(Case(depth, 128) for depth in (32, 56))
         scaling = _grow(Case(14, 32), depth=(8, 14, 26, 50), batch_size=(8, 16, 32, 64), width=(8, 16, 32, 64))
         compiled = () if device.type == "cpu" else cifar
-        found = Grid(blocks, (*cifar, Case(18, 16, 64)), compiled, scaling, (Case(32, 128),), (Run(14, 8, 32),), 12, 20.0)
+        half = (Case(32, 128, precision="bf16"),) if device.type == "cpu" else ()
+        found = Grid(blocks, (*cifar, Case(18, 16, 64), *half), compiled, scaling, (Case(32, 128),), (Run(14, 8, 32),), 12, 20.0)
     elif name == "full":
         blocks = tuple(Blocks(channels, size, batch) for batch in (128, 1024) for channels, size in ((16, 32), (32, 16), (64, 8)))
         blocks += tuple(Blocks(channels, size, 64) for channels, size in ((64, 56), (128, 28), (256, 14), (512, 7)))

@@ -39,9 +39,11 @@ def machine_rates(device: torch.device, small: bool = False) -> dict[str, float]
 
 
 def least_seconds(cost: traffic.Cost, machine: dict[str, float], precision: str) -> float:
-    """The seconds that this cost can't be done under, by the machine's own rates in this precision."""
-    name = "matmul_flops_per_second" if precision == "fp32" else "matmul_bf16_flops_per_second"
-    return traffic.roofline(cost, machine["copy_bytes_per_second"], machine[name])
+    """The seconds that this cost can't be done under, by the machine's own rates in this precision; of a CPU by float32's, in which
+    fastbn computes there whatever it stores."""
+    wide = machine["matmul_flops_per_second"]
+    products = wide if precision == "fp32" else machine.get("matmul_bf16_flops_per_second", wide)
+    return traffic.roofline(cost, machine["copy_bytes_per_second"], products)
 
 
 @functools.lru_cache(64)

@@ -58,7 +58,7 @@ class Provider:
     engine: str = "stock"
     layout: torch.memory_format = torch.channels_last
     way: str = "eager"  # or "compiled", or "graph"
-    precision: str = "fp32"  # or "amp-fp16", "amp-bf16"; "mixed" is fastbn's own
+    precision: str = "fp32"  # or "amp-fp16", "amp-bf16" (any's, by autocast); "mixed" is fastbn's own
 
     @property
     def stock(self) -> bool:
@@ -107,7 +107,8 @@ def providers(case: Case, device: torch.device, compiled: bool = False) -> list[
     """Everyone who can take this case's step on this device; torch.compile only if asked for, since it compiles for minutes."""
     cuda, found = device.type == "cuda", []
     if case.precision == "mixed" and not cuda:
-        raise MachineError(f"{case.title}: mixed precision is measured on CUDA, this is {device.type}; ask for fp32")
+        raise MachineError(f"{case.title}: mixed precision is measured on CUDA, this is {device.type}; ask for fp32 or bf16")
+    amps = [amp for amp in AUTOCAST if case.precision in ("mixed", amp.removeprefix("amp-"))]
     ways = [*(["compiled"] if compiled else []), *(["graph"] if cuda else [])]
     for name, trains in (("stock-full", "all"), ("stock-bn", "bn")):
         if case.precision == "fp32":
@@ -115,12 +116,12 @@ def providers(case: Case, device: torch.device, compiled: bool = False) -> list[
             found.append(Provider(f"{name} channels-last", trains))
             found += [Provider(f"{name} {way}", trains, way=way) for way in ways]
         else:
-            found += [Provider(f"{name} channels-last {amp}", trains, precision=amp) for amp in AUTOCAST]
+            found += [Provider(f"{name} channels-last {amp}", trains, precision=amp) for amp in amps]
             # a GradScaler asks the host at every step, which no graph can: bf16 needs none
             found += [Provider(f"{name} {way} amp-bf16", trains, way=way, precision="amp-bf16") for way in ways]
-    engine, _ = choose("auto", device, torch.float32)
+    engine, _ = choose("auto", device, torch.bfloat16 if case.precision == "bf16" else torch.float32)
     assert engine is not None
-    own = Provider(f"fastbn {engine.name}", "bn", "auto", precision=case.precision)
+    own = Provider(f"fastbn {engine.name}", "bn", "auto", precision="amp-bf16" if case.precision == "bf16" else case.precision)
     found.append(own)
     if cuda and engine.name == "triton":  # a step that is launches alone, as fastbn.fit captures it
         found.append(dataclasses.replace(own, name=f"{own.name} graph", way="graph"))
