@@ -9,39 +9,23 @@ from __future__ import annotations
 
 import copy
 import ctypes
-import dataclasses
 import functools
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from fastbn.engine import build, calls, norms
+from fastbn.engine import build, calls, norms, packing
 from fastbn.engine.algorithms import NAMES, algorithm
 from fastbn.engine.buffers import Buffers
 from fastbn.engine.graph import Conv, Shape
 from fastbn.engine.operations import Activation, Coefficients, Formed, Group, Mask, Norm, Path, Statistics, Target
+from fastbn.engine.packing import Packed
 from fastbn.engine.played import Programs
 from fastbn.engine.tape import Tape
 
-G = {  # of Winograd's weight transform G w Gᵀ: Lavin, Gray 2016
-    2: [[1, 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, 1]],
-    4: [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6], [1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]],
-}
-
-
 STORAGE = (torch.float32, torch.bfloat16)
 SCALE, SHIFT = 2, 3  # rows of a Norm's vectors
-
-
-@dataclasses.dataclass(frozen=True)
-class Packed:
-    """A frozen weight in the kernels' layouts, for the forward and for the input gradient."""
-
-    forward: Tensor
-    backward: Tensor
-    M: int  # of Winograd's F(M×M, 3×3), or 0 for the direct sum
 
 
 class Native:
@@ -89,13 +73,7 @@ class Native:
         return Programs(self._kernels, self._buffers, self.onto)
 
     def pack(self, conv: Conv, weight: Tensor, dtype: torch.dtype, gradients: torch.dtype | None = None) -> Packed:
-        w = weight.detach().to("cpu", torch.float32)  # (C, C_in, KH, KW)
-        if M := algorithm(conv, self.exact):
-            return Packed(self._transformed(w, M), self._transformed(w.flip(2, 3).transpose(0, 1), M), M)
-        forward = w.permute(2, 3, 1, 0).flatten(0, 1)  # (taps, C_in, C)
-        rows, columns = _by_parity(conv)
-        backward = w.permute(2, 3, 0, 1)[rows, columns]  # (taps, C, C_in)
-        return Packed(self._blocks(forward), self._blocks(backward), 0)
+        return packing.pack(conv, weight, algorithm(conv, self.exact), self._lanes)
 
     def convolve(
         self, conv: Conv, packed: Packed, source: Tensor | Activation, keep_z: bool, keep_mask: bool, target: Target | None
@@ -190,33 +168,6 @@ class Native:
             read.rscale, read.rshift = _rows_at(source.norms[1].vectors, SCALE, SHIFT)
         read.residual = _at(source.residual)
         return read, Formed(z, mask)
-
-    def _transformed(self, w: Tensor, M: int) -> Tensor:
-        """G w Gᵀ, ((M+2)², C_in, C), computed in float64 and rounded once; C_in filled up to whole vectors."""
-        transform = torch.tensor(G[M], dtype=torch.float64)
-        u = torch.einsum("ia,ocab,jb->ijco", transform, w.double(), transform).flatten(0, 1).float()
-        return self._blocks(F.pad(u, (0, 0, 0, -u.shape[1] % self._lanes)))
-
-    def _blocks(self, m: Tensor) -> Tensor:
-        """(taps, K, C) -> for each block of two vectors of output channels, and a last one of one, (taps, K, block), flat."""
-        m = F.pad(m, (0, -m.shape[2] % self._lanes))
-        pair = 2 * self._lanes
-        sizes = [pair] * (m.shape[2] // pair) + ([self._lanes] if m.shape[2] % pair else [])
-        return torch.cat([block.flatten() for block in m.split(sizes, 2)])
-
-
-def _by_parity(conv: Conv) -> tuple[list[int], list[int]]:
-    """The kernel's rows and columns in the order in which the input gradient's parity classes read them."""
-    (kh, kw), (sh, sw), (ph, pw), (dh, dw) = conv.kernel, conv.stride, conv.padding, conv.dilation
-    taps = [
-        (i, j)
-        for y in range(sh)
-        for x in range(sw)
-        for i in range(kh)
-        for j in range(kw)
-        if (y + ph - i * dh) % sh == 0 and (x + pw - j * dw) % sw == 0
-    ]
-    return [i for i, _ in taps], [j for _, j in taps]
 
 
 @functools.lru_cache(4096)
