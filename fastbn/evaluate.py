@@ -61,7 +61,8 @@ def evaluate_run(asked: argparse.Namespace) -> str:
     with arithmetic("fp32", device):
         found = evaluate(model, feed(test, device)).mean("test")
     accuracy, loss = found["test_accuracy"], found["test_loss"]
-    return f"{model.spec.title} on {test.name}: test accuracy {accuracy:.4f}, loss {loss:.4f}, {len(test):,} images"
+    top5 = f" (top-5 {found['test_top5_accuracy']:.4f})" if "test_top5_accuracy" in found else ""
+    return f"{model.spec.title} on {test.name}: test accuracy {accuracy:.4f}{top5}, loss {loss:.4f}, {len(test):,} images"
 
 
 if __name__ == "__main__":

@@ -42,8 +42,8 @@ def fit(
     **settings: Any,
 ) -> list[dict[str, Any]]:
     """Trains what requires grad, and returns one dict an epoch: epoch, step, lr, train_loss, train_accuracy, test_loss,
-    test_accuracy (val_… too where given), images_per_second, seconds, evaluation_seconds, peak_memory_bytes, planned_memory_bytes,
-    energy_joules, and norms: γ and β in a few numbers a layer.
+    test_accuracy (val_… too where given; from 100 classes on test_top5_accuracy), images_per_second, seconds, evaluation_seconds,
+    peak_memory_bytes, planned_memory_bytes, energy_joules, and norms: γ and β in a few numbers a layer.
 
     model: on the device where it should train; the images are brought there. Accuracies are fractions of 1.
     settings: the fields of fastbn.config.Recipe (epochs, batch_size, optimizer, lr, seed, …); or a `recipe` made of them.

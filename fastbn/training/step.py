@@ -32,6 +32,7 @@ class Totals:
     correct: Tensor  # int64
     images: int
     finite: Tensor  # bool: every loss, gradient and update so far
+    top5: Tensor | None = None  # int64: labels among the five likeliest classes; where an evaluation counts them
 
     @staticmethod
     def zero(device: torch.device) -> Totals:
@@ -47,7 +48,8 @@ class Totals:
 
     def mean(self, prefix: str) -> dict[str, float]:
         """Mean loss and the fraction correct, as a metrics line names them."""
-        return {f"{prefix}_loss": self.loss.item() / self.images, f"{prefix}_accuracy": self.correct.item() / self.images}
+        found = {f"{prefix}_loss": self.loss.item() / self.images, f"{prefix}_accuracy": self.correct.item() / self.images}
+        return found if self.top5 is None else found | {f"{prefix}_top5_accuracy": self.top5.item() / self.images}
 
 
 class Step:

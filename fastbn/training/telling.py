@@ -50,8 +50,10 @@ def summary(
 ) -> dict[str, Any]:
     """What summary.json holds."""
     last, (some, total) = history[-1], count(model)
+    top5 = {key: last[key] for key in ("test_top5_accuracy",) if key in last}
     return {
         "test_accuracy": last["test_accuracy"],
+        **top5,
         "test_loss": last["test_loss"],
         "train_accuracy": last["train_accuracy"],
         "epochs": len(history),
@@ -73,7 +75,8 @@ def summary(
 
 
 def last_line(config: Config, loaded: Loaded, model: Network, summary: dict[str, Any]) -> str:
+    top5 = f" (top-5 {summary['test_top5_accuracy']:.4f})" if "test_top5_accuracy" in summary else ""
     return (
-        f"{model.spec.title} on {loaded.train.name}: test accuracy {summary['test_accuracy']:.4f} after {summary['epochs']} epochs, "
+        f"{model.spec.title} on {loaded.train.name}: test accuracy {summary['test_accuracy']:.4f}{top5} after {summary['epochs']} epochs, "
         f"{summary['trained_parameters']:,} of {summary['parameters']:,} parameters trained; {config.out}"
     )

@@ -105,10 +105,12 @@ class Exchange:
         if self.ranks.count == 1:
             return heard
         asked = [float(heard == number) for number in SIGNALS]
-        loss, correct = totals.loss.view(1), totals.correct.double().view(1)
-        message = self.ranks.sum(torch.cat([loss, correct, loss.new_tensor([totals.images, *asked])]))
-        totals.loss, totals.correct, totals.images = message[0], message[1].round().long(), int(message[2])
-        return _signal(message[3:])
+        top5, counts = totals.top5, float(totals.top5 is not None)  # a rank without a batch has none, and takes the others'
+        figures = [t.double().view(1) for t in (totals.loss, totals.correct, totals.correct * 0 if top5 is None else top5)]
+        message = self.ranks.sum(torch.cat([*figures, totals.loss.new_tensor([totals.images, counts, *asked])]))
+        totals.loss, totals.correct, totals.images = message[0], message[1].round().long(), int(message[3])
+        totals.top5 = message[2].round().long() if message[4] > 0 else None
+        return _signal(message[5:])
 
     def _oldest(self) -> Tensor:
         event, copy = self._behind.popleft()
