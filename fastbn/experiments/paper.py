@@ -89,7 +89,7 @@ PRESETS = (
         ),
         Quick(
             ("8 bn", "14 bn", "32 bn", "14 none", "14 random=2"),
-            {"limit_train": 10_000, "limit_test": 5_000, "epochs": 6, "batch_size": 64},
+            {"limit_train": 20_000, "limit_test": 5_000, "epochs": 8, "batch_size": 64},
         ),
     ),
     Preset(
