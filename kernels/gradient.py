@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .conv import Tile, geometry
+from .dependent import begin, options, wait
 from .settle import Partial, partial
 from .source import unpack
 
@@ -68,8 +69,10 @@ def gradient_kernel(
     SH: tl.constexpr, SW: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
     MASK: tl.constexpr, YS: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """KH = 0: there is no convolution."""
+    begin(PDL)
     pid_m, pid_n, parity = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     py, px = parity // SW, parity % SW
     high, wide = (H + SH - 1) // SH, (W + SW - 1) // SW             # pixels of a parity class, at most
@@ -82,6 +85,7 @@ def gradient_kernel(
     offs_n = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_n = offs_n < C
     dx = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    wait(PDL)
     if KH > 0:
         up_ptr += first * OH * OW * OC
         if up_y_ptr is not None:
@@ -180,8 +184,9 @@ ELEMENTWISE = {"KH": 0, "KW": 0, "SH": 1, "SW": 1, "PH": 0, "PW": 0, "DH": 1, "D
 
 
 def launch(
-    up: Upstream | None, conv: Any, coefficients: Coefficients | None, target: Target, precision: str, tile: Tile
-) -> Partial | None:
+    up: Upstream | None, conv: Any, coefficients: Coefficients | None, target: Target, precision: str, tile: Tile,
+    dependent: bool,
+) -> Partial | None:  # fmt: skip
     """Writes the target's ds; returns the sums of its ys, if it has any. conv: the convolution's kernel, stride, padding and dilation as
     pairs; none with `up` None."""
     n, c, h, w = target.ds.shape
@@ -194,6 +199,6 @@ def launch(
     gradient_kernel[(tiles, columns, sh * sw)](
         **(up.arguments() if up else NOTHING), c1_ptr=c1, c2_ptr=c2, c0_ptr=c0, **given,
         N=n, H=h, W=w, OH=oh, OW=ow, C=c, OC=oc, **constants, PRECISION=precision,
-        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, num_warps=tile.warps, num_stages=tile.stages,
+        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, num_warps=tile.warps, num_stages=tile.stages, **options(dependent),
     )  # fmt: skip
     return sums

@@ -1,6 +1,7 @@
 """Which kernel carries a convolution out on a GPU, and how it is cut into programs: static choices by shape and compute capability,
 from a table that `python -m bench.tune` measured, and by rules read off machine code (`python -m bench.audit`) where it has no row; never
-measured during a run.
+measured during a run. Whether kernels begin before the one before them has ended (kernels/dependent.py) is in the table alone: no count
+tells whether it pays, so it is off where nothing was measured.
 
 What the choices keep to: as few instructions a pixel as go without spilled registers, in the shared memory that there is. A band of four
 rows forms each input row 1½ times and one of two rows twice, but the latter takes fewer registers and makes twice as many programs,
@@ -23,6 +24,7 @@ from fastbn.kernels.conv_rolling import Roll, pairing
 
 TABLE = Path(__file__).with_name("configurations.json")
 ROLLING, TAPS, LIBRARY = "rolling rows", "tap by tap", "the library's, BatchNorm in passes beside it"
+DEPENDENT = 90  # the capability from which kernels can
 MANY = 128  # channels from which a 3×3 convolution is arithmetic rather than traffic, and cuDNN's is the better one
 
 
@@ -76,10 +78,17 @@ class Choice:
     keep: bool  # the weights in shared memory from the start
 
 
-def read() -> list[dict[str, Any]]:
-    """The shipped rows, as `python -m bench.tune --engine triton` measured them; none of a device that it has not run on."""
-    rows: list[dict[str, Any]] = json.loads(TABLE.read_text(encoding="utf-8"))["rows"]
+def read(what: str = "rows") -> list[dict[str, Any]]:
+    """The shipped rows, as `python -m bench.tune --engine triton` measured them; none of a device that it has not run on.
+    what: "rows", one a rolling kernel and shape; "launches", one a capability."""
+    rows: list[dict[str, Any]] = json.loads(TABLE.read_text(encoding="utf-8"))[what]
     return rows
+
+
+@functools.cache
+def dependent(device: int) -> bool:
+    """Whether this capability's kernels are launched to begin before the one before them has ended."""
+    return device >= DEPENDENT and any(row["capability"] == device and row["dependent"] for row in read("launches"))
 
 
 @functools.cache
