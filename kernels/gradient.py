@@ -199,6 +199,7 @@ def launch(
     gradient_kernel[(tiles, columns, sh * sw)](
         **(up.arguments() if up else NOTHING), c1_ptr=c1, c2_ptr=c2, c0_ptr=c0, **given,
         N=n, H=h, W=w, OH=oh, OW=ow, C=c, OC=oc, **constants, PRECISION=precision,
-        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, num_warps=tile.warps, num_stages=tile.stages, **options(dependent),
+        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, num_warps=tile.warps, num_stages=tile.stages,
+        **options(dependent),
     )  # fmt: skip
     return sums

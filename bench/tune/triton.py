@@ -1,32 +1,40 @@
-"""The Triton engine's table: how the rolling kernels are cut on a GPU, measured by shape, pass and width of storage.
+"""The Triton engine's table: how the rolling kernels are cut on a GPU, measured by shape, pass and width of storage; and, where kernels
+can begin before the one before them has ended (kernels/dependent.py), whether they shall, measured by a deep network's step.
 
-The rule's own choice (engine/configurations.py) against at most two others a shape: bands of the other height, and twice the warps.
-A candidate that does not compile, or whose result differs from the rule's by more than rounding, is left out and said so.
+The rule's own choice (engine/configurations.py) against a few others a shape: bands of the other height, twice the warps, and bands of
+one row where an image has few. A candidate that does not compile, or whose result differs from the rule's by more than rounding, is left
+out and said so. Kernels begin early where that is faster and each of the step's bits is the same.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import statistics
 from typing import Any
 from unittest import mock
 
 import torch
+from torch import Tensor, nn
 
-from bench.gpu.measure import DEVICE, device_seconds, failure, relative, synchronize
+from bench.gpu.measure import DEVICE, begun_early, device_seconds, failure, relative, repeated, synchronize
+from bench.gpu.networks import autocast, network
 from bench.gpu.trial import Layer
 from bench.record import conditions
+from fastbn import fuse
 from fastbn.engine import configurations
-from fastbn.engine.configurations import ROLLING, Choice, Key
+from fastbn.engine.configurations import DEPENDENT, ROLLING, Choice, Key
 
 SHAPES = ((16, 32), (32, 16), (64, 8), (64, 56))  # channels, size
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}  # between two orders of the same sums
 
 
-def candidates(choice: Choice) -> list[Choice]:
+def candidates(key: Key) -> list[Choice]:
     """The rule's own first."""
-    other = dataclasses.replace(choice, rows=2 if choice.rows == 4 else 4)
-    return [choice, other, dataclasses.replace(choice, warps=2 * choice.warps if choice.warps < 8 else 4)]
+    choice = configurations.rule(key)
+    bands = [2 if choice.rows == 4 else 4, *([1] if key.channels == 64 else [])]
+    others = [dataclasses.replace(choice, rows=rows) for rows in bands]
+    return [choice, *others, dataclasses.replace(choice, warps=2 * choice.warps if choice.warps < 8 else 4)]
 
 
 def tune(images: int, rounds: int, shapes: tuple[tuple[int, int], ...] = SHAPES) -> dict[str, Any]:
@@ -36,7 +44,39 @@ def tune(images: int, rounds: int, shapes: tuple[tuple[int, int], ...] = SHAPES)
     for channels, size in shapes:
         for backward, dtype in ((False, torch.float16), (False, torch.float32), (True, torch.float16), (True, torch.float32)):
             rows.append(_row(Key(here, backward, channels, size, dtype == torch.float32), dtype, images, rounds))
-    return {**conditions(DEVICE), "images": images, "rows": rows}
+    launches = [row for row in configurations.read("launches") if row["capability"] != here]
+    if here >= DEPENDENT:
+        launches.append({"capability": here, **begins_early(images, rounds)})
+    return {**conditions(DEVICE), "images": images, "launches": launches, "rows": rows}
+
+
+def begins_early(images: int, rounds: int, depth: int = 110, size: int = 32) -> dict[str, Any]:
+    """Whether kernels shall begin early, by a network's forward and backward in float16, each way as one graph: what they took, and how
+    many elements of their results differ."""
+    model, calls = network(depth, "cifar"), {}
+    x, dz = torch.randn(images, 3, size, size, device=DEVICE), torch.randn(images, 10, device=DEVICE)
+
+    def step(fused: nn.Module) -> list[Tensor]:
+        with autocast(torch.float16):
+            z = fused(x)
+        trained = [p for p in fused.parameters() if p.requires_grad]
+        return [z.detach(), *torch.autograd.grad(z, trained, dz.to(z)), *fused.buffers()]
+
+    for early in (False, True):
+        fused = fuse(copy.deepcopy(model), "triton")
+        with begun_early(early):
+            calls[early] = repeated([lambda fused=fused: step(fused)], True)
+    seconds: dict[bool, list[float]] = {early: [] for early in calls}
+    differ = 0
+    for _ in range(rounds):
+        for early, call in calls.items():
+            seconds[early].append(device_seconds(call))
+        (ordinary,), (begun,) = (call() for call in calls.values())
+        differ += sum(int((a != b).sum()) for a, b in zip(ordinary, begun, strict=True))
+    middle = {early: 1e6 * statistics.median(own) for early, own in seconds.items()}
+    print(f"a step, depth {depth}: {middle[False]:.0f} µs, kernels begun early {middle[True]:.0f} µs, {differ} elements differ")
+    measured = {"depth": depth, "microseconds": round(middle[False], 2), "microseconds_early": round(middle[True], 2)}
+    return {"dependent": differ == 0 and middle[True] < middle[False], **measured, "elements_that_differ": differ}
 
 
 def _row(key: Key, dtype: torch.dtype, images: int, rounds: int) -> dict[str, Any]:
@@ -44,7 +84,7 @@ def _row(key: Key, dtype: torch.dtype, images: int, rounds: int) -> dict[str, An
     layer = Layer(key.channels, key.size, images, dtype)
     tensors = layer.tensors(0)
     calls, expected, left_out = {}, None, []
-    for choice in candidates(configurations.rule(key)):
+    for choice in candidates(key):
         with mock.patch.object(configurations, "table", lambda choice=choice: {key: choice}):
             call = (layer.fused_gradient if key.backward else layer.fused_forward)(ROLLING, tensors)
             try:
