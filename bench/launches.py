@@ -67,13 +67,14 @@ def kind(value: Tensor | float) -> str:
     return "fp32"
 
 
-def launches(family: str, dtype: str, capability: int, dependent: bool = False) -> dict[Launch, int]:
-    """A step's distinct launches, in order, and how many of each there are. dependent: each begins before the one before has ended."""
+def launches(family: str, dtype: str, capability: int, **switches: bool) -> dict[Launch, int]:
+    """A step's distinct launches, in order, and how many of each there are. switches: `dependent`, `packed`, as configurations has them;
+    off."""
     found: dict[Launch, int] = {}
     for depth, size in NETWORKS[family]:
         model = FastBNOnlyResNet(depth, family=family, engine="stock")
         model.fc = nn.Identity()  # which stays PyTorch's, and asks for its own dtype
-        with noted(capability, found, dependent), FakeTensorMode(allow_non_fake_inputs=True):
+        with noted(capability, found, **switches), FakeTensorMode(allow_non_fake_inputs=True):
             _, program = read(model, {}, triton.Triton(), {})
             y = program(torch.empty((BATCH, 3, size, size), dtype=DTYPES[dtype]))
             y.backward(torch.empty_like(y))
@@ -81,7 +82,7 @@ def launches(family: str, dtype: str, capability: int, dependent: bool = False) 
 
 
 @contextlib.contextmanager
-def noted(capability: int, found: dict[Launch, int], dependent: bool = False) -> Iterator[None]:
+def noted(capability: int, found: dict[Launch, int], dependent: bool = False, packed: bool = False) -> Iterator[None]:
     """Launches are counted in `found` rather than carried out; the engine takes its device to be of this capability."""
 
     def run(kernel: Any, *args: Any, grid: Any, warmup: bool, **given: Any) -> None:
@@ -95,6 +96,7 @@ def noted(capability: int, found: dict[Launch, int], dependent: bool = False) ->
         mock.patch.object(JITFunction, "run", run),
         mock.patch.object(configurations, "capability", lambda device: capability),
         mock.patch.object(configurations, "dependent", lambda device: dependent),
+        mock.patch.object(configurations, "packed", lambda device: packed),
         mock.patch.object(triton, "_precision", precision),
     ):
         yield

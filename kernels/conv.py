@@ -78,7 +78,7 @@ def conv_forward_kernel(
                 if FORM == 3:
                     rscale = tl.load(rscale_ptr + k, mask=mask_k, other=0.0)[None, :]
                     shift += tl.load(rshift_ptr + k, mask=mask_k, other=0.0)[None, :]
-                z = form(x_ptr, r_ptr, offsets, inside, scale, shift, rscale, FORM, RELU)
+                z = form(x_ptr, r_ptr, offsets, inside, scale, shift, rscale, FORM, RELU, False)
                 # the tap that owns these pixels (a constexpr's name can't be given again, so its offsets have none)
                 if (tap // KW * DH >= PH) & (tap // KW * DH < PH + SH) & (tap % KW * DW >= PW) & (tap % KW * DW < PW + SW):
                     if z_ptr is not None:

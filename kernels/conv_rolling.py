@@ -83,7 +83,7 @@ def conv_rolling_forward_kernel(
     H: tl.constexpr, W: tl.constexpr, C: tl.constexpr,
     FORM: tl.constexpr, RELU: tl.constexpr, DUE: tl.constexpr, MOVES: tl.constexpr, CUMULATIVE: tl.constexpr, BLOCK_T: tl.constexpr,
     PRECISION: tl.constexpr, PAIR: tl.constexpr, IMAGES: tl.constexpr, ROWS: tl.constexpr, STRIP: tl.constexpr,
-    BLOCK_M: tl.constexpr, EVEN: tl.constexpr, KEEP: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_M: tl.constexpr, EVEN: tl.constexpr, KEEP: tl.constexpr, PACKED: tl.constexpr, PDL: tl.constexpr,
 ):
     begin(PDL)
     pid = tl.program_id(0)
@@ -148,7 +148,7 @@ def conv_rolling_forward_kernel(
         for load in tl.static_range(LOADS):
             inside = within(mask_m, column, k, row, r, load, H, W, C, PAIR, ROWS, EVEN)
             offsets = (pixel + (r - 1) * W + (load - 1))[:, None] * C + k[None, :]
-            z = form(x_ptr, r_ptr, offsets, inside, scale, shift, rscale, FORM, RELU)
+            z = form(x_ptr, r_ptr, offsets, inside, scale, shift, rscale, FORM, RELU, PACKED)
             if (r >= 1) & (r <= ROWS) & ((LOADS == 1) | (load == 1)):   # a row and columns of this program's own
                 own = inside & (k >= C)[None, :] & (k < 3 * C)[None, :] if PAIR == 2 else inside
                 if z_ptr is not None:
@@ -209,6 +209,7 @@ class Roll:
     strip: int  # products of one of its rows: pixels, or pairs of them
     warps: int
     keep: bool = True  # the weights in shared memory from the start, rather than read again for every row
+    packed: bool = False  # scale·y + shift of fp16 in fp16
 
 
 def pairing(channels: int) -> int:
@@ -223,7 +224,7 @@ def cut(n: int, h: int, w: int, pair: int, roll: Roll) -> tuple[int, dict[str, i
     block = max(16, triton.next_power_of_2(roll.images * roll.strip))
     even = block == roll.images * roll.strip and n % roll.images == h % roll.rows == w % (pair * roll.strip) == 0
     sizes = {"IMAGES": roll.images, "ROWS": roll.rows, "STRIP": roll.strip, "BLOCK_M": block}
-    return programs, {"PAIR": pair, **sizes, "EVEN": even, "KEEP": roll.keep}
+    return programs, {"PAIR": pair, **sizes, "EVEN": even, "KEEP": roll.keep, "PACKED": roll.packed}
 
 
 def pack_weight(weight: Tensor) -> Tensor:

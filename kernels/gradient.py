@@ -19,7 +19,7 @@ from torch import Tensor
 from .conv import Tile, geometry
 from .dependent import begin, options, wait
 from .settle import Partial, partial
-from .source import unpack
+from .source import affine, unpack
 
 
 @triton.jit
@@ -28,26 +28,25 @@ def close(
     origin_bits, bits, inside_bits,                     # the mask's bytes of it
     added_ptr, added_2_ptr, mask_ptr, y_ptr, y_r_ptr,
     scale, shift, mean, mean_r, ds_ptr,
-    MASK: tl.constexpr, YS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    MASK: tl.constexpr, YS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PACKED: tl.constexpr,
 ):
     """Adds, masks, stores; the tile as stored, and its products with y − μ. MASK: 0 linear, 1 the forward's bits, 2 told again from y."""
     if added_ptr is not None:
         dx += tl.load(added_ptr + origin + offsets, mask=inside, other=0.0).to(tl.float32)
     if added_2_ptr is not None:
         dx += tl.load(added_2_ptr + origin + offsets, mask=inside, other=0.0).to(tl.float32)
-    y = tl.zeros((ROWS, COLUMNS), tl.float32)
     if YS > 0 or MASK == 2:
-        y = tl.load(y_ptr + origin + offsets, mask=inside, other=0.0).to(tl.float32)
+        y = tl.load(y_ptr + origin + offsets, mask=inside, other=0.0)
     if MASK == 1:
         dx = tl.where(unpack(tl.load(mask_ptr + origin_bits + bits, mask=inside_bits, other=0), ROWS, COLUMNS), dx, 0.0)
     if MASK == 2:
-        dx = tl.where(y * scale + shift <= 0, 0.0, dx)              # a NaN leaves it open
+        dx = tl.where(affine(y, scale, shift, PACKED) <= 0, 0.0, dx)              # a NaN leaves it open
     ds = tl.where(inside, dx, 0.0).to(ds_ptr.dtype.element_ty)
     tl.store(ds_ptr + origin + offsets, ds, mask=inside)
     ds = ds.to(tl.float32)
     product = ds
     if YS > 0:
-        product = ds * (y - mean)
+        product = ds * (y.to(tl.float32) - mean)
     product_r = ds
     if YS == 2:
         y_r = tl.load(y_r_ptr + origin + offsets, mask=inside, other=0.0).to(tl.float32)
@@ -130,7 +129,7 @@ def gradient_kernel(
         shift = tl.load(vectors_ptr + 3 * stride + offs_n, mask=mask_n, other=0.0)[None, :]
     ds, product, product_r = close(
         dx, origin * C, offsets, inside, origin * WIDTH, bits, mask_m[:, None] & (byte < WIDTH)[None, :],
-        added_ptr, added_2_ptr, mask_ptr, y_ptr, y_r_ptr, scale, shift, mean, mean_r, ds_ptr, MASK, YS, BLOCK_M, BLOCK_N,
+        added_ptr, added_2_ptr, mask_ptr, y_ptr, y_r_ptr, scale, shift, mean, mean_r, ds_ptr, MASK, YS, BLOCK_M, BLOCK_N, False,
     )
     if YS > 0:
         own = partial_ptr + (parity * tl.num_programs(0) + pid_m) * ((YS + 1) * C) + offs_n

@@ -48,7 +48,7 @@ def gradient_rolling_kernel(
     H: tl.constexpr, W: tl.constexpr, C: tl.constexpr,
     MASK: tl.constexpr, YS: tl.constexpr, DUE: tl.constexpr, BATCH: tl.constexpr, KINDS: tl.constexpr, BLOCK_T: tl.constexpr,
     PRECISION: tl.constexpr, PAIR: tl.constexpr, IMAGES: tl.constexpr, ROWS: tl.constexpr, STRIP: tl.constexpr,
-    BLOCK_M: tl.constexpr, EVEN: tl.constexpr, KEEP: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_M: tl.constexpr, EVEN: tl.constexpr, KEEP: tl.constexpr, PACKED: tl.constexpr, PDL: tl.constexpr,
 ):
     begin(PDL)
     pid = tl.program_id(0)
@@ -140,7 +140,7 @@ def gradient_rolling_kernel(
             ds, product, product_r = close(
                 acc2, base, there[:, None] * C + n[None, :], kept,
                 first.to(tl.int64) * (H * W * (C // 8)), there[:, None] * (C // 8) + byte[None, :], kept_byte,
-                added_ptr, added_2_ptr, mask_ptr, y_ptr, y_r_ptr, scale, shift, mean, mean_r, ds_ptr, MASK, YS, BLOCK_M, OUT,
+                added_ptr, added_2_ptr, mask_ptr, y_ptr, y_r_ptr, scale, shift, mean, mean_r, ds_ptr, MASK, YS, BLOCK_M, OUT, PACKED,
             )
             if YS > 0:
                 total += ds

@@ -28,16 +28,16 @@ def table(monkeypatch, tmp_path):
     """A table of this test's own."""
     path = tmp_path / "configurations.json"
     monkeypatch.setattr(configurations, "TABLE", path)
-    configurations.table.cache_clear()
-    configurations.dependent.cache_clear()
+    for read in (configurations.table, configurations.dependent, configurations.packed):
+        read.cache_clear()
     yield path
-    configurations.table.cache_clear()
-    configurations.dependent.cache_clear()
+    for read in (configurations.table, configurations.dependent, configurations.packed):
+        read.cache_clear()
 
 
 def test_a_row_holds_the_fastest_of_what_agrees(table, monkeypatch):
     hopper = dataclasses.asdict(Key(90, False, 16, 32, False)) | dataclasses.asdict(Choice(1, 1, 1, True))
-    early = {"capability": 90, "dependent": True}
+    early = {"capability": 90, "dependent": True, "packed": False}
     table.write_text(json.dumps({"launches": [early], "rows": [hopper]}))
     seconds = iter([3.0, 1.0, 2.0] * 4)
     monkeypatch.setattr(triton, "device_seconds", lambda call: next(seconds))
@@ -69,9 +69,12 @@ def test_the_engine_takes_what_was_measured_and_else_the_rule(table):
 
 
 def test_kernels_begin_early_where_that_was_measured_and_can_be(table):
-    rows = [{"capability": 90, "dependent": True}, {"capability": 100, "dependent": False}, {"capability": 80, "dependent": True}]
+    switches = {80: (True, True), 90: (True, False), 100: (False, True)}
+    rows = [{"capability": device, "dependent": dependent, "packed": packed} for device, (dependent, packed) in switches.items()]
     table.write_text(json.dumps({"launches": rows, "rows": []}))
-    assert [configurations.dependent(capability) for capability in (0, 80, 90, 100, 120)] == [False, False, True, False, False]
+    assert [configurations.dependent(device) for device in (0, 80, 90, 100, 120)] == [False, False, True, False, False]
+    rolls = [configurations.roll(CONV, (32, 32), torch.float16, device, True) for device in (0, 80, 90, 100)]
+    assert [roll.packed for roll in rolls] == [False, True, False, True]
 
 
 def test_one_row_bands_are_tried_at_64_channels():
@@ -80,21 +83,29 @@ def test_one_row_bands_are_tried_at_64_channels():
     assert triton.candidates(Key(90, False, 64, 8, False))[0] == Choice(64, 2, 4, True)
 
 
-def begins_early(monkeypatch, seconds):
-    """Of a step that takes these seconds in the ordinary way, then begun early, and again."""
+def launched(monkeypatch, seconds, packed=False):
+    """Of a step that takes these seconds in the ordinary way, begun early, and packed."""
     times = itertools.cycle(seconds)
     monkeypatch.setattr(triton, "device_seconds", lambda call: next(times))
-    return triton.begins_early(2, 1, 8, 4)
+    return triton.launched(2, 1, packed, 8, 8)
 
 
-def test_what_is_faster_and_has_the_same_bits_begins_early(monkeypatch):
-    found = begins_early(monkeypatch, [2.0, 1.0])
-    assert found["dependent"] and found["elements_that_differ"] == 0 and found["microseconds"] == 2 * found["microseconds_early"]
-    assert not begins_early(monkeypatch, [1.0, 2.0])["dependent"]
+@pytest.mark.slow
+def test_kernels_begin_early_where_that_is_faster(monkeypatch):
+    found = launched(monkeypatch, [2.0, 1.0, 1.0])
+    assert found["dependent"] and found["elements_that_differ_early"] == 0 and not found["packed"]  # which was not asked for
+    assert 1e-5 < found["relative_difference_packed"] < 1e-2
 
 
+@pytest.mark.slow
+def test_packed_where_it_is_asked_for_and_faster(monkeypatch):
+    found = launched(monkeypatch, [2.0, 3.0, 1.0], True)
+    assert not found["dependent"] and found["packed"] and found["microseconds"] == {"ordinary": 2e6, "early": 3e6, "packed": 1e6}
+
+
+@pytest.mark.slow
 def test_other_bits_do_not_begin_early(monkeypatch):
-    """As a kernel would leave them that does not wait: here the second network's forward is off."""
+    """As a kernel would leave them that does not wait: here the second network's first convolution is off."""
     right, networks = Triton.pack, []
 
     def pack(self, conv, weight, *dtypes):
@@ -103,13 +114,13 @@ def test_other_bits_do_not_begin_early(monkeypatch):
         return right(self, conv, weight * (1.01 if len(networks) > 1 else 1), *dtypes)
 
     monkeypatch.setattr(Triton, "pack", pack)
-    found = begins_early(monkeypatch, [2.0, 1.0])
-    assert not found["dependent"] and found["elements_that_differ"] > 0
+    found = launched(monkeypatch, [2.0, 1.0, 3.0], True)
+    assert not found["dependent"] and found["elements_that_differ_early"] > 0 and not found["packed"]
 
 
 def test_what_ships_can_be_read():
     configurations.table.cache_clear()
-    assert all(isinstance(row["dependent"], bool) for row in configurations.read("launches"))
+    assert all(isinstance(row[switch], bool) for row in configurations.read("launches") for switch in ("dependent", "packed"))
     assert all(isinstance(choice, Choice) for choice in configurations.table().values())
 
 
