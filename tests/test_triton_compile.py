@@ -26,12 +26,12 @@ COMMON = (  # nearly every launch of a deep CIFAR network is one of these, at th
 SPILLED = {("cifar", "bf16"): 0, ("imagenet", "bf16"): 16, ("cifar", "fp16"): 56, ("cifar", "fp32"): 56}
 
 
-def compiled(family, dtype, capability, only="", dependent=False):
+def compiled(family, dtype, capability, only="", **switches):
     """Each distinct launch's title, form, whether it multiplies, the limit of shared memory and the bench.audit.Cost, and the launch's
     arguments by the number that PTX gives them; of a process of its own, since where Triton interprets nothing can be compiled."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), *sys.path]))
-    asked = pickle.dumps((family, dtype, capability, only, dependent))
+    asked = pickle.dumps((family, dtype, capability, only, switches))
     done = subprocess.run([sys.executable, "-c", CHILD], input=asked, capture_output=True, env=environment, cwd=ROOT, timeout=1800)
     assert done.returncode == 0, done.stderr.decode()[-4000:]
     return pickle.loads(done.stdout)
@@ -41,12 +41,13 @@ def answer():
     """The other process's part. `only`: a part of the kernels' names, or titles and forms."""
     from bench.audit import SHARED, compiled_rows
 
-    family, dtype, capability, only, dependent = pickle.loads(sys.stdin.buffer.read())
+    family, dtype, capability, only, switches = pickle.loads(sys.stdin.buffer.read())
     names = isinstance(only, str)
-    rows = compiled_rows(family, dtype, capability, lambda row: only in row.title if names else (row.title, row.form) in only, dependent)
+    rows = compiled_rows(family, dtype, capability, lambda row: only in row.title if names else (row.title, row.form) in only, **switches)
     found = []
     for row in rows:
-        assert row.launch["PDL"] == dependent == dict(row.launch.options).get("launch_pdl", False)  # the one without the other is a race
+        launched_so = dict(row.launch.options).get("launch_pdl", False)
+        assert row.launch["PDL"] == launched_so == switches.get("dependent", False)  # the one without the other is a race
         arguments = [name for name, _ in row.launch.signature]
         found.append((row.title, row.form, row.multiplies, SHARED[capability] * 1024, row.cost, arguments))
     sys.stdout.buffer.write(pickle.dumps(found))
@@ -108,12 +109,19 @@ def check_dependent(found):
 
 
 def test_kernels_that_begin_early_touch_frozen_weights_alone():
-    found = compiled("cifar", "bf16", 90, DEPENDENT, True)
+    found = compiled("cifar", "bf16", 90, DEPENDENT, dependent=True)
     check(found, "cifar", "bf16")
     check_dependent(found)
     assert {(title, form) for title, form, *_ in found} == set(DEPENDENT)
     early = {title.split()[0] for title, _, _, _, cost, arguments in found if before_the_wait(cost.ptx, arguments)}
     assert early == {"conv_rolling_forward", "gradient_rolling"}  # which have their weights by then
+
+
+def test_packed_arithmetic_is_fewer_instructions():
+    plain, packed = (compiled("cifar", "fp16", 90, COMMON[:2], packed=way) for way in (False, True))
+    for (*_, before, _), (*_, after, _) in zip(plain, packed, strict=True):
+        assert after.instructions < 0.9 * before.instructions and after.spills == 0
+        assert "max.NaN.f16" in after.ptx and "max.NaN.f16" not in before.ptx
 
 
 @pytest.mark.slow
@@ -132,7 +140,7 @@ def test_every_capability(dtype, capability):
      ("imagenet", "bf16", 90, "moments"), ("imagenet", "bf16", 90, "dy")],
 )  # fmt: skip
 def test_every_kernel_that_begins_early(family, dtype, capability, only):
-    found = compiled(family, dtype, capability, only, True)
+    found = compiled(family, dtype, capability, only, dependent=True)
     assert found
     check(found, family, dtype)
     check_dependent(found)
