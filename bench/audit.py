@@ -3,7 +3,7 @@
     cost = compile_and_count(kernel, {"x_ptr": "*fp16", "n": "i32"}, {"BLOCK": 1024}, {"num_warps": 4}, capability=90)
     cost.registers, cost.spills, cost.matrix, cost.wide_loads
 
-    python -m bench.audit [--capability 90] [--family cifar|imagenet] [--dtype bf16] [--only rolling]
+    python -m bench.audit [--capability 90] [--family cifar|imagenet] [--dtype bf16] [--only rolling] [--dependent] [--packed]
     python -m bench.audit --write      bf16 on sm_90 in full, the other capabilities in two lines each, into kernels/README.md
 
 The launches are the engine's own, noted on fake tensors as it walks a network forward and backward (bench/launches.py).
@@ -181,10 +181,12 @@ COLUMNS = (
 HEAD = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
 
 
-def compiled_rows(family: str, dtype: str, capability: int, wanted: Callable[[Row], bool] = lambda row: True) -> Iterator[Row]:
+def compiled_rows(
+    family: str, dtype: str, capability: int, wanted: Callable[[Row], bool] = lambda row: True, **switches: bool
+) -> Iterator[Row]:
     """A training step's launches compiled, those that are wanted, one of each title and form."""
     seen: set[tuple[str, str]] = set()
-    for found in launches(family, dtype, capability):
+    for found in launches(family, dtype, capability, **switches):
         row = Row(found)
         if (row.title, row.form) not in seen and wanted(row):  # another differs in an argument that costs nothing, as the stride
             seen.add((row.title, row.form))
@@ -218,6 +220,8 @@ def main() -> None:
     parser.add_argument("--family", default="cifar", choices=NETWORKS)
     parser.add_argument("--dtype", default="bf16", choices=DTYPES)
     parser.add_argument("--only", default="", help="kernels whose names have this in them")
+    parser.add_argument("--dependent", action="store_true", help="launched to begin early, as kernels/dependent.py says")
+    parser.add_argument("--packed", action="store_true", help="fp16 formed in fp16, as kernels/source.py says")
     parser.add_argument("--write", action="store_true", help="write kernels/README.md's tables")
     parser.add_argument("--elsewhere", type=int, nargs="*", default=CAPABILITIES, help="with --write: the others' capabilities")
     asked = parser.parse_args()
@@ -231,7 +235,8 @@ def main() -> None:
         return
     print(HEAD)
     rows = []
-    for row in compiled_rows(asked.family, asked.dtype, asked.capability, lambda row: asked.only in row.title):
+    switches = {"dependent": asked.dependent, "packed": asked.packed}
+    for row in compiled_rows(asked.family, asked.dtype, asked.capability, lambda row: asked.only in row.title, **switches):
         print(row.line(), flush=True)
         rows.append(row)
     print(f"\nsm_{asked.capability}, {asked.dtype}: {summary(rows)}")

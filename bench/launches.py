@@ -20,7 +20,7 @@ from fastbn.models.resnet import FastBNOnlyResNet
 NETWORKS = {"cifar": ((20, 32),), "imagenet": ((50, 224), (18, 224))}  # depth, image size; CIFAR-866 launches what CIFAR-20 does
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 POINTERS = {torch.uint8: "*u8", torch.int32: "*i32", torch.int64: "*i64"} | {dtype: f"*{name}" for name, dtype in DTYPES.items()}
-OPTIONS = ("num_warps", "num_stages", "maxnreg", "enable_fp_fusion")
+OPTIONS = ("num_warps", "num_stages", "maxnreg", "enable_fp_fusion", "launch_pdl")
 BATCH = 128  # a multiple of 16, like the usual ones: an argument's divisibility is part of what is compiled
 
 
@@ -67,13 +67,14 @@ def kind(value: Tensor | float) -> str:
     return "fp32"
 
 
-def launches(family: str, dtype: str, capability: int) -> dict[Launch, int]:
-    """A step's distinct launches, in order, and how many of each there are."""
+def launches(family: str, dtype: str, capability: int, **switches: bool) -> dict[Launch, int]:
+    """A step's distinct launches, in order, and how many of each there are. switches: `dependent`, `packed`, as configurations has them;
+    off."""
     found: dict[Launch, int] = {}
     for depth, size in NETWORKS[family]:
         model = FastBNOnlyResNet(depth, family=family, engine="stock")
         model.fc = nn.Identity()  # which stays PyTorch's, and asks for its own dtype
-        with noted(capability, found), FakeTensorMode(allow_non_fake_inputs=True):
+        with noted(capability, found, **switches), FakeTensorMode(allow_non_fake_inputs=True):
             _, program = read(model, {}, triton.Triton(), {})
             y = program(torch.empty((BATCH, 3, size, size), dtype=DTYPES[dtype]))
             y.backward(torch.empty_like(y))
@@ -81,7 +82,7 @@ def launches(family: str, dtype: str, capability: int) -> dict[Launch, int]:
 
 
 @contextlib.contextmanager
-def noted(capability: int, found: dict[Launch, int]) -> Iterator[None]:
+def noted(capability: int, found: dict[Launch, int], dependent: bool = False, packed: bool = False) -> Iterator[None]:
     """Launches are counted in `found` rather than carried out; the engine takes its device to be of this capability."""
 
     def run(kernel: Any, *args: Any, grid: Any, warmup: bool, **given: Any) -> None:
@@ -94,6 +95,8 @@ def noted(capability: int, found: dict[Launch, int]) -> Iterator[None]:
     with (
         mock.patch.object(JITFunction, "run", run),
         mock.patch.object(configurations, "capability", lambda device: capability),
+        mock.patch.object(configurations, "dependent", lambda device: dependent),
+        mock.patch.object(configurations, "packed", lambda device: packed),
         mock.patch.object(triton, "_precision", precision),
     ):
         yield

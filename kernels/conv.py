@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .dependent import begin, options, wait
 from .settle import Partial, partial
 from .source import Source, form, pack
 
@@ -32,8 +33,10 @@ def conv_forward_kernel(
     SH: tl.constexpr, SW: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
     FORM: tl.constexpr, RELU: tl.constexpr,
     PRECISION: tl.constexpr, FLAT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """FLAT: taps and channels are one axis, for inputs of very few channels."""
+    begin(PDL)
     pid_m, pid_n = tl.program_id(0), tl.program_id(1)
     area = OH * OW
     first = pid_m.to(tl.int64) * BLOCK_M // area                  # the image of the tile's first pixel: offsets are from there
@@ -47,6 +50,7 @@ def conv_forward_kernel(
     if r_ptr is not None:
         r_ptr += first * H * W * C
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    wait(PDL)
     if FLAT:
         for k0 in tl.static_range(0, KH * KW * C, BLOCK_K):
             k = k0 + tl.arange(0, BLOCK_K)
@@ -74,7 +78,7 @@ def conv_forward_kernel(
                 if FORM == 3:
                     rscale = tl.load(rscale_ptr + k, mask=mask_k, other=0.0)[None, :]
                     shift += tl.load(rshift_ptr + k, mask=mask_k, other=0.0)[None, :]
-                z = form(x_ptr, r_ptr, offsets, inside, scale, shift, rscale, FORM, RELU)
+                z = form(x_ptr, r_ptr, offsets, inside, scale, shift, rscale, FORM, RELU, False)
                 # the tap that owns these pixels (a constexpr's name can't be given again, so its offsets have none)
                 if (tap // KW * DH >= PH) & (tap // KW * DH < PH + SH) & (tap % KW * DW >= PW) & (tap % KW * DW < PW + SW):
                     if z_ptr is not None:
@@ -111,8 +115,9 @@ class Tile:
 
 
 def launch(
-    source: Source, weight: Tensor, y: Tensor, moments: bool, shape: tuple[int, int, int, int], conv: Any, precision: str, tile: Tile
-) -> Partial | None:
+    source: Source, weight: Tensor, y: Tensor, moments: bool, shape: tuple[int, int, int, int], conv: Any, precision: str, tile: Tile,
+    dependent: bool,
+) -> Partial | None:  # fmt: skip
     """y = conv(source), and y's statistics if asked. shape: the source's (N, C, H, W); conv: its kernel, stride, padding and dilation as
     pairs."""
     n, c, h, w = shape
@@ -124,6 +129,7 @@ def launch(
         **source.arguments(), w_ptr=weight, y_ptr=y, partial_ptr=found and found.values,
         N=n, H=h, W=w, OH=oh, OW=ow, C=c, OC=oc, **geometry(conv), PRECISION=precision, FLAT=flat,
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, num_warps=tile.warps, num_stages=tile.stages,
+        **options(dependent),
     )  # fmt: skip
     return found
 

@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .dependent import begin, options, wait
 from .settle import NOTHING, Forward, Partial, partial, settle_forward
 from .source import Source, form, pack
 
@@ -82,8 +83,9 @@ def conv_rolling_forward_kernel(
     H: tl.constexpr, W: tl.constexpr, C: tl.constexpr,
     FORM: tl.constexpr, RELU: tl.constexpr, DUE: tl.constexpr, MOVES: tl.constexpr, CUMULATIVE: tl.constexpr, BLOCK_T: tl.constexpr,
     PRECISION: tl.constexpr, PAIR: tl.constexpr, IMAGES: tl.constexpr, ROWS: tl.constexpr, STRIP: tl.constexpr,
-    BLOCK_M: tl.constexpr, EVEN: tl.constexpr, KEEP: tl.constexpr,
+    BLOCK_M: tl.constexpr, EVEN: tl.constexpr, KEEP: tl.constexpr, PACKED: tl.constexpr, PDL: tl.constexpr,
 ):
+    begin(PDL)
     pid = tl.program_id(0)
     BANDS: tl.constexpr = (H + ROWS - 1) // ROWS
     STRIPS: tl.constexpr = (W + PAIR * STRIP - 1) // (PAIR * STRIP)
@@ -112,6 +114,12 @@ def conv_rolling_forward_kernel(
     if mask_ptr is not None:
         mask_ptr += first.to(tl.int64) * (H * W * (C // 8))
     pixel = (image * H + top) * W + column                         # of the band's first row, from the first image on
+    w0, w1, w2 = (0,), (0,), (0,)
+    if KEEP:
+        w0 = load_row(w_ptr, 0, K, OUT, LOADS)
+        w1 = load_row(w_ptr, 1, K, OUT, LOADS)
+        w2 = load_row(w_ptr, 2, K, OUT, LOADS)
+    wait(PDL)
     scale, shift, rscale = 0.0, 0.0, 0.0
     if DUE:
         offs_c = tl.arange(0, C)
@@ -134,18 +142,13 @@ def conv_rolling_forward_kernel(
     square = tl.zeros((BLOCK_M, OUT), tl.float32)
     pivot = tl.zeros((OUT,), tl.float32)
     across = tl.sum(mask_y.to(tl.float32), 0)                       # pixels a row
-    w0, w1, w2 = (0,), (0,), (0,)
-    if KEEP:
-        w0 = load_row(w_ptr, 0, K, OUT, LOADS)
-        w1 = load_row(w_ptr, 1, K, OUT, LOADS)
-        w2 = load_row(w_ptr, 2, K, OUT, LOADS)
     for r in tl.static_range(ROWS + 2):
         row = top + r - 1
         acc0 = tl.zeros((BLOCK_M, OUT), tl.float32)
         for load in tl.static_range(LOADS):
             inside = within(mask_m, column, k, row, r, load, H, W, C, PAIR, ROWS, EVEN)
             offsets = (pixel + (r - 1) * W + (load - 1))[:, None] * C + k[None, :]
-            z = form(x_ptr, r_ptr, offsets, inside, scale, shift, rscale, FORM, RELU)
+            z = form(x_ptr, r_ptr, offsets, inside, scale, shift, rscale, FORM, RELU, PACKED)
             if (r >= 1) & (r <= ROWS) & ((LOADS == 1) | (load == 1)):   # a row and columns of this program's own
                 own = inside & (k >= C)[None, :] & (k < 3 * C)[None, :] if PAIR == 2 else inside
                 if z_ptr is not None:
@@ -206,6 +209,7 @@ class Roll:
     strip: int  # products of one of its rows: pixels, or pairs of them
     warps: int
     keep: bool = True  # the weights in shared memory from the start, rather than read again for every row
+    packed: bool = False  # scale·y + shift of fp16 in fp16
 
 
 def pairing(channels: int) -> int:
@@ -220,7 +224,7 @@ def cut(n: int, h: int, w: int, pair: int, roll: Roll) -> tuple[int, dict[str, i
     block = max(16, triton.next_power_of_2(roll.images * roll.strip))
     even = block == roll.images * roll.strip and n % roll.images == h % roll.rows == w % (pair * roll.strip) == 0
     sizes = {"IMAGES": roll.images, "ROWS": roll.rows, "STRIP": roll.strip, "BLOCK_M": block}
-    return programs, {"PAIR": pair, **sizes, "EVEN": even, "KEEP": roll.keep}
+    return programs, {"PAIR": pair, **sizes, "EVEN": even, "KEEP": roll.keep, "PACKED": roll.packed}
 
 
 def pack_weight(weight: Tensor) -> Tensor:
@@ -237,7 +241,7 @@ def pack_weight(weight: Tensor) -> Tensor:
 
 
 def launch(
-    source: Source, due: Forward | None, weight: Tensor, y: Tensor, moments: bool, precision: str, roll: Roll
+    source: Source, due: Forward | None, weight: Tensor, y: Tensor, moments: bool, precision: str, roll: Roll, dependent: bool
 ) -> Partial | None:
     """y = conv(source), as packed by pack_weight, and y's statistics if asked. due: the source's BatchNorm, if it is not yet ready."""
     n, c, h, w = y.shape
@@ -247,6 +251,6 @@ def launch(
     conv_rolling_forward_kernel[(tiles,)](
         **source.arguments(), w_ptr=weight, y_ptr=y, partial_ptr=found and found.values,
         **(due.arguments() if due else NOTHING), DUE=due is not None,
-        N=n, H=h, W=w, C=c, PRECISION=precision, **constants, num_warps=roll.warps, num_stages=1,
+        N=n, H=h, W=w, C=c, PRECISION=precision, **constants, num_warps=roll.warps, num_stages=1, **options(dependent),
     )  # fmt: skip
     return found

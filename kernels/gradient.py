@@ -17,8 +17,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .conv import Tile, geometry
+from .dependent import begin, options, wait
 from .settle import Partial, partial
-from .source import unpack
+from .source import affine, unpack
 
 
 @triton.jit
@@ -27,26 +28,25 @@ def close(
     origin_bits, bits, inside_bits,                     # the mask's bytes of it
     added_ptr, added_2_ptr, mask_ptr, y_ptr, y_r_ptr,
     scale, shift, mean, mean_r, ds_ptr,
-    MASK: tl.constexpr, YS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    MASK: tl.constexpr, YS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PACKED: tl.constexpr,
 ):
     """Adds, masks, stores; the tile as stored, and its products with y − μ. MASK: 0 linear, 1 the forward's bits, 2 told again from y."""
     if added_ptr is not None:
         dx += tl.load(added_ptr + origin + offsets, mask=inside, other=0.0).to(tl.float32)
     if added_2_ptr is not None:
         dx += tl.load(added_2_ptr + origin + offsets, mask=inside, other=0.0).to(tl.float32)
-    y = tl.zeros((ROWS, COLUMNS), tl.float32)
     if YS > 0 or MASK == 2:
-        y = tl.load(y_ptr + origin + offsets, mask=inside, other=0.0).to(tl.float32)
+        y = tl.load(y_ptr + origin + offsets, mask=inside, other=0.0)
     if MASK == 1:
         dx = tl.where(unpack(tl.load(mask_ptr + origin_bits + bits, mask=inside_bits, other=0), ROWS, COLUMNS), dx, 0.0)
     if MASK == 2:
-        dx = tl.where(y * scale + shift <= 0, 0.0, dx)              # a NaN leaves it open
+        dx = tl.where(affine(y, scale, shift, PACKED) <= 0, 0.0, dx)              # a NaN leaves it open
     ds = tl.where(inside, dx, 0.0).to(ds_ptr.dtype.element_ty)
     tl.store(ds_ptr + origin + offsets, ds, mask=inside)
     ds = ds.to(tl.float32)
     product = ds
     if YS > 0:
-        product = ds * (y - mean)
+        product = ds * (y.to(tl.float32) - mean)
     product_r = ds
     if YS == 2:
         y_r = tl.load(y_r_ptr + origin + offsets, mask=inside, other=0.0).to(tl.float32)
@@ -68,8 +68,10 @@ def gradient_kernel(
     SH: tl.constexpr, SW: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
     MASK: tl.constexpr, YS: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """KH = 0: there is no convolution."""
+    begin(PDL)
     pid_m, pid_n, parity = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     py, px = parity // SW, parity % SW
     high, wide = (H + SH - 1) // SH, (W + SW - 1) // SW             # pixels of a parity class, at most
@@ -82,6 +84,7 @@ def gradient_kernel(
     offs_n = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_n = offs_n < C
     dx = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    wait(PDL)
     if KH > 0:
         up_ptr += first * OH * OW * OC
         if up_y_ptr is not None:
@@ -126,7 +129,7 @@ def gradient_kernel(
         shift = tl.load(vectors_ptr + 3 * stride + offs_n, mask=mask_n, other=0.0)[None, :]
     ds, product, product_r = close(
         dx, origin * C, offsets, inside, origin * WIDTH, bits, mask_m[:, None] & (byte < WIDTH)[None, :],
-        added_ptr, added_2_ptr, mask_ptr, y_ptr, y_r_ptr, scale, shift, mean, mean_r, ds_ptr, MASK, YS, BLOCK_M, BLOCK_N,
+        added_ptr, added_2_ptr, mask_ptr, y_ptr, y_r_ptr, scale, shift, mean, mean_r, ds_ptr, MASK, YS, BLOCK_M, BLOCK_N, False,
     )
     if YS > 0:
         own = partial_ptr + (parity * tl.num_programs(0) + pid_m) * ((YS + 1) * C) + offs_n
@@ -180,8 +183,9 @@ ELEMENTWISE = {"KH": 0, "KW": 0, "SH": 1, "SW": 1, "PH": 0, "PW": 0, "DH": 1, "D
 
 
 def launch(
-    up: Upstream | None, conv: Any, coefficients: Coefficients | None, target: Target, precision: str, tile: Tile
-) -> Partial | None:
+    up: Upstream | None, conv: Any, coefficients: Coefficients | None, target: Target, precision: str, tile: Tile,
+    dependent: bool,
+) -> Partial | None:  # fmt: skip
     """Writes the target's ds; returns the sums of its ys, if it has any. conv: the convolution's kernel, stride, padding and dilation as
     pairs; none with `up` None."""
     n, c, h, w = target.ds.shape
@@ -195,5 +199,6 @@ def launch(
         **(up.arguments() if up else NOTHING), c1_ptr=c1, c2_ptr=c2, c0_ptr=c0, **given,
         N=n, H=h, W=w, OH=oh, OW=ow, C=c, OC=oc, **constants, PRECISION=precision,
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, num_warps=tile.warps, num_stages=tile.stages,
+        **options(dependent),
     )  # fmt: skip
     return sums

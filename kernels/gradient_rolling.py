@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 
 from .conv_rolling import Roll, cut, load_row, load_tile, pairing, tile_channels, within
+from .dependent import begin, options, wait
 from .gradient import Coefficients, Target, Upstream, close
 from .settle import Backward, Partial, settle_backward
 
@@ -47,8 +48,9 @@ def gradient_rolling_kernel(
     H: tl.constexpr, W: tl.constexpr, C: tl.constexpr,
     MASK: tl.constexpr, YS: tl.constexpr, DUE: tl.constexpr, BATCH: tl.constexpr, KINDS: tl.constexpr, BLOCK_T: tl.constexpr,
     PRECISION: tl.constexpr, PAIR: tl.constexpr, IMAGES: tl.constexpr, ROWS: tl.constexpr, STRIP: tl.constexpr,
-    BLOCK_M: tl.constexpr, EVEN: tl.constexpr, KEEP: tl.constexpr,
+    BLOCK_M: tl.constexpr, EVEN: tl.constexpr, KEEP: tl.constexpr, PACKED: tl.constexpr, PDL: tl.constexpr,
 ):
+    begin(PDL)
     pid = tl.program_id(0)
     BANDS: tl.constexpr = (H + ROWS - 1) // ROWS
     STRIPS: tl.constexpr = (W + PAIR * STRIP - 1) // (PAIR * STRIP)
@@ -67,6 +69,12 @@ def gradient_rolling_kernel(
     c2, c0 = 0.0, 0.0
     if BATCH:
         up_y_ptr += base
+    w0, w1, w2 = (0,), (0,), (0,)
+    if KEEP:
+        w0 = load_row(w_ptr, 0, K, OUT, LOADS)
+        w1 = load_row(w_ptr, 1, K, OUT, LOADS)
+        w2 = load_row(w_ptr, 2, K, OUT, LOADS)
+    wait(PDL)
     if DUE:
         offs_c = tl.arange(0, C)
         own1, own2, own0 = settle_backward(
@@ -105,11 +113,6 @@ def gradient_rolling_kernel(
     total = tl.zeros((BLOCK_M, OUT), tl.float32)
     products = tl.zeros((BLOCK_M, OUT), tl.float32)
     products_r = tl.zeros((BLOCK_M, OUT), tl.float32)
-    w0, w1, w2 = (0,), (0,), (0,)
-    if KEEP:
-        w0 = load_row(w_ptr, 0, K, OUT, LOADS)
-        w1 = load_row(w_ptr, 1, K, OUT, LOADS)
-        w2 = load_row(w_ptr, 2, K, OUT, LOADS)
     for r in tl.static_range(ROWS + 2):
         row = top + r - 1
         acc0 = tl.zeros((BLOCK_M, OUT), tl.float32)
@@ -137,7 +140,7 @@ def gradient_rolling_kernel(
             ds, product, product_r = close(
                 acc2, base, there[:, None] * C + n[None, :], kept,
                 first.to(tl.int64) * (H * W * (C // 8)), there[:, None] * (C // 8) + byte[None, :], kept_byte,
-                added_ptr, added_2_ptr, mask_ptr, y_ptr, y_r_ptr, scale, shift, mean, mean_r, ds_ptr, MASK, YS, BLOCK_M, OUT,
+                added_ptr, added_2_ptr, mask_ptr, y_ptr, y_r_ptr, scale, shift, mean, mean_r, ds_ptr, MASK, YS, BLOCK_M, OUT, PACKED,
             )
             if YS > 0:
                 total += ds
@@ -155,7 +158,7 @@ def gradient_rolling_kernel(
 
 
 def launch(
-    up: Upstream, coefficients: Coefficients | Backward, target: Target, precision: str, roll: Roll
+    up: Upstream, coefficients: Coefficients | Backward, target: Target, precision: str, roll: Roll, dependent: bool
 ) -> Partial | None:
     """Writes the target's ds; returns the sums of its ys, if it has any. The weight is that of conv_rolling.pack_weight, of the flipped,
     transposed kernel. coefficients: made, or what they are made of on the way."""
@@ -167,6 +170,6 @@ def launch(
     c1, c2, c0 = (None, None, None) if isinstance(coefficients, Backward) else coefficients
     gradient_rolling_kernel[(tiles,)](
         **up.arguments(), c1_ptr=c1, c2_ptr=c2, c0_ptr=c0, **given, **due, DUE=isinstance(coefficients, Backward),
-        N=n, H=h, W=w, C=c, PRECISION=precision, **constants, num_warps=roll.warps, num_stages=1,
+        N=n, H=h, W=w, C=c, PRECISION=precision, **constants, num_warps=roll.warps, num_stages=1, **options(dependent),
     )  # fmt: skip
     return sums

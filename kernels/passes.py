@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .dependent import begin, options, wait
 from .settle import Partial, partial
 
 BLOCK_M, LOOP = 64, 8  # rows a tile, tiles a program
@@ -18,8 +19,9 @@ def moments_kernel(
     y_ptr,                                              # (M, C)
     partial_ptr,                                        # (programs, 3, C) out: count, mean, M2
     M,
-    C: tl.constexpr, BLOCK_M: tl.constexpr, LOOP: tl.constexpr, BLOCK_C: tl.constexpr,
+    C: tl.constexpr, BLOCK_M: tl.constexpr, LOOP: tl.constexpr, BLOCK_C: tl.constexpr, PDL: tl.constexpr,
 ):
+    begin(PDL)
     pid, column = tl.program_id(0), tl.program_id(1)
     offs_c = column * BLOCK_C + tl.arange(0, BLOCK_C)
     mask_c = offs_c < C
@@ -30,6 +32,7 @@ def moments_kernel(
     pivot = tl.zeros((BLOCK_C,), tl.float32)
     total = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
     square = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
+    wait(PDL)
     for i in tl.static_range(LOOP):
         inside = (i * BLOCK_M + m < left)[:, None] & mask_c[None, :]
         y = tl.load(y_ptr + ((i * BLOCK_M + m)[:, None] * C + offs_c[None, :]), mask=inside, other=0.0).to(tl.float32)
@@ -50,14 +53,16 @@ def dy_kernel(
     ds_ptr, y_ptr, c1_ptr, c2_ptr, c0_ptr,              # (M, C), (C,) fp32; c2, c0 None where statistics are frozen
     dy_ptr,                                             # (M, C) out
     M,
-    C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+    C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, PDL: tl.constexpr,
 ):
+    begin(PDL)
     origin = tl.program_id(0).to(tl.int64) * BLOCK_M
     m = tl.arange(0, BLOCK_M)
     offs_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask_c = offs_c < C
     inside = (origin + m < M)[:, None] & mask_c[None, :]
     offsets = origin * C + (m[:, None] * C + offs_c[None, :])
+    wait(PDL)
     dy = tl.load(ds_ptr + offsets, mask=inside, other=0.0).to(tl.float32) * tl.load(c1_ptr + offs_c, mask=mask_c, other=0.0)[None, :]
     if c2_ptr is not None:
         y = tl.load(y_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
@@ -70,20 +75,24 @@ def _block(channels: int) -> int:
     return min(64, max(16, triton.next_power_of_2(channels)))
 
 
-def moments(y: Tensor, rows: int, channels: int) -> Partial:
+def moments(y: Tensor, rows: int, channels: int, dependent: bool) -> Partial:
     """y's statistics."""
     block = _block(channels)
     found = partial(triton.cdiv(rows, BLOCK_M * LOOP), 3, channels, rows, y)
     moments_kernel[(found.tiles, triton.cdiv(channels, block))](
-        y_ptr=y, partial_ptr=found.values, M=rows, C=channels, BLOCK_M=BLOCK_M, LOOP=LOOP, BLOCK_C=block, num_warps=4
-    )
+        y_ptr=y, partial_ptr=found.values, M=rows, C=channels, BLOCK_M=BLOCK_M, LOOP=LOOP, BLOCK_C=block,
+        num_warps=4, **options(dependent),
+    )  # fmt: skip
     return found
 
 
-def dy(ds: Tensor, y: Tensor, coefficients: tuple[Tensor, Tensor | None, Tensor | None], out: Tensor, rows: int, channels: int) -> None:
+def dy(
+    ds: Tensor, y: Tensor, coefficients: tuple[Tensor, Tensor | None, Tensor | None], out: Tensor, rows: int, channels: int, dependent: bool
+) -> None:
     """out = c1·ds + c2·y + c0."""
     block = _block(channels)
     c1, c2, c0 = coefficients
     dy_kernel[(triton.cdiv(rows, BLOCK_M), triton.cdiv(channels, block))](
-        ds_ptr=ds, y_ptr=y, c1_ptr=c1, c2_ptr=c2, c0_ptr=c0, dy_ptr=out, M=rows, C=channels, BLOCK_M=BLOCK_M, BLOCK_C=block, num_warps=4,
-    )
+        ds_ptr=ds, y_ptr=y, c1_ptr=c1, c2_ptr=c2, c0_ptr=c0, dy_ptr=out, M=rows, C=channels, BLOCK_M=BLOCK_M, BLOCK_C=block,
+        num_warps=4, **options(dependent),
+    )  # fmt: skip

@@ -22,6 +22,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .dependent import begin, options, wait
+
 MOST = 256  # partial results that a reading kernel merges: beyond, every program's share of the reading outweighs a launch
 
 
@@ -146,7 +148,10 @@ def settle_forward_kernel(
     due_ptr, due_tiles, due_rows, vectors_ptr, stride, weight_ptr, bias_ptr, conv_bias_ptr, running_mean_ptr, running_var_ptr, batches_ptr,
     eps, share,
     C: tl.constexpr, MOVES: tl.constexpr, CUMULATIVE: tl.constexpr, COUNTS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_T: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    begin(PDL)
+    wait(PDL)
     offs_c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     settle_forward(
         due_ptr, due_tiles, due_rows, vectors_ptr, stride, weight_ptr, bias_ptr, conv_bias_ptr, running_mean_ptr, running_var_ptr,
@@ -158,8 +163,10 @@ def settle_forward_kernel(
 def settle_backward_kernel(
     due_ptr, due_tiles, due_row, due_rows, due_vectors_ptr, due_stride, affine_ptr, affine_stride,
     coefficient_ptr,                                 # (3, C) out, or None
-    C: tl.constexpr, BATCH: tl.constexpr, KINDS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_T: tl.constexpr,
+    C: tl.constexpr, BATCH: tl.constexpr, KINDS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_T: tl.constexpr, PDL: tl.constexpr,
 ):
+    begin(PDL)
+    wait(PDL)
     offs_c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask_c = offs_c < C
     c1, c2, c0 = settle_backward(
@@ -257,7 +264,7 @@ def block_t(given: Partial | None) -> int:
     return 16 if given is None else max(16, 1024 // triton.next_power_of_2(given.values.shape[2]))
 
 
-def launch_forward(end: Forward) -> None:
+def launch_forward(end: Forward, dependent: bool) -> None:
     """Writes the vectors; the running statistics move."""
     channels = end.vectors.shape[1]
     block = min(32, triton.next_power_of_2(channels))
@@ -265,13 +272,15 @@ def launch_forward(end: Forward) -> None:
     moves = end.partial is not None and end.share != 0.0
     if moves and end.batches is not None and programs > 1:
         end.batches.add_(1)  # one of the programs would count before another has read
-    settle_forward_kernel[(programs,)](**end.arguments(), C=channels, COUNTS=programs == 1, BLOCK_C=block, num_warps=4)
+    settle_forward_kernel[(programs,)](
+        **end.arguments(), C=channels, COUNTS=programs == 1, BLOCK_C=block, num_warps=4, **options(dependent)
+    )
 
 
-def launch_backward(end: Backward, coefficients: Tensor | None) -> None:
+def launch_backward(end: Backward, coefficients: Tensor | None, dependent: bool) -> None:
     """Writes dγ and dβ, and c1, c2, c0 into coefficients (3, C) if asked."""
     channels = end.vectors.shape[1]
     block = min(32, triton.next_power_of_2(channels))
     settle_backward_kernel[(triton.cdiv(channels, block),)](
-        **end.arguments(), coefficient_ptr=coefficients, C=channels, BLOCK_C=block, num_warps=4
+        **end.arguments(), coefficient_ptr=coefficients, C=channels, BLOCK_C=block, num_warps=4, **options(dependent)
     )

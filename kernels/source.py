@@ -1,7 +1,9 @@
 """source: what a convolution reads, z = [relu](scale·y + shift [+ residual | + rscale·y_r + rshift]), formed as it is loaded; and masks.
 
 A ReLU's mask holds one bit a channel, set where the ReLU was open: byte b of a pixel has channels 8b … 8b + 7, the lowest bit first.
-Arithmetic is fp32; z has the storage's precision. A NaN passes the ReLU and leaves it open.
+Arithmetic is fp32; z has the storage's precision. PACKED: where that is fp16 the arithmetic is too, two elements an instruction; it rounds
+scale and shift to eleven bits, which a mean of many standard deviations does not survive, so it is off but where asked for. A NaN passes
+the ReLU and leaves it open.
 """
 
 from __future__ import annotations
@@ -17,24 +19,35 @@ PLAIN, AFFINE, RESIDUAL, PROJECTION = range(4)  # FORM: z itself is read; scale�
 
 
 @triton.jit
+def affine(y, scale, shift, PACKED: tl.constexpr):
+    """scale·y + shift: for the ReLU, and the same bits again for its mask."""
+    if PACKED and y.dtype == tl.float16:
+        n = tl.fma(y, tl.broadcast_to(scale.to(tl.float16), y.shape), tl.broadcast_to(shift.to(tl.float16), y.shape))
+    else:
+        n = y.to(tl.float32) * scale + shift
+    return n
+
+
+@triton.jit
 def form(
     y_ptr, r_ptr, offsets, inside,
     scale, shift, rscale,              # broadcast against the tile, fp32; shift with the projection's own
-    FORM: tl.constexpr, RELU: tl.constexpr,
+    FORM: tl.constexpr, RELU: tl.constexpr, PACKED: tl.constexpr,
 ):
     """The tile of z at these offsets, zero outside: padding is zero after the ReLU."""
     y = tl.load(y_ptr + offsets, mask=inside, other=0.0)
     if FORM == 0:
         z = y
     else:
-        n = y.to(tl.float32) * scale + shift
+        n = affine(y, scale, shift, PACKED)
+        zero = tl.zeros(n.shape, n.dtype)
         if FORM == 2:
-            n += tl.load(r_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+            n += tl.load(r_ptr + offsets, mask=inside, other=0.0).to(n.dtype)
         if FORM == 3:
-            n += tl.load(r_ptr + offsets, mask=inside, other=0.0).to(tl.float32) * rscale
+            n += tl.load(r_ptr + offsets, mask=inside, other=0.0).to(n.dtype) * rscale.to(n.dtype)
         if RELU:
-            n = tl.maximum(n, 0.0, propagate_nan=tl.PropagateNan.ALL)
-        z = tl.where(inside, n, 0.0).to(y_ptr.dtype.element_ty)
+            n = tl.maximum(n, zero, propagate_nan=tl.PropagateNan.ALL)
+        z = tl.where(inside, n, zero).to(y_ptr.dtype.element_ty)
     return z
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from bench.gpu import __main__ as gpu
-from bench.gpu import step, trial
+from bench.gpu import networks, step, trial
 from bench.gpu.bars import bars
 from bench.gpu.correctness import judge, selected
 from bench.gpu.measure import Sink
@@ -182,7 +183,27 @@ def test_a_wrong_gradient_is_not_timed_in_the_step(tmp_path, wrong_gradient):
 @pytest.mark.slow
 def test_networks(tmp_path):
     assert stage(tmp_path, "correctness", "--match", "network") == 0
-    assert read(tmp_path / "correctness.json")["checked"] == 10
+    assert read(tmp_path / "correctness.json")["checked"] == 12
+
+
+@pytest.mark.slow
+def test_other_bits_of_kernels_that_begin_early_are_failures(tmp_path, monkeypatch):
+    right = Triton.gradient
+
+    @contextlib.contextmanager
+    def racing(early):
+        def gradient(self, *arguments):
+            ds, coefficients = right(self, *arguments)
+            return ds.mul_(1.01 if early else 1), coefficients
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Triton, "gradient", gradient)
+            yield
+
+    monkeypatch.setattr(networks, "begun_early", racing)
+    assert stage(tmp_path, "correctness", "--match", "begin early, torch.float32") == 1
+    found = read(tmp_path / "correctness.json")
+    assert found["checked"] == 1 and "elements that differ, gradient, call 0" in {failed["what"] for failed in found["failures"]}
 
 
 @pytest.mark.slow

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import os
 import pickle
+import re
 import subprocess
 import sys
 
@@ -24,12 +26,12 @@ COMMON = (  # nearly every launch of a deep CIFAR network is one of these, at th
 SPILLED = {("cifar", "bf16"): 0, ("imagenet", "bf16"): 16, ("cifar", "fp16"): 56, ("cifar", "fp32"): 56}
 
 
-def compiled(family, dtype, capability, only=""):
-    """Each distinct launch's title, form, whether it multiplies, the limit of shared memory and the bench.audit.Cost; of a process
-    of its own, since where Triton interprets nothing can be compiled."""
+def compiled(family, dtype, capability, only="", **switches):
+    """Each distinct launch's title, form, whether it multiplies, the limit of shared memory and the bench.audit.Cost, and the launch's
+    arguments by the number that PTX gives them; of a process of its own, since where Triton interprets nothing can be compiled."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), *sys.path]))
-    asked = pickle.dumps((family, dtype, capability, only))
+    asked = pickle.dumps((family, dtype, capability, only, switches))
     done = subprocess.run([sys.executable, "-c", CHILD], input=asked, capture_output=True, env=environment, cwd=ROOT, timeout=1800)
     assert done.returncode == 0, done.stderr.decode()[-4000:]
     return pickle.loads(done.stdout)
@@ -39,15 +41,20 @@ def answer():
     """The other process's part. `only`: a part of the kernels' names, or titles and forms."""
     from bench.audit import SHARED, compiled_rows
 
-    family, dtype, capability, only = pickle.loads(sys.stdin.buffer.read())
+    family, dtype, capability, only, switches = pickle.loads(sys.stdin.buffer.read())
     names = isinstance(only, str)
-    rows = compiled_rows(family, dtype, capability, lambda row: only in row.title if names else (row.title, row.form) in only)
-    found = [(row.title, row.form, row.multiplies, SHARED[capability] * 1024, row.cost) for row in rows]
+    rows = compiled_rows(family, dtype, capability, lambda row: only in row.title if names else (row.title, row.form) in only, **switches)
+    found = []
+    for row in rows:
+        launched_so = dict(row.launch.options).get("launch_pdl", False)
+        assert row.launch["PDL"] == launched_so == switches.get("dependent", False)  # the one without the other is a race
+        arguments = [name for name, _ in row.launch.signature]
+        found.append((row.title, row.form, row.multiplies, SHARED[capability] * 1024, row.cost, arguments))
     sys.stdout.buffer.write(pickle.dumps(found))
 
 
 def check(found, *kind):
-    for title, form, multiplies, limit, cost in found:
+    for title, form, multiplies, limit, cost, _ in found:
         assert cost.spills <= SPILLED[kind], (title, form)
         assert cost.shared <= limit, (title, form)
         assert cost.matrix > 0 or not multiplies, (title, form)
@@ -57,9 +64,64 @@ def test_the_common_launches():
     found = compiled("cifar", "bf16", 90, COMMON)
     check(found, "cifar", "bf16")
     assert {(title, form) for title, form, *_ in found} == set(COMMON)
-    for _, form, *_, cost in found:
+    for _, form, _, _, cost, _ in found:
         assert cost.count("HGMMA") > 0 and cost.wide_loads > 0
         assert ("max.NaN" in cost.ptx) == ("ReLU" in form)  # else a NaN would come out of it as 0
+        assert "griddepcontrol" not in cost.ptx  # which PTX knows from sm_90 on
+
+
+BEGUN, WAITED = "griddepcontrol.launch_dependents", "griddepcontrol.wait"
+DEPENDENT = (
+    COMMON[0], COMMON[2], ("conv_forward 16→32, 1×1/2", "z"), ("gradient 64→32, 1×1/2", "plain"),
+    ("settle_forward 16", ""), ("settle_backward 16", ""), ("form 64", "+ residual ReLU → z mask"),
+)  # fmt: skip
+
+
+def before_the_wait(ptx, arguments):
+    """The arguments whose memory is read, or what else is done to memory of the device, by the instructions above the wait."""
+    above = ptx[ptx.index("{\n") : ptx.index(WAITED)]
+    ways = re.findall(r"\bbra\S*\s+(\$\w+)", above)
+    assert "ret;" not in above and all(f"\n{way}:" in above for way in ways)  # none leads past the wait: every thread comes to it
+    origins, done = collections.defaultdict(set), set()
+    for line in above.splitlines():
+        parts = re.match(r"\s*(?:@!?%p\d+\s+)?([a-z][\w.:]*)\s+(.*);", line)
+        if parts is None:
+            continue
+        name, rest = parts.groups()
+        registers = re.findall(r"%r?[a-z]+\d+", rest)
+        if re.match(r"(ld|st|red|atom|cp|prefetch)\b", name) and not re.match(r"(ld|st)\.(param|shared)", name):
+            where = re.search(r"\[\s*(%\w+)", rest)
+            done |= (origins[where[1]] or {"?"}) if name.startswith("ld.global") else {name}
+        elif registers:
+            given = {arguments[int(i)] for i in re.findall(r"_param_(\d+)", rest)}
+            origins[registers[0]] |= given.union(*(origins[register] for register in registers[1:]))
+    return done
+
+
+def check_dependent(found):
+    for title, form, _, _, cost, arguments in found:
+        assert cost.ptx.count(BEGUN) == cost.ptx.count(WAITED) == cost.count("PREEXIT") == cost.count("ACQBULK") == 1, (title, form)
+        assert cost.ptx.index(BEGUN) < cost.ptx.index(WAITED)
+        assert before_the_wait(cost.ptx, arguments) <= {"w_ptr"}, (title, form)
+        whole, end, rest = cost.ptx.replace(WAITED, "").rpartition("\tret;")  # the same kernel, were it to wait at its end
+        late = before_the_wait(f"{whole}\t{WAITED};\n{end}{rest}", arguments)
+        assert any(name.startswith("st.global") for name in late) and late & {*arguments} > {"w_ptr"} & {*arguments}, (title, form)
+
+
+def test_kernels_that_begin_early_touch_frozen_weights_alone():
+    found = compiled("cifar", "bf16", 90, DEPENDENT, dependent=True)
+    check(found, "cifar", "bf16")
+    check_dependent(found)
+    assert {(title, form) for title, form, *_ in found} == set(DEPENDENT)
+    early = {title.split()[0] for title, _, _, _, cost, arguments in found if before_the_wait(cost.ptx, arguments)}
+    assert early == {"conv_rolling_forward", "gradient_rolling"}  # which have their weights by then
+
+
+def test_packed_arithmetic_is_fewer_instructions():
+    plain, packed = (compiled("cifar", "fp16", 90, COMMON[:2], packed=way) for way in (False, True))
+    for (*_, before, _), (*_, after, _) in zip(plain, packed, strict=True):
+        assert after.instructions < 0.9 * before.instructions and after.spills == 0
+        assert "max.NaN.f16" in after.ptx and "max.NaN.f16" not in before.ptx
 
 
 @pytest.mark.slow
@@ -69,6 +131,19 @@ def test_every_capability(dtype, capability):
     found = compiled("cifar", dtype, capability, "rolling")
     check(found, "cifar", dtype)
     assert all(cost.wide_loads > 0 for *_, cost in found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "family, dtype, capability, only",
+    [("cifar", "bf16", 90, ""), ("cifar", "fp16", 100, ""), ("cifar", "fp16", 120, ""), ("cifar", "fp32", 120, "rolling"),
+     ("imagenet", "bf16", 90, "moments"), ("imagenet", "bf16", 90, "dy")],
+)  # fmt: skip
+def test_every_kernel_that_begins_early(family, dtype, capability, only):
+    found = compiled(family, dtype, capability, only, dependent=True)
+    assert found
+    check(found, family, dtype)
+    check_dependent(found)
 
 
 @pytest.mark.slow

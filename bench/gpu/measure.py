@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import math
@@ -11,9 +12,10 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -176,6 +178,15 @@ def import_tests() -> None:
     folder = str(ROOT / "tests")
     if folder not in sys.path:
         sys.path.insert(0, folder)
+
+
+@contextlib.contextmanager
+def begun_early(early: bool) -> Iterator[None]:
+    """Inside, the engine's kernels begin before the one before them has ended (kernels/dependent.py) where they can, or none does."""
+    from fastbn.engine import configurations
+
+    with mock.patch.object(configurations, "dependent", lambda device: early and device >= configurations.DEPENDENT):
+        yield
 
 
 def relative(found: torch.Tensor, expected: torch.Tensor) -> float:

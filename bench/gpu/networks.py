@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.gpu.measure import DEVICE, import_tests, relative
+from bench.gpu.measure import DEVICE, begun_early, import_tests, relative
 from fastbn import FastBNOnlyResNet, freeze, fuse
 from fastbn.config import Recipe
 from fastbn.data.feed import Resident
@@ -134,11 +134,17 @@ def without_gradients(small: bool) -> Iterator[tuple[str, float, float]]:
             yield f"elements that differ, call {call}", (ours(x) != expected).sum().item(), 1
 
 
-def repeats(small: bool, dtype: torch.dtype, depth: int = 20, family: str = "cifar") -> Iterator[tuple[str, float, float]]:
-    """Two networks of the same bits, each trained a few calls: the same bits; and a replay's are the first call's."""
+def repeats(
+    small: bool, dtype: torch.dtype, depth: int = 20, family: str = "cifar", calls: int = CALLS, early: bool = False
+) -> Iterator[tuple[str, float, float]]:
+    """Two networks of the same bits, each trained a few calls: the same bits; and a replay's are the first call's. early: the second's
+    kernels begin before the one before them has ended."""
     model = network(8 if small else depth, family, small)
-    x = inputs(family, small, 1, True)
-    runs = [[left(fused, x, dtype) for _ in range(2 if small else CALLS)] for fused in (fuse(copy.deepcopy(model), "triton") for _ in "12")]
+    x, runs = inputs(family, small, 1, True), []
+    for early_too in (False, early):
+        fused = fuse(copy.deepcopy(model), "triton")
+        with begun_early(early_too):
+            runs.append([left(fused, x, dtype) for _ in range(2 if small else calls)])
     for call, (first, second) in enumerate(zip(*runs, strict=True)):
         for what in first:
             yield f"elements that differ, {what}, call {call}", (first[what] != second[what]).sum().item(), 1
@@ -204,8 +210,10 @@ def network_checks(small: bool) -> list[tuple[str, Any]]:
         add(f"captured steps, {kind}", captured, small, kind)
     for dtype in (FP32, *halves):
         add(f"repeated, {dtype}", repeats, small, dtype)
+        add(f"kernels that begin early, {dtype}", repeats, small, dtype, 110, "cifar", 20, True)
         if cuda:
             add(f"repeated with the library's convolutions, {dtype}", repeats, small, dtype, 18, "imagenet")
+            add(f"kernels that begin early beside the library's, {dtype}", repeats, small, dtype, 18, "imagenet", 20, True)
     add("two forwards alive", overlapping, small)
     add("GradScaler", scaled, small)
     add("no_grad", without_gradients, small)

@@ -1,7 +1,7 @@
 """python -m bench.tune: measures what carries convolutions out and writes the tables that the engines ship.
 
     --engine native   on this CPU: fastbn/engine/algorithms.json, which algorithm for how many channels
-    --engine triton   on this GPU: fastbn/engine/configurations.json, how the rolling kernels are cut
+    --engine triton   on this GPU: fastbn/engine/configurations.json, how the rolling kernels are cut, and whether kernels begin early
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--engine", choices=("native", "triton"), default="triton" if torch.cuda.is_available() else "native")
     parser.add_argument("--images", type=int, help="a batch; 64 on a CPU, 128 on a GPU")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--packed", action="store_true", help="triton: fp16 formed in fp16 where that is faster; it costs precision")
     parser.add_argument("--dry-run", action="store_true", help="print only")
     asked = parser.parse_args(arguments)
     if asked.engine == "native":
@@ -34,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         from bench.tune import triton
         from fastbn.engine.configurations import TABLE
 
-        found, target = triton.tune(asked.images or 128, asked.rounds), TABLE
+        found, target = triton.tune(asked.images or 128, asked.rounds, packed=asked.packed), TABLE
     if not asked.dry_run:
         target.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return 0

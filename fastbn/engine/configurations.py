@@ -1,6 +1,7 @@
 """Which kernel carries a convolution out on a GPU, and how it is cut into programs: static choices by shape and compute capability,
 from a table that `python -m bench.tune` measured, and by rules read off machine code (`python -m bench.audit`) where it has no row; never
-measured during a run.
+measured during a run. Two things are in the table alone, and off where it does not say: whether kernels begin before the one before them
+has ended (kernels/dependent.py), which no count can judge, and packed arithmetic (kernels/source.py), which costs precision.
 
 What the choices keep to: as few instructions a pixel as go without spilled registers, in the shared memory that there is. A band of four
 rows forms each input row 1½ times and one of two rows twice, but the latter takes fewer registers and makes twice as many programs,
@@ -23,6 +24,7 @@ from fastbn.kernels.conv_rolling import Roll, pairing
 
 TABLE = Path(__file__).with_name("configurations.json")
 ROLLING, TAPS, LIBRARY = "rolling rows", "tap by tap", "the library's, BatchNorm in passes beside it"
+DEPENDENT = 90  # the capability from which kernels can
 MANY = 128  # channels from which a 3×3 convolution is arithmetic rather than traffic, and cuDNN's is the better one
 
 
@@ -76,10 +78,23 @@ class Choice:
     keep: bool  # the weights in shared memory from the start
 
 
-def read() -> list[dict[str, Any]]:
-    """The shipped rows, as `python -m bench.tune --engine triton` measured them; none of a device that it has not run on."""
-    rows: list[dict[str, Any]] = json.loads(TABLE.read_text(encoding="utf-8"))["rows"]
+def read(what: str = "rows") -> list[dict[str, Any]]:
+    """The shipped rows, as `python -m bench.tune --engine triton` measured them; none of a device that it has not run on.
+    what: "rows", one a rolling kernel and shape; "launches", one a capability."""
+    rows: list[dict[str, Any]] = json.loads(TABLE.read_text(encoding="utf-8"))[what]
     return rows
+
+
+@functools.cache
+def dependent(device: int) -> bool:
+    """Whether this capability's kernels are launched to begin before the one before them has ended."""
+    return device >= DEPENDENT and any(row["dependent"] for row in read("launches") if row["capability"] == device)
+
+
+@functools.cache
+def packed(device: int) -> bool:
+    """Whether this capability's rolling kernels form fp16 in fp16."""
+    return any(row["packed"] for row in read("launches") if row["capability"] == device)
 
 
 @functools.cache
@@ -97,7 +112,7 @@ def roll(conv: Conv, size: tuple[int, int], dtype: torch.dtype, device: int, bac
     across = -(-width // pairing(conv.channels))
     whole = min(choice.row, across & -across)  # the largest power of two that divides it: no program has an empty place, nor needs a mask
     strip = whole if whole >= 8 else min(across, choice.row)
-    return Roll(max(1, choice.row // strip), min(choice.rows, height), strip, choice.warps, choice.keep)
+    return Roll(max(1, choice.row // strip), min(choice.rows, height), strip, choice.warps, choice.keep, packed(device))
 
 
 def rule(key: Key) -> Choice:

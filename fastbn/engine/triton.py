@@ -73,11 +73,14 @@ class Triton:
         w, v = weight.detach().to(dtype), weight.detach().to(gradients or dtype)  # (C, C_in, KH, KW)
         algorithm = self._algorithm(conv)
         if algorithm == ROLLING:
-            return Packed(algorithm, rolling.pack_weight(w), rolling.pack_weight(v.flip(2, 3).transpose(0, 1)))
-        if algorithm == LIBRARY:
+            w, v = rolling.pack_weight(w), rolling.pack_weight(v.flip(2, 3).transpose(0, 1))
+        elif algorithm == LIBRARY:
             w, v = (t.contiguous(memory_format=torch.channels_last) for t in (w, v))
-            return Packed(algorithm, w, v)
-        return Packed(algorithm, w.permute(2, 3, 1, 0).contiguous(), v.permute(2, 3, 0, 1).contiguous())
+        else:
+            w, v = w.permute(2, 3, 1, 0).contiguous(), v.permute(2, 3, 0, 1).contiguous()
+        if _dependent(w):
+            w.new_zeros(1)  # a launch that awaits the packing, which a kernel that begins early would not (kernels/dependent.py)
+        return Packed(algorithm, w, v)
 
     def convolve(
         self, conv: Conv, packed: Packed, source: Tensor | Activation, keep_z: bool, keep_mask: bool, target: Target | None
@@ -95,17 +98,18 @@ class Triton:
         read, formed = self._source(source, keep_z, keep_mask)
         precision, moments = _precision(x), target is not None and target.norm.batch
         device = configurations.capability(x.device)
+        dependent = configurations.dependent(device)
         found: Partial | None
         if packed.algorithm == ROLLING:
             roll = configurations.roll(conv, (h, w), x.dtype, device, False)
-            found = rolling.launch(read, pending, packed.forward, y, moments, precision, roll)
+            found = rolling.launch(read, pending, packed.forward, y, moments, precision, roll, dependent)
         elif packed.algorithm == LIBRARY:
             y = F.conv2d(read.x, packed.forward, None, conv.stride, conv.padding, conv.dilation, conv.groups)
             y = y.contiguous(memory_format=torch.channels_last)
-            found = passes.moments(y, y.numel() // conv.channels, conv.channels) if moments else None
+            found = passes.moments(y, y.numel() // conv.channels, conv.channels, dependent) if moments else None
         else:
             tile = configurations.tile(c, out[1], x.dtype, device)
-            found = taps.launch(read, packed.forward, y, moments, (n, c, h, w), conv, precision, tile)
+            found = taps.launch(read, packed.forward, y, moments, (n, c, h, w), conv, precision, tile, dependent)
         if target is not None:
             target.norm.pending = _forward(target, found)
         if left is not None:
@@ -114,7 +118,7 @@ class Triton:
 
     def ready(self, norm: Norm) -> None:
         if norm.pending is not None:
-            settle.launch_forward(norm.pending)
+            settle.launch_forward(norm.pending, _dependent(norm.vectors))
             norm.pending = None
 
     def _taken(self, source: Tensor | Activation) -> settle.Forward | None:
@@ -130,7 +134,7 @@ class Triton:
     def form(self, activation: Activation, keep_mask: bool) -> Formed:
         n, c, h, w = activation.ys[0].shape
         read, formed = self._source(activation, True, keep_mask)
-        form.launch(read, n * h * w, c)
+        form.launch(read, n * h * w, c, _dependent(read.x))
         assert formed is not None
         return formed
 
@@ -160,26 +164,27 @@ class Triton:
         if not isinstance(coefficients, settle.Backward):
             return coefficients
         c = torch.empty((3, coefficients.affine.shape[1]), dtype=torch.float32, device=coefficients.affine.device)
-        settle.launch_backward(coefficients, c)
+        settle.launch_backward(coefficients, c, _dependent(c))
         return (c[0], c[1], c[2]) if coefficients.batch else (c[0], None, None)
 
     def _gradient(self, path: Path | None, target: gradients.Target) -> Partial | None:
         precision, device = _precision(target.ds), configurations.capability(target.ds.device)
+        dependent = configurations.dependent(device)
         _, c, h, w = target.ds.shape
         if path is None:
-            return gradients.launch(None, None, None, target, precision, configurations.tile(c, c, target.ds.dtype, device))
+            return gradients.launch(None, None, None, target, precision, configurations.tile(c, c, target.ds.dtype, device), dependent)
         up = gradients.Upstream(path.ds, path.y, path.packed.backward)
         if path.packed.algorithm == ROLLING:
             taken = isinstance(path.coefficients, settle.Backward) and path.coefficients.few
             coefficients = path.coefficients if taken else self.settle(path.coefficients)
             roll = configurations.roll(path.conv, (h, w), target.ds.dtype, device, True)
-            return gradient_rolling.launch(up, coefficients, target, precision, roll)
+            return gradient_rolling.launch(up, coefficients, target, precision, roll, dependent)
         tile = configurations.tile(path.conv.channels, c, target.ds.dtype, device)
-        return gradients.launch(up, path.conv, self.settle(path.coefficients), target, precision, tile)
+        return gradients.launch(up, path.conv, self.settle(path.coefficients), target, precision, tile, dependent)
 
     def _library_gradient(self, path: Path, shape: Shape) -> Tensor:
         conv, dy = path.conv, torch.empty_like(path.ds)
-        passes.dy(path.ds, path.y, self.settle(path.coefficients), dy, dy.numel() // conv.channels, conv.channels)
+        passes.dy(path.ds, path.y, self.settle(path.coefficients), dy, dy.numel() // conv.channels, conv.channels, _dependent(dy))
         x = dy.new_empty(1).expand(shape)  # its values are not read
         dx, _, _ = torch.ops.aten.convolution_backward(
             dy, x, path.packed.backward, None, conv.stride, conv.padding, conv.dilation, False, [0, 0], conv.groups, (True, False, False)
@@ -218,6 +223,10 @@ def _forward(target: Target, found: Partial | None) -> settle.Forward:
 
 def _activation(shape: Shape, like: Tensor) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
+def _dependent(like: Tensor) -> bool:
+    return configurations.dependent(configurations.capability(like.device))
 
 
 def _precision(like: Tensor) -> str:
