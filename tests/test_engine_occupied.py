@@ -63,7 +63,7 @@ def test_packed_weights(engine):
     model(images(1, 8, 8, dtype=torch.float32))
     found = [packed for _, _, packed in fused_forward(model)._packs[engine].values()]
     size = sum(sum(t.nbytes for t in ((p,) if isinstance(p, torch.Tensor) else (p.forward, p.backward))) for p in found)
-    assert Network(model, choose(engine, torch.device("cpu"), torch.float32)[0]).packed_bytes(FP32) == size
+    assert Network(model, choose(engine, torch.device("cpu"), torch.float32)[0]).packed_bytes((1, 3, 8, 8), FP32) == size
 
 
 @pytest.mark.slow

@@ -98,6 +98,21 @@ def test_exact_leaves_winograd_out():
     assert error(flat_gradient(found), flat_gradient(expected)) < 2e-5
 
 
+def test_images_that_tiles_hang_over_take_smaller_ones():
+    """ResNet-18's last stages on 32² images are 2² and 1²: a tile of 4² would make four times the products, and four times the weights."""
+    model = fuse(resnet(18, 32, "imagenet").float(), "native")
+    convs = [conv for region in explain(model).graph.regions for conv in region.convs if conv.name.startswith("layer2.1")]
+    engine = choose._native(False)
+    names = {size: {engine.algorithm(conv, (size, size)) for conv in convs} for size in (1, 2, 3, 5, 7, 8)}
+    four, two = {"Winograd F(4×4, 3×3)"}, {"Winograd F(2×2, 3×3)"}
+    assert names == {1: {"direct"}, 2: two, 3: four, 5: two, 7: four, 8: four}
+    for size in (32, 64, 32):  # each size finds its own packed weights
+        x = images(3, size, size, dtype=torch.float32)
+        found, expected = run(flip_free(model), x), run(stock(model).double(), x.double())
+        model.float()
+        assert error(flat_gradient(found), flat_gradient(expected)) < 1e-4
+
+
 @pytest.mark.parametrize("change", ["strided", "double", "half the length"])
 def test_unusual_tensors_are_not_read_by_address(change):
     """γ as a column of a matrix, in another dtype: right all the same; of another length: stock's own error."""

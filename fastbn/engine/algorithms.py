@@ -34,14 +34,22 @@ def can_transform(conv: Conv) -> bool:
     return conv.kernel == (3, 3) and conv.stride == conv.dilation == conv.padding == (1, 1)
 
 
-def algorithm(conv: Conv, exact: bool) -> int:
+def algorithm(conv: Conv, exact: bool, size: tuple[int, int] | None = None) -> int:
     """M of F(M×M, 3×3), or 0 for the direct sum; always 0 where results are to be exact to float32's last bits.
 
-    The fewer channels decide what is fast, the more what is exact: M is the smaller of the two rows'.
+    The fewer channels decide what is fast, the more what is exact: M is the smaller of the two rows'. Images of a `size` (height, width)
+    that its tiles hang far over take a smaller one, or the direct sum, if that makes fewer products.
     """
     if exact or not can_transform(conv):
         return 0
-    return min(_row(conv.in_channels), _row(conv.channels))
+    most = min(_row(conv.in_channels), _row(conv.channels))
+    return most if size is None else min((M for M in NAMES if most >= M), key=lambda M: products(M, size))
+
+
+def products(M: int, size: tuple[int, int]) -> int:
+    """A channel of an image's, by F(M×M, 3×3)."""
+    height, width = size
+    return -(-height // M) * -(-width // M) * (M + 2) ** 2 if M else 9 * height * width
 
 
 def _row(channels: int) -> int:

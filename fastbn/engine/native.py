@@ -51,8 +51,8 @@ class Native:
     def takes(self, device: torch.device, dtype: torch.dtype) -> bool:
         return device.type == "cpu" and dtype in STORAGE
 
-    def algorithm(self, conv: Conv) -> str:
-        return NAMES[algorithm(conv, self.exact)]
+    def algorithm(self, conv: Conv, size: tuple[int, int] | None = None) -> str:
+        return NAMES[algorithm(conv, self.exact, size)]
 
     def mask_bytes(self, channels: int) -> int:
         return -(-channels // self._lanes) * -(-self._lanes // 8)  # whole bytes a vector
@@ -72,8 +72,10 @@ class Native:
     def replays(self) -> Programs:
         return Programs(self._kernels, self._buffers, self.onto)
 
-    def pack(self, conv: Conv, weight: Tensor, dtype: torch.dtype, gradients: torch.dtype | None = None) -> Packed:
-        return packing.pack(conv, weight, algorithm(conv, self.exact), self._lanes)
+    def pack(
+        self, conv: Conv, weight: Tensor, dtype: torch.dtype, gradients: torch.dtype | None = None, size: tuple[int, int] | None = None
+    ) -> Packed:
+        return packing.pack(conv, weight, algorithm(conv, self.exact, size), self._lanes)
 
     def convolve(
         self, conv: Conv, packed: Packed, source: Tensor | Activation, keep_z: bool, keep_mask: bool, target: Target | None

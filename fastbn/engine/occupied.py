@@ -102,15 +102,17 @@ class Network:
             self._shapes[x] = walk.shapes
         return self._shapes[x]
 
-    def packed_bytes(self, dtypes: tuple[torch.dtype, torch.dtype]) -> int:
-        """Of the frozen weights in the engine's own layouts."""
+    def packed_bytes(self, x: Shape, dtypes: tuple[torch.dtype, torch.dtype]) -> int:
+        """Of the frozen weights in the engine's own layouts, for images x."""
         total = 0
+        shapes = {id(region): found for region, found in self.shapes(x)}
         for region in self._regions:
             for conv, (module, _) in zip(region.region.convs, region.pairs, strict=True):
-                key = _kind(conv), dtypes
+                size = shapes[id(region.region)][conv.source][2:]
+                key = _kind(conv), dtypes, self.engine.algorithm(conv, size)
                 if key not in self._packed:
                     with FakeTensorMode(allow_non_fake_inputs=True), Counted() as counted:
-                        packed = self.engine.pack(conv, module.weight, *dtypes)
+                        packed = self.engine.pack(conv, module.weight, *dtypes, size)
                         self._packed[key] = counted.live
                         del packed
                 total += self._packed[key]

@@ -134,8 +134,8 @@ class Engine(Protocol):
     def takes(self, device: torch.device, dtype: torch.dtype) -> bool:
         """Whether it carries out activations of this dtype there."""
 
-    def algorithm(self, conv: Conv) -> str:
-        """The name of what carries this convolution out."""
+    def algorithm(self, conv: Conv, size: tuple[int, int] | None = None) -> str:
+        """The name of what carries this convolution out, of images of this (height, width) if it is known."""
 
     def mask_bytes(self, channels: int) -> int:
         """Of one pixel's mask."""
@@ -149,9 +149,11 @@ class Engine(Protocol):
     def replays(self) -> Replays:
         """What keeps a region's walks, so as to carry their like out faster."""
 
-    def pack(self, conv: Conv, weight: Tensor, dtype: torch.dtype, gradients: torch.dtype | None = None) -> Any:
+    def pack(
+        self, conv: Conv, weight: Tensor, dtype: torch.dtype, gradients: torch.dtype | None = None, size: tuple[int, int] | None = None
+    ) -> Any:
         """The frozen weight (C, C_in/groups, KH, KW) in the form that this engine multiplies activations of this dtype by, and
-        gradients of that one (the same where it is None). Made once."""
+        gradients of that one (the same where it is None), by its algorithm for images of this size. Made once."""
 
     def convolve(
         self, conv: Conv, packed: Any, source: Tensor | Activation, keep_z: bool, keep_mask: bool, target: Target | None

@@ -32,7 +32,7 @@ class Reference:
     def takes(self, device: torch.device, dtype: torch.dtype) -> bool:
         return dtype in BITS
 
-    def algorithm(self, conv: Conv) -> str:
+    def algorithm(self, conv: Conv, size: tuple[int, int] | None = None) -> str:
         return "torch's conv2d"
 
     def ready(self, norm: Norm) -> None:
@@ -53,7 +53,9 @@ class Reference:
     def aside(self, conv: Conv) -> bool:
         return True
 
-    def pack(self, conv: Conv, weight: Tensor, dtype: torch.dtype, gradients: torch.dtype | None = None) -> Tensor:
+    def pack(
+        self, conv: Conv, weight: Tensor, dtype: torch.dtype, gradients: torch.dtype | None = None, size: tuple[int, int] | None = None
+    ) -> Tensor:
         return weight.detach().to(dtype).contiguous(memory_format=torch.channels_last)
 
     def convolve(

@@ -18,9 +18,9 @@ from fastbn.engine.operations import Engine, Group
 from fastbn.engine.replay import Made, Replayed
 from fastbn.errors import UsageError
 
-# By convolution and the dtypes of activations and gradients: the weight's address and version, an alias of it, and the weight as the
-# engine packed it.
-Packs = dict[tuple[nn.Conv2d, torch.dtype, torch.dtype], tuple[tuple[int, int], Tensor, Any]]
+# By convolution, the dtypes of activations and gradients, and the algorithm: the weight's address and version, an alias of it, and the
+# weight as the engine packed it.
+Packs = dict[tuple[nn.Conv2d, torch.dtype, torch.dtype, str], tuple[tuple[int, int], Tensor, Any]]
 
 _MIXED: contextvars.ContextVar[torch.dtype | None] = contextvars.ContextVar("mixed", default=None)
 _GROUP: contextvars.ContextVar[Group | None] = contextvars.ContextVar("group", default=None)
@@ -66,6 +66,7 @@ class FusedRegion(nn.Module):
         self._stock = [stock]
         self._packs = packs
         self._shapes: dict[tuple[Shape, ...], dict[int, Shape]] = {}
+        self._algorithms: dict[tuple[Conv, tuple[int, int]], str] = {}
         self._segments: dict[Any, tuple[range, ...]] = {}
         self._warned: set[str] = set()
         self._replays = engine.replays()
@@ -86,7 +87,8 @@ class FusedRegion(nn.Module):
         with torch.autocast(device, enabled=False):
             cast = [x.to(dtype).contiguous(memory_format=torch.channels_last) for x in inputs]
             affine = [t for _, norm in self.pairs for t in (norm.weight, norm.bias)]
-            packed = [self._pack(conv, module, dtype, gradients) for conv, (module, _) in zip(self.region.convs, self.pairs, strict=True)]
+            own = zip(self.region.convs, self.pairs, strict=True)
+            packed = [self._pack(conv, module, dtype, gradients, shapes[conv.source]) for conv, (module, _) in own]
             call = walk.Call(self.region, self.engine, self.pairs, packed, shapes, set(), gradients, group=_GROUP.get())
             if torch.is_grad_enabled():
                 trains = [any(t is not None and t.requires_grad for t in (norm.weight, norm.bias)) for _, norm in self.pairs]
@@ -133,14 +135,18 @@ class FusedRegion(nn.Module):
                 raise Unfit(f"{join.convs[0].norm} has one value per channel")
         return shapes
 
-    def _pack(self, conv: Conv, module: nn.Conv2d, dtype: torch.dtype, gradients: torch.dtype) -> Any:
+    def _pack(self, conv: Conv, module: nn.Conv2d, dtype: torch.dtype, gradients: torch.dtype, source: Shape) -> Any:
         """The packed weight, made again when the parameter's storage or contents have changed."""
         weight = module.weight
         key = (weight.data_ptr(), _version(weight))
-        found = self._packs.get((module, dtype, gradients))
+        size = source[2:]
+        if (conv, size) not in self._algorithms:
+            self._algorithms[conv, size] = self.engine.algorithm(conv, size)
+        place = module, dtype, gradients, self._algorithms[conv, size]
+        found = self._packs.get(place)
         if found is None or found[0] != key:
             # the alias keeps this address from being given to another weight
-            found = self._packs[module, dtype, gradients] = (key, weight.detach(), self.engine.pack(conv, weight, dtype, gradients))
+            found = self._packs[place] = (key, weight.detach(), self.engine.pack(conv, weight, dtype, gradients, size))
         return found[2]
 
 

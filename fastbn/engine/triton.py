@@ -50,7 +50,7 @@ class Triton:
     def takes(self, device: torch.device, dtype: torch.dtype) -> bool:
         return dtype in (torch.float32, torch.float16, torch.bfloat16)
 
-    def algorithm(self, conv: Conv) -> str:
+    def algorithm(self, conv: Conv, size: tuple[int, int] | None = None) -> str:
         return self._algorithm(conv)
 
     def mask_bytes(self, channels: int) -> int:
@@ -69,7 +69,9 @@ class Triton:
     def replays(self) -> Graphs:
         return Graphs()
 
-    def pack(self, conv: Conv, weight: Tensor, dtype: torch.dtype, gradients: torch.dtype | None = None) -> Packed:
+    def pack(
+        self, conv: Conv, weight: Tensor, dtype: torch.dtype, gradients: torch.dtype | None = None, size: tuple[int, int] | None = None
+    ) -> Packed:
         w, v = weight.detach().to(dtype), weight.detach().to(gradients or dtype)  # (C, C_in, KH, KW)
         algorithm = self._algorithm(conv)
         if algorithm == ROLLING:

@@ -65,5 +65,5 @@ def products(region: Region, shapes: dict[int, Shape], engine: Engine) -> float:
         for conv in join.convs:
             each = math.prod(conv.weight_shape) * math.prod(shapes[join.value][2:])
             own += each
-            made += each * PRODUCTS.get(engine.algorithm(conv), 1.0)
+            made += each * PRODUCTS.get(engine.algorithm(conv, shapes[conv.source][2:]), 1.0)
     return made / own if own else 1.0

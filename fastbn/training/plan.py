@@ -125,7 +125,7 @@ class Planner:
     def _plan(self, batch: int, at_once: int, recompute: Recompute | None, budget: int) -> Plan:
         step = self.network.occupied(self._shape(at_once), self.dtypes, recompute)
         memory = Memory(
-            self.network.stored_bytes + self.network.packed_bytes(self.dtypes),
+            self.network.stored_bytes + self.network.packed_bytes(self._shape(at_once), self.dtypes),
             self._vectors * 4 * self.network.trained,
             self._data,
             step.peak,
