@@ -106,6 +106,7 @@ def test_images_that_tiles_hang_over_take_smaller_ones():
     names = {size: {engine.algorithm(conv, (size, size)) for conv in convs} for size in (1, 2, 3, 5, 7, 8)}
     four, two = {"Winograd F(4×4, 3×3)"}, {"Winograd F(2×2, 3×3)"}
     assert names == {1: {"direct"}, 2: two, 3: four, 5: two, 7: four, 8: four}
+    model.eval()  # three values a channel make poor statistics
     for size in (32, 64, 32):  # each size finds its own packed weights
         x = images(3, size, size, dtype=torch.float32)
         found, expected = run(flip_free(model), x), run(stock(model).double(), x.double())
