@@ -1,4 +1,4 @@
-"""`fit`: trains one network along its course."""
+"""`fit`: trains one network."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fastbn.training import machine, precision
 from fastbn.training.batchsize import fastest
 from fastbn.training.course import Course, training_mode
 from fastbn.training.distributed import sharing
-from fastbn.training.distributed.ranks import Ranks, joined
+from fastbn.training.distributed.ranks import ALONE, Ranks, joined
 from fastbn.training.plan import planner_of
 from fastbn.training.progress import Progress
 from fastbn.training.saving import Saver
@@ -59,7 +59,8 @@ def fit(
     if recipe is not None and settings:
         raise UsageError(f"give fit a recipe or settings, not both: got recipe and {', '.join(settings)}")
     ranks = joined(next(model.parameters()).device) if ranks is None else ranks
-    course = prepared(model, train, test, val, recipe or Recipe(**settings), saver, ranks, progress, log)
+    bar = Progress(0, progress and ranks.first)
+    course = prepared(model, train, test, val, recipe or Recipe(**settings), bar, saver, log, ranks)
     step, recipe = course.step, course.recipe
     with contextlib.closing(course):
         statistics = ranks.agree(functools.partial(sharing.statistics, step, recipe))
@@ -76,12 +77,14 @@ def prepared(
     test: Images | Stream | None,
     val: Images | Stream | None,
     recipe: Recipe,
-    saver: Saver | None,
-    ranks: Ranks,
-    progress: bool,
-    log: Callable[[dict[str, Any]], None] | None,
+    bar: Progress,
+    saver: Saver | None = None,
+    log: Callable[[dict[str, Any]], None] | None = None,
+    ranks: Ranks = ALONE,
+    replicas: int = 1,
 ) -> Course:
-    """The course of what `fit` describes, nothing of the recipe left open and its step planned; to be closed."""
+    """The course of what `fit` describes, nothing of the recipe left open and its step planned; to be closed.
+    replicas: how many networks, this among them, train at the same time and share the device's memory."""
     device, fused = next(model.parameters()).device, fused_forward(model)
     held_out = {name: feed(images, device, name) for name, images in (("val", val), ("test", test)) if images is not None}
     source = feed(train, device, "train")
@@ -89,12 +92,12 @@ def prepared(
     recipe = recipe.resolved(source.default_epochs, automatic)
     machine.check_recipe(recipe.bn_stats, device)
     assert recipe.epochs is not None
-    bar, was_training = Progress(recipe.epochs, progress and ranks.first), model.training
+    bar.epochs, was_training = recipe.epochs, model.training
     ranks.agree(functools.partial(sharing.check, ranks, source, recipe))
     if recipe.batch_size == "auto":
         recipe = recipe.with_batch(fastest(model, source, recipe, bar.say))
     training_mode(model, recipe)
-    step = ranks.agree(lambda: Step(model, source, recipe, ranks, planner_of(model, source, recipe), bar.say))
+    step = ranks.agree(lambda: Step(model, source, recipe, ranks, planner_of(model, source, recipe, replicas), bar.say))
     if step.plan is not None:
         bar.say(f"plan      {step.plan}")
     return Course(step, recipe, held_out, bar, was_training, saver, log)
