@@ -75,12 +75,12 @@ def side_by_side(courses: Sequence[Course], ended: Ended) -> None:
     if len(kinds) > 1:
         raise UsageError(f"replicas share one precision, got {', '.join(sorted(kinds))}; train those of each precision by themselves")
     stopped: Stopped | None = None
-    with precision.arithmetic(kinds.pop(), device), _lanes(device, len(courses)) as lanes, stop_request() as request:
+    with precision.arithmetic(kinds.pop(), device), lanes(device, len(courses)) as places, stop_request() as request:
         ways = {k: course.turns(request) for k, course in enumerate(courses)}
         while ways:
             for k, way in list(ways.items()):
                 try:
-                    with lanes[k]:
+                    with places[k]:
                         turn = next(way)
                         if turn is not None:
                             courses[k].step(*turn)
@@ -97,7 +97,7 @@ def side_by_side(courses: Sequence[Course], ended: Ended) -> None:
 
 
 @contextlib.contextmanager
-def _lanes(device: torch.device, count: int) -> Iterator[list[contextlib.AbstractContextManager[Any]]]:
+def lanes(device: torch.device, count: int) -> Iterator[list[contextlib.AbstractContextManager[Any]]]:
     """Where each replica's work is queued: on CUDA a stream of its own, which begins after what was queued before, and is waited for."""
     if device.type != "cuda":
         yield [contextlib.nullcontext()] * count
