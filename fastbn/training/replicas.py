@@ -56,7 +56,7 @@ def fit_replicas(
     def ended(k: int, error: Diverged | UsageError | MachineError | None) -> None:
         if isinstance(error, (UsageError, MachineError)):
             raise error
-        found[k] = error or courses[k].history
+        found[k] = error.with_traceback(None) if error else courses[k].history  # whose frames would keep the networks' memory
 
     with contextlib.ExitStack() as stack:
         courses: list[Course] = []
