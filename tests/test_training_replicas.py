@@ -6,16 +6,18 @@ import contextlib
 import copy
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
 from runs import TIMES, digits, network
 
 import fastbn
+from fastbn.config import Recipe
 from fastbn.data.feed import Resident
 from fastbn.errors import Diverged, MachineError, Stopped, UsageError
 from fastbn.trainable import freeze
-from fastbn.training import replicas
+from fastbn.training import plan, replicas
 from fastbn.training.captured import Captured
 from fastbn.training.step import Step
 
@@ -204,3 +206,20 @@ def test_what_cannot_be(change, error, said):
     with pytest.raises(error, match=said):
         fastbn.fit_replicas(models, change.pop("train", TRAIN), **{"progress": False, **SETTINGS, **change})
     assert all(p.untyped_storage().nbytes() == p.numel() * 4 for model in models for p in model.parameters())
+
+
+def test_on_a_gpu_each_plans_within_its_part_of_the_memory(monkeypatch):
+    """In turns each may have it all: nothing of one step is left when the next begins."""
+    monkeypatch.setattr(plan, "free_memory", lambda device: 12 * 10**9)
+    recipe, budgets = Recipe(batch_size=8).resolved(1), {}
+    for device, count in (("cpu", 4), ("cuda", 1), ("cuda", 4)):
+        source = SimpleNamespace(device=torch.device(device), sample=(3, 8, 8), nbytes=10**9)
+        budgets[device, count] = plan.planner_of(network(), source, recipe, count).budget / (1 - plan.SPARE)
+    assert budgets["cpu", 4] == budgets["cuda", 1] == pytest.approx(13e9, rel=1e-4)  # and the network itself
+    assert budgets["cuda", 4] == pytest.approx(4e9, rel=1e-4)
+
+
+def test_there_are_none_on_xla():
+    step = SimpleNamespace(feed=SimpleNamespace(device=torch.device("xla")))
+    with pytest.raises(UsageError, match="XLA"):
+        replicas.side_by_side([SimpleNamespace(step=step, recipe=SimpleNamespace(precision="fp32"))], lambda k, error: None)

@@ -2,8 +2,8 @@
 
 At the paper's batch of 128 the later stages of a CIFAR ResNet launch fewer programs than a GPU has multiprocessors; what one network
 leaves idle another can use. So on CUDA each replica has a stream: all that is done for it, its steps (a CUDA graph each, where they
-are captured), evaluations and checkpoints, is queued there in the order in which it would be done for it alone, and nothing makes one
-wait for another. Elsewhere replicas take turns, a step of each at a time, which is no faster than one after the other.
+are captured), evaluations and checkpoints, is queued there in the order in which it would be done for it alone, and the GPU makes none
+wait for another; the host gives out a step of each at a time. Elsewhere they take turns, which is no faster than one after the other.
 """
 
 from __future__ import annotations
@@ -72,6 +72,8 @@ def side_by_side(courses: Sequence[Course], ended: Ended) -> None:
     """Follows courses of one device and precision, a step of each at a time, and tells of each as it ends: well, or by an error of its
     own. The others go on. Raises Stopped, after all have saved, where a signal came."""
     device, kinds = courses[0].step.feed.device, {course.recipe.precision for course in courses}
+    if device.type == "xla":
+        raise UsageError("replicas are for CUDA, or in turns for a CPU, and these are on XLA; train them one after the other")
     if len(kinds) > 1:
         raise UsageError(f"replicas share one precision, got {', '.join(sorted(kinds))}; train those of each precision by themselves")
     stopped: Stopped | None = None
