@@ -34,6 +34,7 @@ stage trial trial
 stage correctness correctness "${resume[@]}"
 if [ ${#small[@]} -gt 0 ]; then
   stage step step
+  stage step-replicas step --config 866x128-replicas
   stage train-8 train --depth 8 --epochs 1
   stage merge merge --results "$out/results"
 else
@@ -42,7 +43,7 @@ else
     mkdir -p "$out/tables"
     timeout --kill-after=20 480 python -m bench.tune --engine triton && cp fastbn/engine/configurations.json "$out/tables" || failed=1
   fi
-  for config in 866x128 110x128 14x128 866x1024 50x256; do
+  for config in 866x128 110x128 14x128 866x1024 50x256 866x128-replicas 110x128-replicas; do
     stage step-$config step --config $config
   done
   if [ -z "$only" ] || [[ $only == *,plan,* ]]; then

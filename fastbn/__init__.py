@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fastbn.trainable import freeze
     from fastbn.training.checkpoint import load, save
     from fastbn.training.loop import fit
+    from fastbn.training.replicas import fit_replicas
 
 __version__ = VERSION
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Images",
     "explain",
     "fit",
+    "fit_replicas",
     "fold_bn",
     "freeze",
     "fuse",
@@ -48,6 +50,7 @@ _HOME = {
     "Images": "data.images",
     "explain": "engine",
     "fit": "training.loop",
+    "fit_replicas": "training.replicas",
     "fold_bn": "models.plain",
     "freeze": "trainable",
     "fuse": "engine",

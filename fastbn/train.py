@@ -26,18 +26,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     try:
         return run(config)
-    except (UsageError, MachineError) as error:
-        say(f"error: {error}", everybody=error.agreed)
-        return 2
-    except Diverged as error:
-        say(f"diverged: {error}")
-        return 3
-    except Stopped as stopped:
-        say(f"{stopped}; continue with --resume")
-        return stopped.exit_code
+    except (UsageError, MachineError, Diverged, Stopped) as error:
+        text, code = told(error)
+        say(text, everybody=getattr(error, "agreed", True))
+        return code
     except KeyboardInterrupt:  # before the first step, or a second one
         say("interrupted; what was saved before is intact")
         return 130
+
+
+def told(error: UsageError | MachineError | Diverged | Stopped) -> tuple[str, int]:
+    """What is said of a run that ended by this, and its exit code."""
+    if isinstance(error, Stopped):
+        return f"{error}; continue with --resume", error.exit_code
+    return (f"diverged: {error}", 3) if isinstance(error, Diverged) else (f"error: {error}", 2)
 
 
 def run(config: Config) -> int:

@@ -57,6 +57,20 @@ def python(code, *arguments):
     return subprocess.run(command, cwd=REPOSITORY, env=_environment(), capture_output=True, text=True, timeout=120)
 
 
+def at_call(monkeypatch, owner, name, number, act):
+    """Calls act() in the `number`th call (from 0) of owner.name, before what it does."""
+    original, calls = getattr(owner, name), [0]
+
+    def counting(*args, **kwargs):
+        calls[0] += 1
+        if calls[0] == number + 1:
+            act()
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, counting)
+    return calls
+
+
 def metrics(out):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 

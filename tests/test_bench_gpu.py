@@ -173,6 +173,16 @@ def test_step(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_step_of_replicas(tmp_path, capsys):
+    assert stage(tmp_path, "step", "--config", "110x128-replicas") == 0
+    found = read(tmp_path / "step-8x4-replicas.json")
+    assert set(found) >= CONDITIONS and found["failures"] == [] and [each["replicas"] for each in found["rows"]] == [1, 2]
+    assert all(each["ms_a_replica"] == each["ms_median"] / each["replicas"] for each in found["rows"])
+    assert stage(tmp_path, "merge", "--results", str(tmp_path / "results")) == 0
+    assert capsys.readouterr().out.count("ms a replica") == 2
+
+
+@pytest.mark.slow
 def test_a_wrong_gradient_is_not_timed_in_the_step(tmp_path, wrong_gradient):
     assert stage(tmp_path, "step") == 1
     found = read(tmp_path / "step-8x4.json")
@@ -183,7 +193,7 @@ def test_a_wrong_gradient_is_not_timed_in_the_step(tmp_path, wrong_gradient):
 @pytest.mark.slow
 def test_networks(tmp_path):
     assert stage(tmp_path, "correctness", "--match", "network") == 0
-    assert read(tmp_path / "correctness.json")["checked"] == 12
+    assert read(tmp_path / "correctness.json")["checked"] == 13
 
 
 @pytest.mark.slow

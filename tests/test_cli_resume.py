@@ -6,7 +6,7 @@ import signal
 import time
 
 import pytest
-from runs import STEPS, TINY, assert_same_run, checkpoint, metrics, start, train
+from runs import STEPS, TINY, assert_same_run, at_call, checkpoint, metrics, start, train
 
 from fastbn.data.feed import Resident
 from fastbn.errors import Stopped
@@ -30,20 +30,6 @@ def whole(request, tmp_path_factory):
 
 class Killed(BaseException):
     """Ends a run as a kill does: nothing that handles errors sees it."""
-
-
-def at_call(monkeypatch, owner, name, number, act):
-    """Calls act() in the `number`th call (from 0) of owner.name, before what it does."""
-    original, calls = getattr(owner, name), [0]
-
-    def counting(*args, **kwargs):
-        calls[0] += 1
-        if calls[0] == number + 1:
-            act()
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(owner, name, counting)
-    return calls
 
 
 def raise_signal(number):

@@ -180,7 +180,8 @@ class Pretended:
 def test_runs_lie_side_by_side_and_wait_for_what_they_start_from(tmp_path, monkeypatch, capfd):
     begun = []
 
-    def launch(job, place):
+    def launch(group, place):
+        (job,) = group
         begun.append((job.line.name, job.seed, place))
         return Pretended(job, 3 if job.line.name == "bn" else 8, 3 if job.seed and job.line.name == "bn" else 0)
 

@@ -14,7 +14,7 @@ from fastbn.data.feed import Resident
 from fastbn.engine import fuse
 from fastbn.engine.segments import Recompute, recomputing
 from fastbn.trainable import freeze, trainable
-from fastbn.training import loop
+from fastbn.training import course, loop
 from fastbn.training.distributed.ranks import started
 from fastbn.training.evaluation import evaluate
 
@@ -45,7 +45,7 @@ def train(dtype=torch.float64, engine="auto", only="bn", recompute=None, **setti
     kind = Double if dtype == torch.float64 else Resident
     with (
         mock.patch.object(loop, "feed", lambda images, device, what: kind(images)),
-        mock.patch.object(loop, "evaluate", functools.partial(evaluate, batch_size=5)),  # so that every rank has some
+        mock.patch.object(course, "evaluate", functools.partial(evaluate, batch_size=5)),  # so that every rank has some
         recomputing(recompute),
         started(60.0) as ranks,
     ):

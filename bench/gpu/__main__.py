@@ -2,7 +2,7 @@
 
     trial         the fused kernels against tap by tap, cuDNN and stock's passes
     correctness   every kernel and whole networks against float64
-    step          a training step by every provider, and the project's bars     --config 866x128 and the like
+    step          a training step by every provider, and the project's bars     --config 866x128, 866x128-replicas and the like
     train         python -m fastbn.train, its metrics kept
     merge         all of it in bench/results/<device>-<date>.json, and a short table
 
@@ -101,7 +101,8 @@ def merge(out: Path, results: Path) -> int:
         for row in stage.get("rows", []):
             if "ms_median" in row:
                 memory = f"{row['peak_memory_bytes'] / 1e9:8.2f} GB" if row["peak_memory_bytes"] is not None else ""
-                print(f"    {row['provider']:34}{row['ms_median']:10.3f} ms{memory}")
+                each = f"{row['ms_a_replica']:10.3f} ms a replica" if "ms_a_replica" in row else ""
+                print(f"    {row['provider']:34}{row['ms_median']:10.3f} ms{memory}{each}")
             if row.get("L2") == "cold":
                 head = f"{row['channels']}/{row['size']}² b{row['batch']} {row['dtype']} {row['pass']}"
                 print(f"    {head:34}{row['provider']:30}{row['microseconds_median']:9.1f} µs{row['of_copy']:7.2f} of copy")
@@ -162,11 +163,12 @@ def main(arguments: list[str] | None = None) -> int:
 
         return min(trial.trial(Sink(asked.out, "trial"), asked.small), 1)
     from bench.gpu import step
-    from bench.gpu.providers import SETTINGS, SMALL
+    from bench.gpu.providers import SETTINGS, SMALL, SMALL_REPLICAS
 
     if not asked.small and asked.config not in SETTINGS:
         parser.error(f"--config is one of {', '.join(SETTINGS)}; got {asked.config}")
-    setting = SMALL if asked.small else SETTINGS[asked.config]
+    small = SMALL_REPLICAS if asked.config.endswith("-replicas") else SMALL
+    setting = small if asked.small else SETTINGS[asked.config]
     sink = Sink(asked.out, f"step-{setting.name}", depth=setting.depth, batch=setting.batch, size=setting.size)
     return min(step.step(sink, setting, asked.small, asked.seconds), 1)
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.gpu.measure import DEVICE, begun_early, import_tests, relative
+from bench.gpu.replicas import as_alone
 from fastbn import FastBNOnlyResNet, freeze, fuse
 from fastbn.config import Recipe
 from fastbn.data.feed import Resident
@@ -208,6 +209,7 @@ def network_checks(small: bool) -> list[tuple[str, Any]]:
             add(f"{family} {depth}, train, tf32", like_stock, depth, family, small, FP32, True, True, True)
     for kind in ("fp32", *(("bf16", "tf32") if cuda else ()), *(("mixed",) if cuda and offers_mixed() else ())):
         add(f"captured steps, {kind}", captured, small, kind)
+        add(f"replicas, {kind}", as_alone, small, kind)
     for dtype in (FP32, *halves):
         add(f"repeated, {dtype}", repeats, small, dtype)
         add(f"kernels that begin early, {dtype}", repeats, small, dtype, 110, "cifar", 20, True)

@@ -20,6 +20,7 @@ from fastbn.config import Recipe
 from fastbn.data.feed import Resident
 from fastbn.data.images import Images
 from fastbn.training import precision
+from fastbn.training.replicas import lanes
 from fastbn.training.step import Step, Totals
 
 Ready = Callable[[], None]
@@ -36,20 +37,23 @@ class Setting:
     family: str = "cifar"
     size: int = 32
     width: int | None = None
+    replicas: tuple[int, ...] = ()  # so many networks at a time, instead of one by every provider
 
     @property
     def name(self) -> str:
-        return f"{self.depth}x{self.batch}"
+        return f"{self.depth}x{self.batch}" + ("-replicas" if self.replicas else "")
 
-    def model(self, engine: str, train: str = "bn") -> nn.Module:
-        model = freeze(FastBNOnlyResNet(self.depth, family=self.family, width=self.width, engine="stock"), train)
+    def model(self, engine: str, train: str = "bn", seed: int = 0) -> nn.Module:
+        model = freeze(FastBNOnlyResNet(self.depth, family=self.family, width=self.width, seed=seed, engine="stock"), train)
         model = model.to(DEVICE)
         return model.to(memory_format=torch.channels_last) if engine == "stock" else fuse(model, engine)  # type: ignore[call-overload]
 
 
 CIFAR = Setting(866, 128), Setting(14, 128), Setting(110, 128), Setting(866, 1024)
-SETTINGS = {s.name: s for s in (*CIFAR, Setting(50, 256, "imagenet", 224))}
+REPLICAS = [Setting(depth, 128, replicas=(1, 2, 4, 8)) for depth in (866, 110)]
+SETTINGS = {s.name: s for s in (*CIFAR, Setting(50, 256, "imagenet", 224), *REPLICAS)}
 SMALL = Setting(8, 4, size=6, width=16)
+SMALL_REPLICAS = dataclasses.replace(SMALL, replicas=(1, 2))
 
 
 def numbers(kind: str, capturing: bool = False) -> contextlib.AbstractContextManager[Any]:
@@ -92,10 +96,8 @@ def loop(setting: Setting, engine: str, train: str, kind: str, way: str) -> Read
 
 def fit(setting: Setting, engine: str, kind: str) -> Ready:
     """fastbn.fit's own step. fp16, which no recipe offers, by the same autocast that bf16 has there."""
-    draw = torch.Generator().manual_seed(0)
-    count, recipe = 2 * setting.batch, Recipe(batch_size=setting.batch, precision=kind if kind in PRECISIONS else "auto")
-    pixels = torch.randint(0, 256, (count, setting.size, setting.size, 3), dtype=torch.uint8, generator=draw)
-    data = Resident(Images(pixels, torch.arange(count) % 10).to(DEVICE))
+    recipe = Recipe(batch_size=setting.batch, precision=kind if kind in PRECISIONS else "auto")
+    data = Resident(_images(setting).to(DEVICE))
     step, totals = Step(setting.model(engine), data, recipe.resolved(160)), Totals.zero(DEVICE)
     data.begin(0, 0)
     batches = itertools.cycle(data.batches(setting.batch))
@@ -107,9 +109,39 @@ def fit(setting: Setting, engine: str, kind: str) -> Ready:
     return run
 
 
-def providers(setting: Setting) -> dict[str, tuple[dict[str, str], Callable[[], Ready]]]:
+def beside(setting: Setting, kind: str, count: int) -> Ready:
+    """fit_replicas' own: one of each of so many networks, of seeds of their own."""
+    recipe = Recipe(batch_size=setting.batch, precision=kind).resolved(160)
+    images, steps = _images(setting).to(DEVICE), []
+    for seed in range(count):
+        data = Resident(images)
+        data.begin(seed, 0)
+        step = Step(setting.model("triton", seed=seed), data, recipe)
+        steps.append((step, itertools.cycle(data.batches(setting.batch)), Totals.zero(DEVICE)))
+    stack = contextlib.ExitStack()
+    places = stack.enter_context(lanes(DEVICE, count))
+
+    def run() -> None:
+        with precision.arithmetic(kind, DEVICE):
+            for place, (step, batches, totals) in zip(places, steps, strict=True):
+                with place:
+                    step(next(batches), 0.1, totals)
+
+    return run
+
+
+def _images(setting: Setting) -> Images:
+    """Two batches."""
+    draw, count = torch.Generator().manual_seed(0), 2 * setting.batch
+    pixels = torch.randint(0, 256, (count, setting.size, setting.size, 3), dtype=torch.uint8, generator=draw)
+    return Images(pixels, torch.arange(count) % 10)
+
+
+def providers(setting: Setting) -> dict[str, tuple[dict[str, Any], Callable[[], Ready]]]:
     """By name: what describes it in the record, and what makes its step. What a little time should go to comes first."""
     cuda, found = DEVICE.type == "cuda", {}
+    if setting.replicas:
+        return _replicas(setting, "mixed" if offers_mixed() else "fp32")
     kinds = ("fp16", "bf16", "tf32", "fp32") if cuda else ("fp32",)
     for kind in (("mixed",) if offers_mixed() else ()) + kinds:
         found[f"fastbn fit, {kind}"] = {"who": "fastbn", "way": "fit", "train": "bn", "precision": kind}
@@ -127,3 +159,11 @@ def providers(setting: Setting) -> dict[str, tuple[dict[str, str], Callable[[], 
         return loop(setting, engine, how["train"], how["precision"], how["way"])
 
     return {name: (how, lambda how=how: make(how)) for name, how in found.items()}
+
+
+def _replicas(setting: Setting, kind: str) -> dict[str, tuple[dict[str, Any], Callable[[], Ready]]]:
+    found = {}
+    for count in setting.replicas:
+        how = {"who": "fastbn", "way": "replicas", "train": "bn", "precision": kind, "replicas": count}
+        found[f"fastbn replicas, {count} at a time, {kind}"] = how, lambda count=count: beside(setting, kind, count)
+    return found

@@ -2,7 +2,8 @@
 
 stock     everything trains, or BatchNorm only; channels-last; eager in fp32, TF32, and under autocast in fp16 and bf16; the last two also
           as one CUDA graph of the whole step, and compiled (to depth 56). No GradScaler anywhere, which favours stock.
-fastbn    drop-in: torch.optim.SGD in a user's loop; fit: its own captured step, batch and augmentation included.
+fastbn    drop-in: torch.optim.SGD in a user's loop; fit: its own captured step, batch and augmentation included; replicas, in a
+          --config of their own: a step of each of several networks side by side, ms_a_replica a network's part of it.
 Clock     the host's, around a burst of steps that ends synchronised. At depth 110 and below providers take turns; where their memory
           does not fit side by side, one follows the other ("interleaved": false).
 """
@@ -89,6 +90,8 @@ def timed(ready: list[tuple[dict[str, Any], Ready]], budget: float, small: bool)
                 seconds.append(burst(step, count))
     for row, *_, seconds in plans:
         row |= {("rounds" if key == "rounds" else f"ms_{key}"): value for key, value in spread(seconds, 1e-3).items()}
+        if "replicas" in row:
+            row["ms_a_replica"] = row["ms_median"] / row["replicas"]
 
 
 def step(sink: Sink, setting: Setting, small: bool, seconds: float) -> int:
@@ -98,7 +101,7 @@ def step(sink: Sink, setting: Setting, small: bool, seconds: float) -> int:
     made = providers(setting)
     if DEVICE.type != "cuda":
         sink.leave_out("TF32, autocast, CUDA graphs, torch.compile: they are measured on CUDA")
-    if setting.depth > COMPILED_DEPTH:
+    if setting.depth > COMPILED_DEPTH and not setting.replicas:
         sink.leave_out(f"torch.compile: whole networks are compiled to depth {COMPILED_DEPTH}")
     if not offers_mixed():
         sink.leave_out("precision mixed: this version of fastbn does not offer it")

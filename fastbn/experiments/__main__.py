@@ -32,8 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if asked.what == "show":
             print(show(chosen))
             return DONE
-        if asked.seeds is not None and asked.seeds < 1:
-            raise UsageError(f"--seeds must be at least 1, got {asked.seeds}")
+        for flag, number in (("--seeds", asked.seeds), ("--replicas", getattr(asked, "replicas", 1))):
+            if number is not None and number < 1:
+                raise UsageError(f"{flag} must be at least 1, got {number}")
         if asked.data_dir is not None:
             more = ["--data-dir", asked.data_dir, *more]
         expanded = jobs(chosen, Path(asked.out), asked.quick, asked.seeds, more)
@@ -71,7 +72,7 @@ def _run(chosen: Preset, expanded: list[Job], asked: argparse.Namespace) -> int:
     from fastbn.experiments.running import devices, run
 
     try:
-        failed = run(shard(expanded, *_shard(asked.shard)), devices())
+        failed = run(shard(expanded, *_shard(asked.shard), asked.replicas), devices(), asked.replicas)
     finally:
         _table(chosen, expanded, asked)
     return FAILED if failed else DONE
@@ -107,6 +108,7 @@ def _parser() -> Parser:
         sub.add_argument("--seeds", type=int, metavar="N", help="seeds 0 … N−1; the preset's own number")
         if what == "run":
             sub.add_argument("--shard", default="0/1", metavar="I/N", help="the I-th of N parts, from 0: for a Slurm array, or Ray")
+            sub.add_argument("--replicas", type=int, default=1, metavar="K", help="train K seeds of a line side by side in one process (1)")
         sub.add_argument("--data-dir", metavar="DIR", help="where the data set lies (data)")
         sub.add_argument("--out", default="runs/experiments", metavar="DIR", help="the folder of experiments (runs/experiments)")
     return parser

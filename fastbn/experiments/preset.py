@@ -110,10 +110,16 @@ def jobs(preset: Preset, root: Path, quick: bool = False, seeds: int | None = No
     return list(found.values())
 
 
-def shard(jobs: Sequence[Job], i: int, n: int) -> list[Job]:
-    """The i-th of n parts of an experiment, i from 0; a run and the one that it starts from lie in the same part."""
-    chains = {(job.line.name, job.seed): k for k, job in enumerate(job for job in jobs if job.line.after is None)}
+def beside(job: Job, replicas: int) -> tuple[str, int]:
+    """What the runs that one process trains side by side have in common: a line, and each so many seeds of it."""
+    return job.line.name, job.seed // replicas
+
+
+def shard(jobs: Sequence[Job], i: int, n: int, replicas: int = 1) -> list[Job]:
+    """The i-th of n parts of an experiment, i from 0; a run, the one that it starts from and its replicas lie in the same part."""
+    firsts = list(dict.fromkeys(beside(job, replicas) for job in jobs if job.line.after is None))
+    chains = {group: k for k, group in enumerate(firsts)}
     for job in jobs:
         if job.line.after is not None:
-            chains[job.line.name, job.seed] = chains[job.line.after, job.seed]
-    return [job for job in jobs if chains[job.line.name, job.seed] % n == i]
+            chains[beside(job, replicas)] = chains[job.line.after, job.seed // replicas]
+    return [job for job in jobs if chains[beside(job, replicas)] % n == i]

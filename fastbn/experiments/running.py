@@ -1,4 +1,5 @@
-"""Carries an experiment's runs out as processes of the ordinary trainer, one on each GPU at a time, or one after the other."""
+"""Carries an experiment's runs out as processes of the ordinary trainer, one on each GPU at a time, or one after the other; with
+--replicas a process trains several seeds of a line side by side."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from types import FrameType
 
 from fastbn.errors import Stopped
 from fastbn.experiments.outcome import ERROR, outcome
-from fastbn.experiments.preset import Job
+from fastbn.experiments.preset import Job, beside
 
 LOG = "log.txt"
 DIVERGED = 3
@@ -29,33 +30,40 @@ def devices() -> list[str | None]:
     return [str(i) for i in range(torch.cuda.device_count())] or [None]
 
 
-def run(jobs: Sequence[Job], places: Sequence[str | None]) -> int:
-    """Runs what is not done yet; what was begun is resumed. Returns how many failed. Raises Stopped after its processes have saved."""
+def run(jobs: Sequence[Job], places: Sequence[str | None], replicas: int = 1) -> int:
+    """Runs what is not done yet, so many seeds of a line in a process; what was begun is resumed. Returns how many failed. Raises
+    Stopped after its processes have saved."""
     waiting = [job for job in jobs if outcome(job).state != "done"]
     done = {job.out for job in jobs} - {job.out for job in waiting}
-    free, running, failed = list(places), dict[subprocess.Popen[bytes], tuple[Job, str | None]](), set()
-    _say(f"{len(done)} of {len(jobs)} runs done before, {len(waiting)} to go, {len(places)} at a time")
+    free, running, failed = list(places), dict[subprocess.Popen[bytes], tuple[list[Job], str | None]](), set()
+    _say(f"{len(done)} of {len(jobs)} runs done before, {len(waiting)} to go, {len(places) * replicas} at a time")
     with _stopping(running):
         while waiting or running:
+            ready: dict[tuple[str, int], list[Job]] = {}
             for job in list(waiting):
                 start = _start_of(job, jobs)
                 if start in failed:
                     waiting.remove(job)
                     failed.add(job.out)
                     _fail(job, f"the run that it starts from failed: {start}")
-                elif free and (start is None or start in done):
-                    place = free.pop(0)
+                elif start is None or start in done:
+                    ready.setdefault(beside(job, replicas), []).append(job)
+            for group in list(ready.values())[: len(free)]:
+                place = free.pop(0)
+                running[_launch(group, place)] = group, place
+                for job in group:
                     waiting.remove(job)
-                    running[_launch(job, place)] = job, place
                     _say(f"{job.out.name} begins" + (f" on GPU {place}" if place is not None else "") + f"; {job.out / LOG}")
             for process in [process for process in running if process.poll() is not None]:
-                job, place = running.pop(process)
+                group, place = running.pop(process)
                 free.append(place)
-                (done if process.returncode == 0 else failed).add(job.out)
-                if process.returncode:
-                    _fail(job, _last_line(job) or f"exit code {process.returncode}")
-                else:
-                    _say(f"{job.out.name}: {100 * outcome(job).last['test_accuracy']:.1f}%")
+                for job in group:
+                    found = outcome(job)
+                    (done if found.state == "done" else failed).add(job.out)
+                    if found.state != "done":
+                        _fail(job, _last_line(job) or f"exit code {process.returncode}")
+                    else:
+                        _say(f"{job.out.name}: {100 * found.last['test_accuracy']:.1f}%")
             time.sleep(0.05)
     return len(failed)
 
@@ -65,12 +73,15 @@ def _start_of(job: Job, jobs: Sequence[Job]) -> object:
     return next((other.out for other in jobs if other.line.name == job.line.after and other.seed == job.seed), None)
 
 
-def _launch(job: Job, place: str | None) -> subprocess.Popen[bytes]:
-    job.out.mkdir(parents=True, exist_ok=True)
-    (job.out / ERROR).unlink(missing_ok=True)
+def _launch(jobs: Sequence[Job], place: str | None) -> subprocess.Popen[bytes]:
+    """The trainer's process, or that of several runs side by side; what is no run's own goes to the first one's log."""
+    words = [sys.executable, "-m", "fastbn.train" if len(jobs) == 1 else "fastbn.experiments.replicas"]
+    for job in jobs:
+        job.out.mkdir(parents=True, exist_ok=True)
+        (job.out / ERROR).unlink(missing_ok=True)
+        words += [*(["--"] if job is not jobs[0] else []), *job.arguments, "--out", str(job.out), "--resume"]
     environment = os.environ if place is None else {**os.environ, "CUDA_VISIBLE_DEVICES": place}
-    words = [sys.executable, "-m", "fastbn.train", *job.arguments, "--out", str(job.out), "--resume"]
-    with open(job.out / LOG, "ab") as log:
+    with open(jobs[0].out / LOG, "ab") as log:
         return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
 
 
@@ -86,7 +97,7 @@ def _fail(job: Job, why: str) -> None:
 
 
 @contextlib.contextmanager
-def _stopping(running: dict[subprocess.Popen[bytes], tuple[Job, str | None]]) -> Iterator[None]:
+def _stopping(running: dict[subprocess.Popen[bytes], tuple[list[Job], str | None]]) -> Iterator[None]:
     """SIGINT and SIGTERM become Stopped; the processes are then told to save and end, and waited for."""
 
     def stop(number: int, frame: FrameType | None) -> None:

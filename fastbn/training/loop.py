@@ -1,31 +1,30 @@
-"""The loop: epochs of steps, an evaluation after each, and everything saved that a resumption needs."""
+"""`fit`: trains one network."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import time
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
 from fastbn.config import Recipe
-from fastbn.data.feed import Feed, feed
+from fastbn.data.feed import feed
 from fastbn.data.images import Images
 from fastbn.data.stream.stream import Stream
 from fastbn.engine import fused_forward
-from fastbn.errors import Diverged, Stopped, UsageError
-from fastbn.training import machine, norms, precision
+from fastbn.errors import UsageError
+from fastbn.training import machine, precision
 from fastbn.training.batchsize import fastest
+from fastbn.training.course import Course, training_mode
 from fastbn.training.distributed import sharing
-from fastbn.training.distributed.ranks import Ranks, joined
-from fastbn.training.evaluation import evaluate
+from fastbn.training.distributed.ranks import ALONE, Ranks, joined
 from fastbn.training.plan import planner_of
 from fastbn.training.progress import Progress
-from fastbn.training.saving import Position, Saver
-from fastbn.training.schedule import learning_rate
-from fastbn.training.signals import StopRequest, stop_request
-from fastbn.training.step import Step, Totals
+from fastbn.training.saving import Saver
+from fastbn.training.signals import stop_request
+from fastbn.training.step import Step
 
 
 def fit(
@@ -59,122 +58,46 @@ def fit(
     """
     if recipe is not None and settings:
         raise UsageError(f"give fit a recipe or settings, not both: got recipe and {', '.join(settings)}")
+    ranks = joined(next(model.parameters()).device) if ranks is None else ranks
+    bar = Progress(0, progress and ranks.first)
+    course = prepared(model, train, test, val, recipe or Recipe(**settings), bar, saver, log, ranks)
+    step, recipe = course.step, course.recipe
+    with contextlib.closing(course):
+        statistics = ranks.agree(functools.partial(sharing.statistics, step, recipe))
+        with precision.arithmetic(recipe.precision, step.feed.device), statistics, stop_request() as request:
+            for turn in course.turns(request):
+                if turn is not None:
+                    step(*turn)
+        return course.history
+
+
+def prepared(
+    model: nn.Module,
+    train: Images | Stream,
+    test: Images | Stream | None,
+    val: Images | Stream | None,
+    recipe: Recipe,
+    bar: Progress,
+    saver: Saver | None = None,
+    log: Callable[[dict[str, Any]], None] | None = None,
+    ranks: Ranks = ALONE,
+    replicas: int = 1,
+) -> Course:
+    """The course of what `fit` describes, nothing of the recipe left open and its step planned; to be closed.
+    replicas: how many networks, this among them, train at the same time and share the device's memory."""
     device, fused = next(model.parameters()).device, fused_forward(model)
     held_out = {name: feed(images, device, name) for name, images in (("val", val), ("test", test)) if images is not None}
     source = feed(train, device, "train")
     automatic = precision.automatic(fused.engine if fused else "stock", device)
-    recipe = (recipe or Recipe(**settings)).resolved(source.default_epochs, automatic)
+    recipe = recipe.resolved(source.default_epochs, automatic)
     machine.check_recipe(recipe.bn_stats, device)
     assert recipe.epochs is not None
-    ranks = joined(device) if ranks is None else ranks
-    bar = Progress(recipe.epochs, progress and ranks.first)
-    was_training = model.training
+    bar.epochs, was_training = recipe.epochs, model.training
     ranks.agree(functools.partial(sharing.check, ranks, source, recipe))
     if recipe.batch_size == "auto":
         recipe = recipe.with_batch(fastest(model, source, recipe, bar.say))
-    assert recipe.epochs is not None
-    _training_mode(model, recipe)
-
-    def prepared(recipe: Recipe) -> Step:
-        return Step(model, source, recipe, ranks, planner_of(model, source, recipe), bar.say)
-
-    step = ranks.agree(functools.partial(prepared, recipe))
+    training_mode(model, recipe)
+    step = ranks.agree(lambda: Step(model, source, recipe, ranks, planner_of(model, source, recipe, replicas), bar.say))
     if step.plan is not None:
         bar.say(f"plan      {step.plan}")
-    try:
-        statistics = ranks.agree(functools.partial(sharing.statistics, step, recipe))
-        with precision.arithmetic(recipe.precision, device), statistics, stop_request() as request:
-            position, history = sharing.start(step, saver)
-            energy = machine.EnergyMeter(device)
-            while position.epoch < recipe.epochs:
-                line = _epoch(step, recipe, position, held_out, bar, request, saver)
-                line |= {"energy_joules": ranks.total(energy.joules(), device), "norms": norms.statistics(model)}
-                history.append(line)
-                position = Position(position.epoch + 1, 0, Totals.zero(device))
-                if saver:
-                    saver.epoch(step, position, line)
-                if log:
-                    log(line)
-                bar.finish(line)
-        return history
-    finally:
-        bar.close()
-        step.dissolve()
-        model.train(was_training)
-
-
-def _epoch(
-    step: Step, recipe: Recipe, position: Position, held_out: dict[str, Feed], bar: Progress, request: StopRequest, saver: Saver | None
-) -> dict[str, Any]:
-    """Trains and evaluates one epoch from `position` on, which it moves; returns its metrics."""
-    source, totals = step.feed, position.totals
-    steps = -(-len(source) // recipe.batch)
-    source.begin(recipe.seed, position.epoch)
-    _training_mode(step.model, recipe)
-    already = totals.images
-    bar.start(position.epoch, len(source), already)
-    lr = learning_rate(recipe, position.epoch, max(position.step - 1, 0), steps)
-    start = time.perf_counter()
-    ranks = step.exchange.ranks
-    for inputs in source.batches(recipe.batch, position.step, ranks.share):
-        lr = learning_rate(recipe, position.epoch, position.step, steps)
-        images = min(recipe.batch, len(source) - position.step * recipe.batch)
-        step(inputs, lr, totals, images, request.signal)
-        position.step += 1
-        bar.advance(images)
-        heard = request.signal if ranks.count == 1 else step.exchange.stopping()
-        if heard is not None:
-            _stop(step, position, heard, saver, moved=True)
-    step.exchange.finish()
-    finite = bool(totals.finite)  # the device has caught up when this is known
-    seconds = time.perf_counter() - start
-    _check(finite, position)
-    sharing.average(step)
-    bar.testing()
-    line: dict[str, Any] = {"epoch": position.epoch, "step": (position.epoch + 1) * steps, "lr": lr} | totals.mean("train")
-    start = time.perf_counter()
-    for name, held in held_out.items():
-
-        def pause(n: int) -> None:
-            if request.signal is not None and ranks.count == 1:
-                _stop(step, position, request.signal, saver, moved=False)
-
-        found = evaluate(step.model, held, pause=pause, share=ranks.share)
-        heard = step.exchange.evaluated(found, request.signal)
-        if heard is not None:
-            _stop(step, position, heard, saver, moved=False)
-        line |= found.mean(name)
-    return line | {
-        "images_per_second": (totals.images - already) / seconds if seconds > 0 and totals.images > already else 0.0,
-        "seconds": seconds,
-        "evaluation_seconds": time.perf_counter() - start,
-        "peak_memory_bytes": machine.peak_memory_bytes(source.device),
-        "planned_memory_bytes": step.plan.memory.peak if step.plan else None,
-    }
-
-
-def _training_mode(model: nn.Module, recipe: Recipe) -> None:
-    model.train()
-    if recipe.bn_stats == "frozen":
-        for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
-
-
-def _check(finite: bool, position: Position) -> None:
-    if not finite:
-        raise Diverged(
-            f"the loss or a gradient stopped being finite in epoch {position.epoch + 1}; lower --lr or add --warmup-epochs "
-            "(a checkpoint of an earlier epoch is intact)"
-        )
-
-
-def _stop(step: Step, position: Position, heard: int, saver: Saver | None, moved: bool) -> None:
-    """Saves in the middle of an epoch, and ends. moved: whether there were steps since the ranks' running statistics were averaged."""
-    step.exchange.finish()
-    _check(bool(position.totals.finite), position)
-    if moved:
-        sharing.average(step)
-    if saver:
-        saver.save(step, position)
-    raise Stopped(heard)
+    return Course(step, recipe, held_out, bar, was_training, saver, log)

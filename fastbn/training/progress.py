@@ -1,25 +1,27 @@
-"""Progress on stderr: a bar on a terminal, one line an epoch elsewhere, nothing where it was not asked for."""
+"""Progress on stderr: a bar on a terminal, one line an epoch elsewhere, nothing where it was not asked for. One of several networks
+tells its name in each line, or has a file for its lines."""
 
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
 
 class Progress:
-    def __init__(self, epochs: int, shown: bool):
+    def __init__(self, epochs: int, shown: bool, name: str = "", file: TextIO | None = None):
         self.epochs, self.shown = epochs, shown
+        self._name, self._file = name, file
         self._bar: Any = None
 
     def say(self, text: str) -> None:
         if self.shown:
-            print(text, file=sys.stderr, flush=True)
+            print(self._name + text, file=self._file or sys.stderr, flush=True)
 
     def start(self, epoch: int, images: int, done: int) -> None:
         """An epoch begins, `done` of its images already trained on."""
-        if self.shown and sys.stderr.isatty():
+        if self.shown and not self._name and self._file is None and sys.stderr.isatty():
             width = len(str(self.epochs))
             self._bar = tqdm(total=images, initial=done, desc=f"epoch {epoch + 1:{width}}/{self.epochs}", unit=" images", leave=False)
 

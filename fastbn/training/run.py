@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
+from collections.abc import Callable
+from typing import Any
 
 from fastbn.config import Config
 from fastbn.data.choose import Loaded
@@ -31,13 +33,60 @@ def train_run(config: Config) -> str:
     """Trains, among torchrun's ranks where it started this process, and returns the line that sums it up.
     Raises UsageError, MachineError, Diverged, Stopped."""
     with started(config.rank_timeout, config.device) as ranks, contextlib.ExitStack() as stack:
-        return _train(implied(config), ranks, stack)
+        run = ready(implied(config), ranks, stack, Progress(0, ranks.first))
+        if not trainable(run.model):
+            return run.finished(run.measured())
+        recipe = run.config.recipe()
+        return run.finished(fit(run.model, run.train, run.loaded.test, run.val, saver=run.saver, ranks=ranks, recipe=recipe, log=run.log))
 
 
-def _train(config: Config, ranks: Ranks, stack: contextlib.ExitStack) -> str:
-    """The first rank alone opens the folder, and decides on the data; `stack` closes the folder."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """A run that can train: everything resolved, its folder open and its first lines said. On the first rank alone it has a folder."""
+
+    config: Config
+    loaded: Loaded
+    why: str
+    model: Network
+    train: Images | Stream
+    val: Images | Stream | None
+    folder: RunFolder | None
+    saver: Saver | None
+    tracker: Tracker | None
+    beside: dict[str, int]  # what else trains: ranks and replicas, counted
+    begun: float
+
+    @property
+    def log(self) -> Callable[[dict[str, Any]], None] | None:
+        return self.tracker.log if self.tracker is not None else None
+
+    def measured(self) -> list[dict[str, Any]]:
+        """The history of a run in which nothing trains."""
+        history = measure(self.model, self.train, self.loaded.test, self.config.recipe())
+        if self.tracker is not None:
+            self.tracker.log(history[0])
+        if self.folder is not None:
+            self.folder.keep_metrics(0)
+            self.folder.add_metrics(history[0])
+            save(self.model, self.folder.path / CHECKPOINT, config=json_ready(self.config))
+        return history
+
+    def finished(self, history: list[dict[str, Any]]) -> str:
+        """Writes the summary, and returns the line that sums the run up."""
+        seconds = time.perf_counter() - self.begun
+        summary = telling.summary(self.config, self.loaded, self.model, self.why, history, seconds) | self.beside
+        if self.folder is not None:
+            self.folder.write_json("summary.json", summary)
+        return telling.last_line(self.config, self.loaded, self.model, summary)
+
+
+def ready(
+    config: Config, ranks: Ranks, stack: contextlib.ExitStack, speak: Progress, loaded: Loaded | None = None, replicas: int = 1
+) -> Run:
+    """The first rank alone opens the folder, and decides on the data; `stack` closes the folder.
+    loaded: the data set, where it has been read already; replicas: how many runs, this among them, share the process."""
     begun = time.perf_counter()
-    opened = ranks.agree(lambda: _opened(config, ranks, stack) if ranks.first else None)
+    opened = ranks.agree(lambda: _opened(config, ranks, stack, loaded) if ranks.first else None)
     config, note = ranks.told((opened.config, opened.note) if opened else (config, ""))
     folder = opened.folder if opened else None
     tracker = opened.tracker if opened else None
@@ -62,27 +111,13 @@ def _train(config: Config, ranks: Ranks, stack: contextlib.ExitStack) -> str:
     if folder is not None:
         settings = json_ready(config) | {"ranks": ranks.count}
         folder.write_json("config.json", settings)
-        speak = Progress(config.epochs or 0, True)
-        for line in telling.opening(config, loaded, model, why, note, ranks):
+        for line in telling.opening(config, loaded, model, why, note, ranks, replicas):
             speak.say(line)
         saver = Saver(folder, settings)
         if tracker is not None:
             tracker.start(folder.path.name, settings)
-    if trainable(model):
-        log = tracker.log if tracker is not None else None
-        history = fit(model, train, loaded.test, val, saver=saver, ranks=ranks, recipe=config.recipe(), log=log)
-    else:
-        history = measure(model, train, loaded.test, config.recipe())
-        if tracker is not None:
-            tracker.log(history[0])
-        if folder is not None:
-            folder.keep_metrics(0)
-            folder.add_metrics(history[0])
-            save(model, folder.path / CHECKPOINT, config=json_ready(config))
-    summary = telling.summary(config, loaded, model, why, history, time.perf_counter() - begun) | {"ranks": ranks.count}
-    if folder is not None:
-        folder.write_json("summary.json", summary)
-    return telling.last_line(config, loaded, model, summary)
+    beside = {"ranks": ranks.count, "replicas": replicas}
+    return Run(config, loaded, why, model, train, val, folder, saver, tracker, beside, begun)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +131,7 @@ class _Opened:
     tracker: Tracker | None
 
 
-def _opened(config: Config, ranks: Ranks, stack: contextlib.ExitStack) -> _Opened:
+def _opened(config: Config, ranks: Ranks, stack: contextlib.ExitStack, loaded: Loaded | None) -> _Opened:
     spec_of(config)  # a wrong depth is told before any data is read
     device = machine.choose_device(config.device)
     precision.check(config.precision, device)
@@ -105,15 +140,14 @@ def _opened(config: Config, ranks: Ranks, stack: contextlib.ExitStack) -> _Opene
     tracker = Tracker(config.track) if config.track else None
     if tracker is not None:
         stack.callback(tracker.finish)
-    loaded = None
     if config.out is None:
-        loaded = data(config)  # the folder's name holds the data set's
+        loaded = loaded or data(config)  # the folder's name holds the data set's
         config = dataclasses.replace(config, out=f"runs/{telling.name(config, loaded)}", dataset=loaded.name)
     assert config.out is not None
     folder = RunFolder(config.out)
     stack.callback(folder.close)
     config, note = _continued(config, folder, ranks)
-    loaded = loaded if loaded is not None and loaded.name == config.dataset else data(config)
+    loaded = loaded if loaded is not None and config.dataset in ("auto", loaded.name) else data(config)
     return _Opened(dataclasses.replace(config, dataset=loaded.name), folder, loaded, note, tracker)
 
 

@@ -17,7 +17,7 @@ from fastbn.training.distributed import sharing
 from fastbn.training.distributed.ranks import ALONE, Ranks
 
 
-def opening(config: Config, loaded: Loaded, model: Network, why: str, note: str, ranks: Ranks = ALONE) -> list[str]:
+def opening(config: Config, loaded: Loaded, model: Network, why: str, note: str, ranks: Ranks = ALONE, replicas: int = 1) -> list[str]:
     """What a run says first."""
     some, total = count(model)
     versions = ", ".join(f"{name} {version}" for name, version in machine.versions().items())
@@ -31,11 +31,16 @@ def opening(config: Config, loaded: Loaded, model: Network, why: str, note: str,
         f"device    {machine.describe(torch.device(config.device))} ({versions})",
         f"engine    {config.engine}, {config.precision} ({why}){graph}",
         *([sharing.described(config, some, ranks)] if ranks.count > 1 else []),
+        *([f"replicas  {replicas} networks in this process, {_beside(config.device)}"] if replicas > 1 else []),
         f"data      {loaded.train.name}: {len(loaded.train):,} to train on, {len(loaded.test):,} to test ({loaded.why})",
         f"network   {model.spec.title}, {some:,} of {total:,} parameters train ({config.train})",
         f"recipe    {config.epochs} epochs, batch {config.batch_size}, {config.optimizer} lr {config.lr:g}{schedule}{warmup}, "
         f"weight decay {config.weight_decay}, seed {config.seed}",
     ]
+
+
+def _beside(device: str) -> str:
+    return "side by side on the GPU" if device == "cuda" else "in turns: no faster than one after the other, but for reading the data once"
 
 
 def name(config: Config, loaded: Loaded) -> str:

@@ -1,0 +1,124 @@
+"""python -m fastbn.experiments.replicas ARGUMENTS -- ARGUMENTS …: runs of the trainer, side by side in one process.
+
+`run NAME --replicas K` starts it. Each run has its arguments, --out among them, and in that folder all that it would leave there alone;
+what it says is in its log. They differ in seed, learning rate and what they start from; the data set is read once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from fastbn.config import Config, parse
+from fastbn.errors import Diverged, MachineError, Stopped, UsageError
+from fastbn.experiments.running import LOG
+from fastbn.train import told
+
+if TYPE_CHECKING:
+    from fastbn.training.course import Course
+    from fastbn.training.run import Run
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit codes as the trainer's; where runs ended differently that of the last failure. One that fails does not end the others."""
+    try:
+        configs = parsed(list(sys.argv[1:] if arguments is None else arguments))
+    except UsageError as error:
+        print(f"fastbn: {told(error)[0]}", file=sys.stderr)
+        return 2
+    with contextlib.ExitStack() as stack:
+        places = [Path(config.out or "") for config in configs]
+        for place in places:
+            place.mkdir(parents=True, exist_ok=True)
+        return train(configs, [stack.enter_context(open(place / LOG, "a", encoding="utf-8")) for place in places])
+
+
+def parsed(words: Sequence[str]) -> list[Config]:
+    """The settings of each run. Raises UsageError where they differ in more than they may."""
+    parts: list[list[str]] = [[]]
+    for word in words:
+        if word == "--":
+            parts.append([])
+        else:
+            parts[-1].append(word)
+    asked = [_parsed([word for word in part if word != "--resume"]) for part in parts]  # --resume adds what was saved
+    alike = {dataclasses.replace(config, seed=0, lr=None, weights=None, out=None) for config in asked}
+    if len(alike) > 1 or len({config.out for config in asked} - {None}) < len(asked):
+        raise UsageError("replicas differ in --seed, --lr and --weights alone, and each has an --out of its own; run others by themselves")
+    one = asked[0]
+    alone = {"--batch-size auto": one.batch_size == "auto", "--track": one.track, "--dataset imagenet": one.dataset == "imagenet"}
+    for flag in (flag for flag, given in alone.items() if given):
+        raise UsageError(f"{flag} is for a run that has the process to itself; leave --replicas out")
+    return [_parsed(part) for part in parts]
+
+
+def _parsed(words: Sequence[str]) -> Config:
+    return parse(words, "python -m fastbn.train", "")
+
+
+def train(configs: Sequence[Config], logs: Sequence[TextIO]) -> int:
+    """Trains them all; the exit code."""
+    from fastbn.trainable import trainable
+    from fastbn.training.distributed.ranks import ALONE
+    from fastbn.training.loop import prepared
+    from fastbn.training.machine import choose_device
+    from fastbn.training.progress import Progress
+    from fastbn.training.replicas import side_by_side
+    from fastbn.training.resolving import data, implied
+    from fastbn.training.run import ready
+
+    courses: list[Course] = []
+    runs: list[tuple[Run, TextIO]] = []  # of the courses
+    open_logs, code = list(logs), 0
+
+    def failed(error: UsageError | MachineError | Diverged | Stopped, log: TextIO) -> None:
+        nonlocal code
+        text, code = told(error)
+        print(f"fastbn: {text}", file=log, flush=True)
+        open_logs.remove(log)
+
+    def done(run: Run, history: list[dict[str, object]], log: TextIO) -> None:
+        print(run.finished(history), file=log, flush=True)
+        open_logs.remove(log)
+
+    def ended(k: int, error: UsageError | MachineError | Diverged | None) -> None:
+        run, log = runs[k]
+        if error is not None:
+            failed(error, log)
+        else:
+            done(run, courses[k].history, log)
+
+    with contextlib.ExitStack() as stack:
+        try:
+            loaded = data(implied(configs[0]))
+            device = choose_device(configs[0].device)
+            loaded = dataclasses.replace(loaded, train=loaded.train.to(device), test=loaded.test.to(device))
+            for config, log in zip(configs, logs, strict=True):
+                bar = Progress(0, True, file=log)
+                try:
+                    run = ready(implied(config), ALONE, stack, bar, loaded, len(configs))
+                    if not trainable(run.model):
+                        done(run, run.measured(), log)
+                        continue
+                    sets = run.train, run.loaded.test, run.val
+                    course = prepared(run.model, *sets, run.config.recipe(), bar, run.saver, replicas=len(configs))
+                except (UsageError, MachineError) as error:
+                    failed(error, log)
+                    continue
+                stack.callback(course.close)
+                courses.append(course)
+                runs.append((run, log))
+            if courses:
+                side_by_side(courses, ended)
+        except (UsageError, MachineError, Stopped) as error:  # of all that are left
+            for log in list(open_logs):
+                failed(error, log)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
