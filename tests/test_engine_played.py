@@ -74,12 +74,11 @@ def no_walk(monkeypatch):
     return from_now_on
 
 
-@pytest.mark.parametrize("policy", [None, Recompute(1), Recompute(100_000)], ids=str)
-@pytest.mark.parametrize("grad", [False, True], ids=["", "and the input's gradient"])
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("policy", [None, Recompute(1)], ids=str)
+@pytest.mark.parametrize("name, grad", [(name, True) for name in NETS] + [("basic", False)])
 def test_the_bits_of_the_walk(name, grad, policy):
     ours, theirs = pair(NETS[name]())
-    for seed, batch in enumerate((3, 3, 2, 3)):  # the ragged batch has a program of its own, in the same memory
+    for seed, batch in enumerate((3, 2, 3)):  # the ragged batch has a program of its own, in the same memory
         with recomputing(policy):
             found, expected = (step(m, images(batch, 17, 15, dtype=torch.float32, seed=seed, grad=grad)) for m in (ours, theirs))
         assert_same_bits(found, expected)

@@ -52,21 +52,22 @@ CASES = [
 ]
 
 
+BOTH = [*((case, torch.float32) for case in CASES), *((case, torch.bfloat16) for case in CASES[1::3])]
+
+
 @pytest.fixture(scope="module")
 def engine() -> native.Native:
     return native.Native()
 
 
 @pytest.mark.parametrize("kind", SOURCES)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.why)
-@pytest.mark.parametrize("dtype", STORED, ids=str)
+@pytest.mark.parametrize("case, dtype", BOTH, ids=lambda given: getattr(given, "why", str(given)))
 def test_forward(engine, case, kind, dtype):
     check_forward(engine, case, kind, dtype, STORED[dtype])
 
 
 @pytest.mark.parametrize("masked", MASKS)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.why)
-@pytest.mark.parametrize("dtype", STORED, ids=str)
+@pytest.mark.parametrize("case, dtype", BOTH, ids=lambda given: getattr(given, "why", str(given)))
 def test_gradient(engine, case, masked, dtype):
     check_gradient(engine, case, masked, dtype, STORED[dtype])
 
