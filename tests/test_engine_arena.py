@@ -7,7 +7,10 @@ import random
 
 import pytest
 
-from fastbn.engine.arena import LINE, SMALL, Span, lay_out, scratch_bytes
+from fastbn.engine.arena import LINE, Span, lay_out, scratch_bytes
+
+
+SIZE = 1 << 13
 
 
 def apart(spans):
@@ -20,7 +23,7 @@ def apart(spans):
 def drawn(seed):
     """A forward of 40 calls, whose saved spans die in the backward of 40 more, and others of short lives."""
     draw = random.Random(seed)
-    sizes = [SMALL // 2, SMALL, 3 * SMALL, 8 * SMALL + 1]
+    sizes = [SIZE // 2, SIZE, 3 * SIZE, 8 * SIZE + 1]
     saved = [Span(draw.choice(sizes), call, draw.randint(40, 79)) for call in range(40)]
     others = [Span(draw.choice(sizes), call, min(call + draw.randint(0, 5), 79 if call >= 40 else 39)) for call in range(80) for _ in "ab"]
     return saved, others
@@ -41,7 +44,7 @@ def test_nothing_in_use_is_shared(seed):
 
 def test_a_chain_takes_what_is_in_use_at_once():
     """Of 30 equal outputs each is read by the next call and by its own backward; gradients live for two calls."""
-    size, n = 4 * SMALL, 30
+    size, n = 4 * SIZE, 30
     saved = [Span(size, i, 2 * n - 1 - i) for i in range(n)]
     others = [Span(size, n + i, min(n + i + 1, 2 * n - 1)) for i in range(n)]
     kept = lay_out(saved, others, 2 * n)
@@ -51,6 +54,6 @@ def test_a_chain_takes_what_is_in_use_at_once():
 
 
 def test_nothing_is_saved():
-    others = [Span(SMALL, call, min(call + 1, 9)) for call in range(10)]
+    others = [Span(SIZE, call, min(call + 1, 9)) for call in range(10)]
     assert lay_out([], others, 10) == 0
-    assert scratch_bytes(others, range(10)) == 2 * SMALL
+    assert scratch_bytes(others, range(10)) == 2 * SIZE

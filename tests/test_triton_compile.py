@@ -24,6 +24,7 @@ COMMON = (  # nearly every launch of a deep CIFAR network is one of these, at th
 
 # bytes a thread at most, at 64 channels
 SPILLED = {("cifar", "bf16"): 0, ("imagenet", "bf16"): 16, ("cifar", "fp16"): 56, ("cifar", "fp32"): 56}
+EARLY = 8  # more, of those that begin early, which keep an address across the wait
 
 
 def compiled(family, dtype, capability, only="", **switches):
@@ -53,9 +54,9 @@ def answer():
     sys.stdout.buffer.write(pickle.dumps(found))
 
 
-def check(found, *kind):
+def check(found, *kind, more=0):
     for title, form, multiplies, limit, cost, _ in found:
-        assert cost.spills <= SPILLED[kind], (title, form)
+        assert cost.spills <= SPILLED[kind] + more, (title, form)
         assert cost.shared <= limit, (title, form)
         assert cost.matrix > 0 or not multiplies, (title, form)
 
@@ -130,7 +131,7 @@ def test_every_capability(dtype, capability):
     """Every rolling launch of a CIFAR network of any depth. 89 and 120 hold what 86 does: fp32 is asked of the least and the most."""
     found = compiled("cifar", dtype, capability, "rolling")
     check(found, "cifar", dtype)
-    assert all(cost.wide_loads > 0 for *_, cost in found)
+    assert all(cost.wide_loads > 0 for *_, cost, _ in found)
 
 
 @pytest.mark.slow
@@ -142,7 +143,7 @@ def test_every_capability(dtype, capability):
 def test_every_kernel_that_begins_early(family, dtype, capability, only):
     found = compiled(family, dtype, capability, only, dependent=True)
     assert found
-    check(found, family, dtype)
+    check(found, family, dtype, more=EARLY)
     check_dependent(found)
 
 

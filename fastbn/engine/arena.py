@@ -13,7 +13,6 @@ import itertools
 from collections.abc import Iterable
 
 LINE = 64  # bytes: no two buffers share a cache line
-SMALL = 1 << 13  # bytes: what is below takes no other's place; there is little of it
 
 
 @dataclasses.dataclass(eq=False)
@@ -36,25 +35,19 @@ class Span:
 
 def lay_out(saved: list[Span], others: list[Span], calls: int) -> int:
     """Gives each span its place; the bytes of kept memory."""
-    kept = scratch = 0
+    kept = 0
     for span in sorted(saved, key=lambda span: (-span.last, span.first)):
         span.kept, span.offset = True, kept
         kept += span.bytes
     height = _heights(saved, calls)
-    for span in others:
-        if span.bytes < SMALL:
-            span.offset = scratch
-            scratch += span.bytes
     placed: list[list[Span]] = [[] for _ in range(calls)]  # by call
     for span in sorted(others, key=lambda span: (-span.bytes, span.first)):
-        if span.bytes < SMALL:
-            continue
         uses = range(span.first, span.last + 1)
         beside = {other: None for call in uses for other in placed[call]}
         span.offset = _gap(span.bytes, max(height[call] for call in uses), [other for other in beside if other.kept])
         span.kept = span.end <= kept
         if not span.kept:
-            span.offset = _gap(span.bytes, scratch, [other for other in beside if not other.kept])
+            span.offset = _gap(span.bytes, 0, [other for other in beside if not other.kept])
         for call in uses:
             placed[call].append(span)
     return kept
