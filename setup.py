@@ -6,7 +6,10 @@ from setuptools import find_packages, setup
 
 EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
 ANALYSIS = ["matplotlib>=3.8"]
-TEST = ["pytest>=8", "pytest-benchmark>=5", "pytest-xdist>=3", "pillow>=10", "webdataset>=0.2.100", "ruff", "mypy", "types-tqdm", "build", *ANALYSIS, *EXPORT]
+TEST = [
+    *("pytest>=8", "pytest-benchmark>=5", "pytest-xdist>=3", "pillow>=10", "webdataset>=0.2.100", "ruff", "mypy", "types-tqdm", "build"),
+    *(*ANALYSIS, *EXPORT),
+]
 
 HERE = Path(__file__).parent
 

@@ -9,7 +9,6 @@ import pytest
 
 from fastbn.engine.arena import LINE, Span, lay_out, scratch_bytes
 
-
 SIZE = 1 << 13
 
 

@@ -109,6 +109,7 @@ def check_dependent(found):
         assert any(name.startswith("st.global") for name in late) and late & {*arguments} > {"w_ptr"} & {*arguments}, (title, form)
 
 
+@pytest.mark.slow
 def test_kernels_that_begin_early_touch_frozen_weights_alone():
     found = compiled("cifar", "bf16", 90, DEPENDENT, dependent=True)
     check(found, "cifar", "bf16")
@@ -118,6 +119,7 @@ def test_kernels_that_begin_early_touch_frozen_weights_alone():
     assert early == {"conv_rolling_forward", "gradient_rolling"}  # which have their weights by then
 
 
+@pytest.mark.slow
 def test_packed_arithmetic_is_fewer_instructions():
     plain, packed = (compiled("cifar", "fp16", 90, COMMON[:2], packed=way) for way in (False, True))
     for (*_, before, _), (*_, after, _) in zip(plain, packed, strict=True):
