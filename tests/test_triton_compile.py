@@ -139,7 +139,7 @@ def test_every_capability(dtype, capability):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "family, dtype, capability, only",
-    [("cifar", "bf16", 90, ""), ("cifar", "fp16", 100, ""), ("cifar", "fp16", 120, ""), ("cifar", "fp32", 120, "rolling"),
+    [("cifar", "bf16", 90, ""), ("cifar", "fp16", 100, ""), ("cifar", "fp16", 120, ""), ("cifar", "fp32", 90, "rolling"),
      ("imagenet", "bf16", 90, "moments"), ("imagenet", "bf16", 90, "dy")],
 )  # fmt: skip
 def test_every_kernel_that_begins_early(family, dtype, capability, only):
