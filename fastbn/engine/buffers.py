@@ -11,6 +11,7 @@ import collections
 import math
 import threading
 import weakref
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,6 +19,19 @@ from torch import Tensor
 
 MOST = 8  # a block may be this many times as large as what is asked for: the ragged last batch uses the whole batches' blocks
 LINE = 64  # bytes of a cache line: a vector that straddles two is loaded twice
+
+
+class Memory(Protocol):
+    """Where tensors come from."""
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+        """An uninitialised tensor."""
+
+
+def activation(memory: Memory, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """An uninitialised logical (N, C, H, W), channels-last."""
+    n, c, h, w = shape
+    return memory.empty((n, h, w, c), dtype).permute(0, 3, 1, 2)
 
 
 class Buffers:
@@ -37,11 +51,6 @@ class Buffers:
         lent = block[:size]  # its own object: it dies with the last tensor on it
         weakref.finalize(lent, self._back.append, block).atexit = False  # at any moment, in any thread: one atomic append
         return torch.from_numpy(lent).view(dtype).view(shape)
-
-    def activation(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """The same for a logical (N, C, H, W), channels-last."""
-        n, c, h, w = shape
-        return self.empty((n, h, w, c), dtype).permute(0, 3, 1, 2)
 
     def _fitting(self, size: int) -> np.ndarray:
         """The smallest free block that is large enough, and not much too large; else a new one."""

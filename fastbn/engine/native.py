@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastbn.engine import build, calls, norms, packing
 from fastbn.engine.algorithms import NAMES, algorithm
-from fastbn.engine.buffers import Buffers
+from fastbn.engine.buffers import Buffers, activation
 from fastbn.engine.graph import Conv, Shape
 from fastbn.engine.operations import Activation, Coefficients, Formed, Group, Mask, Norm, Path, Statistics, Target
 from fastbn.engine.packing import Packed
@@ -82,7 +82,7 @@ class Native:
     ) -> tuple[Tensor, Formed | None]:
         x = source if isinstance(source, Tensor) else source.ys[0]
         geometry = _geometry(conv, tuple(x.shape))
-        y = self._buffers.activation((geometry.n, geometry.oc, geometry.oh, geometry.ow), x.dtype)
+        y = activation(self._buffers, (geometry.n, geometry.oc, geometry.oh, geometry.ow), x.dtype)
         found = self._buffers.empty((2, conv.channels), torch.float64) if target is not None and target.norm.batch else None
         read, formed = self._source(source, keep_z, keep_mask)
         self._kernels.fastbn_convolve(
@@ -129,7 +129,7 @@ class Native:
         self, paths: list[Path], added: list[Tensor], mask: Mask | None, shape: Shape
     ) -> tuple[Tensor, list[Coefficients]]:
         n, c, h, w = shape
-        ds = self._buffers.activation(shape, paths[0].ds.dtype if paths else added[0].dtype)
+        ds = activation(self._buffers, shape, paths[0].ds.dtype if paths else added[0].dtype)
         value = calls.Value(n=n, h=h, w=w, c=c, relu=0, half=_half(ds), ds=_at(ds))
         terms = list(added)
         while len(terms) > 2:
@@ -161,7 +161,7 @@ class Native:
             return calls.Source(half=_half(source), y=_at(source)), Formed(None, None)
         y, norm = source.ys[0], source.norms[0]
         n, c, h, w = y.shape
-        z = self._buffers.activation((n, c, h, w), y.dtype) if keep_z else None
+        z = activation(self._buffers, (n, c, h, w), y.dtype) if keep_z else None
         mask = self._buffers.empty((n * h * w * self.mask_bytes(c),), torch.uint8) if keep_mask else None
         read = calls.Source(relu=source.relu, half=_half(y), y=_at(y), z=_at(z), mask=_at(mask))
         read.scale, read.shift = _rows_at(norm.vectors, SCALE, SHIFT)

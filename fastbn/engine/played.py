@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fastbn.engine import calls, walk
 from fastbn.engine.arena import Span, lay_out, scratch_bytes
-from fastbn.engine.buffers import Buffers
+from fastbn.engine.buffers import Buffers, activation
 from fastbn.engine.graph import Conv
 from fastbn.engine.operations import Engine
 from fastbn.engine.replay import KEYS, Found, Made, key_of
@@ -63,7 +63,7 @@ class _Program:
         self._buffers = buffers
         tape = Tape()
         own = dataclasses.replace(call, engine=onto(tape), batch=[], parts=[])
-        given = [tape.activation(tuple(x.shape), x.dtype) for x in inputs]
+        given = [activation(tape, tuple(x.shape), x.dtype) for x in inputs]
         outputs, vectors, saved = walk.forward(own, given)
         tape.adopt(vectors)
         turn = len(tape.calls)
@@ -72,7 +72,7 @@ class _Program:
         affine: dict[Conv, Tensor] = {}
         self._live = [value in call.live for value in call.region.outputs]
         if any(self._live):
-            gradients = [tape.activation(tuple(z.shape), z.dtype) if live else None for z, live in zip(outputs, self._live, strict=True)]
+            gradients = [activation(tape, tuple(z.shape), z.dtype) if live else None for z, live in zip(outputs, self._live, strict=True)]
             arriving = [g for g in gradients if g is not None]
             found, affine = walk.backward(own, gradients, vectors, [*saved])
             saved = [vectors, *saved]
@@ -98,7 +98,7 @@ class _Program:
     def forward(self, inputs: list[Tensor]) -> Made:
         """As walk.forward. What is saved lies in one block, lent until nobody refers to it."""
         kept = self._buffers.empty((self._kept,), torch.uint8)
-        outputs = [self._buffers.activation(*like) for like in self._outputs]
+        outputs = [activation(self._buffers, *like) for like in self._outputs]
         own = [*inputs, *outputs]
         self._forward.play(kept.data_ptr(), own, self._buffers)
         if not any(self._live):
@@ -118,7 +118,7 @@ class _Program:
         kept = at[0] - (self._saved[0][3] or 0)
         if any(place is not None and kept + place != found for found, (*_, place) in zip(at, self._saved, strict=True)):
             return None
-        found = {value: self._buffers.activation(*like) for value, like in self._found.items()}
+        found = {value: activation(self._buffers, *like) for value, like in self._found.items()}
         flat = [vectors.new_empty(shape) for shape in self._flat]
         foreign = [saved[place - 1] for place in self._elsewhere]
         self._backward.play(kept, [*(g for g in gradients if g is not None), *found.values(), *flat, *foreign], self._buffers)

@@ -51,11 +51,6 @@ class Tape:
         """As Buffers.empty; pages that nobody touches take no memory."""
         return self.adopt(torch.empty(shape, dtype=dtype))
 
-    def activation(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """As Buffers.activation."""
-        n, c, h, w = shape
-        return self.empty((n, h, w, c), dtype).permute(0, 3, 1, 2)
-
     def adopt(self, t: Tensor) -> Tensor:
         """A tensor that the walk made for itself."""
         self.buffers.append(Buffer(t, t.data_ptr(), t.numel() * t.element_size()))
