@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that a visit to a GPU should find out, a stage a process under 8 minutes; a stage that fails does not end the others.
 #   bash bench/gpu_check.sh [--out DIR] [--data-dir DIR] [--only STAGES] [--epochs N] [--precision P] [--resume] [--small]
-# STAGES: trial,correctness,tune,step,plan,train,merge, or a part of one: step-866x128, train-14. --small: at toy sizes on a CPU.
+# STAGES: trial,correctness,tune,step,plan,train,merge, or a part of one: step-866x128, tune-launches, train-14. --small: at toy sizes on a CPU.
 # Where git is not there, COMMIT=… in the environment goes into the records.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -38,11 +38,14 @@ if [ ${#small[@]} -gt 0 ]; then
   stage train-8 train --depth 8 --epochs 1
   stage merge merge --results "$out/results"
 else
-  if [ -z "$only" ] || [[ $only == *,tune,* ]]; then
-    echo "== tune"
-    mkdir -p "$out/tables"
-    timeout --kill-after=20 480 python -m bench.tune --engine triton && cp fastbn/engine/configurations.json "$out/tables" || failed=1
-  fi
+  mkdir -p "$out/tables"
+  for part in rolling convolutions launches; do
+    if [ -z "$only" ] || [[ $only == *,tune,* ]] || [[ $only == *,tune-$part,* ]]; then
+      echo "== tune-$part"
+      timeout --kill-after=20 480 python -m bench.tune --engine triton --only $part --seconds 400 || failed=1
+      cp fastbn/engine/configurations.json "$out/tables"
+    fi
+  done
   for config in 866x128 110x128 14x128 866x1024 50x256 866x128-replicas 110x128-replicas; do
     stage step-$config step --config $config
   done

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from triton.runtime.jit import JITFunction
 
-from fastbn.engine import configurations, triton
+from fastbn.engine import configurations, measured, triton
 from fastbn.engine.reader import read
 from fastbn.models.resnet import FastBNOnlyResNet
 
@@ -74,16 +74,16 @@ def launches(family: str, dtype: str, capability: int, **switches: bool) -> dict
     for depth, size in NETWORKS[family]:
         model = FastBNOnlyResNet(depth, family=family, engine="stock")
         model.fc = nn.Identity()  # which stays PyTorch's, and asks for its own dtype
-        with noted(capability, found, **switches), FakeTensorMode(allow_non_fake_inputs=True):
-            _, program = read(model, {}, triton.Triton(), {})
+        with noted(found, **switches), FakeTensorMode(allow_non_fake_inputs=True):
+            _, program = read(model, {}, triton.Triton(capability), {})
             y = program(torch.empty((BATCH, 3, size, size), dtype=DTYPES[dtype]))
             y.backward(torch.empty_like(y))
     return found
 
 
 @contextlib.contextmanager
-def noted(capability: int, found: dict[Launch, int], dependent: bool = False, packed: bool = False) -> Iterator[None]:
-    """Launches are counted in `found` rather than carried out; the engine takes its device to be of this capability."""
+def noted(found: dict[Launch, int], dependent: bool = False, packed: bool = False) -> Iterator[None]:
+    """Launches are counted in `found` rather than carried out."""
 
     def run(kernel: Any, *args: Any, grid: Any, warmup: bool, **given: Any) -> None:
         asked = launch(kernel, dict(zip(kernel.arg_names, args, strict=False)) | given)
@@ -94,8 +94,7 @@ def noted(capability: int, found: dict[Launch, int], dependent: bool = False, pa
 
     with (
         mock.patch.object(JITFunction, "run", run),
-        mock.patch.object(configurations, "capability", lambda device: capability),
-        mock.patch.object(configurations, "dependent", lambda device: dependent),
+        mock.patch.object(measured, "dependent", lambda device: dependent),
         mock.patch.object(configurations, "packed", lambda device: packed),
         mock.patch.object(triton, "_precision", precision),
     ):

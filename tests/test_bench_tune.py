@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import json
@@ -12,82 +13,191 @@ import torch
 if torch.cuda.is_available():
     pytest.skip("it would measure this GPU for minutes; bench/gpu_check.sh is for that", allow_module_level=True)
 
+from nets import flip_free, images, resnet
 from operations import Case
+from oracle import error, flat_gradient, run
 
 from bench.tune import __main__ as command
-from bench.tune import triton
-from fastbn.engine import configurations
-from fastbn.engine.configurations import Choice, Key
+from bench.tune import compete, convolutions, launches, rolling
+from fastbn import explain, fuse
+from fastbn.engine import configurations, measured
+from fastbn.engine.configurations import LIBRARY, ROLLING, TAPS
+from fastbn.engine.measured import Choice, Key, Layer
 from fastbn.engine.triton import Triton
+from fastbn.kernels.conv import Tile
 
-CONV = Case("", 2, 6, 6, 16, 16).conv()
+CONV, PARTS = Case("", 2, 6, 6, 16, 16).conv(), ("conditions", "launches", "convolutions", "rolling")
+TILE = Tile(16, 16, 16, 4, 1)
 
 
 @pytest.fixture
 def table(monkeypatch, tmp_path):
-    """A table of this test's own."""
+    """A table of this test's own: written by calling it with some of its parts' rows, and read as the shipped one is."""
     path = tmp_path / "configurations.json"
-    monkeypatch.setattr(configurations, "TABLE", path)
-    for read in (configurations.table, configurations.dependent, configurations.packed):
-        read.cache_clear()
-    yield path
-    for read in (configurations.table, configurations.dependent, configurations.packed):
-        read.cache_clear()
+    monkeypatch.setattr(measured, "TABLE", path)
+
+    def forget():
+        for read in (measured.rolls, measured.ways, measured.dependent, measured.packed):
+            read.cache_clear()
+
+    def write(**parts):
+        path.write_text(json.dumps({part: {} if part == "conditions" else [] for part in PARTS} | parts))
+        forget()
+
+    write.path = path
+    write()
+    yield write
+    forget()
+
+
+def kept(table):
+    return json.loads(table.path.read_text(encoding="utf-8"))
 
 
 def test_a_row_holds_the_fastest_of_what_agrees(table, monkeypatch):
     hopper = dataclasses.asdict(Key(90, False, 16, 32, False)) | dataclasses.asdict(Choice(1, 1, 1, True))
     early = {"capability": 90, "dependent": True, "packed": False}
-    table.write_text(json.dumps({"launches": [early], "rows": [hopper]}))
-    seconds = iter([3.0, 1.0, 2.0] * 4)
-    monkeypatch.setattr(triton, "device_seconds", lambda call: next(seconds))
-    found = triton.tune(2, 1, ((16, 6),))
-    other, *own = found["rows"]
-    assert found["launches"] == [early]  # the interpreter has none
-    assert other["capability"] == 90 and [row["capability"] for row in own] == [0] * 4
+    old = dataclasses.asdict(Key(0, False, 16, 6, False)) | dataclasses.asdict(Choice(1, 1, 1, True))
+    table(launches=[early], rolling=[hopper, old])
+    seconds = itertools.cycle([3.0, 1.0, 2.0])
+    monkeypatch.setattr(rolling, "SHAPES", ((16, 6),))
+    monkeypatch.setattr(compete, "device_seconds", lambda call: next(seconds))
+    assert command.main(["--engine", "triton", "--images", "2", "--rounds", "1", "--only", "rolling"]) == 0
+    found = kept(table)
+    other, *own = found["rolling"]
+    assert found["launches"] == [early] and set(found["conditions"]) == {"0"}
+    assert other == hopper and [row["capability"] for row in own] == [0] * 4
     for row in own:
         key = Key(0, row["backward"], 16, 6, row["wide"])
         assert (row["rows"], row["warps"]) == (2, configurations.rule(key).warps) and row["rows"] != configurations.rule(key).rows
         assert len(row["measured"]) == 3 and not row["left_out"]
+        assert measured.rolls()[key] == Choice(row["row"], 2, row["warps"], row["keep"])
 
 
-def test_a_candidate_that_is_wrong_is_left_out(table, monkeypatch):
-    table.write_text('{"launches": [], "rows": []}')
-    errors = iter([0.0, 1.0, 0.0] * 8)
-    monkeypatch.setattr(triton, "relative", lambda found, expected: next(errors))
-    row = triton.tune(2, 1, ((16, 6),))["rows"][0]
+def test_a_candidate_that_is_wrong_is_left_out(monkeypatch):
+    errors = iter([0.0, 1.0, 0.0])
+    monkeypatch.setattr(compete, "relative", lambda found, expected: next(errors))
+    row = rolling.row(Key(0, False, 16, 6, False), 2, 1)
     assert len(row["measured"]) == 2 and "differs" in row["left_out"][0]["why"]
+
+
+def test_a_candidate_that_fails_is_left_out():
+    def make(candidate):
+        return lambda: torch.ones(2) / candidate
+
+    middle, left_out = compete.compete([1, 0, "none", 1 + 1e-7], make, 1e-5, 1)
+    assert list(middle) == [1, 1 + 1e-7] and left_out[0] == "differs by inf" and left_out["none"].startswith("TypeError")
+
+
+def test_rows_for_which_no_time_is_left_stay(table, capsys):
+    assert command.main(["--engine", "triton", "--only", "rolling", "--seconds", "0"]) == 0
+    assert "no time was left for 16 rows" in capsys.readouterr().out and kept(table)["rolling"] == []
+
+
+LAYERS = {
+    Layer(0, 16, 16, 3, 1, 3): [(TAPS, 2), (ROLLING, 1), (LIBRARY, 1)],
+    Layer(0, 16, 24, 1, 2, 5): [(TAPS, 2), (LIBRARY, 1)],
+    Layer(0, 3, 16, 3, 1, 5): [(TAPS, 2), (LIBRARY, 1)],
+}
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+def test_a_layer_takes_what_is_fastest_forward_and_backward_together(layer, table, monkeypatch):
+    """Every algorithm once in turn, the second cut of those tap by tap before the first."""
+    monkeypatch.setattr(convolutions, "tiles", lambda rule, written: [TILE, dataclasses.replace(TILE, warps=8)])
+    monkeypatch.setattr(convolutions, "layers", lambda: [layer])
+    for fastest, _ in LAYERS[layer]:
+        each = [
+            2.0 - cut - (name == fastest) / 2 if name == TAPS else 1.25 - (name == fastest) / 2
+            for name, cuts in LAYERS[layer]
+            for cut in range(cuts)
+        ]
+        seconds = itertools.cycle(each)
+        monkeypatch.setattr(compete, "device_seconds", lambda call, seconds=seconds: next(seconds))
+        assert command.main(["--engine", "triton", "--images", "2", "--rounds", "1", "--only", "convolutions"]) == 0
+        (row,) = kept(table)["convolutions"]
+        assert row["algorithm"] == fastest and not row["left_out"]
+        assert len(row["measured"]) == len(each) * (2 if layer.in_channels == 16 else 1)
+        conv, size = convolutions.case(layer, 2).conv(), (layer.size, layer.size)
+        assert Triton().algorithm(conv, size) == fastest
+        cuts = [configurations.tile(conv, size, torch.float16, 0, backward) for backward in (False, True)]
+        second = dataclasses.replace(TILE, warps=8)
+        assert cuts == [second, second if layer.in_channels == 16 else TILE]  # nobody wants the images' gradient
+
+
+def test_the_layers_of_the_networks(monkeypatch):
+    """ResNet-20's: the stem, three stages, two first convolutions and two projections."""
+    monkeypatch.setattr(convolutions, "NETWORKS", {"cifar": ((20, 32),)})
+    sizes = [(3, 16, 3, 1, 32), (16, 16, 3, 1, 32), (32, 32, 3, 1, 16), (64, 64, 3, 1, 8)]
+    down = [(16, 32, 3, 2, 32), (16, 32, 1, 2, 32), (32, 64, 3, 2, 16), (32, 64, 1, 2, 16)]
+    assert sorted(convolutions.layers(), key=str) == sorted((Layer(0, *layer) for layer in sizes + down), key=str)
+
+
+def test_cuts_that_are_tried():
+    """No more channels a program than are written, rounded up."""
+    rule = configurations.cut(64, 256, torch.float16, 90)
+    tried = {(cut.block_m, cut.block_n, cut.warps) for cut in convolutions.tiles(rule, 256)}
+    assert tried == {(128, 64, 4), (128, 64, 8), (128, 128, 4), (128, 128, 8), (128, 256, 8), (256, 64, 8), (64, 64, 4)}
+    assert {cut.block_n for cut in convolutions.tiles(rule, 64)} == {64}
+
+
+def test_a_convolution_that_is_not_measured_goes_by_rule(table):
+    row = {"algorithm": LIBRARY, "forward": dataclasses.asdict(TILE), "backward": dataclasses.asdict(TILE)}
+    table(convolutions=[dataclasses.asdict(Layer(90, 16, 16, 3, 1, 32)) | row])
+    shape = {"n": 2, "h": 32, "w": 32, "c": 16, "oc": 16}
+    same, spread = Case("", **shape).conv(), Case("", **shape, padding=2, dilation=2).conv()
+    assert Triton(90).algorithm(same, (32, 32)) == LIBRARY
+    assert Triton(90).algorithm(same) == Triton(90).algorithm(same, (32, 16)) == Triton(80).algorithm(same, (32, 32)) == ROLLING
+    assert Triton(90).algorithm(spread, (32, 32)) == TAPS
+    tiles = [configurations.tile(same, (32, 32), dtype, 90, True) for dtype in (torch.float16, torch.float32)]
+    assert tiles == [TILE, configurations.cut(16, 16, torch.float32, 90)]
+
+
+def gradients(model, x):
+    return flat_gradient(run(model, x))
+
+
+@pytest.mark.parametrize("by", [TAPS, LIBRARY])
+def test_a_network_takes_what_was_measured(by, table):
+    """All of its convolutions of one shape by another kernel than the rule's, to the same result; explain() says so."""
+    model = flip_free(resnet(8, 16)).float()
+    right = gradients(fuse(copy.deepcopy(model), "triton"), images(2, 8, 8, dtype=torch.float32))
+    row = {"algorithm": by, "forward": dataclasses.asdict(TILE), "backward": dataclasses.asdict(TILE)}
+    table(convolutions=[dataclasses.asdict(Layer(0, 16, 16, 3, 1, 8)) | row])
+    fused = fuse(model, "triton")
+    found = gradients(fused, images(2, 8, 8, dtype=torch.float32))
+    assert 0 < error(found, right) < 2e-5
+    assert explain(fused, (3, 8, 8)).algorithms == {TAPS: 5 + 2 * (by == TAPS), ROLLING: 2, **({LIBRARY: 2} if by == LIBRARY else {})}
 
 
 def test_the_engine_takes_what_was_measured_and_else_the_rule(table):
     key = Key(90, False, 16, 32, False)
-    table.write_text(json.dumps({"launches": [], "rows": [dataclasses.asdict(key) | dataclasses.asdict(Choice(32, 2, 8, False))]}))
-    measured = configurations.roll(CONV, (32, 32), torch.float16, 90, False)
-    assert (measured.rows, measured.warps, measured.keep) == (2, 8, False)
+    table(rolling=[dataclasses.asdict(key) | dataclasses.asdict(Choice(32, 2, 8, False))])
+    found = configurations.roll(CONV, (32, 32), torch.float16, 90, False)
+    assert (found.rows, found.warps, found.keep) == (2, 8, False)
     ruled = configurations.roll(CONV, (32, 32), torch.float16, 90, True)
     assert (ruled.rows, ruled.warps, ruled.keep) == (configurations.rule(dataclasses.replace(key, backward=True)).rows, 4, True)
 
 
 def test_kernels_begin_early_where_that_was_measured_and_can_be(table):
     switches = {80: (True, True), 90: (True, False), 100: (False, True)}
-    rows = [{"capability": device, "dependent": dependent, "packed": packed} for device, (dependent, packed) in switches.items()]
-    table.write_text(json.dumps({"launches": rows, "rows": []}))
-    assert [configurations.dependent(device) for device in (0, 80, 90, 100, 120)] == [False, False, True, False, False]
+    table(launches=[{"capability": device, "dependent": early, "packed": packed} for device, (early, packed) in switches.items()])
+    assert [measured.dependent(device) for device in (0, 80, 90, 100, 120)] == [False, False, True, False, False]
     rolls = [configurations.roll(CONV, (32, 32), torch.float16, device, True) for device in (0, 80, 90, 100)]
     assert [roll.packed for roll in rolls] == [False, True, False, True]
 
 
 def test_one_row_bands_are_tried_at_64_channels():
-    tried = {channels: [choice.rows for choice in triton.candidates(Key(90, False, channels, 8, False))] for channels in (16, 32, 64)}
+    tried = {channels: [choice.rows for choice in rolling.candidates(Key(90, False, channels, 8, False))] for channels in (16, 32, 64)}
     assert tried == {16: [4, 2, 4], 32: [2, 4, 2], 64: [2, 4, 1, 2]}
-    assert triton.candidates(Key(90, False, 64, 8, False))[0] == Choice(64, 2, 4, True)
+    assert rolling.candidates(Key(90, False, 64, 8, False))[0] == Choice(64, 2, 4, True)
 
 
 def launched(monkeypatch, seconds, packed=False):
     """Of a step that takes these seconds in the ordinary way, begun early, and packed."""
     times = itertools.cycle(seconds)
-    monkeypatch.setattr(triton, "device_seconds", lambda call: next(times))
-    return triton.launched(2, 1, packed, 8, 8)
+    monkeypatch.setattr(launches, "device_seconds", lambda call: next(times))
+    return launches.row(2, 1, packed, 8, 8)
 
 
 @pytest.mark.slow
@@ -119,9 +229,10 @@ def test_other_bits_do_not_begin_early(monkeypatch):
 
 
 def test_what_ships_can_be_read():
-    configurations.table.cache_clear()
-    assert all(isinstance(row[switch], bool) for row in configurations.read("launches") for switch in ("dependent", "packed"))
-    assert all(isinstance(choice, Choice) for choice in configurations.table().values())
+    assert all(isinstance(row[switch], bool) for row in measured.read("launches") for switch in ("dependent", "packed"))
+    assert all(isinstance(choice, Choice) for choice in measured.rolls().values())
+    assert all(way.algorithm in (TAPS, ROLLING, LIBRARY) for way in measured.ways().values())
+    assert all(measured.read(part) or part != "conditions" for part in PARTS[1:] if measured.read("conditions"))
 
 
 def test_without_a_gpu_it_says_so(monkeypatch, capsys):

@@ -114,6 +114,13 @@ def test_images_that_tiles_hang_over_take_smaller_ones():
         assert error(flat_gradient(found), flat_gradient(expected)) < 1e-4
 
 
+def test_explain_counts_algorithms_for_images_of_a_size():
+    """The last stages' are 3² then, what smaller tiles fit as well."""
+    found = [explain(FastBNOnlyResNet(14, engine="native"), image).algorithms for image in (None, (3, 32, 32), (3, 9, 9))]
+    assert found[0] == found[1] == {"direct": 5, "Winograd F(4×4, 3×3)": 10}
+    assert found[2] == {"direct": 5, "Winograd F(4×4, 3×3)": 7, "Winograd F(2×2, 3×3)": 3}
+
+
 @pytest.mark.parametrize("change", ["strided", "double", "half the length"])
 def test_unusual_tensors_are_not_read_by_address(change):
     """γ as a column of a matrix, in another dtype: right all the same; of another length: stock's own error."""

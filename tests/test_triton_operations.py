@@ -71,7 +71,7 @@ CASES = [
 
 
 def engine_for(case: Routed) -> Triton:
-    return Triton(lambda conv: case.by)
+    return Triton(by=case.by)
 
 
 def combinations(kinds, fast):
@@ -103,7 +103,7 @@ def test_frozen_statistics(by):
 
 @pytest.mark.parametrize("by", [TAPS, LIBRARY])
 def test_two_paths_and_three_added_terms(by):
-    found, expected = two_paths(Triton(lambda conv: by))
+    found, expected = two_paths(Triton(by=by))
     assert error(found, expected) < 2e-6
 
 
@@ -116,7 +116,7 @@ def test_more_programs_than_are_merged_at_once(case):
 @pytest.mark.parametrize("by", [TAPS, ROLLING, LIBRARY])
 def test_statistics_of_a_large_mean(by):
     """mean = 1000·std in float32: E[y²] − E[y]² would have no digit left. The identity, as a convolution."""
-    conv, wanted, engine = Case("", 3, 9, 9, 16, 16).conv(), target(16), Triton(lambda conv: by)
+    conv, wanted, engine = Case("", 3, 9, 9, 16, 16).conv(), target(16), Triton(by=by)
     weight = torch.zeros(16, 16, 3, 3)
     weight[:, :, 1, 1] = torch.eye(16)
     x = activation(3, 16, 9, 9, seed=1, mean=1000.0)
@@ -129,7 +129,7 @@ def test_statistics_of_a_large_mean(by):
 @pytest.mark.parametrize("by", [TAPS, ROLLING, LIBRARY])
 def test_nan_passes(by):
     """A NaN pixel makes its neighbourhood NaN, through the ReLU, and its gradient's mask stays open."""
-    conv, y, engine = Case("", 2, 8, 8, 16, 16).conv(), activation(2, 16, 8, 8, seed=1), Triton(lambda conv: by)
+    conv, y, engine = Case("", 2, 8, 8, 16, 16).conv(), activation(2, 16, 8, 8, seed=1), Triton(by=by)
     y[1, 3, 4, 4] = float("nan")
     read, wanted = Activation((y,), (norm(16, 2),), activation(2, 16, 8, 8, seed=3), True), target(16)
     out, formed = engine.convolve(conv, engine.pack(conv, draw(16, 16, 3, 3, seed=5), torch.float32), read, True, True, wanted)
@@ -218,7 +218,7 @@ def test_the_mask_of_packed_arithmetic_is_told_again_by_the_same_bits(monkeypatc
 
 def test_choice():
     def by(c: int, oc: int, **others: int) -> str:
-        return configurations.algorithm(Case("", 1, 8, 8, c, oc, **others).conv())
+        return configurations.usual(Case("", 1, 8, 8, c, oc, **others).conv())
 
     assert by(16, 16) == by(32, 32) == by(64, 64) == ROLLING
     assert by(3, 16) == by(16, 32, stride=2) == by(48, 48) == by(256, 64, kernel=1, padding=0) == TAPS

@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 
-from bench.gpu.measure import DEVICE, ROOT, import_tests
+from bench.gpu.measure import CAPABILITY, DEVICE, ROOT, import_tests
 from fastbn.engine.configurations import LIBRARY, ROLLING, TAPS
-from fastbn.engine.configurations import algorithm as choice
 from fastbn.engine.operations import Activation, Mask
 from fastbn.engine.triton import Triton
 
@@ -70,7 +69,7 @@ def tolerance(case: Case, dtype: torch.dtype, by: str, tf32: bool) -> float:
 def operation(case: Case, by: str, way: str, kind: str, dtype: torch.dtype, tf32: bool = False, batch: bool = True) -> Callable[[], Errors]:
     def check() -> Errors:
         torch.backends.cudnn.allow_tf32 = tf32
-        engine, most = Triton(lambda conv: by), tolerance(case, dtype, by, tf32)
+        engine, most = Triton(CAPABILITY, by), tolerance(case, dtype, by, tf32)
         errors = operations.forward_errors if way == "forward" else operations.gradient_errors
         yield from errors(engine, case, kind, dtype, most, batch, str(DEVICE), exact=4e-6)
 
@@ -81,7 +80,7 @@ def operation_checks(small: bool) -> Checks:
     """The whole grid; the real shapes and what trains in half precision first."""
     dtypes = (torch.float32, *(HALF if DEVICE.type == "cuda" else CPU_HALF))
     kinds = [("forward", kind) for kind in operations.SOURCES] + [("gradient", mask) for mask in operations.MASKS]
-    real = [] if small else [(case, choice(case.conv())) for case in REAL]
+    real = [] if small else [(case, Triton(CAPABILITY).algorithm(case.conv(), (case.h, case.w))) for case in REAL]
     routed = [(case, case.by) for case in tested_cases()]
     found: Checks = []
 
@@ -108,7 +107,7 @@ def operation_checks(small: bool) -> Checks:
 def nan(by: str) -> Errors:
     """A NaN pixel makes its neighbourhood NaN, through the ReLU, and its gradient's mask stays open."""
     device = str(DEVICE)
-    conv, y, engine = Case("", 2, 8, 8, 16, 16).conv(), activation(2, 16, 8, 8, seed=1, device=device), Triton(lambda conv: by)
+    conv, y, engine = Case("", 2, 8, 8, 16, 16).conv(), activation(2, 16, 8, 8, seed=1, device=device), Triton(CAPABILITY, by)
     y[1, 3, 4, 4] = float("nan")
     residual = activation(2, 16, 8, 8, seed=3, device=device)
     read, wanted = Activation((y,), (norm(16, 2, device=device),), residual, True), target(16, device=device)
@@ -126,7 +125,7 @@ def large_mean(by: str) -> Errors:
     """In float32; the identity, as a convolution."""
     torch.backends.cudnn.allow_tf32 = False
     device = str(DEVICE)
-    conv, wanted, engine = Case("", 3, 9, 9, 16, 16).conv(), target(16, device=device), Triton(lambda conv: by)
+    conv, wanted, engine = Case("", 3, 9, 9, 16, 16).conv(), target(16, device=device), Triton(CAPABILITY, by)
     weight = torch.zeros(16, 16, 3, 3, device=device)
     weight[:, :, 1, 1] = torch.eye(16)
     x = activation(3, 16, 9, 9, seed=1, mean=1000.0, device=device)
@@ -137,6 +136,6 @@ def large_mean(by: str) -> Errors:
 
 def two_paths(by: str, dtype: torch.dtype) -> Errors:
     torch.backends.cudnn.allow_tf32 = False
-    found, expected = operations.two_paths(Triton(lambda conv: by), dtype, str(DEVICE))
+    found, expected = operations.two_paths(Triton(CAPABILITY, by), dtype, str(DEVICE))
     # half: each path but the last, and the sum of what is added, are stored rounded
     yield "ds", operations.error(found, expected), 1e-5 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps

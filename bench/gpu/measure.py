@@ -20,10 +20,12 @@ from unittest import mock
 import torch
 
 from bench.clock import kernel_seconds
+from fastbn.engine.choose import capability
 from fastbn.training import machine
 
 ROOT = Path(__file__).parents[2]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+CAPABILITY = capability(DEVICE)
 Call = Callable[[], Any]
 
 
@@ -183,9 +185,9 @@ def import_tests() -> None:
 @contextlib.contextmanager
 def begun_early(early: bool) -> Iterator[None]:
     """Inside, the engine's kernels begin before the one before them has ended (kernels/dependent.py) where they can, or none does."""
-    from fastbn.engine import configurations
+    from fastbn.engine import measured
 
-    with mock.patch.object(configurations, "dependent", lambda device: early and device >= configurations.DEPENDENT):
+    with mock.patch.object(measured, "dependent", lambda device: early and device >= measured.DEPENDENT):
         yield
 
 

@@ -1,17 +1,21 @@
 """python -m bench.tune: measures what carries convolutions out and writes the tables that the engines ship.
 
     --engine native   on this CPU: fastbn/engine/algorithms.json, which algorithm for how many channels
-    --engine triton   on this GPU: fastbn/engine/configurations.json, how the rolling kernels are cut, and whether kernels begin early
+    --engine triton   on this GPU: fastbn/engine/configurations.json, which kernel takes which convolution, how they are cut, and whether
+                      they begin early; written after every row
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
+from pathlib import Path
+from typing import Any
 
 import torch
+
+from bench.gpu.measure import write
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -22,23 +26,32 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--packed", action="store_true", help="triton: fp16 formed in fp16 where that is faster; it costs precision")
     parser.add_argument("--dry-run", action="store_true", help="print only")
+    parser.add_argument("--only", choices=("rolling", "convolutions", "launches"), help="triton: one part of the table")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="triton: begin no row after these")
     asked = parser.parse_args(arguments)
     if asked.engine == "native":
         from bench.tune import native
         from fastbn.engine.algorithms import TABLE
 
-        found, target = native.tune(asked.images or 64, asked.rounds), TABLE
-    else:
-        if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
-            print("bench.tune --engine triton measures kernels on a GPU, and torch finds no CUDA device here", file=sys.stderr)
-            return 2
-        from bench.tune import triton
-        from fastbn.engine.configurations import TABLE
+        _write(TABLE, native.tune(asked.images or 64, asked.rounds), asked.dry_run)
+        return 0
+    if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+        print("bench.tune --engine triton measures kernels on a GPU, and torch finds no CUDA device here", file=sys.stderr)
+        return 2
+    from bench.tune import triton
+    from fastbn.engine import measured
 
-        found, target = triton.tune(asked.images or 128, asked.rounds, packed=asked.packed), TABLE
-    if not asked.dry_run:
-        target.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    parts = (asked.only,) if asked.only else triton.PARTS
+    for found in triton.tune(asked.images or 128, asked.rounds, parts, asked.packed, asked.seconds):
+        _write(measured.TABLE, found, asked.dry_run)
+        measured.rolls.cache_clear()
+        measured.ways.cache_clear()
     return 0
+
+
+def _write(table: Path, found: dict[str, Any], dry_run: bool) -> None:
+    if not dry_run:
+        write(table, found)
 
 
 if __name__ == "__main__":

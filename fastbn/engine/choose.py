@@ -45,7 +45,7 @@ def choose(name: str, device: torch.device, dtype: torch.dtype, exact: bool = Fa
     if name == "triton" or (name == "auto" and device.type == "cuda"):
         unfit = why_not_triton(device, dtype)
         if not unfit:
-            return _triton(), "asked for" if name == "triton" else f"{_short(dtype)} on CUDA"
+            return _triton(capability(device)), "asked for" if name == "triton" else f"{_short(dtype)} on CUDA"
     else:
         unfit = _why_not_native(device, dtype)
         if not unfit:
@@ -61,10 +61,18 @@ def _native(exact: bool) -> Native:
 
 
 @functools.cache
-def _triton() -> Engine:
+def _triton(capability: int) -> Engine:
     from fastbn.engine.triton import Triton
 
-    return Triton()
+    return Triton(capability)
+
+
+def capability(device: torch.device) -> int:
+    """90 for a Hopper GPU; 0 for the interpreter on a CPU."""
+    if device.type != "cuda":
+        return 0
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
 
 
 def _interpreted() -> bool:
@@ -81,7 +89,7 @@ def why_not_triton(device: torch.device, dtype: torch.dtype) -> str:
         return f"the Triton engine takes float32, float16 and bfloat16, and this is {_short(dtype)}"
     if device.type != "cuda" and not _interpreted():
         return f"the Triton engine is for CUDA, and this is {device.type}"
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (OLDEST // 10, OLDEST % 10):
+    if device.type == "cuda" and capability(device) < OLDEST:
         return f"the Triton engine needs compute capability {OLDEST / 10}, and {torch.cuda.get_device_name(device)} has less"
     try:
         import triton  # noqa: F401

@@ -11,6 +11,7 @@ from torch import nn
 from fastbn.engine import choose
 from fastbn.engine.fused import Fused, fused_forward
 from fastbn.engine.graph import Graph
+from fastbn.engine.occupied import Network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,16 +42,22 @@ class Explanation:
         return "\n".join(lines)
 
 
-def explain(model: nn.Module) -> Explanation:
+def explain(model: nn.Module, image: tuple[int, int, int] | None = None) -> Explanation:
     """What fuse(model) runs fused and what it leaves to stock PyTorch, for the model as it now is and the device it is on.
 
+    image: (channels, height, width) of what it will read. Some convolutions take another algorithm by their images' size; without it they
+    are counted under the one that they take at large.
     A model that was not fused is read as fuse(model) would. Raises TypeError for one that torch.fx can't trace.
     """
     given = fused_forward(model)
     fused = given or Fused(model, "auto")
     like = next(iter(model.parameters()), torch.empty(0))
-    graph, _ = fused.program(like.device, like.dtype, fused.defaults())
+    graph, program = fused.program(like.device, like.dtype, fused.defaults())
     engine, why = choose.choose(fused.engine, like.device, like.dtype, fused.exact)
     assert engine is not None  # fuse(model, "stock") leaves no fused forward behind
-    algorithms = collections.Counter(engine.algorithm(conv) for region in graph.regions for conv in region.convs)
+    if image is None:
+        algorithms = collections.Counter(engine.algorithm(conv) for region in graph.regions for conv in region.convs)
+    else:
+        regions = Network(model, engine, program).shapes((1, *image))
+        algorithms = collections.Counter(engine.algorithm(conv, own[conv.source][2:]) for region, own in regions for conv in region.convs)
     return Explanation(type(model).__name__, engine.name, why, graph, dict(algorithms), given is not None)

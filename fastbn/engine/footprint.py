@@ -145,7 +145,7 @@ class _Allocating:
         if self._engine.name == "reference":
             ds = self._by_tensor_code(paths, terms, mask, shape)
         else:
-            others = [path for path in paths if self._engine.aside(path.conv)]
+            others = [path for path in paths if self._engine.aside(path.conv, shape[2:])]
             for path in others:
                 dy = self._gradient(path.ds.shape)
                 terms.append(self._gradient(shape))

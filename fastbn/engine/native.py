@@ -60,7 +60,7 @@ class Native:
     def forms_first(self, conv: Conv, source: Shape, keeps: bool) -> bool:
         return False
 
-    def aside(self, conv: Conv) -> bool:
+    def aside(self, conv: Conv, size: tuple[int, int]) -> bool:
         return False
 
     def ready(self, norm: Norm) -> None:

@@ -143,8 +143,8 @@ class Engine(Protocol):
     def forms_first(self, conv: Conv, source: Shape, keeps: bool) -> bool:
         """Whether z is formed by a pass before this convolution reads it, rather than as it loads. keeps: z or its mask is asked for."""
 
-    def aside(self, conv: Conv) -> bool:
-        """Whether its input gradient is made, and dy for it, before the sum that it goes into."""
+    def aside(self, conv: Conv, size: tuple[int, int]) -> bool:
+        """Whether its input gradient, of images of this size, is made, and dy for it, before the sum that it goes into."""
 
     def replays(self) -> Replays:
         """What keeps a region's walks, so as to carry their like out faster."""

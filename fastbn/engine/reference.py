@@ -50,7 +50,7 @@ class Reference:
     def forms_first(self, conv: Conv, source: Shape, keeps: bool) -> bool:
         return True
 
-    def aside(self, conv: Conv) -> bool:
+    def aside(self, conv: Conv, size: tuple[int, int]) -> bool:
         return True
 
     def pack(

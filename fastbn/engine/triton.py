@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastbn.engine import configurations, norms
+from fastbn.engine import configurations, measured, norms
 from fastbn.engine.configurations import LIBRARY, ROLLING
 from fastbn.engine.graph import Conv, Shape
 from fastbn.engine.operations import Activation, Coefficients, Formed, Mask, Norm, Path, Pending, Target
@@ -41,8 +40,14 @@ class Triton:
     name = "triton"
     groups = False  # its kernels merge and use the statistics of a launch in the next one
 
-    def __init__(self, algorithm: Any = configurations.algorithm) -> None:
-        self._algorithm = algorithm
+    def __init__(self, capability: int = 0, by: str | None = None) -> None:
+        """capability: of the GPU whose choices it takes, as choose.capability gives it; 0 for the interpreter.
+        by: the one algorithm that carries every convolution out, instead of the table's or the rule's."""
+        self._capability, self._by = capability, by
+
+    @property
+    def _dependent(self) -> bool:
+        return measured.dependent(self._capability)
 
     def supports(self, conv: Conv) -> str | None:
         return None
@@ -51,20 +56,16 @@ class Triton:
         return dtype in (torch.float32, torch.float16, torch.bfloat16)
 
     def algorithm(self, conv: Conv, size: tuple[int, int] | None = None) -> str:
-        return self._algorithm(conv)
+        return self._by or configurations.algorithm(conv, size, self._capability)
 
     def mask_bytes(self, channels: int) -> int:
         return -(-channels // 8)
 
     def forms_first(self, conv: Conv, source: Shape, keeps: bool) -> bool:
-        algorithm = self._algorithm(conv)
-        if algorithm in (ROLLING, LIBRARY):
-            return algorithm == LIBRARY
-        owns = source[1] % 8 == 0 and taps.owns_all(conv, source, conv.shape(source)[2:])
-        return (keeps or source[1] % 8 > 0) and not owns
+        return _forms_first(self.algorithm(conv, source[2:]), conv, source, keeps)
 
-    def aside(self, conv: Conv) -> bool:
-        return self._algorithm(conv) == LIBRARY
+    def aside(self, conv: Conv, size: tuple[int, int]) -> bool:
+        return self.algorithm(conv, size) == LIBRARY
 
     def replays(self) -> Graphs:
         return Graphs()
@@ -73,14 +74,14 @@ class Triton:
         self, conv: Conv, weight: Tensor, dtype: torch.dtype, gradients: torch.dtype | None = None, size: tuple[int, int] | None = None
     ) -> Packed:
         w, v = weight.detach().to(dtype), weight.detach().to(gradients or dtype)  # (C, C_in, KH, KW)
-        algorithm = self._algorithm(conv)
+        algorithm = self.algorithm(conv, size)
         if algorithm == ROLLING:
             w, v = rolling.pack_weight(w), rolling.pack_weight(v.flip(2, 3).transpose(0, 1))
         elif algorithm == LIBRARY:
             w, v = (t.contiguous(memory_format=torch.channels_last) for t in (w, v))
         else:
             w, v = w.permute(2, 3, 1, 0).contiguous(), v.permute(2, 3, 0, 1).contiguous()
-        if _dependent(w):
+        if self._dependent:
             w.new_zeros(1)  # a launch that awaits the packing, which a kernel that begins early would not (kernels/dependent.py)
         return Packed(algorithm, w, v)
 
@@ -92,15 +93,14 @@ class Triton:
         out = conv.shape((n, c, h, w))
         y = _activation(out, x)
         left: Formed | None = None
-        if isinstance(source, Activation) and self.forms_first(conv, (n, c, h, w), keep_z or keep_mask):
+        if isinstance(source, Activation) and _forms_first(packed.algorithm, conv, (n, c, h, w), keep_z or keep_mask):
             left = self.form(source, keep_mask)
             assert left.z is not None
             source = left.z
         pending = self._taken(source) if packed.algorithm == ROLLING else None
         read, formed = self._source(source, keep_z, keep_mask)
         precision, moments = _precision(x), target is not None and target.norm.batch
-        device = configurations.capability(x.device)
-        dependent = configurations.dependent(device)
+        device, dependent = self._capability, self._dependent
         found: Partial | None
         if packed.algorithm == ROLLING:
             roll = configurations.roll(conv, (h, w), x.dtype, device, False)
@@ -110,7 +110,7 @@ class Triton:
             y = y.contiguous(memory_format=torch.channels_last)
             found = passes.moments(y, y.numel() // conv.channels, conv.channels, dependent) if moments else None
         else:
-            tile = configurations.tile(c, out[1], x.dtype, device)
+            tile = configurations.tile(conv, (h, w), x.dtype, device, False)
             found = taps.launch(read, packed.forward, y, moments, (n, c, h, w), conv, precision, tile, dependent)
         if target is not None:
             target.norm.pending = _forward(target, found)
@@ -120,7 +120,7 @@ class Triton:
 
     def ready(self, norm: Norm) -> None:
         if norm.pending is not None:
-            settle.launch_forward(norm.pending, _dependent(norm.vectors))
+            settle.launch_forward(norm.pending, self._dependent)
             norm.pending = None
 
     def _taken(self, source: Tensor | Activation) -> settle.Forward | None:
@@ -136,7 +136,7 @@ class Triton:
     def form(self, activation: Activation, keep_mask: bool) -> Formed:
         n, c, h, w = activation.ys[0].shape
         read, formed = self._source(activation, True, keep_mask)
-        form.launch(read, n * h * w, c, _dependent(read.x))
+        form.launch(read, n * h * w, c, self._dependent)
         assert formed is not None
         return formed
 
@@ -166,27 +166,26 @@ class Triton:
         if not isinstance(coefficients, settle.Backward):
             return coefficients
         c = torch.empty((3, coefficients.affine.shape[1]), dtype=torch.float32, device=coefficients.affine.device)
-        settle.launch_backward(coefficients, c, _dependent(c))
+        settle.launch_backward(coefficients, c, self._dependent)
         return (c[0], c[1], c[2]) if coefficients.batch else (c[0], None, None)
 
     def _gradient(self, path: Path | None, target: gradients.Target) -> Partial | None:
-        precision, device = _precision(target.ds), configurations.capability(target.ds.device)
-        dependent = configurations.dependent(device)
+        precision, device, dependent = _precision(target.ds), self._capability, self._dependent
         _, c, h, w = target.ds.shape
         if path is None:
-            return gradients.launch(None, None, None, target, precision, configurations.tile(c, c, target.ds.dtype, device), dependent)
+            return gradients.launch(None, None, None, target, precision, configurations.cut(c, c, target.ds.dtype, device), dependent)
         up = gradients.Upstream(path.ds, path.y, path.packed.backward)
         if path.packed.algorithm == ROLLING:
             taken = isinstance(path.coefficients, settle.Backward) and path.coefficients.few
             coefficients = path.coefficients if taken else self.settle(path.coefficients)
             roll = configurations.roll(path.conv, (h, w), target.ds.dtype, device, True)
             return gradient_rolling.launch(up, coefficients, target, precision, roll, dependent)
-        tile = configurations.tile(path.conv.channels, c, target.ds.dtype, device)
+        tile = configurations.tile(path.conv, (h, w), target.ds.dtype, device, True)
         return gradients.launch(up, path.conv, self.settle(path.coefficients), target, precision, tile, dependent)
 
     def _library_gradient(self, path: Path, shape: Shape) -> Tensor:
         conv, dy = path.conv, torch.empty_like(path.ds)
-        passes.dy(path.ds, path.y, self.settle(path.coefficients), dy, dy.numel() // conv.channels, conv.channels, _dependent(dy))
+        passes.dy(path.ds, path.y, self.settle(path.coefficients), dy, dy.numel() // conv.channels, conv.channels, self._dependent)
         x = dy.new_empty(1).expand(shape)  # its values are not read
         dx, _, _ = torch.ops.aten.convolution_backward(
             dy, x, path.packed.backward, None, conv.stride, conv.padding, conv.dilation, False, [0, 0], conv.groups, (True, False, False)
@@ -211,6 +210,13 @@ class Triton:
         return Source(form, source.relu, y, r, norm.scale, norm.shift, rscale, rshift, z, mask), Formed(z, mask)
 
 
+def _forms_first(algorithm: str, conv: Conv, source: Shape, keeps: bool) -> bool:
+    if algorithm in (ROLLING, LIBRARY):
+        return algorithm == LIBRARY
+    owns = source[1] % 8 == 0 and taps.owns_all(conv, source, conv.shape(source)[2:])
+    return (keeps or source[1] % 8 > 0) and not owns
+
+
 def _forward(target: Target, found: Partial | None) -> settle.Forward:
     """What the target's vectors are made of."""
     module = target.module
@@ -225,10 +231,6 @@ def _forward(target: Target, found: Partial | None) -> settle.Forward:
 
 def _activation(shape: Shape, like: Tensor) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
-
-
-def _dependent(like: Tensor) -> bool:
-    return configurations.dependent(configurations.capability(like.device))
 
 
 def _precision(like: Tensor) -> str:

@@ -28,21 +28,22 @@ class Device:
     flops_per_second: dict[str, float]
     launch: float
     source: str
+    capability: int = 0  # of a GPU, ×10: which kernels it has
 
 
-def _gpu(name: str, memory: float, terabytes: float, half: float, tf32: float, fp32: float) -> Device:
+def _gpu(name: str, capability: int, memory: float, terabytes: float, half: float, tf32: float, fp32: float) -> Device:
     """A GPU's data sheet: GB, TB/s, and dense TFLOP/s in half precision, TF32 and float32."""
     flops = {"mixed": half, "bf16": half, "tf32": tf32, "fp32": fp32}
     speeds = {precision: figure * 1e12 for precision, figure in flops.items()}
-    return Device(name, "cuda", int(memory * GB), terabytes * 1e12, speeds, LAUNCH, "by its data sheet, nothing measured")
+    return Device(name, "cuda", int(memory * GB), terabytes * 1e12, speeds, LAUNCH, "by its data sheet, nothing measured", capability)
 
 
 SHEETS = {
-    "a100": _gpu("NVIDIA A100 80GB SXM", 80, 2.04, 312, 156, 19.5),
-    "h100": _gpu("NVIDIA H100 80GB SXM", 80, 3.35, 989, 494, 67),
-    "h200": _gpu("NVIDIA H200 141GB SXM", 141, 4.8, 989, 494, 67),
-    "l40s": _gpu("NVIDIA L40S 48GB", 48, 0.864, 362, 183, 91.6),
-    "rtx4090": _gpu("NVIDIA RTX 4090 24GB", 24, 1.008, 165, 82.6, 82.6),
+    "a100": _gpu("NVIDIA A100 80GB SXM", 80, 80, 2.04, 312, 156, 19.5),
+    "h100": _gpu("NVIDIA H100 80GB SXM", 90, 80, 3.35, 989, 494, 67),
+    "h200": _gpu("NVIDIA H200 141GB SXM", 90, 141, 4.8, 989, 494, 67),
+    "l40s": _gpu("NVIDIA L40S 48GB", 89, 48, 0.864, 362, 183, 91.6),
+    "rtx4090": _gpu("NVIDIA RTX 4090 24GB", 89, 24, 1.008, 165, 82.6, 82.6),
 }
 
 

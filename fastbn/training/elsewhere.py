@@ -1,4 +1,4 @@
-"""--explain --on h200: the plan for a device that is not here, by its data sheet and the Triton engine's choices for any GPU."""
+"""--explain --on h200: the plan for a device that is not here, by its data sheet and the Triton engine's choices for its capability."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def lines(config: Config, loaded: Loaded) -> list[str]:
     if len(image) != 3:
         raise UsageError(f"--on plans networks that read images, and {source.name} holds words")
     memory = int(config.memory * GB) if config.memory is not None else device.memory
-    planner = Planner(Network(model, Triton()), image, config.precision, memory, config.optimizer, source.nbytes)
+    planner = Planner(Network(model, Triton(device.capability)), image, config.precision, memory, config.optimizer, source.nbytes)
     plan = planner.plan(config.batch, config.bn_batch)
     some, total = count(model)
     return [

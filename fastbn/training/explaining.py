@@ -32,7 +32,7 @@ def explain_run(config: Config) -> str:
         plan = planner.plan(config.batch, config.bn_batch)
         least = floor.line(planner, plan, config.precision, devices.here(device))
         lines += [f"plan      {plan}", f"time      {least}"]
-    lines += str(explain(model)).splitlines()[1:]
+    lines += str(explain(model, planner.image if planner else None)).splitlines()[1:]
     if config.devices is not None:
         lines += communication.lines(config, model, Step(model, source, config.recipe(), planner=planner))
     return "\n".join(lines)

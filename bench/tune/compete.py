@@ -1,0 +1,65 @@
+"""What the Triton engine's tables are measured by: candidates that agree, timed in turn, compiled beforehand by all processors."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import multiprocessing
+import os
+import statistics
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import torch
+
+from bench.gpu.measure import DEVICE, Call, device_seconds, failure, relative, repeated, synchronize
+
+K = TypeVar("K")
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}  # between two orders of the same sums
+TIMES = 20 if DEVICE.type == "cuda" else 1  # in one graph: a launch from Python takes longer than most kernels
+MOST_PROCESSES = 14
+
+
+def compete(candidates: Iterable[K], make: Callable[[K], Call], tolerance: float, rounds: int) -> tuple[dict[K, float], dict[K, str]]:
+    """The median microseconds of every candidate that gives what the first gives; and why the others are left out: a compiler's error,
+    too much shared memory, another result."""
+    ready: dict[K, Call] = {}
+    left_out: dict[K, str] = {}
+    expected = None
+    for candidate in candidates:
+        try:
+            call = make(candidate)
+            found = call().clone()
+            synchronize()
+            expected = found if expected is None else expected
+            if (off := relative(found, expected)) > tolerance:
+                left_out[candidate] = f"differs by {off:.1e}"
+            else:
+                ready[candidate] = repeated([call] * TIMES, False)
+        except Exception as error:  # whatever it is, the others are measured
+            left_out[candidate] = failure(error)
+    seconds: dict[K, list[float]] = {candidate: [] for candidate in ready}
+    for _ in range(rounds):
+        for candidate, call in ready.items():
+            seconds[candidate].append(device_seconds(call) / TIMES)
+    return {candidate: 1e6 * statistics.median(own) for candidate, own in seconds.items()}, left_out
+
+
+def called(candidates: Iterable[K], make: Callable[[K], Call]) -> None:
+    """Every candidate once, for what the compiler leaves in its cache."""
+    for candidate in candidates:
+        try:
+            make(candidate)()
+        except Exception:  # compete says which, and why
+            continue
+
+
+def ahead(run: Callable[..., None], tasks: list[tuple[Any, ...]]) -> None:
+    """On a GPU, runs every task in a process of its own kind, several at a time: Triton compiles on one processor."""
+    if DEVICE.type != "cuda" or len(tasks) < 2:
+        return
+    processes = min(MOST_PROCESSES, os.cpu_count() or 1, len(tasks))
+    with concurrent.futures.ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        done = [pool.submit(run, *task) for task in tasks]
+        for failed in (task.exception() for task in done):
+            if failed is not None:
+                print(f"compiling ahead: {failed!r}; it is compiled when it is measured")

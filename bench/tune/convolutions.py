@@ -1,0 +1,132 @@
+"""Which kernel carries a convolution out on a GPU, and how the one tap by tap is cut, measured by layer in float16: rolling rows where
+they can, tap by tap in several cuts, and the library's with BatchNorm in passes beside it.
+
+A layer's forward reads what scale, shift and ReLU make of a raw output, and keeps nothing of it; its gradient is masked by that ReLU.
+What is fastest in both together carries it out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+from unittest import mock
+
+import torch
+
+from bench.gpu.layer import Layer, operations
+from bench.gpu.measure import CAPABILITY, Call, free
+from bench.launches import NETWORKS
+from bench.tune.compete import TOLERANCE, called, compete
+from fastbn import FastBNOnlyResNet
+from fastbn.engine import configurations, measured
+from fastbn.engine.configurations import LIBRARY, ROLLING, TAPS
+from fastbn.engine.graph import Conv
+from fastbn.engine.measured import Way
+from fastbn.engine.occupied import Network
+from fastbn.engine.triton import Triton
+from fastbn.kernels.conv import Tile
+
+Candidate = tuple[str, Tile]  # an algorithm, and a cut, which tap by tap alone reads
+PASSES = ("forward", "backward")
+
+
+def layers() -> list[measured.Layer]:
+    """Of the networks that the project is measured by."""
+    found: dict[measured.Layer, None] = {}
+    for family, sizes in NETWORKS.items():
+        for depth, size in sizes:
+            network = Network(FastBNOnlyResNet(depth, family=family, engine="stock"), Triton(CAPABILITY))
+            for region, shapes in network.shapes((1, 3, size, size)):
+                found |= {_layer(conv, shapes[conv.source][2:]): None for conv in region.convs}
+    return list(found)
+
+
+def _layer(conv: Conv, size: tuple[int, int]) -> measured.Layer:
+    layer = configurations.layer(conv, size, CAPABILITY)
+    assert layer is not None
+    return layer
+
+
+def case(layer: measured.Layer, images: int) -> operations.Case:
+    size, channels = (layer.size, layer.size), (layer.in_channels, layer.channels)
+    return operations.Case("", images, *size, *channels, layer.kernel, layer.stride, layer.kernel // 2)
+
+
+def candidates(layer: measured.Layer, way: str) -> list[Candidate]:
+    """The rule's own cut tap by tap first."""
+    backward, conv = way == "backward", case(layer, 1).conv()
+    rule = configurations.cut(*(layer.channels, layer.in_channels)[:: 1 if backward else -1], torch.float16, CAPABILITY)
+    found = [(TAPS, tile) for tile in tiles(rule, layer.in_channels if backward else layer.channels)]
+    rolling = [(ROLLING, rule)] if configurations.usual(conv) == ROLLING else []
+    return [*found, *rolling, (LIBRARY, rule)]
+
+
+def tiles(rule: Tile, written: int) -> list[Tile]:
+    """The rule's first; twice the warps; more channels, so that fewer programs form what they read; more and fewer pixels."""
+    m, n = rule.block_m, rule.block_n
+    others = [(m, n, 8), (m, 2 * n, 4), (m, 2 * n, 8), (m, 4 * n, 8), (2 * m, n, 8), (m // 2, n, 4)]
+    cuts = [dataclasses.replace(rule, block_m=rows, block_n=columns, warps=warps) for rows, columns, warps in others]
+    return [rule, *(cut for cut in cuts if cut.block_n < 2 * written)]
+
+
+def compiled(layer: measured.Layer, images: int) -> None:
+    """Every candidate once."""
+    for way in _passes(layer):
+        called(candidates(layer, way), _Make(layer, way, images))
+
+
+def row(layer: measured.Layer, images: int, rounds: int) -> dict[str, Any]:
+    """The fastest algorithm for a layer, its cuts, and what every candidate took."""
+    middle: dict[str, dict[Candidate, float]] = {}
+    left_out = []
+    for way in _passes(layer):
+        middle[way], without = compete(candidates(layer, way), _Make(layer, way, images), TOLERANCE[torch.float16], rounds)
+        left_out += [{"pass": way, **_plain(candidate), "why": why} for candidate, why in without.items()]
+        free()
+    best = {name: [_best(name, own) for own in middle.values()] for name in (TAPS, ROLLING, LIBRARY)}
+    took = {name: us for name, own in best.items() if (us := sum(each for each, _ in own)) < math.inf}
+    fastest = min(took, key=lambda name: took[name])
+    print(f"{layer}: {fastest} of {', '.join(f'{name} {us:.1f} µs' for name, us in took.items())}", flush=True)
+    cuts = dict(zip(_passes(layer), (cut for _, cut in best[TAPS]), strict=True))
+    return {
+        **dataclasses.asdict(layer), "algorithm": fastest,
+        **{way: dataclasses.asdict(cuts.get(way) or candidates(layer, way)[0][1]) for way in PASSES},
+        "measured": [{"pass": way, **_plain(one), "microseconds": round(us, 2)} for way, own in middle.items() for one, us in own.items()],
+        "left_out": left_out,
+    }  # fmt: skip
+
+
+def _best(name: str, middle: dict[Candidate, float]) -> tuple[float, Tile | None]:
+    """The least microseconds of an algorithm in a pass, and with which cut; infinitely many where it has none."""
+    own = [(us, cut) for (algorithm, cut), us in middle.items() if algorithm == name]
+    return min(own, key=lambda each: each[0], default=(math.inf, None))
+
+
+def _plain(candidate: Candidate) -> dict[str, Any]:
+    algorithm, cut = candidate
+    return {"algorithm": algorithm, **(dataclasses.asdict(cut) if algorithm == TAPS else {})}
+
+
+def _passes(layer: measured.Layer) -> tuple[str, ...]:
+    """No gradient of the images themselves is wanted."""
+    return PASSES if layer.in_channels % 8 == 0 else PASSES[:1]
+
+
+class _Make:
+    """The call of a candidate."""
+
+    def __init__(self, layer: measured.Layer, way: str, images: int):
+        self._layer, self._way = layer, way
+        self._own = Layer(case(layer, images), torch.float16)
+        self._tensors = self._own.tensors(0)
+
+    def __call__(self, candidate: Candidate) -> Call:
+        algorithm, cut = candidate
+        own = (self._own.fused_gradient if self._way == "backward" else self._own.fused_forward)(algorithm, self._tensors)
+
+        def call() -> torch.Tensor:
+            with mock.patch.object(configurations, "ways", lambda: {self._layer: Way(algorithm, cut, cut)}):
+                return own()
+
+        return call

@@ -1,0 +1,71 @@
+"""How the rolling kernels are cut on a GPU, measured by shape, pass and width of storage.
+
+The rule's own choice (engine/configurations.py) against a few others a shape: bands of the other height, twice the warps, and bands of
+one row where an image has few.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+from unittest import mock
+
+import torch
+
+from bench.gpu.layer import Layer, operations
+from bench.gpu.measure import CAPABILITY, Call
+from bench.tune.compete import TOLERANCE, called, compete
+from fastbn.engine import configurations
+from fastbn.engine.configurations import ROLLING
+from fastbn.engine.measured import Choice, Key
+
+SHAPES = ((16, 32), (32, 16), (64, 8), (64, 56))  # channels, size
+
+
+def keys() -> list[Key]:
+    """Every shape, forward and backward, half and float32."""
+    return [Key(CAPABILITY, backward, *shape, wide) for shape in SHAPES for backward in (False, True) for wide in (False, True)]
+
+
+def candidates(key: Key) -> list[Choice]:
+    """The rule's own first."""
+    choice = configurations.rule(key)
+    bands = [2 if choice.rows == 4 else 4, *([1] if key.channels == 64 else [])]
+    others = [dataclasses.replace(choice, rows=rows) for rows in bands]
+    return [choice, *others, dataclasses.replace(choice, warps=2 * choice.warps if choice.warps < 8 else 4)]
+
+
+def compiled(key: Key, images: int) -> None:
+    """Every candidate once."""
+    called(candidates(key), _Make(key, images))
+
+
+def row(key: Key, images: int, rounds: int) -> dict[str, Any]:
+    """The fastest choice for a shape, and what every candidate took."""
+    make = _Make(key, images)
+    middle, left_out = compete(candidates(key), make, TOLERANCE[make.dtype], rounds)
+    best = min(middle, key=lambda choice: middle[choice])
+    print(f"{key}: {best}, {middle[best]:.1f} µs of {', '.join(f'{us:.1f}' for us in middle.values())}", flush=True)
+    return {
+        **dataclasses.asdict(key), **dataclasses.asdict(best),
+        "measured": [{**dataclasses.asdict(choice), "microseconds": round(us, 2)} for choice, us in middle.items()],
+        "left_out": [{**dataclasses.asdict(choice), "why": why} for choice, why in left_out.items()],
+    }  # fmt: skip
+
+
+class _Make:
+    """The call of a choice."""
+
+    def __init__(self, key: Key, images: int):
+        self.key, self.dtype = key, torch.float32 if key.wide else torch.float16
+        self._layer = Layer(operations.Case("", images, key.size, key.size, key.channels, key.channels), self.dtype)
+        self._tensors = self._layer.tensors(0)
+
+    def __call__(self, choice: Choice) -> Call:
+        own = (self._layer.fused_gradient if self.key.backward else self._layer.fused_forward)(ROLLING, self._tensors)
+
+        def call() -> torch.Tensor:
+            with mock.patch.object(configurations, "rolls", lambda: {self.key: choice}):
+                return own()
+
+        return call
