@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 from nets import images, resnet
 from oracle import assert_same, fused, run, stock, tolerance, upstream
 from torch.utils.checkpoint import checkpoint
 
+from fastbn.engine import tf32
 from fastbn.engine.fused import fused_forward
 from fastbn.engine.reference import Reference
-from fastbn.engine.replay import KEYS, Graphs, Recorded
+from fastbn.engine.replay import KEYS, Graphs, Recorded, uncollected
 
 TOL = tolerance(torch.float64)
 
@@ -145,3 +148,37 @@ def test_few_shapes_are_kept(recorder, model):
                 assert_same(run(ours, images(batch)), run(theirs, images(batch)), TOL)
     _, program = ours.forward.program(torch.device("cpu"), torch.float64, {})
     assert fused_forward(ours) and len(program.region0._replays._free) == KEYS
+
+
+def test_tensors_of_inference_are_recorded_apart(recorder, model):
+    """Nothing else may write to them."""
+    model, x = fused(model).eval(), images(3)
+    expected = model(x).detach()
+    for mode in (torch.inference_mode, torch.no_grad, torch.inference_mode):
+        with mode():
+            for _ in range(3):
+                assert torch.equal(model(x), expected)
+    assert len(recorder.made) == 2
+
+
+def test_tf32_is_part_of_what_is_recorded(recorder, model):
+    model = fused(model).eval()
+    with torch.no_grad():
+        for allowed in (True, False, True):
+            with tf32.allowed(allowed):
+                for _ in range(2):
+                    model(images(3))
+    assert len(recorder.made) == 2
+
+
+def test_no_garbage_is_collected_while_a_graph_is_captured():
+    with uncollected():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with uncollected():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()

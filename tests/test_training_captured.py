@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
 
 import pytest
 import torch
 from runs import network
+from torch.autograd.graph import get_gradient_edge
 
 from fastbn import freeze
 from fastbn.config import Recipe
 from fastbn.data.feed import Resident
 from fastbn.data.images import Images
+from fastbn.engine.native import Native
+from fastbn.engine.reference import Reference
+from fastbn.engine.replay import Graphs, unrecorded
 from fastbn.training.captured import Captured
+from fastbn.training.flat import Flat
 from fastbn.training.step import Step, Totals
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -27,17 +33,22 @@ class Recorder:
 
     def __call__(self, launches):
         self.recorded += 1
-        return launches
+
+        def replay() -> None:
+            with unrecorded():  # a graph asks nobody
+                launches()
+
+        return replay
 
 
-def train(recorder):
+def train(recorder, **settings):
     """Two epochs of two whole batches and a ragged one; the parameters and each epoch's totals."""
     draw = torch.Generator().manual_seed(0)
     images = Images(torch.randint(0, 256, (20, 8, 8, 3), dtype=torch.uint8, generator=draw), torch.arange(20) % 10)
-    recipe = Recipe(epochs=2, batch_size=8).resolved(2)
+    recipe = Recipe(epochs=2, batch_size=8, **settings).resolved(2)
     step = Step(freeze(network(), "bn"), Resident(images), recipe)
     if recorder:
-        step._take = Captured(step._compute, CPU, recorder)
+        step._take = Captured(step._compute, CPU, lambda device: recorder)
     found = []
     for number in range(2):
         totals = Totals.zero(CPU)
@@ -51,6 +62,60 @@ def train(recorder):
 def test_replays_equal_plain_steps():
     recorder = Recorder()
     (vector, totals), (expected, sums) = train(recorder), train(None)
-    assert recorder.recorded == 2  # the whole batch, and the ragged one in its second epoch
+    assert recorder.recorded == 3  # the whole batch; in the second epoch that again, which the ragged one's first step let go, and this
     assert torch.equal(vector, expected)
     assert totals == sums
+
+
+def test_what_a_step_is_recorded_with_is_not_recorded_apart(monkeypatch):
+    """Slices of a batch call the model several times in a step: a region that recorded them for itself would hold a step's memory twice."""
+    kept, own = Recorder(), Recorder()
+    monkeypatch.setattr(Native, "replays", lambda engine: Graphs(lambda device: kept, lambda device: True))
+    monkeypatch.setattr(Reference, "replays", lambda engine: Graphs(lambda device: kept, lambda device: True))
+    vector, totals = train(own, bn_batch=2)
+    assert own.recorded == 3 and kept.recorded == 0
+    expected, sums = train(None, bn_batch=2)
+    assert kept.recorded > 0 and torch.equal(vector, expected) and totals == sums
+
+
+def test_the_ragged_batch_runs_where_nothing_recorded_holds_memory():
+    """A plan may leave room for one batch size's step alone. What a graph held is free when nothing refers to it."""
+    alive, found = [], []
+
+    class Held:
+        """A recording, and the memory that it holds."""
+
+        def __init__(self, launches):
+            self.launches = launches
+
+        def __call__(self):
+            self.launches()
+
+    def record(launches):
+        held = Held(launches)
+        alive.append(weakref.ref(held))
+        return held
+
+    def compute(inputs, lr, totals):
+        found.append((len(inputs[0]), sum(reference() is not None for reference in alive)))
+
+    captured, totals = Captured(compute, CPU, lambda device: record), Totals.zero(CPU)
+    for n in (8, 8, 8, 3, 8, 3, 8):
+        captured((torch.zeros(n),), torch.ones(()), totals)
+    assert found == [(8, 0), (8, 1), (8, 1), (3, 0), (8, 1), (3, 2), (8, 2)]
+
+
+def test_parameters_part_from_the_nodes_of_an_earlier_result():
+    """On CUDA such a node waits for the stream which it was made on, and a step that is being captured can't."""
+    model = freeze(network(), "bn")
+    loss = model(torch.randn(2, 3, 8, 8)).square().mean()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    for p in parameters:
+        get_gradient_edge(p).node.metadata["earlier"] = True
+    assert all("earlier" in get_gradient_edge(p).node.metadata for p in parameters)
+    flat = Flat(model)
+    assert not any("earlier" in get_gradient_edge(p).node.metadata for p in parameters)
+    before = flat.vector.clone()
+    model(torch.randn(2, 3, 8, 8)).square().mean().backward()
+    assert all(p.grad is not None and p.dtype == torch.float32 for p in parameters) and torch.equal(flat.vector, before)
+    assert loss.isfinite()

@@ -95,9 +95,9 @@ def test_captured_steps(monkeypatch):
 
     models = networks()
     expected = alone(copy.deepcopy(models), RATES)
-    monkeypatch.setattr(Step, "_taking", lambda step: Captured(step._compute, torch.device("cpu"), record))
+    monkeypatch.setattr(Step, "_taking", lambda step: Captured(step._compute, torch.device("cpu"), lambda device: record))
     assert_equal(models, fastbn.fit_replicas(models, TRAIN, TEST, progress=False, seed=SEEDS, lr=RATES, **SETTINGS), expected)
-    assert len(recorded) == 3 * 2  # of each a whole batch and a ragged one
+    assert len(recorded) == 3 * 3  # of each a whole batch, that again after the ragged one's first step, and the ragged one
 
 
 def test_all_of_a_replica_runs_in_its_lane(monkeypatch):

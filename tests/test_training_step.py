@@ -92,7 +92,11 @@ ERRORS = {
     "cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8 GiB"),
     "cpu": RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
     "pool": MemoryError("Unable to allocate 8 GiB"),
+    "triton": RuntimeError("Triton Error [CUDA]: out of memory"),
+    "cublas": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    "capture": RuntimeError("CUDA error: operation failed due to a previous error during capture"),
 }
+ERRORS["capture"].__context__ = ERRORS["cuda"]
 
 
 @pytest.mark.parametrize("kind", ERRORS)

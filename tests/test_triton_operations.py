@@ -25,6 +25,7 @@ from operations import (
     target,
     two_paths,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastbn.engine import configurations
 from fastbn.engine.configurations import LIBRARY, ROLLING, TAPS
@@ -223,3 +224,30 @@ def test_choice():
     assert by(16, 16) == by(32, 32) == by(64, 64) == ROLLING
     assert by(3, 16) == by(16, 32, stride=2) == by(48, 48) == by(256, 64, kernel=1, padding=0) == TAPS
     assert by(128, 128) == by(256, 256, stride=2) == by(32, 32, groups=32) == LIBRARY
+
+
+class Convolutions(TorchDispatchMode):
+    """The layouts and dtypes of what aten's convolution_backward is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.given = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        if function is torch.ops.aten.convolution_backward.default:
+            self.given.append([(t.is_contiguous(memory_format=torch.channels_last), t.dtype) for t in arguments[:3]])
+        return function(*arguments, **(keywords or {}))
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("activations", [torch.float16, torch.float32])
+def test_the_library_is_given_channels_last_throughout(masked, activations):
+    """An input of another layout would have dy rearranged, there and back. Gradients may be stored otherwise than activations."""
+    case, engine = Routed("", 3, 5, 4, 16, 24, by=LIBRARY), Triton(by=LIBRARY)
+    ds, y = (activation(*case.conv().shape(case.source), seed=seed) for seed in (1, 2))
+    packed = engine.pack(case.conv(), case.weight(), activations, torch.float32)
+    path = Path(case.conv(), packed, ds, y.to(activations), (torch.ones(24), None, None))
+    own = Mask(True, None, (activation(*case.source, seed=3, dtype=activations),), (norm(16, 4),), (affine(16),)) if masked else None
+    with Convolutions() as seen:
+        found, _ = engine.gradient([path], [], own, case.source)
+    assert seen.given == [[(True, torch.float32)] * 3] and found.is_contiguous(memory_format=torch.channels_last)

@@ -21,6 +21,7 @@ from bench.gpu.bars import bars
 from bench.gpu.measure import DEVICE, Sink, failure, free, spread, synchronize
 from bench.gpu.networks import like_stock, offers_mixed
 from bench.gpu.providers import AUTOCAST, COMPILED_DEPTH, Ready, Setting, providers
+from fastbn.training import machine
 
 
 @functools.cache
@@ -35,11 +36,6 @@ def wrong(setting: Setting, small: bool, kind: str) -> str:
     except Exception as error:  # whatever it is, the figures are worth nothing
         return failure(error)
     return ""
-
-
-def _out_of_memory(error: BaseException | None) -> bool:
-    """Whether that is what it is, or came of: the end of a capture raises an error of its own."""
-    return error is not None and (isinstance(error, torch.OutOfMemoryError) or _out_of_memory(error.__context__))
 
 
 def started(make: Callable[[], Ready], row: dict[str, Any]) -> Ready:
@@ -125,7 +121,7 @@ def step(sink: Sink, setting: Setting, small: bool, seconds: float) -> int:
             timed([(row, own)], min(20.0, left / (len(made) - number)), small)
             sink.add(**row)
         except Exception as error:  # one provider's: the others are measured all the same
-            memory = _out_of_memory(error)
+            memory = machine.is_out_of_memory(error)
             sink.add(**row, **({"skipped": "runs out of the device's memory"} if memory else {"failure": failure(error)}))
     if ready:
         timed(ready, max(30.0, min(120.0, deadline - time.monotonic() - 10)), small)

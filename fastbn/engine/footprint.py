@@ -147,9 +147,9 @@ class _Allocating:
         else:
             others = [path for path in paths if self._engine.aside(path.conv, shape[2:])]
             for path in others:
-                dy = self._gradient(path.ds.shape)
+                dy, unread = self._gradient(path.ds.shape), None if mask else self._gradient(shape)
                 terms.append(self._gradient(shape))
-                del dy
+                del dy, unread
             ours = len(paths) - len(others)
             terms += [self._gradient(shape) for _ in range(ours - 1)] if self._engine.name == "triton" else []
             if len(terms) > 2:

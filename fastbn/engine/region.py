@@ -84,7 +84,7 @@ class FusedRegion(nn.Module):
         is_mixed = _mixes(inputs[0])
         gradients = _MIXED.get() or dtype if is_mixed else dtype
         plain = all(x.is_contiguous() for x in inputs)  # what comes in NCHW goes out NCHW, as stock does
-        with torch.autocast(device, enabled=False):
+        with torch.autocast(device, enabled=False), torch.cuda.device_of(inputs[0]):  # Triton launches on the current device
             cast = [x.to(dtype).contiguous(memory_format=torch.channels_last) for x in inputs]
             affine = [t for _, norm in self.pairs for t in (norm.weight, norm.bias)]
             own = zip(self.region.convs, self.pairs, strict=True)

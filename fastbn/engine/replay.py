@@ -10,20 +10,24 @@ when autograd lets go of what was saved: after the backward, or when the result 
 from __future__ import annotations
 
 import collections
+import contextlib
+import contextvars
 import dataclasses
+import gc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastbn.engine import walk
+from fastbn.engine import tf32, walk
 from fastbn.engine.graph import Conv
 from fastbn.engine.operations import Record
 
 Found = tuple[dict[int, Tensor], dict[Conv, Tensor]]
+_UNRECORDED: contextvars.ContextVar[bool] = contextvars.ContextVar("unrecorded", default=False)
 KEYS = 4  # states of which recordings are kept: each holds a step's memory
 
 
@@ -31,13 +35,36 @@ class Recorder:
     """Records CUDA graphs, on a stream of its own (one that others use must not be captured) and in one pool of memory."""
 
     def __init__(self, device: torch.device):
-        self._stream, self._pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+        self._device, self._stream, self._pool = device, torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
 
     def __call__(self, launches: Callable[[], None]) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+        capture = torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local")
+        with torch.cuda.device(self._device), uncollected(), capture:
             launches()
         return graph.replay
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Inside, no garbage is collected: a graph among it that is destroyed while another is captured spoils the capture."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+@contextlib.contextmanager
+def unrecorded() -> Iterator[None]:
+    """Inside, regions walk and record nothing: who encloses them records them with all that is around them."""
+    token = _UNRECORDED.set(True)
+    try:
+        yield
+    finally:
+        _UNRECORDED.reset(token)
 
 
 def _capturable(device: torch.device) -> bool:
@@ -88,7 +115,7 @@ class Graphs:
     def forward(self, call: walk.Call, inputs: list[Tensor]) -> Made:
         """walk.forward, replayed where this call's like has been seen."""
         device = inputs[0].device
-        if not self._usable(device):
+        if _UNRECORDED.get() or not self._usable(device):
             return Made(*walk.forward(call, inputs), call)
         key = key_of(call, inputs)
         if key not in self._free:
@@ -162,14 +189,17 @@ def _fresh(found: dict[int, Tensor], affine: dict[Conv, Tensor]) -> Found:
 
 
 def key_of(call: walk.Call, inputs: list[Tensor]) -> Any:
-    """All that a recording holds fixed: shapes, what gradient is wanted of, each module's settings and its tensors' places."""
+    """All that a recording holds fixed: shapes, what gradient is wanted of, each module's settings and its tensors' places, and of the
+    process whether tensors are inference's (which nothing else may write to) and whether float32's products are TF32's."""
 
     def state(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Any, ...]:
         tensors = conv.bias, *norm._parameters.values(), *norm._buffers.values()
         return norm.training, norm.track_running_stats, norm.momentum, norm.eps, *map(_place, tensors)
 
     modules = tuple(state(conv, norm) for conv, norm in call.modules)
-    return tuple((x.shape, x.dtype, x.device) for x in inputs), frozenset(call.live), call.again, tuple(map(id, call.packed)), modules
+    process = torch.is_inference_mode_enabled(), tf32.convolutions()
+    given = tuple((x.shape, x.dtype, x.device) for x in inputs)
+    return given, frozenset(call.live), call.again, tuple(map(id, call.packed)), modules, process
 
 
 def _place(t: Tensor | None) -> tuple[int, torch.dtype] | None:

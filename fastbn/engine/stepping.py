@@ -20,7 +20,8 @@ def batch(images: Tensor, table: Tensor, indices: Tensor, offsets: Tensor | None
     table: (B, 3, H, W), channels last, in the table's dtype."""
     from fastbn.kernels import augment
 
-    return augment.batch(images, table, indices, offsets, flips, pad)
+    with torch.cuda.device_of(images):  # Triton launches on the current device
+        return augment.batch(images, table, indices, offsets, flips, pad)
 
 
 class Update:
@@ -34,7 +35,8 @@ class Update:
     def sgd(self, vector: Tensor, gradient: Tensor, momentum: Tensor, lr: Tensor, allowed: Tensor, **constants: Any) -> Tensor:
         """One step of SGD; returns whether it was taken, a bool scalar. constants: weight_decay, momentum_factor, nesterov."""
         moved = torch.empty_like(allowed)
-        self._kernels.sgd(vector, gradient, momentum, self._scratch, lr, allowed, moved, **constants)
+        with torch.cuda.device_of(vector):
+            self._kernels.sgd(vector, gradient, momentum, self._scratch, lr, allowed, moved, **constants)
         return moved
 
     def adam(
@@ -42,5 +44,6 @@ class Update:
     ) -> Tensor:
         """One step of Adam; returns whether it was taken, a bool scalar. constants: weight_decay, beta1, beta2, eps."""
         moved = torch.empty_like(allowed)
-        self._kernels.adam(vector, gradient, mean, square, steps, self._scratch, lr, allowed, moved, **constants)
+        with torch.cuda.device_of(vector):
+            self._kernels.adam(vector, gradient, mean, square, steps, self._scratch, lr, allowed, moved, **constants)
         return moved

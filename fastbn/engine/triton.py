@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastbn.engine import configurations, measured, norms
+from fastbn.engine import configurations, measured, norms, tf32
 from fastbn.engine.configurations import LIBRARY, ROLLING
 from fastbn.engine.graph import Conv, Shape
 from fastbn.engine.operations import Activation, Coefficients, Formed, Mask, Norm, Path, Pending, Target
@@ -144,7 +144,7 @@ class Triton:
         self, paths: list[Path], added: list[Tensor], mask: Mask | None, shape: Shape
     ) -> tuple[Tensor, list[Pending]]:
         like = paths[0].ds if paths else added[0]
-        terms = [*added, *(self._library_gradient(path, shape) for path in paths if path.packed.algorithm == LIBRARY)]
+        terms = [*added, *(self._library_gradient(path, shape, mask) for path in paths if path.packed.algorithm == LIBRARY)]
         ours = [path for path in paths if path.packed.algorithm != LIBRARY]
         for path in ours[:-1]:
             terms.append(_activation(shape, like))
@@ -183,10 +183,12 @@ class Triton:
         tile = configurations.tile(path.conv, (h, w), target.ds.dtype, device, True)
         return gradients.launch(up, path.conv, self.settle(path.coefficients), target, precision, tile, dependent)
 
-    def _library_gradient(self, path: Path, shape: Shape) -> Tensor:
+    def _library_gradient(self, path: Path, shape: Shape, mask: Mask | None) -> Tensor:
         conv, dy = path.conv, torch.empty_like(path.ds)
         passes.dy(path.ds, path.y, self.settle(path.coefficients), dy, dy.numel() // conv.channels, conv.channels, self._dependent)
-        x = dy.new_empty(1).expand(shape)  # its values are not read
+        # aten wants the convolution's input, of which it takes the shape and the layout: were it one number expanded, dy would go to NCHW
+        # and back
+        x = mask.ys[0].view(dy.dtype) if mask and mask.ys[0].dtype.itemsize == dy.dtype.itemsize else _activation(shape, dy)
         dx, _, _ = torch.ops.aten.convolution_backward(
             dy, x, path.packed.backward, None, conv.stride, conv.padding, conv.dilation, False, [0, 0], conv.groups, (True, False, False)
         )
@@ -235,4 +237,4 @@ def _activation(shape: Shape, like: Tensor) -> Tensor:
 
 def _precision(like: Tensor) -> str:
     """Of float32's products: TF32 where PyTorch's own convolutions would take it."""
-    return "tf32" if like.is_cuda and like.dtype == torch.float32 and torch.backends.cudnn.allow_tf32 else "ieee"
+    return "tf32" if like.is_cuda and like.dtype == torch.float32 and tf32.convolutions() else "ieee"

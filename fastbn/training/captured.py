@@ -1,7 +1,8 @@
 """A step as one CUDA graph a batch size: its launches are recorded once and replayed, so that launching costs next to nothing.
 
 What the host hands to a step lies in tensors of fixed address that the graph reads: the batch, the learning rate, the totals (and a
-feed keeps an epoch's draws where they are). A batch size's first step runs as it is: it compiles what is not yet compiled.
+feed keeps an epoch's draws where they are). A batch size's first step runs as it is: it compiles what is not yet compiled. What was
+recorded of other sizes goes before it, and is recorded again when it is next needed: a plan may leave no memory for both.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from fastbn.data.feed import Inputs
 from fastbn.engine.operations import Record
-from fastbn.engine.replay import Recorder
+from fastbn.engine.replay import Recorder, unrecorded
 
 if TYPE_CHECKING:
     from fastbn.training.step import Totals
@@ -25,8 +26,8 @@ Compute = Callable[[Inputs, Tensor, Any], None]
 class Captured:
     """Takes steps by `compute`, which the host must not wait in, and which must find all that it reads in its arguments."""
 
-    def __init__(self, compute: Compute, device: torch.device, record: Record | None = None):
-        self._compute, self._record = compute, record or Recorder(device)
+    def __init__(self, compute: Compute, device: torch.device, recorder: Callable[[torch.device], Record] = Recorder):
+        self._compute, self._device, self._recorder = compute, device, recorder
         self._replays: dict[int, Callable[[], None]] = {}
         self._inputs: dict[int, Inputs] = {}
         self._lr = torch.zeros((), dtype=torch.float64, device=device)
@@ -37,13 +38,17 @@ class Captured:
         self._adopt(totals)
         self._lr.copy_(lr)
         if n not in self._inputs:
+            self._replays.clear()
+            self._record = self._recorder(self._device)  # with a pool of its own: a pool that no graph is left of can't be used again
             self._inputs[n] = tuple(given.clone(memory_format=torch.preserve_format) for given in inputs)
-            self._compute(self._inputs[n], self._lr, totals)
+            with unrecorded():
+                self._compute(self._inputs[n], self._lr, totals)
             return
         for own, given in zip(self._inputs[n], inputs, strict=True):
             own.copy_(given)
         if n not in self._replays:
-            self._replays[n] = self._record(lambda: self._compute(self._inputs[n], self._lr, totals))
+            with unrecorded():
+                self._replays[n] = self._record(lambda: self._compute(self._inputs[n], self._lr, totals))
         self._replays[n]()
 
     def _adopt(self, totals: Totals) -> None:

@@ -64,10 +64,11 @@ def here(device: torch.device, memory: float | None = None) -> Device:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that a run may take: what CUDA has free or PyTorch holds unused; of a machine's memory what is available."""
+    """Bytes that a run may take: what CUDA has free once PyTorch has given back what it can (not the memory of graphs, which counts as
+    unused there); of a machine's memory what is available."""
     if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + unused
+        machine.free_unused(device)
+        return torch.cuda.mem_get_info(device)[0]
     try:
         with open("/proc/meminfo", encoding="utf-8") as file:
             return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))

@@ -28,10 +28,13 @@ class Flat:
             self.mask = torch.cat([masks.get(name, torch.ones_like(p, dtype=torch.bool)).reshape(-1) for name, p in named])
         place = 0
         for p in self.parameters:
-            here = slice(place, place + p.numel())
-            p.data = self.vector[here].view(p.shape)
-            p.grad = None
+            own = self.vector[place : place + p.numel()].view(p.shape)
             place += p.numel()
+            p.grad = None
+            # by another dtype the parameter parts from its node in autograd: an earlier result that is still held keeps that on the
+            # stream which it was made on, and a step that waits for it can't be captured
+            p.data = torch.empty(0, dtype=torch.complex64, device=p.device)
+            p.data = own
 
     @torch.no_grad()
     def gather(self, add: bool = False) -> None:

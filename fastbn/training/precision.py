@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from fastbn.engine import stepping
+from fastbn.engine import stepping, tf32
 from fastbn.engine.region import mixed
 from fastbn.errors import MachineError
 
@@ -28,15 +28,10 @@ def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
         from fastbn.training import xla
 
         xla.exact(precision == "fp32")
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-    try:
-        # without a cache of cast weights: it lasts as long as this context, and would outlive their updates
-        regions = mixed() if precision == "mixed" else contextlib.nullcontext()
-        with regions, torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
-            yield
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+    # without a cache of cast weights: it lasts as long as this context, and would outlive their updates
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
+    with tf32.allowed(precision == "tf32"), mixed() if precision == "mixed" else contextlib.nullcontext(), autocast:
+        yield
 
 
 def check(precision: str, device: torch.device) -> None:

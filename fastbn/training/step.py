@@ -91,6 +91,7 @@ class Step:
         """Gives the model's tensors storage of their own again."""
         self.flat.dissolve()
         self.running.dissolve()
+        del self._take  # with what it recorded, which a cycle through this step would keep
 
     def _taking(self) -> Callable[[Inputs, Tensor, Totals], None]:
         if self.feed.device.type == "xla":
