@@ -98,8 +98,8 @@ def footprint(
             arriving: Any = [Ghost(meter, call.shapes[z], dtypes[1].itemsize, dtypes[1]) if z in live else None for z in region.outputs]
             found: Any
             back = {g.span for g in arriving if g is not None}
-            found, _ = walk.backward(call, arriving, vectors, saved)
-            back |= {g.span for g in found.values()}
+            found = walk.backward(call, arriving, vectors, saved)
+            back |= {g.span for g in found.inputs.values()}
     backward = meter.peak
     if engine.name == "native":  # which lays its memory out beforehand
         calls = range(meter.operations + 1)

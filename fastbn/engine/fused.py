@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
+import operator
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,9 +14,13 @@ from torch import Tensor, fx, nn
 
 from fastbn.engine import choose
 from fastbn.engine.graph import Graph
+from fastbn.engine.held import PARAMETERS
+from fastbn.engine.packs import Packs
 from fastbn.engine.reader import read, trace
-from fastbn.engine.region import Packs, refuse_stock, storage_dtype
+from fastbn.engine.region import refuse_stock, storage_dtype
 
+HOOKS = operator.attrgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+TRAINING = operator.attrgetter("training")
 SIMPLE = (type(None), bool, int, float, str)  # arguments that a trace may fix
 
 
@@ -59,6 +64,7 @@ class Fused:
         self._programs: dict[Any, tuple[Graph, fx.GraphModule]] = {}
         self._packs: dict[str, Packs] = {}  # by engine; the programs for training and for evaluation share them
         self._structure: list[tuple[dict[str, Any], tuple[Any, ...]]] = []
+        self._submodules: list[nn.Module] = []
         self._inner: list[nn.Module] = []
         self._convs: list[nn.Module] = []
         self._warned: set[str] = set()
@@ -91,19 +97,23 @@ class Fused:
         like = next((x for x in tensors if x.is_floating_point()), next(self.model.parameters(), tensors[0]))
         if self.engine == "auto" and tensors[0].device.type == "xla":
             return self._stock(args, kwargs)
-        _, program = self.program(tensors[0].device, storage_dtype(like), constants)
+        _, program = self._program(tensors[0].device, storage_dtype(like), constants)
         return program(*bound.arguments.values())
 
     def program(self, device: torch.device, dtype: torch.dtype, constants: dict[str, Any]) -> tuple[Graph, fx.GraphModule]:
         """The graph and its program for the model as it now is, on this device."""
+        self._look()
+        return self._program(device, dtype, constants)
+
+    def _program(self, device: torch.device, dtype: torch.dtype, constants: dict[str, Any]) -> tuple[Graph, fx.GraphModule]:
         engine, self.why = choose.choose(self.engine, device, dtype, self.exact)
         assert engine is not None
-        self._look()
+        own = itertools.chain.from_iterable(map(dict.values, map(PARAMETERS, self._convs)))
         state = (
             engine,
             tuple(sorted(constants.items())),
-            tuple(module.training for module in self._inner),
-            tuple(p.requires_grad for conv in self._convs for p in conv._parameters.values() if p is not None),
+            tuple(map(TRAINING, self._inner)),
+            tuple([p is not None and p.requires_grad for p in own]),
         )
         if state not in self._programs:
             self._programs[state] = read(self.model, constants, engine, self._packs.setdefault(engine.name, {}))
@@ -128,6 +138,7 @@ class Fused:
             return
         self._forget()
         for module in self.model.modules():
+            self._submodules += [child for child in module._modules.values() if child is not None]
             if module._modules:
                 self._structure.append((module._modules, tuple(module._modules.values())))
             if module._modules or not type(module).__module__.startswith("torch.nn"):  # what the trace went into
@@ -139,12 +150,7 @@ class Fused:
         """What an engine would pass over: hooks on what it fuses."""
         if nn.modules.module._has_any_global_hook():
             return "a global module hook is registered"
-        for module in self._submodules():
-            if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
-                name = next(name for name, found in self.model.named_modules() if found is module)
-                return f"{name} has a hook"
+        if any(map(any, map(HOOKS, self._submodules))):
+            name = next(name for name, module in self.model.named_modules() if name and any(HOOKS(module)))
+            return f"{name} has a hook"
         return None
-
-    def _submodules(self) -> Iterator[nn.Module]:
-        for _, children in self._structure:
-            yield from (child for child in children if child is not None)

@@ -22,8 +22,9 @@ from fastbn.engine.arena import Span, lay_out, scratch_bytes
 from fastbn.engine.buffers import Buffers, activation
 from fastbn.engine.graph import Conv
 from fastbn.engine.operations import Engine
-from fastbn.engine.replay import KEYS, Found, Made, key_of
+from fastbn.engine.replay import KEYS, Made, key_of
 from fastbn.engine.tape import Buffer, Tape
+from fastbn.engine.walk import Found
 
 KEPT, SCRATCH, OWN = 0, 1, 2  # the memory that a pass is played in; from the last on tensors that it is handed
 
@@ -69,18 +70,19 @@ class _Program:
         turn = len(tape.calls)
         arriving: list[Tensor] = []
         found: dict[int, Tensor] = {}
-        affine: dict[Conv, Tensor] = {}
+        flat: list[Tensor] = []
+        self._reached: frozenset[Conv] = frozenset()
         self._live = [value in call.live for value in call.region.outputs]
         if any(self._live):
             gradients = [activation(tape, tuple(z.shape), z.dtype) if live else None for z, live in zip(outputs, self._live, strict=True)]
             arriving = [g for g in gradients if g is not None]
-            found, affine = walk.backward(own, gradients, vectors, [*saved])
+            back = walk.backward(own, gradients, vectors, [*saved])
+            found, flat, self._reached = back.inputs, [tape.adopt(back.affine)], back.reached
             saved = [vectors, *saved]
-        flat = [tape.adopt(view._base) for view in affine.values() if view._base is not None][:1]
         self._call = dataclasses.replace(own, engine=call.engine)
         self._outputs = [(tuple(z.shape), z.dtype) for z in outputs]
         self._found = {value: (tuple(g.shape), g.dtype) for value, g in found.items()}
-        self._flat, self._reached = [f.shape for f in flat], list(affine)
+        self._flat = [f.shape for f in flat]
 
         tape.note_lifetimes()
         before, after = [*given, *outputs], [*arriving, *found.values(), *flat]
@@ -122,7 +124,7 @@ class _Program:
         flat = [vectors.new_empty(shape) for shape in self._flat]
         foreign = [saved[place - 1] for place in self._elsewhere]
         self._backward.play(kept, [*(g for g in gradients if g is not None), *found.values(), *flat, *foreign], self._buffers)
-        return found, {conv: flat[0][:, conv.span] for conv in self._reached}
+        return Found(found, flat[0], self._reached)
 
 
 def _starts(tensors: list[Tensor]) -> set[int]:

@@ -9,8 +9,9 @@ from torch import fx, nn
 from fastbn.engine.graph import Conv, Graph, Join, Region
 from fastbn.engine.match import IN_PLACE, Unit, fixed_padding, match
 from fastbn.engine.operations import Engine
+from fastbn.engine.packs import Packs
 from fastbn.engine.partition import order, partition
-from fastbn.engine.region import FusedRegion, Packs
+from fastbn.engine.region import FusedRegion
 
 
 class _Proxy(fx.Proxy):

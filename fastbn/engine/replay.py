@@ -20,13 +20,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastbn.engine import tf32, walk
-from fastbn.engine.graph import Conv
 from fastbn.engine.operations import Record
+from fastbn.engine.walk import Found
 
-Found = tuple[dict[int, Tensor], dict[Conv, Tensor]]
 _UNRECORDED: contextvars.ContextVar[bool] = contextvars.ContextVar("unrecorded", default=False)
 KEYS = 4  # states of which recordings are kept: each holds a step's memory
 
@@ -177,30 +176,19 @@ class Recorded:
             if place is not None and g is not None:
                 place.copy_(g)
         replay()
-        return _fresh(*self._found[which])
+        return _fresh(self._found[which])
 
 
-def _fresh(found: dict[int, Tensor], affine: dict[Conv, Tensor]) -> Found:
-    """Copies; the vectors' views of one new flat tensor."""
-    copies = {value: g.clone(memory_format=torch.preserve_format) for value, g in found.items()}
-    bases = [view._base for view in affine.values()]
-    flat = None if not bases or bases[0] is None else bases[0].clone()
-    return copies, {} if flat is None else {conv: flat[:, conv.span] for conv in affine}
+def _fresh(found: Found) -> Found:
+    """Copies."""
+    copies = {value: g.clone(memory_format=torch.preserve_format) for value, g in found.inputs.items()}
+    return Found(copies, found.affine.clone(), found.reached)
 
 
 def key_of(call: walk.Call, inputs: list[Tensor]) -> Any:
     """All that a recording holds fixed: shapes, what gradient is wanted of, each module's settings and its tensors' places, and of the
     process whether tensors are inference's (which nothing else may write to) and whether float32's products are TF32's."""
-
-    def state(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Any, ...]:
-        tensors = conv.bias, *norm._parameters.values(), *norm._buffers.values()
-        return norm.training, norm.track_running_stats, norm.momentum, norm.eps, *map(_place, tensors)
-
-    modules = tuple(state(conv, norm) for conv, norm in call.modules)
+    assert call.held is not None
     process = torch.is_inference_mode_enabled(), tf32.convolutions()
     given = tuple((x.shape, x.dtype, x.device) for x in inputs)
-    return given, frozenset(call.live), call.again, tuple(map(id, call.packed)), modules, process
-
-
-def _place(t: Tensor | None) -> tuple[int, torch.dtype] | None:
-    return None if t is None else (t.data_ptr(), t.dtype)
+    return given, call.live, call.again, tuple(map(id, call.packed)), call.held.state(), process

@@ -105,7 +105,7 @@ class Case:
         """Bytes of its mask; 0 if it needs none."""
         return -(-self.elements[join.value] // 8) * join.needs_mask
 
-    def live(self, trains_weights: bool = False) -> set[int]:
+    def live(self, trains_weights: bool = False) -> frozenset[int]:
         wanted, trains = _each("wanted", range(self.region.inputs), self.wanted), _each("trains", self.region.convs, self.trains)
         return walk.live_values(self.region, [*wanted.values()], [own or trains_weights for own in trains.values()])
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fastbn.engine import norms
 from fastbn.engine.graph import Conv, Join, Region, Shape
+from fastbn.engine.held import Held
 from fastbn.engine.operations import Activation, Engine, Group, Mask, Norm, Path, Target
 
 Part = tuple[int, str]  # what is saved: a value and which part of it: "ys", "mask" or "z"
@@ -29,15 +30,16 @@ class Call:
     modules: list[tuple[nn.Conv2d, nn.BatchNorm2d]]  # as region.convs
     packed: list[Any]
     shapes: dict[int, Shape]
-    live: set[int]  # the values through which gradient flows
+    live: frozenset[int]  # the values through which gradient flows
     gradients: torch.dtype  # what they are stored in
     again: tuple[range, ...] = ()  # spans of joins that the backward computes a second time
     batch: list[bool] = dataclasses.field(default_factory=list)  # by convolution: statistics of the batch or frozen
     parts: list[Part] = dataclasses.field(default_factory=list)  # what the forward saved, in order
     group: Group | None = None  # whose batches BatchNorm takes as one
+    held: Held | None = None  # the modules as they were read for this call
 
 
-def live_values(region: Region, inputs: list[bool], trains: list[bool]) -> set[int]:
+def live_values(region: Region, inputs: list[bool], trains: list[bool]) -> frozenset[int]:
     """The values that a gradient passes: those behind an input, or a BatchNorm, that asks for one."""
     live = {value for value, wanted in enumerate(inputs) if wanted}
     uses = region.uses()
@@ -46,7 +48,7 @@ def live_values(region: Region, inputs: list[bool], trains: list[bool]) -> set[i
         own = [next(trained) for _ in join.convs]
         if uses[join.value] and (any(own) or not live.isdisjoint(join.sources)):
             live.add(join.value)
-    return live
+    return frozenset(live)
 
 
 def saved_parts(call: Call) -> list[Part]:
@@ -164,14 +166,20 @@ def forward(call: Call, inputs: list[Tensor]) -> tuple[list[Tensor], Tensor, lis
     return outputs, vectors, [tensor for part in call.parts for tensor in walk.saved[part]]
 
 
-def backward(
-    call: Call, gradients: list[Tensor | None], vectors: Tensor, saved: list[Tensor]
-) -> tuple[dict[int, Tensor], dict[Conv, Tensor]]:
-    """The gradients of the region's live inputs; and of each BatchNorm that the gradient reached, its (dγ, dβ) as a (2, C)
-    view of one fresh flat tensor. Empties `saved`: a join's tensors go as soon as the walk is past it."""
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a backward found."""
+
+    inputs: dict[int, Tensor]  # the gradients of the region's live inputs
+    affine: Tensor  # (2, channels), fresh: every dγ and dβ; unwritten where no gradient came
+    reached: frozenset[Conv]  # the convolutions to whose BatchNorms it came
+
+
+def backward(call: Call, gradients: list[Tensor | None], vectors: Tensor, saved: list[Tensor]) -> Found:
+    """The walk back. Empties `saved`: a join's tensors go as soon as the walk is past it."""
     region, engine = call.region, call.engine
     flat = torch.empty_like(vectors[:2])
-    affine: dict[Conv, Tensor] = {}
+    reached: set[Conv] = set()
     kept = _kept(call, saved)
     saved.clear()
     span_of = {region.joins[i].value: span for span in call.again for i in span}
@@ -193,7 +201,7 @@ def backward(
         own = tuple(flat[:, conv.span] for conv in join.convs)
         ds, coefficients = engine.gradient(back, terms, Mask(join.relu, mask, tuple(ys), ready, own, call.group), call.shapes[join.value])
         del back, terms
-        affine.update(zip(join.convs, own, strict=True))
+        reached.update(join.convs)
         for conv, y, c in zip(join.convs, ys, coefficients, strict=True):
             if conv.source in call.live:
                 paths.setdefault(conv.source, []).append(Path(conv, packed[conv][0], ds, y, c))
@@ -205,7 +213,7 @@ def backward(
     for value in range(region.inputs):
         if value in call.live and (value in paths or value in added):
             found[value], _ = engine.gradient(paths.pop(value, []), added.pop(value, []), None, call.shapes[value])
-    return found, affine
+    return Found(found, flat, frozenset(reached))
 
 
 def _again(call: Call, span: range, vectors: Tensor, kept: dict[Part, list[Tensor]]) -> dict[Part, list[Tensor]]:
