@@ -54,7 +54,7 @@ def is_fused(model):
             seen.add(node)
             todo += [later for later, _ in node.next_functions]
     names = {type(node).__name__ for node in seen}
-    return "ConvolutionBackward0" not in names and "_FunctionBackward" in names
+    return "ConvolutionBackward0" not in names and "RegionFunctionBackward" in names
 
 
 # ------ storage and the autograd graph
