@@ -107,7 +107,9 @@ def fused(operation: str, own: Engine, given: Inputs) -> Results:
     packed = own.pack(conv, given.weight, given.y.dtype)
 
     def forward() -> list[Tensor]:
-        return [own.convolve(conv, packed, source, with_residual, with_residual, target)[0]]
+        y, _ = own.convolve(conv, packed, source, with_residual, with_residual, target)
+        own.ready(target.norm)
+        return [y]
 
     def form() -> list[Tensor]:
         z = own.form(source, True).z
@@ -123,7 +125,8 @@ def fused(operation: str, own: Engine, given: Inputs) -> Results:
 
     def gradient() -> list[Tensor]:
         ds, coefficients = own.gradient([path], [given.added] if with_residual else [], mask, (n, c, h, w))
-        return [ds, affine[0], affine[1], *(t for t in coefficients[0] if t is not None)]
+        settled = own.settle(coefficients[0])  # writes dγ and dβ at the latest
+        return [ds, affine[0], affine[1], *(t for t in settled if t is not None)]
 
     return gradient
 

@@ -18,7 +18,8 @@ from fastbn.engine.reader import read
 from fastbn.models.resnet import FastBNOnlyResNet
 
 NETWORKS = {"cifar": ((20, 32),), "imagenet": ((50, 224), (18, 224))}  # depth, image size; CIFAR-866 launches what CIFAR-20 does
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32, "fp32": torch.float32}
+PRECISIONS = {"tf32": "tf32", "fp32": "tf32x3"}  # of float32's products
 POINTERS = {torch.uint8: "*u8", torch.int32: "*i32", torch.int64: "*i64"} | {dtype: f"*{name}" for name, dtype in DTYPES.items()}
 OPTIONS = ("num_warps", "num_stages", "maxnreg", "enable_fp_fusion", "launch_pdl")
 BATCH = 128  # a multiple of 16, like the usual ones: an argument's divisibility is part of what is compiled
@@ -44,13 +45,14 @@ class Launch:
 def launch(kernel: Any, given: dict[str, Any]) -> Launch:
     """As Triton's own launcher tells what is compiled for these arguments."""
     constants = {p.name for p in kernel.params if p.is_constexpr}
+    loose = {p.name for p in kernel.params if p.do_not_specialize or p.do_not_specialize_on_alignment}
     signature, constexprs = [], []
     for name in kernel.arg_names:
         value = given[name]
-        if name in constants or value is None or (type(value) is int and value == 1):
+        if name in constants or value is None or (type(value) is int and value == 1 and name not in loose):
             constexprs.append((name, value))
         else:
-            signature.append((name, kind(value)))
+            signature.append((name, kind(value).removesuffix(":16" if name in loose else "")))
     return Launch(kernel, tuple(signature), tuple(constexprs), tuple((name, given[name]) for name in OPTIONS if name in given))
 
 
@@ -74,7 +76,7 @@ def launches(family: str, dtype: str, capability: int, **switches: bool) -> dict
     for depth, size in NETWORKS[family]:
         model = FastBNOnlyResNet(depth, family=family, engine="stock")
         model.fc = nn.Identity()  # which stays PyTorch's, and asks for its own dtype
-        with noted(found, **switches), FakeTensorMode(allow_non_fake_inputs=True):
+        with noted(found, PRECISIONS.get(dtype, "ieee"), **switches), FakeTensorMode(allow_non_fake_inputs=True):
             _, program = read(model, {}, triton.Triton(capability), {})
             y = program(torch.empty((BATCH, 3, size, size), dtype=DTYPES[dtype]))
             y.backward(torch.empty_like(y))
@@ -82,20 +84,17 @@ def launches(family: str, dtype: str, capability: int, **switches: bool) -> dict
 
 
 @contextlib.contextmanager
-def noted(found: dict[Launch, int], dependent: bool = False, packed: bool = False) -> Iterator[None]:
+def noted(found: dict[Launch, int], precision: str, dependent: bool = False, packed: bool = False) -> Iterator[None]:
     """Launches are counted in `found` rather than carried out."""
 
     def run(kernel: Any, *args: Any, grid: Any, warmup: bool, **given: Any) -> None:
         asked = launch(kernel, dict(zip(kernel.arg_names, args, strict=False)) | given)
         found[asked] = found.get(asked, 0) + 1
 
-    def precision(like: Tensor) -> str:
-        return "tf32" if like.dtype == torch.float32 else "ieee"
-
     with (
         mock.patch.object(JITFunction, "run", run),
         mock.patch.object(measured, "dependent", lambda device: dependent),
         mock.patch.object(configurations, "packed", lambda device: packed),
-        mock.patch.object(triton, "_precision", precision),
+        mock.patch.object(triton, "_precision", lambda like: precision),
     ):
         yield

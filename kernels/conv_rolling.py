@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .dependent import begin, options, wait
-from .settle import NOTHING, Forward, Partial, partial, settle_forward
+from .settle import NOTHING, UNSPECIALISED, Forward, Partial, partial, settle_forward
 from .source import Source, form, pack
 
 
@@ -69,7 +69,7 @@ def within(
     return inside
 
 
-@triton.jit
+@triton.jit(**UNSPECIALISED)
 def conv_rolling_forward_kernel(
     x_ptr, r_ptr,                                       # (N, H, W, C) y or z; a residual or a projection's y, or None
     scale_ptr, shift_ptr, rscale_ptr, rshift_ptr,       # (C,) fp32, or None
@@ -125,7 +125,7 @@ def conv_rolling_forward_kernel(
         offs_c = tl.arange(0, C)
         own_scale, own_shift = settle_forward(
             due_ptr, due_tiles, due_rows, vectors_ptr, stride, weight_ptr, bias_ptr, conv_bias_ptr, running_mean_ptr, running_var_ptr,
-            batches_ptr, eps, share, C, offs_c, offs_c < C, pid == 0, MOVES, CUMULATIVE, True, C, BLOCK_T,
+            batches_ptr, eps, share, C, offs_c, offs_c < C, pid == 0, pid == 0, MOVES, CUMULATIVE, True, C, BLOCK_T,
         )
         scale = tile_channels(own_scale, C, K)
         shift = tile_channels(own_shift, C, K)

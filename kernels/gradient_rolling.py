@@ -33,7 +33,7 @@ def fold_channels(tile, PAIR: tl.constexpr, C: tl.constexpr):
     return tl.sum(tl.reshape(tl.sum(tile, 0), (PAIR, C)), 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["due_tiles"])
 def gradient_rolling_kernel(
     up_ptr, up_y_ptr, c1_ptr, c2_ptr, c0_ptr,           # (N, H, W, C) ds and y, (C,) fp32; c2, c0 None where statistics are frozen
     w_ptr,                                              # (3, loads, K, N)

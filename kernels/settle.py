@@ -25,6 +25,8 @@ from torch import Tensor
 from .dependent import begin, options, wait
 
 MOST = 256  # partial results that a reading kernel merges: beyond, every program's share of the reading outweighs a launch
+# What hangs on the batch, or on a counter's place among others, shall not have a kernel compiled anew.
+UNSPECIALISED: Any = {"do_not_specialize": ["due_tiles"], "do_not_specialize_on_alignment": ["batches_ptr"]}
 
 
 @triton.jit
@@ -55,14 +57,16 @@ def merge_moments(partial_ptr, tiles, C, offs_c, mask_c, BLOCK_C: tl.constexpr, 
 
 @triton.jit
 def merge_sums(partial_ptr, tiles, row, C, offs_c, mask_c, KINDS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_T: tl.constexpr):
-    """One row's sum (BLOCK_C,) over `tiles` partial results in their order."""
-    total = tl.zeros((BLOCK_C,), tl.float32)
+    """Row 0's sum and another row's, each (BLOCK_C,), over `tiles` partial results in their order."""
+    first = tl.zeros((BLOCK_C,), tl.float32)
+    other = tl.zeros((BLOCK_C,), tl.float32)
     for t in range(0, tiles, BLOCK_T):
         offs_t = t + tl.arange(0, BLOCK_T)
         mask = (offs_t < tiles)[:, None] & mask_c[None, :]
-        at = partial_ptr + (offs_t[:, None] * KINDS + row) * C + offs_c[None, :]
-        total += tl.sum(tl.load(at, mask=mask, other=0.0), 0)
-    return total
+        at = partial_ptr + offs_t[:, None] * (KINDS * C) + offs_c[None, :]
+        first += tl.sum(tl.load(at, mask=mask, other=0.0), 0)
+        other += tl.sum(tl.load(at + row * C, mask=mask, other=0.0), 0)
+    return first, other
 
 
 @triton.jit
@@ -81,7 +85,7 @@ def settle_forward(
     weight_ptr, bias_ptr, conv_bias_ptr,             # (C,), each or None
     running_mean_ptr, running_var_ptr, batches_ptr,  # (C,), (C,) and one int64, or None
     eps, share,                                      # this batch's share in the running statistics
-    C, offs_c, mask_c, writes,                       # whether this program writes what is kept
+    C, offs_c, mask_c, writes, counts,               # whether this program writes what is kept, and counts the batch
     MOVES: tl.constexpr, CUMULATIVE: tl.constexpr, COUNTS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_T: tl.constexpr,
 ):
     """scale and shift (BLOCK_C,). CUMULATIVE: the share is one in all batches so far. COUNTS: this batch is not yet counted."""
@@ -107,7 +111,7 @@ def settle_forward(
                 batches = tl.load(batches_ptr)
                 if COUNTS:
                     batches += 1
-                    tl.store(batches_ptr, batches)
+                    tl.store(batches_ptr, batches, mask=counts)
                 if CUMULATIVE:
                     share = 1.0 / batches.to(tl.float32)
             old = load_or(running_mean_ptr, offs_c, mask_c, 0.0, BLOCK_C)
@@ -130,8 +134,8 @@ def settle_backward(
     mean = tl.load(vectors_ptr + offs_c, mask=mask_c, other=0.0)
     rstd = tl.load(vectors_ptr + stride + offs_c, mask=mask_c, other=0.0)
     scale = tl.load(vectors_ptr + 2 * stride + offs_c, mask=mask_c, other=0.0)
-    dbias = merge_sums(partial_ptr, tiles, 0, C, offs_c, mask_c, KINDS, BLOCK_C, BLOCK_T)
-    dweight = rstd * merge_sums(partial_ptr, tiles, row, C, offs_c, mask_c, KINDS, BLOCK_C, BLOCK_T)
+    dbias, product = merge_sums(partial_ptr, tiles, row, C, offs_c, mask_c, KINDS, BLOCK_C, BLOCK_T)
+    dweight = rstd * product
     if writes:
         tl.store(affine_ptr + offs_c, dweight, mask=mask_c)
         tl.store(affine_ptr + affine_stride + offs_c, dbias, mask=mask_c)
@@ -143,7 +147,7 @@ def settle_backward(
     return scale, c2, c0
 
 
-@triton.jit
+@triton.jit(**UNSPECIALISED)
 def settle_forward_kernel(
     due_ptr, due_tiles, due_rows, vectors_ptr, stride, weight_ptr, bias_ptr, conv_bias_ptr, running_mean_ptr, running_var_ptr, batches_ptr,
     eps, share,
@@ -155,11 +159,12 @@ def settle_forward_kernel(
     offs_c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     settle_forward(
         due_ptr, due_tiles, due_rows, vectors_ptr, stride, weight_ptr, bias_ptr, conv_bias_ptr, running_mean_ptr, running_var_ptr,
-        batches_ptr, eps, share, C, offs_c, offs_c < C, tl.program_id(0) >= 0, MOVES, CUMULATIVE, COUNTS, BLOCK_C, BLOCK_T,
+        batches_ptr, eps, share, C, offs_c, offs_c < C, tl.program_id(0) >= 0, tl.program_id(0) == 0, MOVES, CUMULATIVE, COUNTS, BLOCK_C,
+        BLOCK_T,
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["due_tiles"])
 def settle_backward_kernel(
     due_ptr, due_tiles, due_row, due_rows, due_vectors_ptr, due_stride, affine_ptr, affine_stride,
     coefficient_ptr,                                 # (3, C) out, or None
@@ -264,23 +269,29 @@ def block_t(given: Partial | None) -> int:
     return 16 if given is None else max(16, 1024 // triton.next_power_of_2(given.values.shape[2]))
 
 
+def apart(channels: int, given: Partial | None) -> dict[str, int]:
+    """How a launch that does nothing else is cut. Many partial results are a long way for one program: a program takes few channels then,
+    and a thousand results at a time."""
+    if given is None or given.few:
+        return {"BLOCK_C": min(32, triton.next_power_of_2(channels)), "BLOCK_T": block_t(given), "num_warps": 4}
+    return {"BLOCK_C": 4, "BLOCK_T": 1024, "num_warps": 8}
+
+
 def launch_forward(end: Forward, dependent: bool) -> None:
     """Writes the vectors; the running statistics move."""
     channels = end.vectors.shape[1]
-    block = min(32, triton.next_power_of_2(channels))
-    programs = triton.cdiv(channels, block)
-    moves = end.partial is not None and end.share != 0.0
-    if moves and end.batches is not None and programs > 1:
-        end.batches.add_(1)  # one of the programs would count before another has read
-    settle_forward_kernel[(programs,)](
-        **end.arguments(), C=channels, COUNTS=programs == 1, BLOCK_C=block, num_warps=4, **options(dependent)
-    )
+    sizes = apart(channels, end.partial)
+    programs = triton.cdiv(channels, sizes["BLOCK_C"])
+    counts = programs == 1 or end.share is not None
+    if not counts and end.partial is not None and end.batches is not None:
+        end.batches.add_(1)  # which every program is about to read
+    settle_forward_kernel[(programs,)](**end.arguments() | sizes, C=channels, COUNTS=counts, **options(dependent))
 
 
 def launch_backward(end: Backward, coefficients: Tensor | None, dependent: bool) -> None:
     """Writes dγ and dβ, and c1, c2, c0 into coefficients (3, C) if asked."""
     channels = end.vectors.shape[1]
-    block = min(32, triton.next_power_of_2(channels))
-    settle_backward_kernel[(triton.cdiv(channels, block),)](
-        **end.arguments(), coefficient_ptr=coefficients, C=channels, BLOCK_C=block, num_warps=4, **options(dependent)
+    sizes = apart(channels, end.partial)
+    settle_backward_kernel[(triton.cdiv(channels, sizes["BLOCK_C"]),)](
+        **end.arguments() | sizes, coefficient_ptr=coefficients, C=channels, **options(dependent)
     )

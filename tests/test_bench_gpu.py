@@ -12,11 +12,14 @@ import interpreted  # first: it decides whether these tests can run
 import pytest
 import torch
 
+from bench import kernels as rows
+from bench.cases import Blocks
 from bench.gpu import __main__ as gpu
-from bench.gpu import networks, step, trial
+from bench.gpu import kernels, networks, step, trial
 from bench.gpu.bars import bars
 from bench.gpu.correctness import judge, selected
 from bench.gpu.measure import Sink
+from fastbn.engine.configurations import LIBRARY, ROLLING, TAPS
 from fastbn.engine.triton import Triton
 
 if interpreted.DEVICE != "cpu":
@@ -236,3 +239,19 @@ def test_the_script_is_bash_and_names_every_stage():
     script = ROOT / "bench" / "gpu_check.sh"
     subprocess.run(["bash", "-n", str(script)], check=True)
     assert all(f"stage {name}" in script.read_text() for name in gpu.STAGES)
+
+
+@pytest.mark.parametrize("by", [TAPS, ROLLING, LIBRARY])
+@pytest.mark.parametrize("check", [kernels.nan, kernels.large_mean])
+def test_the_checks_of_unusual_numbers_pass(check, by):
+    found = judge("", lambda: check(by))
+    assert not found["failures"], found
+
+
+@pytest.mark.parametrize("operation", rows.OPERATIONS)
+def test_the_kernel_level_measures_this_engine_too(operation):
+    """What pytest-benchmark plays back on a GPU: the engine's own operation, held to float64's."""
+    blocks = Blocks(16, 5, 3)
+    given = rows.inputs(blocks, torch.device("cpu"))
+    found = rows.fused(operation, Triton(), given)()
+    assert rows.error(found, rows.stock(operation, given.double())(), given) < rows.allowed(blocks)

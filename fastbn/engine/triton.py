@@ -236,5 +236,8 @@ def _activation(shape: Shape, like: Tensor) -> Tensor:
 
 
 def _precision(like: Tensor) -> str:
-    """Of float32's products: TF32 where PyTorch's own convolutions would take it."""
-    return "tf32" if like.is_cuda and like.dtype == torch.float32 and tf32.convolutions() else "ieee"
+    """Of float32's products: TF32 where PyTorch's own convolutions would take it; else three of TF32's for each, of the operands' upper
+    and lower bits, which are float32's but for the last bit or two: those outside of the matrix unit would take minutes to compile."""
+    if not like.is_cuda or like.dtype != torch.float32:
+        return "ieee"
+    return "tf32" if tf32.convolutions() else "tf32x3"
