@@ -209,7 +209,7 @@ def report(capabilities: Iterable[int]) -> Iterator[str]:
         yield row.line()
     yield f"\n- sm_90, bf16, ImageNet's: {summary(compiled_rows('imagenet', 'bf16', 90))} of {SHARED[90]}"
     for capability in capabilities:
-        for dtype in ("fp16", "fp32"):
+        for dtype in ("fp16", "tf32", "fp32"):
             found = summary(compiled_rows("cifar", dtype, capability))
             yield f"- sm_{capability}, {dtype}: {found} of {SHARED[capability]}"
 

@@ -35,6 +35,8 @@ def measure(depth: int, batch: int, memory: float | None, device: torch.device) 
     warm(False)
     speeds, idle = devices.here(device), resident_bytes("VmRSS") if device.type == "cpu" else 0
     reset_peak()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     draw = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (batch, 32, 32, 3), dtype=torch.uint8, generator=draw)
     source = Resident(Images(pixels, torch.arange(batch) % 10).to(device))
@@ -90,6 +92,8 @@ def main() -> None:
         print(json.dumps(measure(asked.depth, asked.batch_size[0], asked.memory, device)))
         return
     found, rows = conditions(device), []
+    slug = "cpu" if device.type == "cpu" else machine.describe(device).lower().replace(" ", "-")
+    target = RESULTS / f"plan-resnet{asked.depth}-{slug}-{found['date']}.json"
     for batch in asked.batch_size:
         whole = fresh(asked, batch, None)
         half = asked.memory or (whole["predicted_bytes"] - whole["saved_bytes"] / 2) / devices.GB / (1 - devices.SPARE)
@@ -105,9 +109,7 @@ def main() -> None:
                 f"batch {batch:6,} {name:12} predicted {row['predicted_bytes'] / 1e6:9,.0f} MB, took {row['measured_bytes'] / 1e6:9,.0f}"
                 f"; at least {row['least_seconds'] * 1e3:8,.1f} ms, took {row['seconds'] * 1e3:8,.1f}; again {row['computed_again']:.0%}"
             )
-    slug = "cpu" if device.type == "cpu" else machine.describe(device).lower().replace(" ", "-")
-    target = RESULTS / f"plan-resnet{asked.depth}-{slug}-{found['date']}.json"
-    target.write_text(json.dumps({"depth": asked.depth, **found, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+        target.write_text(json.dumps({"depth": asked.depth, **found, "rows": rows}, indent=1) + "\n", encoding="utf-8")
     print(target)
 
 

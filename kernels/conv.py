@@ -37,7 +37,8 @@ def conv_forward_kernel(
 ):
     """FLAT: taps and channels are one axis, for inputs of very few channels."""
     begin(PDL)
-    pid_m, pid_n = tl.program_id(0), tl.program_id(1)
+    COLUMNS: tl.constexpr = (OC + BLOCK_N - 1) // BLOCK_N
+    pid_m, pid_n = tl.program_id(0) // COLUMNS, tl.program_id(0) % COLUMNS  # neighbours read the same pixels while they are in a cache
     area = OH * OW
     first = pid_m.to(tl.int64) * BLOCK_M // area                  # the image of the tile's first pixel: offsets are from there
     m = (pid_m.to(tl.int64) * BLOCK_M - first * area).to(tl.int32) + tl.arange(0, BLOCK_M)
@@ -125,7 +126,7 @@ def launch(
     flat = c < 16 and c % 8 > 0  # channels that are formed beforehand: the sum's order, and so its bits, hang on the shape alone
     tiles, columns = triton.cdiv(n * oh * ow, tile.block_m), triton.cdiv(oc, tile.block_n)
     found = partial(tiles, 3, oc, n * oh * ow, y) if moments else None
-    conv_forward_kernel[(tiles, columns)](
+    conv_forward_kernel[(tiles * columns,)](
         **source.arguments(), w_ptr=weight, y_ptr=y, partial_ptr=found and found.values,
         N=n, H=h, W=w, OH=oh, OW=ow, C=c, OC=oc, **geometry(conv), PRECISION=precision, FLAT=flat,
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, num_warps=tile.warps, num_stages=tile.stages,

@@ -72,7 +72,8 @@ def gradient_kernel(
 ):
     """KH = 0: there is no convolution."""
     begin(PDL)
-    pid_m, pid_n, parity = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    COLUMNS: tl.constexpr = (C + BLOCK_N - 1) // BLOCK_N
+    pid_m, pid_n, parity = tl.program_id(0) // COLUMNS, tl.program_id(0) % COLUMNS, tl.program_id(1)
     py, px = parity // SW, parity % SW
     high, wide = (H + SH - 1) // SH, (W + SW - 1) // SW             # pixels of a parity class, at most
     area = high * wide
@@ -132,7 +133,7 @@ def gradient_kernel(
         added_ptr, added_2_ptr, mask_ptr, y_ptr, y_r_ptr, scale, shift, mean, mean_r, ds_ptr, MASK, YS, BLOCK_M, BLOCK_N, False,
     )
     if YS > 0:
-        own = partial_ptr + (parity * tl.num_programs(0) + pid_m) * ((YS + 1) * C) + offs_n
+        own = partial_ptr + (parity * (tl.num_programs(0) // COLUMNS) + pid_m) * ((YS + 1) * C) + offs_n
         tl.store(own, tl.sum(ds, 0), mask=mask_n)
         tl.store(own + C, tl.sum(product, 0), mask=mask_n)
         if YS == 2:
@@ -195,7 +196,7 @@ def launch(
     tiles, columns = triton.cdiv(n * triton.cdiv(h, sh) * triton.cdiv(w, sw), tile.block_m), triton.cdiv(c, tile.block_n)
     given, sums = target.arguments(tiles * sh * sw)
     c1, c2, c0 = coefficients or (None, None, None)
-    gradient_kernel[(tiles, columns, sh * sw)](
+    gradient_kernel[(tiles * columns, sh * sw)](
         **(up.arguments() if up else NOTHING), c1_ptr=c1, c2_ptr=c2, c0_ptr=c0, **given,
         N=n, H=h, W=w, OH=oh, OW=ow, C=c, OC=oc, **constants, PRECISION=precision,
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, num_warps=tile.warps, num_stages=tile.stages,

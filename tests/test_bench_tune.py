@@ -59,7 +59,7 @@ def test_a_row_holds_the_fastest_of_what_agrees(table, monkeypatch):
     early = {"capability": 90, "dependent": True, "packed": False}
     old = dataclasses.asdict(Key(0, False, 16, 6, False)) | dataclasses.asdict(Choice(1, 1, 1, True))
     table(launches=[early], rolling=[hopper, old])
-    seconds = itertools.cycle([3.0, 1.0, 2.0])
+    seconds = itertools.cycle([3.0, 1.0, 2.0, 4.0])
     monkeypatch.setattr(rolling, "SHAPES", ((16, 6),))
     monkeypatch.setattr(compete, "device_seconds", lambda call: next(seconds))
     assert command.main(["--engine", "triton", "--images", "2", "--rounds", "1", "--only", "rolling"]) == 0
@@ -70,15 +70,15 @@ def test_a_row_holds_the_fastest_of_what_agrees(table, monkeypatch):
     for row in own:
         key = Key(0, row["backward"], 16, 6, row["wide"])
         assert (row["rows"], row["warps"]) == (2, configurations.rule(key).warps) and row["rows"] != configurations.rule(key).rows
-        assert len(row["measured"]) == 3 and not row["left_out"]
+        assert len(row["measured"]) == 4 and not row["left_out"]
         assert measured.rolls()[key] == Choice(row["row"], 2, row["warps"], row["keep"])
 
 
 def test_a_candidate_that_is_wrong_is_left_out(monkeypatch):
-    errors = iter([0.0, 1.0, 0.0])
+    errors = iter([0.0, 1.0, 0.0, 0.0])
     monkeypatch.setattr(compete, "relative", lambda found, expected: next(errors))
     row = rolling.row(Key(0, False, 16, 6, False), 2, 1)
-    assert len(row["measured"]) == 2 and "differs" in row["left_out"][0]["why"]
+    assert len(row["measured"]) == 3 and "differs" in row["left_out"][0]["why"]
 
 
 def test_a_candidate_that_fails_is_left_out():
@@ -87,6 +87,13 @@ def test_a_candidate_that_fails_is_left_out():
 
     middle, left_out = compete.compete([1, 0, "none", 1 + 1e-7], make, 1e-5, 1)
     assert list(middle) == [1, 1 + 1e-7] and left_out[0] == "differs by inf" and left_out["none"].startswith("TypeError")
+
+
+def test_a_row_without_candidates_stays(table, monkeypatch, capsys):
+    monkeypatch.setattr(rolling, "SHAPES", ((16, 6),))
+    monkeypatch.setattr(compete, "relative", lambda found, expected: float("inf"))
+    assert command.main(["--engine", "triton", "--images", "2", "--only", "rolling"]) == 0
+    assert capsys.readouterr().out.count("stays as it was: no candidate is left") == 4 and kept(table)["rolling"] == []
 
 
 def test_rows_for_which_no_time_is_left_stay(table, capsys):
@@ -187,9 +194,9 @@ def test_kernels_begin_early_where_that_was_measured_and_can_be(table):
     assert [roll.packed for roll in rolls] == [False, True, False, True]
 
 
-def test_one_row_bands_are_tried_at_64_channels():
+def test_bands_of_one_row_are_tried_at_64_channels_and_of_eight_at_16():
     tried = {channels: [choice.rows for choice in rolling.candidates(Key(90, False, channels, 8, False))] for channels in (16, 32, 64)}
-    assert tried == {16: [4, 2, 4], 32: [2, 4, 2], 64: [2, 4, 1, 2]}
+    assert tried == {16: [4, 2, 8, 4], 32: [2, 4, 2], 64: [2, 4, 1, 2]}
     assert rolling.candidates(Key(90, False, 64, 8, False))[0] == Choice(64, 2, 4, True)
 
 

@@ -1,5 +1,6 @@
 """python -m bench.gpu STAGE --out DIR: what a visit to a GPU should find out, a stage a process; bench/gpu_check.sh runs them all.
 
+    compile       the kernels of the stages below, by all processors at once
     trial         the fused kernels against tap by tap, cuDNN and stock's passes
     correctness   every kernel and whole networks against float64
     step          a training step by every provider, and the project's bars     --config 866x128, 866x128-replicas and the like
@@ -22,7 +23,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-STAGES = ("trial", "correctness", "step", "train", "merge")
+STAGES = ("compile", "trial", "correctness", "step", "train", "merge")
 NEEDED = ("numpy", "torch", "triton", "safetensors", "tqdm")
 
 
@@ -107,7 +108,7 @@ def merge(out: Path, results: Path) -> int:
                 head = f"{row['channels']}/{row['size']}² b{row['batch']} {row['dtype']} {row['pass']}"
                 print(f"    {head:34}{row['provider']:30}{row['microseconds_median']:9.1f} µs{row['of_copy']:7.2f} of copy")
         if name.startswith("train"):
-            print(f"    epochs {stage['epochs_done']}, accuracy {stage.get('summary', {}).get('test_accuracy', 'not yet')}")
+            print(f"    epochs {stage.get('epochs_done', 'unknown')}, accuracy {stage.get('summary', {}).get('test_accuracy', 'not yet')}")
     for stage in stages.values():
         for bar in stage.get("bars", []):
             print(line(bar))
@@ -125,8 +126,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=440, help="a stage's own limit, kept within the process's")
     parser.add_argument("--config", default="866x128", help="step: depth x batch")
     parser.add_argument("--match", default="", help="correctness: only checks whose name contains this")
-    parser.add_argument("--jobs", type=int, help="correctness: processes")
-    parser.add_argument("--resume", action="store_true", help="correctness: go on with an earlier call's")
+    parser.add_argument("--jobs", type=int, help="compile, correctness: processes")
+    parser.add_argument("--resume", action="store_true", help="correctness, step: go on with an earlier call's")
     parser.add_argument("--part", type=int, help="correctness: one process's share, internal")
     parser.add_argument("--deadline", type=float, help="correctness: of that share, internal")
     parser.add_argument("--depth", type=int, default=14, help="train")
@@ -151,13 +152,20 @@ def main(arguments: list[str] | None = None) -> int:
     if asked.stage == "correctness":
         from bench.gpu import correctness
 
-        jobs = asked.jobs or (min(12, os.cpu_count() or 1) if torch.cuda.is_available() else 1)
+        jobs = asked.jobs or (min(16, os.cpu_count() or 1) if torch.cuda.is_available() else 1)
         if asked.part is not None:
             correctness.worker(asked.out, asked.small, asked.match, asked.part, jobs, asked.deadline)
             return 0
         return min(correctness.correctness(asked.out, asked.small, asked.match, jobs, asked.seconds, asked.resume), 1)
-    from bench.gpu.measure import Sink
+    from bench.gpu.measure import CAPABILITY, Sink
 
+    if asked.stage == "compile":
+        if not CAPABILITY:
+            print("bench.gpu compile: the interpreter has nothing to compile")
+            return 0
+        from bench.gpu import compile
+
+        return min(compile.compile_all(Sink(asked.out, "compile"), CAPABILITY, asked.jobs), 1)
     if asked.stage == "trial":
         from bench.gpu import trial
 
@@ -169,7 +177,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--config is one of {', '.join(SETTINGS)}; got {asked.config}")
     small = SMALL_REPLICAS if asked.config.endswith("-replicas") else SMALL
     setting = small if asked.small else SETTINGS[asked.config]
-    sink = Sink(asked.out, f"step-{setting.name}", depth=setting.depth, batch=setting.batch, size=setting.size)
+    head = {"depth": setting.depth, "batch": setting.batch, "size": setting.size}
+    sink = Sink(asked.out, f"step-{setting.name}", asked.resume, **head)
     return min(step.step(sink, setting, asked.small, asked.seconds), 1)
 
 

@@ -50,7 +50,7 @@ def died(name: str, how: str) -> dict[str, Any]:
 
 
 def selected(small: bool, match: str, index: int, jobs: int) -> Checks:
-    return [pair for pair in network_checks(small) + operation_checks(small) if match in pair[0]][index::jobs]
+    return [pair for pair in operation_checks(small) + network_checks(small) if match in pair[0]][index::jobs]
 
 
 def worker(out: Path, small: bool, match: str, index: int, jobs: int, deadline: float) -> None:

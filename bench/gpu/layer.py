@@ -46,17 +46,56 @@ class Layer:
         y, ds, own = (operations.activation(*s, seed=seed + k, dtype=self.dtype, device=str(DEVICE)) for k, s in enumerate(shapes))
         return Tensors(y, ds, own, F.relu(y))
 
-    def fused_forward(self, by: str, t: Tensors) -> Call:
-        """The images themselves are read where their channels are no activation's."""
+    def fused_forward(self, by: str, t: Tensors, ends: bool = False) -> Call:
+        """ends: its BatchNorm is made ready too, by a launch of its own. The images themselves are read where their channels are no
+        activation's."""
         engine, conv = Triton(CAPABILITY, by), self.case.conv()
         packed, read = engine.pack(conv, self.weight, self.dtype), Activation((t.y,), (self.norm,), None, True)
-        return lambda: engine.convolve(conv, packed, t.y if self.case.c % 8 else read, False, False, self.target)[0]
 
-    def fused_gradient(self, by: str, t: Tensors) -> Call:
+        def run() -> Tensor:
+            y, _ = engine.convolve(conv, packed, t.y if self.case.c % 8 else read, False, False, self.target)
+            if ends:
+                engine.ready(self.target.norm)
+            return y
+
+        return run
+
+    def fused_gradient(self, by: str, t: Tensors, ends: bool = False) -> Call:
+        """ends: dγ, dβ and the coefficients are made too, by a launch of its own."""
         engine, conv = Triton(CAPABILITY, by), self.case.conv()
         path = Path(conv, engine.pack(conv, self.weight, self.dtype), t.ds, t.own, self.coefficients)
         mask = Mask(True, None, (t.y,), (self.norm,), (self.affine,))
-        return lambda: engine.gradient([path], [], mask, self.case.source)[0]
+
+        def run() -> Tensor:
+            ds, coefficients = engine.gradient([path], [], mask, self.case.source)
+            if ends:
+                engine.settle(*coefficients)
+            return ds
+
+        return run
+
+    def two_forwards(self, by: str, t: Tensors) -> Call:
+        """This layer twice, as channels allow: the second ends the first one's BatchNorm, in whatever way the engine does it."""
+        engine, conv, second = Triton(CAPABILITY, by), self.case.conv(), operations.target(self.case.oc, seed=40, device=str(DEVICE))
+        packed, read = engine.pack(conv, self.weight, self.dtype), Activation((t.y,), (self.norm,), None, True)
+
+        def run() -> Tensor:
+            y, _ = engine.convolve(conv, packed, read, False, False, self.target)
+            return engine.convolve(conv, packed, Activation((y,), (self.target.norm,), None, True), False, False, second)[0]
+
+        return run
+
+    def two_gradients(self, by: str, t: Tensors) -> Call:
+        """And back."""
+        engine, conv = Triton(CAPABILITY, by), self.case.conv()
+        packed = engine.pack(conv, self.weight, self.dtype)
+        masks = [Mask(True, None, (y,), (self.norm,), (self.affine,)) for y in (t.y, t.own)]
+
+        def run() -> Tensor:
+            ds, due = engine.gradient([Path(conv, packed, t.ds, t.own, self.coefficients)], [], masks[0], self.case.source)
+            return engine.gradient([Path(conv, packed, ds, t.y, *due)], [], masks[1], self.case.source)[0]
+
+        return run
 
     def library_forward(self, t: Tensors) -> Call:
         return lambda: self._convolved(t.z)

@@ -27,15 +27,19 @@ ROOT = Path(__file__).parents[2]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CAPABILITY = capability(DEVICE)
 Call = Callable[[], Any]
+LATE = "no time was left for it"
 
 
 class Sink:
     """A stage's record, in its file after every row: a stage that is killed loses the row it was at."""
 
-    def __init__(self, out: Path, name: str, **head: Any):
+    def __init__(self, out: Path, name: str, resume: bool = False, **head: Any):
+        """resume: with the rows that it has already, but for those that there was no time for."""
         self.path = out / f"{name}.json"
-        self.record: dict[str, Any] = {"stage": name, **conditions(), **head, "finished": False, "left_out": [], "rows": []}
         out.mkdir(parents=True, exist_ok=True)
+        before = json.loads(self.path.read_text(encoding="utf-8"))["rows"] if resume and self.path.exists() else []
+        rows = [row for row in before if "untimed" not in row and row.get("skipped") != LATE]
+        self.record: dict[str, Any] = {"stage": name, **conditions(), **head, "finished": False, "left_out": [], "rows": rows}
         self.write()
 
     @property

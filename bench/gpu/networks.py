@@ -21,6 +21,7 @@ from fastbn import FastBNOnlyResNet, freeze, fuse
 from fastbn.config import Recipe
 from fastbn.data.feed import Resident
 from fastbn.data.images import Images
+from fastbn.engine.region import mixed
 from fastbn.errors import MachineError
 from fastbn.training import precision
 from fastbn.training.captured import Captured
@@ -31,6 +32,7 @@ from nets import flip_free, images, scattered  # noqa: E402
 
 SIZES = {"cifar": (16, 32), "imagenet": (4, 64)}  # batch and height of the images
 FP32, CALLS = torch.float32, 4
+GRADIENTS = torch.bfloat16 if DEVICE.type == "cuda" else FP32  # of --precision mixed: the interpreter's bfloat16 multiplies bit patterns
 
 
 def network(depth: int, family: str, small: bool = False) -> nn.Module:
@@ -55,11 +57,11 @@ def flat(model: nn.Module) -> Tensor:
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
-def left(model: nn.Module, x: Tensor, dtype: torch.dtype = FP32) -> dict[str, Tensor]:
+def left(model: nn.Module, x: Tensor, dtype: torch.dtype = FP32, halves: bool = False) -> dict[str, Tensor]:
     """What one forward and backward leave: the output, every parameter's gradient in one vector, the input's, the statistics."""
     model.zero_grad()
     x = x.detach().clone().requires_grad_(x.requires_grad)
-    with autocast(dtype):
+    with mixed(GRADIENTS) if halves else autocast(dtype):
         z = model(x)
     z.backward(upstream(z))
     found = {"output": z.detach(), "gradient": flat(model)}
@@ -74,15 +76,16 @@ def tolerance(dtype: torch.dtype, stock_error: float) -> float:
 
 
 def like_stock(
-    depth: int, family: str, small: bool, dtype: torch.dtype, training: bool, grad: bool = True, tf32: bool = False
+    depth: int, family: str, small: bool, dtype: torch.dtype, training: bool, grad: bool = True, tf32: bool = False, halves: bool = False
 ) -> Iterator[tuple[str, float, float]]:
-    """Several calls, each with images of its own."""
+    """Several calls, each with images of its own. halves: the engine's are those of --precision mixed, two kinds of halves, held to what
+    stock is off by in this dtype."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
     model = network(depth, family, small).train(training)
     ours, theirs, wide = fuse(copy.deepcopy(model), "triton"), model, copy.deepcopy(model).double()
     for call in range(2 if small else CALLS):
         x = inputs(family, small, call + 1, grad)
-        found, same, expected = left(ours, x, dtype), left(theirs, x, dtype), left(wide, x.detach().double().requires_grad_(grad))
+        found, same, expected = left(ours, x, dtype, halves), left(theirs, x, dtype), left(wide, x.detach().double().requires_grad_(grad))
         yield f"counts of batches, call {call}", (found.pop("batches") != expected.pop("batches")).sum().item(), 1
         for what, value in expected.items():
             yield f"{what}, call {call}", relative(found[what], value), tolerance(dtype, relative(same[what], value))
@@ -165,7 +168,7 @@ def captured(small: bool, kind: str) -> Iterator[tuple[str, float, float]]:
         if plain:
             step._take = step._compute
         elif DEVICE.type != "cuda":
-            step._take = Captured(step._compute, DEVICE, lambda launches: launches)
+            step._take = Captured(step._compute, DEVICE, lambda device: lambda launches: launches)
         with precision.arithmetic(kind, DEVICE):
             for number in range(2 if small else 4):
                 totals = Totals.zero(DEVICE)
@@ -204,6 +207,8 @@ def network_checks(small: bool) -> list[tuple[str, Any]]:
             for dtype in (FP32, *halves):
                 mode, word = "train" if training else "eval", str(dtype).removeprefix("torch.")
                 add(f"{family} {depth}, {mode}, {word}", like_stock, depth, family, small, dtype, training)
+    for family, depth in depths:
+        add(f"{family} {depth}, train, mixed", like_stock, depth, family, small, halves[-1], True, True, False, True)
     if cuda:
         for family, depth in depths[:2]:
             add(f"{family} {depth}, train, tf32", like_stock, depth, family, small, FP32, True, True, True)

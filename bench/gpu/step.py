@@ -11,6 +11,8 @@ Clock     the host's, around a burst of steps that ends synchronised. At depth 1
 from __future__ import annotations
 
 import functools
+import os
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,21 +20,23 @@ from typing import Any
 import torch
 
 from bench.gpu.bars import bars
-from bench.gpu.measure import DEVICE, Sink, failure, free, spread, synchronize
+from bench.gpu.measure import DEVICE, LATE, Sink, failure, free, spread, synchronize
 from bench.gpu.networks import like_stock, offers_mixed
 from bench.gpu.providers import AUTOCAST, COMPILED_DEPTH, Ready, Setting, providers
 from fastbn.training import machine
+
+NEEDS = {"compiled": 150}  # seconds that must be left for it to begin; of the others 20
 
 
 @functools.cache
 def wrong(setting: Setting, small: bool, kind: str) -> str:
     """Why fastbn's figures in this precision would be worth nothing, or "". A flip-free net of at most 110 layers, against float64."""
     try:
-        for dtype in AUTOCAST.values() if kind == "mixed" else [AUTOCAST.get(kind, torch.float32)]:
-            errors = like_stock(min(setting.depth, 110), setting.family, small, dtype, True, False, kind == "tf32")
-            for what, error, most in errors:
-                if not error < most:
-                    return f"{what} is off by {error:.1e}, allowed {most:.1e}"
+        dtype = AUTOCAST.get("bf16" if kind == "mixed" else kind, torch.float32)
+        errors = like_stock(min(setting.depth, 110), setting.family, small, dtype, True, False, kind == "tf32", kind == "mixed")
+        for what, error, most in errors:
+            if not error < most:
+                return f"{what} is off by {error:.1e}, allowed {most:.1e}"
     except Exception as error:  # whatever it is, the figures are worth nothing
         return failure(error)
     return ""
@@ -90,6 +94,14 @@ def timed(ready: list[tuple[dict[str, Any], Ready]], budget: float, small: bool)
             row["ms_a_replica"] = row["ms_median"] / row["replicas"]
 
 
+def start_again_if_broken(seconds: float) -> None:
+    """An illegal access leaves a process nothing of CUDA: what is still to be measured is another's, in this one's place."""
+    try:
+        synchronize()
+    except RuntimeError:
+        os.execv(sys.executable, [sys.executable, "-m", "bench.gpu", *sys.argv[1:], "--resume", "--seconds", str(seconds)])
+
+
 def step(sink: Sink, setting: Setting, small: bool, seconds: float) -> int:
     """One setting; the number of failures."""
     deadline = time.monotonic() + seconds
@@ -102,11 +114,14 @@ def step(sink: Sink, setting: Setting, small: bool, seconds: float) -> int:
     if not offers_mixed():
         sink.leave_out("precision mixed: this version of fastbn does not offer it")
     ready: list[tuple[dict[str, Any], Ready]] = []
+    done = {row["provider"] for row in sink.rows}
     for number, (name, (how, make)) in enumerate(made.items()):
+        if name in done:
+            continue
         row: dict[str, Any] = {"provider": name, **how, "interleaved": together}
         left = deadline - time.monotonic()
-        if left < 20 and not small:
-            sink.add(**row, skipped="no time was left for it")
+        if left < NEEDS.get(how["way"], 20) and not small:
+            sink.add(**row, skipped=LATE)
             continue
         reason = wrong(setting, small, how["precision"]) if how["who"] == "fastbn" else ""
         if reason:
@@ -116,17 +131,20 @@ def step(sink: Sink, setting: Setting, small: bool, seconds: float) -> int:
         try:
             own = started(make, row)
             if together:
-                ready.append((row, own))
+                ready.append((sink.add(**row, untimed=True), own))
                 continue
             timed([(row, own)], min(20.0, left / (len(made) - number)), small)
             sink.add(**row)
         except Exception as error:  # one provider's: the others are measured all the same
             memory = machine.is_out_of_memory(error)
             sink.add(**row, **({"skipped": "runs out of the device's memory"} if memory else {"failure": failure(error)}))
+            if not memory:
+                start_again_if_broken(deadline - time.monotonic())
     if ready:
         timed(ready, max(30.0, min(120.0, deadline - time.monotonic() - 10)), small)
         for row, _ in ready:
-            sink.add(**row)
+            del row["untimed"]
+            print(f"{row['provider']}: {row['ms_median']:.3f} ms")
     failures = [row for row in sink.rows if "failure" in row]
     sink.finish(failures=failures, bars=bars(setting.name, sink.rows))
     return len(failures)

@@ -21,7 +21,7 @@ MOST_PROCESSES = 14
 
 def compete(candidates: Iterable[K], make: Callable[[K], Call], tolerance: float, rounds: int) -> tuple[dict[K, float], dict[K, str]]:
     """The median microseconds of every candidate that gives what the first gives; and why the others are left out: a compiler's error,
-    too much shared memory, another result."""
+    too much shared memory, another result. Raises LookupError where none is left."""
     ready: dict[K, Call] = {}
     left_out: dict[K, str] = {}
     expected = None
@@ -37,6 +37,8 @@ def compete(candidates: Iterable[K], make: Callable[[K], Call], tolerance: float
                 ready[candidate] = repeated([call] * TIMES, False)
         except Exception as error:  # whatever it is, the others are measured
             left_out[candidate] = failure(error)
+    if not ready:
+        raise LookupError(f"no candidate is left: {left_out}")
     seconds: dict[K, list[float]] = {candidate: [] for candidate in ready}
     for _ in range(rounds):
         for candidate, call in ready.items():

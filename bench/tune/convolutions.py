@@ -1,7 +1,8 @@
 """Which kernel carries a convolution out on a GPU, and how the one tap by tap is cut, measured by layer in float16: rolling rows where
 they can, tap by tap in several cuts, and the library's with BatchNorm in passes beside it.
 
-A layer's forward reads what scale, shift and ReLU make of a raw output, and keeps nothing of it; its gradient is masked by that ReLU.
+A layer's forward reads what scale, shift and ReLU make of a raw output, and keeps nothing of it; its gradient is masked by that ReLU. Both
+end their BatchNorms, since how a kernel is cut is what there is to merge.
 What is fastest in both together carries it out.
 """
 
@@ -123,7 +124,7 @@ class _Make:
 
     def __call__(self, candidate: Candidate) -> Call:
         algorithm, cut = candidate
-        own = (self._own.fused_gradient if self._way == "backward" else self._own.fused_forward)(algorithm, self._tensors)
+        own = (self._own.fused_gradient if self._way == "backward" else self._own.fused_forward)(algorithm, self._tensors, True)
 
         def call() -> torch.Tensor:
             with mock.patch.object(configurations, "ways", lambda: {self._layer: Way(algorithm, cut, cut)}):

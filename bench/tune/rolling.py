@@ -1,7 +1,7 @@
 """How the rolling kernels are cut on a GPU, measured by shape, pass and width of storage.
 
-The rule's own choice (engine/configurations.py) against a few others a shape: bands of the other height, twice the warps, and bands of
-one row where an image has few.
+The rule's own choice (engine/configurations.py) against a few others a shape: bands of the other height, twice the warps, bands of one row
+where an image has few, and of eight where it has many, which leave half as much for the next layer to merge.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def keys() -> list[Key]:
 def candidates(key: Key) -> list[Choice]:
     """The rule's own first."""
     choice = configurations.rule(key)
-    bands = [2 if choice.rows == 4 else 4, *([1] if key.channels == 64 else [])]
+    bands = [2 if choice.rows == 4 else 4, *{16: [8], 64: [1]}.get(key.channels, [])]
     others = [dataclasses.replace(choice, rows=rows) for rows in bands]
     return [choice, *others, dataclasses.replace(choice, warps=2 * choice.warps if choice.warps < 8 else 4)]
 
@@ -45,7 +45,7 @@ def row(key: Key, images: int, rounds: int) -> dict[str, Any]:
     make = _Make(key, images)
     middle, left_out = compete(candidates(key), make, TOLERANCE[make.dtype], rounds)
     best = min(middle, key=lambda choice: middle[choice])
-    print(f"{key}: {best}, {middle[best]:.1f} µs of {', '.join(f'{us:.1f}' for us in middle.values())}", flush=True)
+    print(f"{key}: {best}, two layers {middle[best]:.1f} µs of {', '.join(f'{us:.1f}' for us in middle.values())}", flush=True)
     return {
         **dataclasses.asdict(key), **dataclasses.asdict(best),
         "measured": [{**dataclasses.asdict(choice), "microseconds": round(us, 2)} for choice, us in middle.items()],
@@ -54,7 +54,7 @@ def row(key: Key, images: int, rounds: int) -> dict[str, Any]:
 
 
 class _Make:
-    """The call of a choice."""
+    """The call of a choice: of two layers, for how one is cut is what the next has to merge."""
 
     def __init__(self, key: Key, images: int):
         self.key, self.dtype = key, torch.float32 if key.wide else torch.float16
@@ -62,7 +62,7 @@ class _Make:
         self._tensors = self._layer.tensors(0)
 
     def __call__(self, choice: Choice) -> Call:
-        own = (self._layer.fused_gradient if self.key.backward else self._layer.fused_forward)(ROLLING, self._tensors)
+        own = (self._layer.two_gradients if self.key.backward else self._layer.two_forwards)(ROLLING, self._tensors)
 
         def call() -> torch.Tensor:
             with mock.patch.object(configurations, "rolls", lambda: {self.key: choice}):

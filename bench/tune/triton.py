@@ -31,7 +31,11 @@ def tune(images: int, rounds: int, parts: tuple[str, ...] = PARTS, packed: bool 
             if time.monotonic() > deadline:
                 late.append(key)
                 continue
-            row = measure()
+            try:
+                row = measure()
+            except LookupError as error:
+                print(f"{part}: {key} stays as it was: {error}")
+                continue
             table[part] = [other for other in table[part] if any(other[name] != key[name] for name in key)] + [row]
             table["conditions"][str(CAPABILITY)] = {**conditions(DEVICE), "images": images}
             yield table

@@ -1,0 +1,117 @@
+"""python -m bench.gpu compile: the kernels that the other stages will launch, compiled into Triton's cache by all processors at once.
+
+In a stage of its own each would wait for the one before it, a second apiece, with the GPU idle. A network is walked on fake tensors; what
+it launches is noted, and compiled by processes that know the GPU's capability and never touch it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import itertools
+import multiprocessing
+import os
+import time
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction, MockTensor
+
+from bench.gpu.measure import Sink
+from bench.launches import DTYPES, PRECISIONS
+from fastbn import FastBNOnlyResNet
+from fastbn.engine import measured, reader, region
+from fastbn.engine import triton as engine
+from fastbn.engine.replay import Walks
+
+NETWORKS = {"cifar": (20, 32, (128, 1024)), "imagenet": (50, 224, (256,))}  # depth, size, batches; CIFAR-866 launches what CIFAR-20 does
+KINDS = {"cifar": ("mixed", "fp16", "bf16", "tf32"), "imagenet": ("mixed", "fp16")}
+Task = tuple[str, str, tuple[tuple[str, Any], ...]]  # a kernel's module and name, and what it is launched with
+HELD = "held"  # stands for a tensor: (HELD, dtype)
+
+
+class Pointer(MockTensor):
+    """A tensor's dtype, and the address that allocators give."""
+
+    @staticmethod
+    def data_ptr() -> int:
+        return 0
+
+
+class Driver:
+    """What Triton asks of a driver before it compiles."""
+
+    def __init__(self, capability: int):
+        self.capability = capability
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.capability, 32)
+
+
+def launched(family: str, kind: str, training: bool, capability: int) -> dict[Task, None]:
+    """What a network's pass launches."""
+    depth, size, batches = NETWORKS[family]
+    found: dict[Task, None] = {}
+
+    def run(kernel: Any, *args: Any, grid: Any, warmup: bool, **given: Any) -> None:
+        every = dict(zip(kernel.arg_names, args, strict=False)) | given
+        plain = {name: (HELD, value.dtype) if isinstance(value, Tensor) else value for name, value in every.items()}
+        found[kernel.__module__, kernel.__name__, tuple(sorted(plain.items(), key=lambda pair: pair[0]))] = None
+
+    model = FastBNOnlyResNet(depth, family=family, engine="stock").train(training)  # type: ignore[arg-type]
+    model.fc = nn.Identity()  # which stays PyTorch's
+    with contextlib.ExitStack() as stack:
+        early = measured.dependent(capability)
+        for patch in (
+            mock.patch.object(JITFunction, "run", run),
+            mock.patch.object(engine, "_precision", lambda like: PRECISIONS.get(kind, "ieee")),
+            mock.patch.object(engine.Triton, "replays", lambda engine: Walks()),
+            mock.patch.object(measured, "dependent", lambda device: early),
+            region.mixed() if kind == "mixed" else contextlib.nullcontext(),
+            FakeTensorMode(allow_non_fake_inputs=True),
+            torch.set_grad_enabled(training),
+        ):
+            stack.enter_context(patch)
+        _, program = reader.read(model, {}, engine.Triton(capability), {})
+        for batch in batches:
+            y = program(torch.empty((batch, 3, size, size), dtype=DTYPES.get(kind, torch.float32)))
+            if training:
+                y.backward(torch.empty_like(y))
+    return found
+
+
+def compiled(task: Task, capability: int) -> str:
+    """Compiles one; what went wrong, or "". As JITFunction does it itself, so that it will find it in the cache."""
+    module, name, given = task
+    triton.runtime.driver.set_active(Driver(capability))
+    arguments = {key: Pointer(value[1]) if isinstance(value, tuple) and value[0] == HELD else value for key, value in given}
+    try:
+        getattr(importlib.import_module(module), name).warmup(grid=(1,), **arguments)
+    except Exception as error:  # the stage that needs it will say so again
+        return f"{name}: {type(error).__name__}: {str(error)[:200]}"
+    return ""
+
+
+def compile_all(sink: Sink, capability: int, jobs: int | None = None) -> int:
+    """All of them; how many did not compile."""
+    start, tasks = time.perf_counter(), dict[Task, None]()
+    for family, kinds in KINDS.items():
+        for kind, training in itertools.product(kinds, (True, False)):
+            tasks |= launched(family, kind, training, capability)
+    noted = time.perf_counter() - start
+    with multiprocessing.get_context("spawn").Pool(jobs or os.cpu_count()) as pool:
+        failures = [why for why in pool.starmap(compiled, [(task, capability) for task in tasks], 1) if why]
+    sink.add(kernels=len(tasks), seconds_to_note=noted, seconds=time.perf_counter() - start)
+    sink.finish(failures=[{"name": "compile", "what": why} for why in failures])
+    return len(failures)
