@@ -17,6 +17,7 @@ from fastbn.data.images import Images
 from fastbn.engine.native import Native
 from fastbn.engine.reference import Reference
 from fastbn.engine.replay import Graphs, unrecorded
+from fastbn.errors import MachineError
 from fastbn.training.captured import Captured
 from fastbn.training.flat import Flat
 from fastbn.training.step import Step, Totals
@@ -119,3 +120,18 @@ def test_parameters_part_from_the_nodes_of_an_earlier_result():
     model(torch.randn(2, 3, 8, 8)).square().mean().backward()
     assert all(p.grad is not None and p.dtype == torch.float32 for p in parameters) and torch.equal(flat.vector, before)
     assert loss.isfinite()
+
+
+REFUSALS = {"CUDA error: operation not permitted when stream is capturing": MachineError, "CUDA out of memory": RuntimeError}
+
+
+@pytest.mark.parametrize(("error", "raised"), REFUSALS.items())
+def test_a_step_that_can_not_be_recorded_says_so(error, raised):
+    def record(launches):
+        raise RuntimeError(error)
+
+    captured, totals = Captured(lambda inputs, lr, totals: None, CPU, lambda device: record), Totals.zero(CPU)
+    captured((torch.zeros(8),), torch.ones(()), totals)
+    with pytest.raises(raised, match=error) as found:
+        captured((torch.zeros(8),), torch.ones(()), totals)
+    assert ("--engine reference" in str(found.value)) == (raised is MachineError)

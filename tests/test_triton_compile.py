@@ -22,8 +22,9 @@ COMMON = (  # nearly every launch of a deep CIFAR network is one of these, at th
     ("gradient_rolling 16, 32²", "+ 1, mask from bits"),
 )
 
-# bytes a thread at most, at 64 channels; float32 as three products holds twice the operands, for those who check results rather than train
+# bytes a thread at most, at 64 channels; float32's three products hold twice the operands: for who checks results rather than trains
 SPILLED = {("cifar", "bf16"): 0, ("imagenet", "bf16"): 16, ("cifar", "fp16"): 56, ("cifar", "tf32"): 56, ("cifar", "fp32"): 2304}
+CAPABILITIES = (80, 86, 89, 90, 100, 120)
 EARLY = 8  # more, of those that begin early, which keep an address across the wait
 
 
@@ -128,9 +129,9 @@ def test_packed_arithmetic_is_fewer_instructions():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype, capability", [*(("fp16", c) for c in (80, 86, 89, 90, 100, 120)), ("tf32", 86), ("tf32", 90), ("fp32", 86)])
+@pytest.mark.parametrize("dtype, capability", [*(("fp16", c) for c in CAPABILITIES), ("tf32", 86), ("tf32", 90), ("fp32", 86)])
 def test_every_capability(dtype, capability):
-    """Every rolling launch of a CIFAR network of any depth. 89 and 120 hold what 86 does: tf32 is asked of the least and the most."""
+    """Every rolling launch of a CIFAR network of any depth. 89 and 120 hold what 86 does."""
     found = compiled("cifar", dtype, capability, "rolling")
     check(found, "cifar", dtype)
     assert all(cost.wide_loads > 0 for *_, cost, _ in found)
@@ -161,7 +162,7 @@ from bench.gpu import compile
 
 if __name__ == "__main__":
     tasks = [task for task in compile.launched("cifar", "fp16", False, 90) if task[1] == "conv_forward_kernel"]
-    assert len(tasks) > 2 and all(task in compile.launched("cifar", "fp16", True, 90) for task in tasks[:1])
+    assert len(tasks) > 2
     assert [compile.compiled(task, 90) for task in tasks[:2]] == ["", ""]
     made = set(os.listdir(os.environ["TRITON_CACHE_DIR"]))
     assert [compile.compiled(task, 90) for task in tasks[:2]] == ["", ""] and set(os.listdir(os.environ["TRITON_CACHE_DIR"])) == made

@@ -16,6 +16,8 @@ from torch import Tensor
 from fastbn.data.feed import Inputs
 from fastbn.engine.operations import Record
 from fastbn.engine.replay import Recorder, unrecorded
+from fastbn.errors import MachineError
+from fastbn.training import machine
 
 if TYPE_CHECKING:
     from fastbn.training.step import Totals
@@ -47,9 +49,21 @@ class Captured:
         for own, given in zip(self._inputs[n], inputs, strict=True):
             own.copy_(given)
         if n not in self._replays:
-            with unrecorded():
-                self._replays[n] = self._record(lambda: self._compute(self._inputs[n], self._lr, totals))
+            self._replays[n] = self._recorded(n, totals)
         self._replays[n]()
+
+    def _recorded(self, n: int, totals: Totals) -> Callable[[], None]:
+        try:
+            with unrecorded():
+                return self._record(lambda: self._compute(self._inputs[n], self._lr, totals))
+        except RuntimeError as error:
+            if machine.is_out_of_memory(error):
+                raise
+            raise MachineError(
+                f"a step of this network can't be recorded as a CUDA graph ({str(error).splitlines()[0]}): something that runs stock in it "
+                "waits for the device, as a BatchNorm without momentum does (explain() lists what runs stock); "
+                "--engine reference takes steps as they come"
+            ) from error
 
     def _adopt(self, totals: Totals) -> None:
         """The first totals' tensors serve all: new ones are started where they stand, in the same place. Old ones must have been read."""
