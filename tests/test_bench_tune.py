@@ -27,7 +27,7 @@ from fastbn.engine.triton import Triton
 from fastbn.kernels.conv import Tile
 
 CONV, PARTS = Case("", 2, 6, 6, 16, 16).conv(), ("conditions", "launches", "convolutions", "rolling")
-TILE = Tile(16, 16, 16, 4, 1)
+TILE = Tile(64, 32, 32, 4, 1)
 
 
 @pytest.fixture
@@ -57,18 +57,18 @@ def kept(table):
 def test_a_row_holds_the_fastest_of_what_agrees(table, monkeypatch):
     hopper = dataclasses.asdict(Key(90, False, 16, 32, False)) | dataclasses.asdict(Choice(1, 1, 1, True))
     early = {"capability": 90, "dependent": True, "packed": False}
-    old = dataclasses.asdict(Key(0, False, 16, 6, False)) | dataclasses.asdict(Choice(1, 1, 1, True))
+    old = dataclasses.asdict(Key(0, False, 16, 3, False)) | dataclasses.asdict(Choice(1, 1, 1, True))
     table(launches=[early], rolling=[hopper, old])
     seconds = itertools.cycle([3.0, 1.0, 2.0, 4.0])
-    monkeypatch.setattr(rolling, "SHAPES", ((16, 6),))
+    monkeypatch.setattr(rolling, "SHAPES", ((16, 3),))
     monkeypatch.setattr(compete, "device_seconds", lambda call: next(seconds))
-    assert command.main(["--engine", "triton", "--images", "2", "--rounds", "1", "--only", "rolling"]) == 0
+    assert command.main(["--engine", "triton", "--images", "1", "--rounds", "1", "--only", "rolling"]) == 0
     found = kept(table)
     other, *own = found["rolling"]
     assert found["launches"] == [early] and set(found["conditions"]) == {"0"}
     assert other == hopper and [row["capability"] for row in own] == [0] * 4
     for row in own:
-        key = Key(0, row["backward"], 16, 6, row["wide"])
+        key = Key(0, row["backward"], 16, 3, row["wide"])
         assert (row["rows"], row["warps"]) == (2, configurations.rule(key).warps) and row["rows"] != configurations.rule(key).rows
         assert len(row["measured"]) == 4 and not row["left_out"]
         assert measured.rolls()[key] == Choice(row["row"], 2, row["warps"], row["keep"])
@@ -77,7 +77,7 @@ def test_a_row_holds_the_fastest_of_what_agrees(table, monkeypatch):
 def test_a_candidate_that_is_wrong_is_left_out(monkeypatch):
     errors = iter([0.0, 1.0, 0.0, 0.0])
     monkeypatch.setattr(compete, "relative", lambda found, expected: next(errors))
-    row = rolling.row(Key(0, False, 16, 6, False), 2, 1)
+    row = rolling.row(Key(0, False, 16, 3, False), 2, 1)
     assert len(row["measured"]) == 3 and "differs" in row["left_out"][0]["why"]
 
 
@@ -90,9 +90,9 @@ def test_a_candidate_that_fails_is_left_out():
 
 
 def test_a_row_without_candidates_stays(table, monkeypatch, capsys):
-    monkeypatch.setattr(rolling, "SHAPES", ((16, 6),))
+    monkeypatch.setattr(rolling, "SHAPES", ((16, 3),))
     monkeypatch.setattr(compete, "relative", lambda found, expected: float("inf"))
-    assert command.main(["--engine", "triton", "--images", "2", "--only", "rolling"]) == 0
+    assert command.main(["--engine", "triton", "--images", "1", "--only", "rolling"]) == 0
     assert capsys.readouterr().out.count("stays as it was: no candidate is left") == 4 and kept(table)["rolling"] == []
 
 
@@ -103,8 +103,8 @@ def test_rows_for_which_no_time_is_left_stay(table, capsys):
 
 LAYERS = {
     Layer(0, 16, 16, 3, 1, 3): [(TAPS, 2), (ROLLING, 1), (LIBRARY, 1)],
-    Layer(0, 16, 24, 1, 2, 5): [(TAPS, 2), (LIBRARY, 1)],
-    Layer(0, 3, 16, 3, 1, 5): [(TAPS, 2), (LIBRARY, 1)],
+    Layer(0, 16, 24, 1, 2, 3): [(TAPS, 2), (LIBRARY, 1)],
+    Layer(0, 3, 16, 3, 1, 3): [(TAPS, 2), (LIBRARY, 1)],
 }
 
 
@@ -121,7 +121,7 @@ def test_a_layer_takes_what_is_fastest_forward_and_backward_together(layer, tabl
         ]
         seconds = itertools.cycle(each)
         monkeypatch.setattr(compete, "device_seconds", lambda call, seconds=seconds: next(seconds))
-        assert command.main(["--engine", "triton", "--images", "2", "--rounds", "1", "--only", "convolutions"]) == 0
+        assert command.main(["--engine", "triton", "--images", "1", "--rounds", "1", "--only", "convolutions"]) == 0
         (row,) = kept(table)["convolutions"]
         assert row["algorithm"] == fastest and not row["left_out"]
         assert len(row["measured"]) == len(each) * (2 if layer.in_channels == 16 else 1)
@@ -254,5 +254,5 @@ def test_the_native_table_is_printed_and_not_written(monkeypatch, capsys):
 
     before = TABLE.read_bytes()
     monkeypatch.setattr(native, "CHANNELS", {8: 8})
-    assert command.main(["--engine", "native", "--images", "2", "--rounds", "1", "--dry-run"]) == 0
+    assert command.main(["--engine", "native", "--images", "1", "--rounds", "1", "--dry-run"]) == 0
     assert "8 channels" in capsys.readouterr().out and TABLE.read_bytes() == before
