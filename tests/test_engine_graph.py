@@ -1,5 +1,6 @@
 """The graph as data: shapes, uses, liveness; what matches and how it is gathered and ordered; what explain() prints."""
 
+import itertools
 import operator
 
 import pytest
@@ -225,6 +226,14 @@ def test_explain_reads_a_model_that_is_not_fused_as_it_would_be():
     found, fused = (explain(FastBNOnlyResNet(14, engine=engine)) for engine in ("stock", "auto"))
     assert fused.fused and not found.fused and found.graph.stock == fused.graph.stock
     assert str(found).replace("; not fused yet: this is what fuse(model) would do", "") == str(fused)
+
+
+@pytest.mark.parametrize(("depth", "family"), [(14, "cifar"), (50, "imagenet")])
+def test_channels_follow_each_other_in_the_order_of_the_convolutions(depth, family):
+    """By which a flat gradient is cut."""
+    for region in explain(FastBNOnlyResNet(depth, width=4, family=family)).graph.regions:
+        ends = list(itertools.accumulate(conv.channels for conv in region.convs))
+        assert [conv.slot for conv in region.convs] == [0, *ends[:-1]] and ends[-1] == region.channels
 
 
 def test_explain_tells_the_regions_of_an_imagenet_net():
