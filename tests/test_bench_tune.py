@@ -108,7 +108,7 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("layer", LAYERS, ids=str)
+@pytest.mark.parametrize("layer", [pytest.param(layer, marks=pytest.mark.slow if layer.kernel == 1 else ()) for layer in LAYERS], ids=str)
 def test_a_layer_takes_what_is_fastest_forward_and_backward_together(layer, table, monkeypatch):
     """Every algorithm once in turn, the second cut of those tap by tap before the first."""
     monkeypatch.setattr(convolutions, "tiles", lambda rule, written: [TILE, dataclasses.replace(TILE, warps=8)])
@@ -164,7 +164,7 @@ def gradients(model, x):
     return flat_gradient(run(model, x))
 
 
-@pytest.mark.parametrize("by", [TAPS, LIBRARY])
+@pytest.mark.parametrize("by", [pytest.param(TAPS, marks=pytest.mark.slow), LIBRARY])
 def test_a_network_takes_what_was_measured(by, table):
     """All of its convolutions of one shape by another kernel than the rule's, to the same result; explain() says so."""
     model = flip_free(resnet(8, 16)).float()

@@ -15,6 +15,7 @@ from fastbn.config import Recipe
 from fastbn.data.feed import Resident
 from fastbn.data.images import Images
 from fastbn.errors import MachineError
+from fastbn.training import machine
 from fastbn.training.plan import planner_of
 from fastbn.training.step import Step, Totals
 
@@ -100,6 +101,13 @@ ERRORS["capture"].__context__ = ERRORS["cuda"]
 
 
 @pytest.mark.parametrize("kind", ERRORS)
+def test_an_allocator_that_has_no_more_is_known_by_what_it_says(kind):
+    assert machine.is_out_of_memory(ERRORS[kind])
+    assert not machine.is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    assert not machine.is_out_of_memory(RuntimeError("out of resource: shared memory, Required: 300000"))
+
+
+@pytest.mark.parametrize("kind", ["cuda", "pool", "capture"])
 def test_a_step_that_ran_out_of_memory_is_taken_again_and_counts_once(kind, monkeypatch):
     settings = recipe()
     expected, feed = step_of(fuse(resnet(56, 8).float().train(), "native"), settings)
