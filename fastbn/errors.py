@@ -1,4 +1,5 @@
-"""What the command line turns into one line and an exit code; a library user catches ValueError or RuntimeError.
+"""What the command line turns into one line and an exit code; a library user catches ValueError or RuntimeError. And how memory that ran
+out is known, whoever says it.
 
 A message says what was asked, what was found, and what to do.
 """
@@ -26,3 +27,15 @@ class Stopped(BaseException):
     def __init__(self, signal_number: int):
         super().__init__(f"stopped by signal {signal_number}")
         self.exit_code = 128 + signal_number
+
+
+# as CUDA and Triton, its libraries, and the CPU's allocator say
+NO_MEMORY = ("out of memory", "alloc_failed", "can't allocate memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator had no more: CUDA's, a library's or this machine's; or whether that is what led to the error, as it leads to
+    one at the end of a capture."""
+    if isinstance(error, MemoryError) or any(words in str(error).lower() for words in NO_MEMORY):
+        return True
+    return error.__context__ is not None and is_out_of_memory(error.__context__)

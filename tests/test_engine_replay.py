@@ -182,3 +182,31 @@ def test_no_garbage_is_collected_while_a_graph_is_captured():
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+def test_where_memory_does_not_hold_a_recording_the_walk_goes_on(monkeypatch, model):
+    """And says so once; statistics count every batch once."""
+    asked = []
+
+    def record(launches):
+        asked.append(launches)
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8 GiB")
+
+    monkeypatch.setattr(Reference, "replays", lambda engine: Graphs(lambda device: record, lambda device: True))
+    ours, theirs = fused(model), stock(model)
+    with pytest.warns(UserWarning, match="memory does not hold a recording") as said:
+        for step in range(4):
+            x = images(3, seed=step)
+            assert_same(run(ours, x), run(theirs, x), TOL)
+    assert len(asked) == len(said) == 1
+
+
+def test_another_error_of_a_recording_is_raised(monkeypatch, model):
+    def record(launches):
+        raise RuntimeError("another")
+
+    monkeypatch.setattr(Reference, "replays", lambda engine: Graphs(lambda device: record, lambda device: True))
+    ours = fused(model)
+    ours(images(3))
+    with pytest.raises(RuntimeError, match="another"):
+        ours(images(3))

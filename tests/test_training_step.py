@@ -14,8 +14,7 @@ from fastbn import fuse
 from fastbn.config import Recipe
 from fastbn.data.feed import Resident
 from fastbn.data.images import Images
-from fastbn.errors import MachineError
-from fastbn.training import machine
+from fastbn.errors import MachineError, is_out_of_memory
 from fastbn.training.plan import planner_of
 from fastbn.training.step import Step, Totals
 
@@ -102,9 +101,9 @@ ERRORS["capture"].__context__ = ERRORS["cuda"]
 
 @pytest.mark.parametrize("kind", ERRORS)
 def test_an_allocator_that_has_no_more_is_known_by_what_it_says(kind):
-    assert machine.is_out_of_memory(ERRORS[kind])
-    assert not machine.is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
-    assert not machine.is_out_of_memory(RuntimeError("out of resource: shared memory, Required: 300000"))
+    assert is_out_of_memory(ERRORS[kind])
+    assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    assert not is_out_of_memory(RuntimeError("out of resource: shared memory, Required: 300000"))
 
 
 @pytest.mark.parametrize("kind", ["cuda", "pool", "capture"])

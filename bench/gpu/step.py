@@ -23,7 +23,7 @@ from bench.gpu.bars import bars
 from bench.gpu.measure import DEVICE, LATE, Sink, failure, free, spread, synchronize
 from bench.gpu.networks import like_stock, offers_mixed
 from bench.gpu.providers import AUTOCAST, COMPILED_DEPTH, Ready, Setting, providers
-from fastbn.training import machine
+from fastbn.errors import is_out_of_memory
 
 NEEDS = {"compiled": 150}  # seconds that must be left for it to begin; of the others 20
 
@@ -136,7 +136,7 @@ def step(sink: Sink, setting: Setting, small: bool, seconds: float) -> int:
             timed([(row, own)], min(20.0, left / (len(made) - number)), small)
             sink.add(**row)
         except Exception as error:  # one provider's: the others are measured all the same
-            memory = machine.is_out_of_memory(error)
+            memory = is_out_of_memory(error)
             sink.add(**row, **({"skipped": "runs out of the device's memory"} if memory else {"failure": failure(error)}))
             if not memory:
                 start_again_if_broken(deadline - time.monotonic())

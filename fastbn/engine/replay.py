@@ -14,6 +14,7 @@ import contextlib
 import contextvars
 import dataclasses
 import gc
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -25,6 +26,7 @@ from torch import Tensor
 from fastbn.engine import tf32, walk
 from fastbn.engine.operations import Record
 from fastbn.engine.walk import Found
+from fastbn.errors import is_out_of_memory
 
 _UNRECORDED: contextvars.ContextVar[bool] = contextvars.ContextVar("unrecorded", default=False)
 KEYS = 4  # states of which recordings are kept: each holds a step's memory
@@ -124,11 +126,26 @@ class Graphs:
             return Made(*walk.forward(call, inputs), call)
         self._free.move_to_end(key)
         free = self._free[key]
-        recorded = free.pop() if free else Recorded(call, inputs, self._recorder(device))
+        recorded = free.pop() if free else self._recorded(call, inputs)
+        if recorded is None:
+            return Made(*walk.forward(call, inputs), call)
         lent = np.empty(1, np.uint8)
         weakref.finalize(lent, free.append, recorded).atexit = False
         outputs = recorded.forward(inputs)
         return Made(outputs, recorded.vectors, recorded.saved, recorded.call, recorded, torch.from_numpy(lent))
+
+    def _recorded(self, call: walk.Call, inputs: list[Tensor]) -> Recorded | None:
+        """None where memory does not hold it: nothing has run yet, and this call is walked, and all that follow."""
+        try:
+            return Recorded(call, inputs, self._recorder(inputs[0].device))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        self._free.clear()
+        self._usable = lambda device: False
+        first, last = call.region.convs[0].name, call.region.convs[-1].norm
+        warnings.warn(f"fastbn launches {first} to {last} one by one: memory does not hold a recording of it too", stacklevel=2)
+        return None
 
 
 class Recorded:

@@ -16,8 +16,7 @@ from torch import Tensor
 from fastbn.data.feed import Inputs
 from fastbn.engine.operations import Record
 from fastbn.engine.replay import Recorder, unrecorded
-from fastbn.errors import MachineError
-from fastbn.training import machine
+from fastbn.errors import MachineError, is_out_of_memory
 
 if TYPE_CHECKING:
     from fastbn.training.step import Totals
@@ -57,7 +56,7 @@ class Captured:
             with unrecorded():
                 return self._record(lambda: self._compute(self._inputs[n], self._lr, totals))
         except RuntimeError as error:
-            if machine.is_out_of_memory(error):
+            if is_out_of_memory(error):
                 raise
             raise MachineError(
                 f"a step of this network can't be recorded as a CUDA graph ({str(error).splitlines()[0]}): something that runs stock in it "

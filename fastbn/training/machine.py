@@ -14,7 +14,6 @@ from torch import Tensor
 from fastbn.errors import MachineError
 from fastbn.version import VERSION
 
-NO_MEMORY = ("out of memory", "alloc_failed", "can't allocate memory")  # as CUDA and Triton, its libraries, and the CPU's allocator say
 
 def choose_device(name: str) -> torch.device:
     """'auto' is CUDA where there is one. Raises MachineError for a device that this machine lacks."""
@@ -76,14 +75,6 @@ def peak_memory_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocator had no more: CUDA's, a library's or this machine's; or whether that is what led to the error, as it leads to
-    one at the end of a capture."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in str(error).lower() for words in NO_MEMORY):
-        return True
-    return error.__context__ is not None and is_out_of_memory(error.__context__)
 
 
 def free_unused(device: torch.device) -> None:

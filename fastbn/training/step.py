@@ -14,6 +14,7 @@ from fastbn.config import Recipe
 from fastbn.data.feed import Feed, Inputs
 from fastbn.engine import fused_forward, stepping
 from fastbn.engine.segments import recomputing
+from fastbn.errors import is_out_of_memory
 from fastbn.training import machine
 from fastbn.training.captured import Captured
 from fastbn.training.distributed.exchange import Exchange, Found
@@ -109,7 +110,7 @@ class Step:
             self._take(inputs, lr, totals)
             return None
         except (RuntimeError, MemoryError) as error:
-            if self._planner is None or self._shared or self._recipe.sync_bn or not machine.is_out_of_memory(error):
+            if self._planner is None or self._shared or self._recipe.sync_bn or not is_out_of_memory(error):
                 raise
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         self.running.put_back()
