@@ -173,6 +173,12 @@ def test_step(tmp_path):
     assert {each["who"] for each in found["rows"]} == {"fastbn", "stock"}
     for each in found["rows"]:
         assert each["ms_quartile_1"] <= each["ms_median"] <= each["ms_quartile_3"] and each["first_step_seconds"] > 0
+    late = [found["rows"][0], {**found["rows"][1], "untimed": True}]  # as a process that ended leaves it
+    (tmp_path / "step-8x4.json").write_text(json.dumps(found | {"rows": late}), encoding="utf-8")
+    assert stage(tmp_path, "step", "--resume") == 0
+    again = read(tmp_path / "step-8x4.json")["rows"]
+    assert again[0] == late[0] and [each["provider"] for each in again] == [each["provider"] for each in found["rows"]]
+    assert all("untimed" not in each for each in again)
 
 
 @pytest.mark.slow
