@@ -22,10 +22,11 @@ setup(
     license="MIT",
     license_files=["LICENSE"],
     python_requires=">=3.10",
-    packages=[*find_packages(include=["fastbn", "fastbn.*"]), "fastbn.kernels", "fastbn.kernels.cpu"],
+    packages=[*find_packages(include=["fastbn", "fastbn.*"]), "fastbn.kernels", "fastbn.kernels.cpu", "fastbn.kernels.triton"],
     package_data={
         "fastbn": ["py.typed"],
-        "fastbn.engine": ["algorithms.json", "configurations.json"],
+        "fastbn.engine.native": ["algorithms.json"],
+        "fastbn.engine.triton": ["tuning.json"],
         "fastbn.kernels.cpu": ["*.cpp", "*.h"],
         "fastbn.data": ["digits.csv.gz", "DIGITS.md"],
     },

@@ -19,7 +19,7 @@ from bench.providers import left_out
 from bench.record import RESULTS
 from bench.suite import SUITE, Suite
 from bench.summary import lines
-from fastbn.training.machine import choose_device
+from fastbn.devices import choose_device
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

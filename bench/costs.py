@@ -11,8 +11,8 @@ from torch import fx
 from bench.cases import Case
 from bench.clock import kernel_seconds
 from bench.providers import Provider
-from fastbn.engine import traffic
-from fastbn.engine.reader import read
+from fastbn.planning import traffic
+from fastbn.graph.read import read
 from fastbn.engine.reference import Reference
 from fastbn.engine.region import FusedRegion
 

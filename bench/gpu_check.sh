@@ -23,7 +23,7 @@ done
 
 failed=0 python=${PYTHON:-python3}
 packed() {
-  if [ -n "$pack" ]; then tar --create --gzip --file "$pack" "$out" bench/results fastbn/engine/configurations.json; fi
+  if [ -n "$pack" ]; then tar --create --gzip --file "$pack" "$out" bench/results fastbn/engine/triton/tuning.json; fi
 }
 stage() { # its name, then the arguments of bench.gpu
   local name=$1; shift
@@ -50,7 +50,7 @@ else
     if [ -z "$only" ] || [[ $only == *,tune,* ]] || [[ $only == *,tune-$part,* ]]; then
       echo "== tune-$part"
       timeout --kill-after=20 480 "$python" -m bench.tune --engine triton --only $part --seconds 400 || failed=1
-      cp fastbn/engine/configurations.json "$out/tables"
+      cp fastbn/engine/triton/tuning.json "$out/tables"
       packed
     fi
   done

@@ -16,8 +16,8 @@ import torch
 from bench import measure
 from bench.cases import Case
 from bench.providers import few, likely_best, providers
-from fastbn.engine.choose import choose
-from fastbn.training.machine import choose_device
+from fastbn.engine.select import choose
+from fastbn.devices import choose_device
 
 FLOORS = Path(__file__).with_name("floors.json")
 ROUNDS = (9, 27)  # of the first verdict, and of the second

@@ -25,10 +25,10 @@ from bench import clock, costs
 from bench.cases import Blocks
 from bench.gate import EPS, relative, summing
 from bench.rows import Row
-from fastbn.engine import traffic
-from fastbn.engine.choose import choose
-from fastbn.engine.graph import Conv, Join, Region
-from fastbn.engine.operations import Activation, Engine, Mask, Norm, Path, Target
+from fastbn.planning import traffic
+from fastbn.engine.select import choose
+from fastbn.graph.regions import Conv, Join, Region
+from fastbn.engine.interface import Activation, Engine, Mask, Norm, Path, Target
 
 OPERATIONS = ("conv2", "conv1", "∇conv2", "∇conv1", "form")
 CACHES = ("cold", "warm")  # before each clocked call: a buffer larger than any cache is written; or the very call is made

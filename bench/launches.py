@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from triton.runtime.jit import JITFunction
 
-from fastbn.engine import configurations, measured, triton
-from fastbn.engine.reader import read
+from fastbn.engine.triton import tuning, tuning_table, engine as triton_engine
+from fastbn.graph.read import read
 from fastbn.models.resnet import FastBNOnlyResNet
 
 NETWORKS = {"cifar": ((20, 32),), "imagenet": ((50, 224), (18, 224))}  # depth, image size; CIFAR-866 launches what CIFAR-20 does
@@ -77,7 +77,7 @@ def launches(family: str, dtype: str, capability: int, **switches: bool) -> dict
         model = FastBNOnlyResNet(depth, family=family, engine="stock")
         model.fc = nn.Identity()  # which stays PyTorch's, and asks for its own dtype
         with noted(found, PRECISIONS.get(dtype, "ieee"), **switches), FakeTensorMode(allow_non_fake_inputs=True):
-            _, program = read(model, {}, triton.Triton(capability), {})
+            _, program = read(model, {}, triton_engine.Triton(capability), {})
             y = program(torch.empty((BATCH, 3, size, size), dtype=DTYPES[dtype]))
             y.backward(torch.empty_like(y))
     return found
@@ -93,8 +93,8 @@ def noted(found: dict[Launch, int], precision: str, dependent: bool = False, pac
 
     with (
         mock.patch.object(JITFunction, "run", run),
-        mock.patch.object(measured, "dependent", lambda device: dependent),
-        mock.patch.object(configurations, "packed", lambda device: packed),
-        mock.patch.object(triton, "_precision", lambda like: precision),
+        mock.patch.object(tuning_table, "dependent", lambda device: dependent),
+        mock.patch.object(tuning, "packed", lambda device: packed),
+        mock.patch.object(triton_engine, "_precision", lambda like: precision),
     ):
         yield

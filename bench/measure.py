@@ -16,7 +16,7 @@ from bench import clock, costs, gate
 from bench.cases import Case
 from bench.providers import Provider, Ready, saved_bytes
 from bench.rows import Row
-from fastbn.training.machine import EnergyMeter
+from fastbn.devices import EnergyMeter
 
 WARM = 2  # steps between the gate and the clock
 ENERGY_SECONDS = 2.0  # NVML's counter moves slowly

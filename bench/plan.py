@@ -20,11 +20,12 @@ import torch
 from bench.memory import reset_peak, resident_bytes, warm
 from bench.record import RESULTS, conditions
 from fastbn import FastBNOnlyResNet, freeze
-from fastbn.config import Recipe
+from fastbn.run.config import Recipe
 from fastbn.data.feed import Resident
 from fastbn.data.images import Images
-from fastbn.training import devices, floor, machine, precision
-from fastbn.training.plan import planner_of
+from fastbn.planning import data_sheets, roofline, precision
+from fastbn import devices
+from fastbn.planning.plan import planner_of
 from fastbn.training.step import Step, Totals
 
 UNTIMED, TIMED = 2, 5  # steps: the first compiles, the second is captured
@@ -33,7 +34,7 @@ UNTIMED, TIMED = 2, 5  # steps: the first compiles, the second is captured
 def measure(depth: int, batch: int, memory: float | None, device: torch.device) -> dict[str, Any]:
     """In a process of its own: predicted and measured bytes, the least time and a step's median."""
     warm(False)
-    speeds, idle = devices.here(device), resident_bytes("VmRSS") if device.type == "cpu" else 0
+    speeds, idle = data_sheets.here(device), resident_bytes("VmRSS") if device.type == "cpu" else 0
     reset_peak()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -56,7 +57,7 @@ def measure(depth: int, batch: int, memory: float | None, device: torch.device) 
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             seconds.append(time.perf_counter() - start)
-    measured = machine.peak_memory_bytes(device) if device.type == "cuda" else resident_bytes("VmHWM") - idle
+    measured = devices.peak_memory_bytes(device) if device.type == "cuda" else resident_bytes("VmHWM") - idle
     plan = step.plan
     return {
         "precision": recipe.precision,
@@ -64,7 +65,7 @@ def measure(depth: int, batch: int, memory: float | None, device: torch.device) 
         "measured_bytes": measured,
         "saved_bytes": plan.memory.saved,
         "computed_again": round(plan.again, 4),
-        "least_seconds": floor.seconds(planner, plan, recipe.precision, speeds),
+        "least_seconds": roofline.seconds(planner, plan, recipe.precision, speeds),
         "seconds": statistics.median(seconds[UNTIMED:]),
         "seconds_least_most": [min(seconds[UNTIMED:]), max(seconds[UNTIMED:])],
     }
@@ -87,16 +88,16 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--alone", action="store_true", help="one plan, in this process: prints its figures as a line of JSON")
     asked = parser.parse_args()
-    device = machine.choose_device("auto")
+    device = devices.choose_device("auto")
     if asked.alone:
         print(json.dumps(measure(asked.depth, asked.batch_size[0], asked.memory, device)))
         return
     found, rows = conditions(device), []
-    slug = "cpu" if device.type == "cpu" else machine.describe(device).lower().replace(" ", "-")
+    slug = "cpu" if device.type == "cpu" else devices.describe(device).lower().replace(" ", "-")
     target = RESULTS / f"plan-resnet{asked.depth}-{slug}-{found['date']}.json"
     for batch in asked.batch_size:
         whole = fresh(asked, batch, None)
-        half = asked.memory or (whole["predicted_bytes"] - whole["saved_bytes"] / 2) / devices.GB / (1 - devices.SPARE)
+        half = asked.memory or (whole["predicted_bytes"] - whole["saved_bytes"] / 2) / data_sheets.GB / (1 - data_sheets.SPARE)
         runs: dict[str, list[dict[str, Any]]] = {"whole": [], "in segments": []}
         for _ in range(asked.repeats):
             runs["whole"].append(fresh(asked, batch, None))

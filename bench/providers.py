@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from bench.cases import Case
 from fastbn import freeze, fuse
 from fastbn.engine import fused_forward
-from fastbn.engine.choose import choose
+from fastbn.engine.select import choose
 from fastbn.engine.region import mixed
 from fastbn.errors import MachineError
 from fastbn.models.resnet import BasicBlock, Bottleneck

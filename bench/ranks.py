@@ -20,13 +20,14 @@ import torch
 
 from bench.record import RESULTS, conditions
 from fastbn import FastBNOnlyResNet
-from fastbn.config import Recipe
+from fastbn.run.config import Recipe
 from fastbn.data.feed import Resident
 from fastbn.data.images import Images
-from fastbn.engine import explain
-from fastbn.training import machine, precision
-from fastbn.training.communication import step_bytes
-from fastbn.training.distributed import sharing
+from fastbn.planning.explain import explain
+from fastbn import devices
+from fastbn.planning import precision
+from fastbn.planning.links import step_bytes
+from fastbn.training.distributed import agree
 from fastbn.training.distributed.ranks import Ranks, started
 from fastbn.training.step import Step, Totals
 
@@ -40,18 +41,18 @@ def images(count: int, size: int) -> Images:
 
 def measure(asked: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
     """In each rank: seconds of a step, and who carried it out."""
-    device = machine.choose_device("auto")
+    device = devices.choose_device("auto")
     model = FastBNOnlyResNet(asked.depth).to(device).train()
     automatic = precision.automatic("auto", device)
     batch = asked.batch_size * (ranks.count if asked.weak else 1)
     recipe = Recipe(batch_size=batch, sync_bn=asked.sync_bn).resolved(1, automatic)
     source = Resident(images(batch, asked.size).to(device))
-    sharing.check(ranks, source, recipe)
+    agree.check(ranks, source, recipe)
     step = Step(model, source, recipe, ranks)
-    sharing.start(step, None)
+    agree.start(step, None)
     source.begin(0, 0)
     totals = Totals.zero(device)
-    with precision.arithmetic(automatic, device), sharing.statistics(step, recipe):
+    with precision.arithmetic(automatic, device), agree.statistics(step, recipe):
         for number in range(WARM + asked.steps):
             if number == WARM:
                 bool(totals.finite)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fastbn.training import machine
+from fastbn import devices
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -22,7 +22,7 @@ def conditions(device: torch.device | None = None) -> dict[str, Any]:
     GPU the driver, the clocks (MHz) and the power limit too, as nvidia-smi tells them."""
     device = device or torch.device("cpu")
     commit = _said("git", "-C", str(RESULTS), "rev-parse", "--short", "HEAD")
-    found: dict[str, Any] = {"device": machine.describe(device), "versions": machine.versions()}
+    found: dict[str, Any] = {"device": devices.describe(device), "versions": devices.versions()}
     if device.type == "cuda":
         found["versions"] |= {"cuda": torch.version.cuda, "cudnn": str(torch.backends.cudnn.version()), "triton": _triton()}
         asked = {"driver": "driver_version", "sm_clock": "clocks.sm", "most_sm_clock": "clocks.max.sm", "power_limit": "power.limit"}

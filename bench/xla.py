@@ -14,11 +14,11 @@ import torch
 
 from bench.record import RESULTS, conditions
 from fastbn import FastBNOnlyResNet, fuse
-from fastbn.config import Recipe
+from fastbn.run.config import Recipe
 from fastbn.data.feed import Resident
 from fastbn.data.images import Images
 from fastbn.training import xla
-from fastbn.training.machine import carry_out
+from fastbn.devices import carry_out
 from fastbn.training.step import Step, Totals
 
 BATCH, UNTIMED, TIMED = 128, 3, 11

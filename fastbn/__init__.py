@@ -19,12 +19,13 @@ from fastbn.version import VERSION
 if TYPE_CHECKING:
     from fastbn.analysis.pruning import prune
     from fastbn.data.images import Images
-    from fastbn.engine import explain, fuse
-    from fastbn.models.plain import fold_bn, to_exported, to_onnx, to_torch
+    from fastbn.planning.explain import explain
+    from fastbn.engine import fuse
+    from fastbn.models.export import fold_bn, to_exported, to_onnx, to_torch
     from fastbn.models.resnet import FastBNOnlyResNet
     from fastbn.trainable import freeze
     from fastbn.training.checkpoint import load, save
-    from fastbn.training.loop import fit
+    from fastbn.training.fit import fit
     from fastbn.training.replicas import fit_replicas
 
 __version__ = VERSION
@@ -48,18 +49,18 @@ __all__ = [
 _HOME = {
     "FastBNOnlyResNet": "models.resnet",
     "Images": "data.images",
-    "explain": "engine",
-    "fit": "training.loop",
+    "explain": "planning.explain",
+    "fit": "training.fit",
     "fit_replicas": "training.replicas",
-    "fold_bn": "models.plain",
+    "fold_bn": "models.export",
     "freeze": "trainable",
     "fuse": "engine",
     "load": "training.checkpoint",
     "prune": "analysis.pruning",
     "save": "training.checkpoint",
-    "to_exported": "models.plain",
-    "to_onnx": "models.plain",
-    "to_torch": "models.plain",
+    "to_exported": "models.export",
+    "to_onnx": "models.export",
+    "to_torch": "models.export",
 }
 
 

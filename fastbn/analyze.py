@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastbn.config import Parser
+from fastbn.run.config import Parser
 from fastbn.errors import MachineError, UsageError
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fastbn import choices
-from fastbn.config import Parser
+from fastbn.run.config import Parser
 from fastbn.data.names import DATASETS, DEFAULT_DIR, IMAGE_SIZE
 from fastbn.errors import MachineError, UsageError
 
@@ -33,17 +33,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def evaluate_run(asked: argparse.Namespace) -> str:
     """The line that says what the network reaches."""
-    from fastbn.data.choose import load as load_data
+    from fastbn.data.datasets import load as load_data
     from fastbn.data.feed import feed
     from fastbn.data.images import Images
-    from fastbn.training import container
+    from fastbn.training import checked_file
     from fastbn.training.checkpoint import CHECKPOINT, build
     from fastbn.training.evaluation import evaluate
-    from fastbn.training.machine import choose_device
-    from fastbn.training.precision import arithmetic
+    from fastbn.devices import choose_device
+    from fastbn.planning.precision import arithmetic
 
     path = Path(asked.run)
-    tensors, header = container.read(path / CHECKPOINT if path.is_dir() else path)
+    tensors, header = checked_file.read(path / CHECKPOINT if path.is_dir() else path)
     config = header.get("config", {})
     dataset = asked.dataset or config.get("dataset")
     if dataset is None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from fastbn.config import Config, parse
+from fastbn.run.config import Config, parse
 from fastbn.errors import Diverged, MachineError, Stopped, UsageError
-from fastbn.place import place
+from fastbn.environment import place
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,8 +44,8 @@ def told(error: UsageError | MachineError | Diverged | Stopped) -> tuple[str, in
 
 def run(config: Config) -> int:
     """One run, from its settings to its folder."""
-    from fastbn.training.explaining import explain_run
-    from fastbn.training.run import train_run  # torch is imported only now: --help and wrong arguments are instant
+    from fastbn.run.explain import explain_run
+    from fastbn.run.run import train_run  # torch is imported only now: --help and wrong arguments are instant
 
     found = explain_run(config) if config.explain else train_run(config)
     if place().rank == 0:

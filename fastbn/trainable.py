@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase  # BatchNorm1d/2d/3d, SyncBatch
 
 from fastbn import draws
 from fastbn.choices import TRAIN_MODES, Term, train_terms
-from fastbn.engine.shortcuts import shortcuts
+from fastbn.graph.shortcuts import shortcuts
 from fastbn.errors import UsageError
 
 __all__ = ["NORMS", "TRAIN_MODES", "count", "entries", "freeze", "trainable"]

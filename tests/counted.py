@@ -6,11 +6,11 @@ from unittest import mock
 
 import torch
 
-from fastbn.engine import occupied
+from fastbn.planning import step_memory
 from fastbn.engine.buffers import Buffers
 
 
-class Counted(occupied.Counted):
+class Counted(step_memory.Counted):
     def __init__(self) -> None:
         super().__init__()
         empty = Buffers.empty

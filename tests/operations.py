@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastbn.engine.graph import Conv
-from fastbn.engine.operations import Activation, Engine, Mask, Norm, Path, Target
+from fastbn.graph.regions import Conv
+from fastbn.engine.interface import Activation, Engine, Mask, Norm, Path, Target
 
 WIDE = torch.float64
 

@@ -9,7 +9,8 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from fastbn.engine import explain, fuse
+from fastbn.planning.explain import explain
+from fastbn.engine import fuse
 
 
 @dataclasses.dataclass

@@ -11,7 +11,7 @@ import torch
 from fastbn.data.digits import load_digits
 from fastbn.models.resnet import FastBNOnlyResNet
 from fastbn.train import main
-from fastbn.training import container
+from fastbn.training import checked_file
 
 TINY = ["--depth", "8", "--width", "4", "--dataset", "digits", "--limit-train", "64", "--limit-test", "32", "--batch-size", "24"]
 STEPS = 3  # an epoch: 24, 24 and a ragged 16
@@ -76,7 +76,7 @@ def metrics(out):
 
 
 def checkpoint(out):
-    return container.read(out / "checkpoint.safetensors")
+    return checked_file.read(out / "checkpoint.safetensors")
 
 
 def contents(out):

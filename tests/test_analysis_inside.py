@@ -16,7 +16,7 @@ from fastbn.analysis import affine as values
 from fastbn.analysis.features import feature_maps, filters
 from fastbn.analysis.firing import exciting, firing
 from fastbn.errors import UsageError
-from fastbn.training.norms import statistics
+from fastbn.training.affine_statistics import statistics
 
 TEST = digits()[1]
 

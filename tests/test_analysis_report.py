@@ -16,7 +16,7 @@ import torch
 from runs import checkpoint, metrics, train
 
 import fastbn
-from fastbn import pictures
+from fastbn.page import pictures
 from fastbn.analysis import runs as runs_of
 from fastbn.analysis.curves import curves
 from fastbn.analysis.published import published

@@ -19,8 +19,8 @@ from bench.gpu import kernels, networks, step, trial
 from bench.gpu.bars import bars
 from bench.gpu.correctness import judge, selected
 from bench.gpu.measure import Sink
-from fastbn.engine.configurations import LIBRARY, ROLLING, TAPS
-from fastbn.engine.triton import Triton
+from fastbn.engine.triton.tuning import LIBRARY, ROLLING, TAPS
+from fastbn.engine.triton.engine import Triton
 
 if interpreted.DEVICE != "cpu":
     pytest.skip("on a GPU the stages are run whole", allow_module_level=True)

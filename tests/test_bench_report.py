@@ -19,9 +19,9 @@ from bench.report.compare import cases, share_of_roofline
 from bench.report.growth import curves
 from bench.report.runs import same_accuracy
 from bench.rows import FORMAT, Record, Row
-from fastbn import charts, page
+from fastbn.page import charts, page
 from fastbn.errors import UsageError
-from fastbn.scales import Scale, number
+from fastbn.page.scales import Scale, number
 
 CASE = "ResNet-32, 32×32, batch 128, fp32"
 CONDITIONS = {"device": "A <CPU>", "versions": {"torch": "2.13.0"}, "commit": "abc1234", "date": "2026-11-21"}

@@ -18,8 +18,8 @@ from bench.cases import Blocks, Case, grid  # noqa: E402
 from bench.providers import few, left_out, providers  # noqa: E402
 from bench.rows import Row, load  # noqa: E402
 from bench.scaling import curves  # noqa: E402
-from fastbn.engine import build  # noqa: E402
-from fastbn.engine.choose import choose  # noqa: E402
+from fastbn.engine.native import build  # noqa: E402
+from fastbn.engine.select import choose  # noqa: E402
 from fastbn.engine.region import FusedRegion  # noqa: E402
 from fastbn.errors import MachineError, UsageError  # noqa: E402
 

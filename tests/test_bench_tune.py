@@ -20,11 +20,11 @@ from oracle import error, flat_gradient, run
 from bench.tune import __main__ as command
 from bench.tune import compete, convolutions, launches, rolling
 from fastbn import explain, fuse
-from fastbn.engine import configurations, measured
-from fastbn.engine.configurations import LIBRARY, ROLLING, TAPS
-from fastbn.engine.measured import Choice, Key, Layer
-from fastbn.engine.triton import Triton
-from fastbn.kernels.conv import Tile
+from fastbn.engine.triton import tuning, tuning_table
+from fastbn.engine.triton.tuning import LIBRARY, ROLLING, TAPS
+from fastbn.engine.triton.tuning_table import Choice, Key, Layer
+from fastbn.engine.triton.engine import Triton
+from fastbn.kernels.triton.conv import Tile
 
 CONV, PARTS = Case("", 2, 6, 6, 16, 16).conv(), ("conditions", "launches", "convolutions", "rolling")
 TILE = Tile(64, 32, 32, 4, 1)
@@ -34,10 +34,10 @@ TILE = Tile(64, 32, 32, 4, 1)
 def table(monkeypatch, tmp_path):
     """A table of this test's own: written by calling it with some of its parts' rows, and read as the shipped one is."""
     path = tmp_path / "configurations.json"
-    monkeypatch.setattr(measured, "TABLE", path)
+    monkeypatch.setattr(tuning_table, "TABLE", path)
 
     def forget():
-        for read in (measured.rolls, measured.ways, measured.dependent, measured.packed):
+        for read in (tuning_table.rolls, tuning_table.ways, tuning_table.dependent, tuning_table.packed):
             read.cache_clear()
 
     def write(**parts):
@@ -69,9 +69,9 @@ def test_a_row_holds_the_fastest_of_what_agrees(table, monkeypatch):
     assert other == hopper and [row["capability"] for row in own] == [0] * 4
     for row in own:
         key = Key(0, row["backward"], 16, 3, row["wide"])
-        assert (row["rows"], row["warps"]) == (2, configurations.rule(key).warps) and row["rows"] != configurations.rule(key).rows
+        assert (row["rows"], row["warps"]) == (2, tuning.rule(key).warps) and row["rows"] != tuning.rule(key).rows
         assert len(row["measured"]) == 4 and not row["left_out"]
-        assert measured.rolls()[key] == Choice(row["row"], 2, row["warps"], row["keep"])
+        assert tuning_table.rolls()[key] == Choice(row["row"], 2, row["warps"], row["keep"])
 
 
 def test_a_candidate_that_is_wrong_is_left_out(monkeypatch):
@@ -127,7 +127,7 @@ def test_a_layer_takes_what_is_fastest_forward_and_backward_together(layer, tabl
         assert len(row["measured"]) == len(each) * (2 if layer.in_channels == 16 else 1)
         conv, size = convolutions.case(layer, 2).conv(), (layer.size, layer.size)
         assert Triton().algorithm(conv, size) == fastest
-        cuts = [configurations.tile(conv, size, torch.float16, 0, backward) for backward in (False, True)]
+        cuts = [tuning.tile(conv, size, torch.float16, 0, backward) for backward in (False, True)]
         second = dataclasses.replace(TILE, warps=8)
         assert cuts == [second, second if layer.in_channels == 16 else TILE]  # nobody wants the images' gradient
 
@@ -142,7 +142,7 @@ def test_the_layers_of_the_networks(monkeypatch):
 
 def test_cuts_that_are_tried():
     """No more channels a program than are written, rounded up."""
-    rule = configurations.cut(64, 256, torch.float16, 90)
+    rule = tuning.cut(64, 256, torch.float16, 90)
     tried = {(cut.block_m, cut.block_n, cut.warps) for cut in convolutions.tiles(rule, 256)}
     assert tried == {(128, 64, 4), (128, 64, 8), (128, 128, 4), (128, 128, 8), (128, 256, 8), (256, 64, 8), (64, 64, 4)}
     assert {cut.block_n for cut in convolutions.tiles(rule, 64)} == {64}
@@ -156,8 +156,8 @@ def test_a_convolution_that_is_not_measured_goes_by_rule(table):
     assert Triton(90).algorithm(same, (32, 32)) == LIBRARY
     assert Triton(90).algorithm(same) == Triton(90).algorithm(same, (32, 16)) == Triton(80).algorithm(same, (32, 32)) == ROLLING
     assert Triton(90).algorithm(spread, (32, 32)) == TAPS
-    tiles = [configurations.tile(same, (32, 32), dtype, 90, True) for dtype in (torch.float16, torch.float32)]
-    assert tiles == [TILE, configurations.cut(16, 16, torch.float32, 90)]
+    tiles = [tuning.tile(same, (32, 32), dtype, 90, True) for dtype in (torch.float16, torch.float32)]
+    assert tiles == [TILE, tuning.cut(16, 16, torch.float32, 90)]
 
 
 def gradients(model, x):
@@ -180,17 +180,17 @@ def test_a_network_takes_what_was_measured(by, table):
 def test_the_engine_takes_what_was_measured_and_else_the_rule(table):
     key = Key(90, False, 16, 32, False)
     table(rolling=[dataclasses.asdict(key) | dataclasses.asdict(Choice(32, 2, 8, False))])
-    found = configurations.roll(CONV, (32, 32), torch.float16, 90, False)
+    found = tuning.roll(CONV, (32, 32), torch.float16, 90, False)
     assert (found.rows, found.warps, found.keep) == (2, 8, False)
-    ruled = configurations.roll(CONV, (32, 32), torch.float16, 90, True)
-    assert (ruled.rows, ruled.warps, ruled.keep) == (configurations.rule(dataclasses.replace(key, backward=True)).rows, 4, True)
+    ruled = tuning.roll(CONV, (32, 32), torch.float16, 90, True)
+    assert (ruled.rows, ruled.warps, ruled.keep) == (tuning.rule(dataclasses.replace(key, backward=True)).rows, 4, True)
 
 
 def test_kernels_begin_early_where_that_was_measured_and_can_be(table):
     switches = {80: (True, True), 90: (True, False), 100: (False, True)}
     table(launches=[{"capability": device, "dependent": early, "packed": packed} for device, (early, packed) in switches.items()])
-    assert [measured.dependent(device) for device in (0, 80, 90, 100, 120)] == [False, False, True, False, False]
-    rolls = [configurations.roll(CONV, (32, 32), torch.float16, device, True) for device in (0, 80, 90, 100)]
+    assert [tuning_table.dependent(device) for device in (0, 80, 90, 100, 120)] == [False, False, True, False, False]
+    rolls = [tuning.roll(CONV, (32, 32), torch.float16, device, True) for device in (0, 80, 90, 100)]
     assert [roll.packed for roll in rolls] == [False, True, False, True]
 
 
@@ -236,10 +236,10 @@ def test_other_bits_do_not_begin_early(monkeypatch):
 
 
 def test_what_ships_can_be_read():
-    assert all(isinstance(row[switch], bool) for row in measured.read("launches") for switch in ("dependent", "packed"))
-    assert all(isinstance(choice, Choice) for choice in measured.rolls().values())
-    assert all(way.algorithm in (TAPS, ROLLING, LIBRARY) for way in measured.ways().values())
-    assert all(measured.read(part) or part != "conditions" for part in PARTS[1:] if measured.read("conditions"))
+    assert all(isinstance(row[switch], bool) for row in tuning_table.read("launches") for switch in ("dependent", "packed"))
+    assert all(isinstance(choice, Choice) for choice in tuning_table.rolls().values())
+    assert all(way.algorithm in (TAPS, ROLLING, LIBRARY) for way in tuning_table.ways().values())
+    assert all(tuning_table.read(part) or part != "conditions" for part in PARTS[1:] if tuning_table.read("conditions"))
 
 
 def test_without_a_gpu_it_says_so(monkeypatch, capsys):
@@ -250,7 +250,7 @@ def test_without_a_gpu_it_says_so(monkeypatch, capsys):
 
 def test_the_native_table_is_printed_and_not_written(monkeypatch, capsys):
     from bench.tune import native
-    from fastbn.engine.algorithms import TABLE
+    from fastbn.engine.native.algorithms import TABLE
 
     before = TABLE.read_bytes()
     monkeypatch.setattr(native, "CHANNELS", {8: 8})

@@ -5,8 +5,8 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from fastbn import charts
-from fastbn.scales import Scale
+from fastbn.page import charts
+from fastbn.page.scales import Scale
 
 
 def path(svg, kind):

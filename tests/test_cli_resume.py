@@ -11,7 +11,7 @@ from runs import STEPS, TINY, assert_same_run, at_call, checkpoint, metrics, sta
 from fastbn.data.feed import Resident
 from fastbn.errors import Stopped
 from fastbn.train import main
-from fastbn.training import folder
+from fastbn.run import folder
 from fastbn.training.step import Step
 
 pytestmark = pytest.mark.usefixtures("one_thread")

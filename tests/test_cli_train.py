@@ -12,10 +12,10 @@ import torch
 from runs import REPOSITORY, STEPS, TIMES, TINY, assert_same_run, checkpoint, contents, metrics, network, python, train
 
 from fastbn import evaluate
-from fastbn.engine.choose import choose
+from fastbn.engine.select import choose
 from fastbn.models.resnet import FastBNOnlyResNet
 from fastbn.train import main
-from fastbn.training import container
+from fastbn.training import checked_file
 from fastbn.training.checkpoint import load
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -170,7 +170,7 @@ def test_validation_keeps_the_best_epoch(tmp_path):
     lines = metrics(tmp_path)
     assert all(line.keys() == LINE | {"val_loss", "val_accuracy"} for line in lines)
     assert lines[0]["step"] == 2  # 48 images in batches of 24
-    header = container.read(tmp_path / "best.safetensors")[1]
+    header = checked_file.read(tmp_path / "best.safetensors")[1]
     best = max(lines, key=lambda line: line["val_accuracy"])
     assert (header["epoch"], header["val_accuracy"]) == (best["epoch"], best["val_accuracy"])
     assert evaluate.main([str(tmp_path / "best.safetensors")]) == 0
@@ -181,7 +181,7 @@ def test_validation_keeps_the_best_epoch(tmp_path):
 def test_of_equal_epochs_the_first_is_the_best(tmp_path):
     assert train(tmp_path, "--val", "16", "--bn-stats", "frozen", "--lr", "1e-12", epochs=3) == 0
     assert len({line["val_accuracy"] for line in metrics(tmp_path)}) == 1
-    assert container.read(tmp_path / "best.safetensors")[1]["epoch"] == 0
+    assert checked_file.read(tmp_path / "best.safetensors")[1]["epoch"] == 0
 
 
 def test_without_validation_there_is_no_best(finished):
@@ -258,7 +258,7 @@ def test_divergence_keeps_the_last_good_epoch(tmp_path, capfd):
     assert train(tmp_path, epochs=1) == 0
     tensors, header = checkpoint(tmp_path)
     tensors["parameters"].fill_(1e30)
-    container.write(tmp_path / "checkpoint.safetensors", tensors, header)
+    checked_file.write(tmp_path / "checkpoint.safetensors", tensors, header)
     before = (tmp_path / "checkpoint.safetensors").read_bytes()
     assert train(tmp_path, "--resume", epochs=3) == 3
     assert "epoch 2" in capfd.readouterr().err
@@ -302,7 +302,7 @@ def test_a_checkpoint_that_save_wrote_is_no_run_to_resume(tmp_path, capfd, finis
     shutil.copytree(finished, tmp_path / "run")
     tensors, header = checkpoint(finished)
     del header["position"]
-    container.write(tmp_path / "run" / "checkpoint.safetensors", tensors, header)
+    checked_file.write(tmp_path / "run" / "checkpoint.safetensors", tensors, header)
     assert train(tmp_path / "run", "--resume") == 2
     assert "no run to resume" in capfd.readouterr().err
 

@@ -6,7 +6,7 @@ import socket
 import data_cifar
 import pytest
 
-from fastbn.data import DATASETS, choose, load
+from fastbn.data import DATASETS, datasets, load
 from fastbn.data import download as download_module
 from fastbn.data.cifar_files import CIFAR10
 from fastbn.errors import UsageError
@@ -19,7 +19,7 @@ def tiny(monkeypatch, tmp_path):
         silent.bind(("127.0.0.1", 0))  # not listening: a connection is refused
         spec, blobs, *_ = data_cifar.tiny()
         spec = data_cifar.served(spec, f"http://127.0.0.1:{silent.getsockname()[1]}/tiny.tar.gz", data_cifar.archive(blobs))
-        monkeypatch.setattr(choose, "CIFARS", {"cifar10": spec, "cifar100": dataclasses.replace(spec, name="cifar100")})
+        monkeypatch.setattr(datasets, "CIFARS", {"cifar10": spec, "cifar100": dataclasses.replace(spec, name="cifar100")})
         for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.chdir(tmp_path)
@@ -104,7 +104,7 @@ def test_an_archive_put_there_by_hand_is_unpacked(tiny, online, tmp_path):
     with pytest.raises(UsageError, match=r"tiny.tar.gz is damaged"):
         load("auto", "mine")
     content = data_cifar.archive(blobs)
-    choose.CIFARS["cifar10"] = data_cifar.served(spec, spec.url, content)
+    datasets.CIFARS["cifar10"] = data_cifar.served(spec, spec.url, content)
     (tmp_path / "mine/tiny.tar.gz").write_bytes(content)
     assert load("auto", "mine").why == "Tiny-CIFAR unpacked in mine" and online == []
 
@@ -129,4 +129,4 @@ def test_every_name_is_understood(tiny, tmp_path):
 
 
 def test_the_names_stand_for_the_official_sets():
-    assert choose.CIFARS["cifar10"] is CIFAR10 and choose.CIFARS["cifar100"].url.endswith("/cifar-100-python.tar.gz")
+    assert datasets.CIFARS["cifar10"] is CIFAR10 and datasets.CIFARS["cifar100"].url.endswith("/cifar-100-python.tar.gz")

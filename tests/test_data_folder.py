@@ -5,9 +5,9 @@ import sys
 import numpy as np
 import pytest
 
-from fastbn.data import folder as module
+from fastbn.data import class_folders as module
 from fastbn.data import load
-from fastbn.data.folder import read_folder
+from fastbn.data.class_folders import read_folder
 from fastbn.errors import MachineError, UsageError
 
 Image = pytest.importorskip("PIL.Image", reason="needs Pillow, the extra fastbn[images]")

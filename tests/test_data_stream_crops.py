@@ -7,8 +7,8 @@ import pytest
 from data_stream import Image
 
 from fastbn import draws
-from fastbn.data.stream.crops import RATIO, TRIES, UNIFORMS, CentreCrop, RandomCrop, most_bytes, random_box
-from fastbn.data.stream.decode import decode
+from fastbn.data.imagenet.crops import RATIO, TRIES, UNIFORMS, CentreCrop, RandomCrop, most_bytes, random_box
+from fastbn.data.imagenet.decode import decode
 
 SIZES = [(375, 500), (500, 333), (64, 64), (31, 90), (1, 1), (2, 900), (900, 2), (7, 5)]
 

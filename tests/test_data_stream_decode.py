@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from data_stream import Image
 
-from fastbn.data.stream.crops import CentreCrop, Crop, RandomCrop
-from fastbn.data.stream.decode import decode
+from fastbn.data.imagenet.crops import CentreCrop, Crop, RandomCrop
+from fastbn.data.imagenet.decode import decode
 
 
 def encoded(pixels, kind="PNG", **more):

@@ -11,10 +11,10 @@ import torch
 from data_stream import CLASSES, content, folders, shard, shards
 
 from fastbn.data.feed import feed
-from fastbn.data.stream import read_imagenet, worker
-from fastbn.data.stream.broken import Broken
-from fastbn.data.stream.decode import decode
-from fastbn.data.stream.order import draw
+from fastbn.data.imagenet import read_imagenet, worker
+from fastbn.data.imagenet.broken import Broken
+from fastbn.data.imagenet.decode import decode
+from fastbn.data.imagenet.order import draw
 from fastbn.errors import MachineError, UsageError
 
 SIZE, BATCH, N = 16, 8, 30  # a ragged last batch of 6; batches of half a chunk

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from data_stream import content, folders
 
-from fastbn.data.stream import read_imagenet
-from fastbn.data.stream.crops import CentreCrop
-from fastbn.data.stream.pool import Crew, Pool, cores
-from fastbn.data.stream.source import Location
-from fastbn.data.stream.worker import Decode, Members
+from fastbn.data.imagenet import read_imagenet
+from fastbn.data.imagenet.crops import CentreCrop
+from fastbn.data.imagenet.pool import Crew, Pool, cores
+from fastbn.data.imagenet.source import Location
+from fastbn.data.imagenet.worker import Decode, Members
 from fastbn.errors import MachineError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,7 +58,7 @@ def test_results_come_to_their_tasks(picture, workers):
 
 
 def test_a_worker_imports_no_torch():
-    code = "import sys, fastbn.data.stream.worker; assert 'torch' not in sys.modules"
+    code = "import sys, fastbn.data.imagenet.worker; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
@@ -187,7 +187,7 @@ def test_a_stream_in_the_middle_of_an_epoch_names_what_ended_it(tmp_path):
     batches = stream.batches(4)
     next(batches)
     for pid in children(os.getpid()):
-        if b"fastbn.data.stream.worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+        if b"fastbn.data.imagenet.worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
             os.kill(pid, signal.SIGKILL)
     with pytest.raises(MachineError, match="killed by signal 9"):
         list(batches)

@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 
 from fastbn.data.images import IMAGENET_MEAN, IMAGENET_STD
-from fastbn.data.stream import resample as module
-from fastbn.data.stream.crops import CentreCrop
-from fastbn.data.stream.resample import ROW, resample
-from fastbn.data.stream.upload import Upload
+from fastbn.data.imagenet import resample as module
+from fastbn.data.imagenet.crops import CentreCrop
+from fastbn.data.imagenet.resample import ROW, resample
+from fastbn.data.imagenet.upload import Upload
 
 SIZES = [(5, 7), (1, 1), (1, 9), (30, 30), (13, 40), (64, 2), (32, 32)]  # height, width: enlarged, reduced, a single row
 SIZE = 15

@@ -15,7 +15,7 @@ from fastbn.data import Stream, read_imagenet
 from fastbn.errors import Stopped, UsageError
 from fastbn.models.resnet import FastBNOnlyResNet
 from fastbn.train import main
-from fastbn.training import loop
+from fastbn.training import fit as fit_module
 
 SIZES = ["--depth", "18", "--width", "2", "--dataset", "imagenet", "--batch-size", "12", "--epochs", "2", "--engine", "reference"]
 STEPS = 3  # an epoch: 12, 12 and a ragged 6
@@ -25,8 +25,8 @@ STEPS = 3  # an epoch: 12, 12 and a ragged 6
 def cache(tmp_path_factory, one_thread):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr("fastbn.data.stream.stream.cores", lambda: 0)  # decoded here: starting processes is tested elsewhere
-        patch.setattr("fastbn.training.resolving.IMAGE_SIZE", {"imagenet": 32})
+        patch.setattr("fastbn.data.imagenet.stream.cores", lambda: 0)  # decoded here: starting processes is tested elsewhere
+        patch.setattr("fastbn.run.resolve.IMAGE_SIZE", {"imagenet": 32})
         patch.setattr("fastbn.evaluate.IMAGE_SIZE", {"imagenet": 32})
         yield
 
@@ -44,7 +44,7 @@ def stopped_after(steps):
             return signal.SIGTERM if self.asked > steps else None
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "stop_request", lambda: contextlib.nullcontext(Request()))
+        patch.setattr(fit_module, "stop_request", lambda: contextlib.nullcontext(Request()))
         yield
 
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from data_stream import content, samples, shard, shards
 
-from fastbn.data.stream import order, read_imagenet, worker
-from fastbn.data.stream import shards as module
-from fastbn.data.stream import stream as stream_module
-from fastbn.data.stream.members import members
-from fastbn.data.stream.shards import find_shards
-from fastbn.data.stream.worker import read
+from fastbn.data.imagenet import order, read_imagenet, worker
+from fastbn.data.imagenet import shards as module
+from fastbn.data.imagenet import stream as stream_module
+from fastbn.data.imagenet.members import members
+from fastbn.data.imagenet.shards import find_shards
+from fastbn.data.imagenet.worker import read
 from fastbn.errors import MachineError, UsageError
 
 webdataset = pytest.importorskip("webdataset", reason="needs the extra fastbn[webdataset]")

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from fastbn.engine.arena import LINE, Span, lay_out, scratch_bytes
+from fastbn.engine.native.memory_layout import LINE, Span, lay_out, scratch_bytes
 
 SIZE = 1 << 13
 

@@ -9,10 +9,10 @@ import torch
 from counted import Counted
 from nets import images, resnet
 
-from fastbn.engine.choose import choose
-from fastbn.engine.footprint import footprint
-from fastbn.engine.reader import read
-from fastbn.engine.segments import Recompute, recomputing, spans
+from fastbn.engine.select import choose
+from fastbn.planning.region_memory import footprint
+from fastbn.graph.read import read
+from fastbn.engine.recomputation import Recompute, recomputing, spans
 
 CPU = torch.device("cpu")
 CASES = {

@@ -9,7 +9,8 @@ from nets import frozen_convolutions, images
 from oracle import assert_like_stock, assert_same, error, fused, run, stock, tolerance
 from torch import nn
 
-from fastbn.engine import explain, fuse
+from fastbn.planning.explain import explain
+from fastbn.engine import fuse
 
 ALONE = "its output does not go to a BatchNorm2d alone"
 IN_PLACE = "it shares a value with an in-place operation"

@@ -8,7 +8,7 @@ from nets import chain, flip_free, images, norms, resnet
 from oracle import assert_like_stock, error, flat_gradient, fused, run, stock, tolerance
 from torch import nn
 
-from fastbn.engine import explain
+from fastbn.planning.explain import explain
 
 NETS = [  # depth, width, family, batch, height, width
     (8, 4, "cifar", 3, 32, 32),

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from nets import frozen_convolutions
 from torch import fx, nn
 
-from fastbn.engine import explain
-from fastbn.engine.graph import Conv, Join, Region, Unfit
-from fastbn.engine.match import fixed_padding, match
-from fastbn.engine.partition import order, partition
+from fastbn.planning.explain import explain
+from fastbn.graph.regions import Conv, Join, Region, Unfit
+from fastbn.graph.match import fixed_padding, match
+from fastbn.graph.partition import order, partition
 from fastbn.engine.walk import live_values
 from fastbn.models.resnet import FastBNOnlyResNet
 

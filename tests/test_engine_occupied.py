@@ -9,9 +9,9 @@ from counted import Counted
 from nets import images, resnet
 
 from fastbn.engine import fuse, fused_forward
-from fastbn.engine.choose import choose
-from fastbn.engine.occupied import Network
-from fastbn.engine.segments import Recompute, recomputing
+from fastbn.engine.select import choose
+from fastbn.planning.step_memory import Network
+from fastbn.engine.recomputation import Recompute, recomputing
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CASES = {

@@ -13,10 +13,11 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from fastbn import freeze, fuse
-from fastbn.engine import build, played, walk
+from fastbn.engine.native import build, program
+from fastbn.engine import walk
 from fastbn.engine.region import FusedRegion
-from fastbn.engine.replay import KEYS, Walks
-from fastbn.engine.segments import Recompute, recomputing
+from fastbn.engine.executor import KEYS, Walks
+from fastbn.engine.recomputation import Recompute, recomputing
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
 NETS = {
@@ -277,7 +278,7 @@ def test_a_program_touches_nothing_beside_its_memory(monkeypatch):
         guards.append(room.view(torch.uint8)[size : size + 64])
         return room.view(torch.uint8)[:size].view(dtype).view(shape)
 
-    monkeypatch.setattr(played.Buffers, "empty", empty)
+    monkeypatch.setattr(program.Buffers, "empty", empty)
     for _ in range(2):
         assert_same_bits(step(model, x), step(same, x))
     assert guards and all((guard == 77).all() for guard in guards)

@@ -10,10 +10,10 @@ from nets import images, resnet
 from oracle import assert_same, fused, run, stock, tolerance, upstream
 from torch.utils.checkpoint import checkpoint
 
-from fastbn.engine import tf32
-from fastbn.engine.fused import fused_forward
+from fastbn.engine.triton import tf32
+from fastbn.engine.fuse import fused_forward
 from fastbn.engine.reference import Reference
-from fastbn.engine.replay import KEYS, Graphs, Recorded, uncollected
+from fastbn.engine.executor import KEYS, Graphs, Recorded, uncollected
 
 TOL = tolerance(torch.float64)
 

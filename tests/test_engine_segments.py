@@ -10,7 +10,7 @@ from oracle import assert_same, fused, run
 from torch import nn
 
 from fastbn import explain
-from fastbn.engine.segments import Recompute, cuts, recomputing, spans
+from fastbn.engine.recomputation import Recompute, cuts, recomputing, spans
 
 SMALLEST = Recompute(1)  # a segment a block, nothing kept
 NETS = {

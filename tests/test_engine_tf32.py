@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastbn.engine import tf32
+from fastbn.engine.triton import tf32
 
 
 @pytest.fixture(autouse=True)

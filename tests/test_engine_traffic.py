@@ -12,10 +12,10 @@ from nets import images
 from torch import nn
 
 from fastbn import FastBNOnlyResNet, freeze
-from fastbn.engine import explain
-from fastbn.engine.graph import Conv, Join, Region, Unfit
+from fastbn.planning.explain import explain
+from fastbn.graph.regions import Conv, Join, Region, Unfit
 from fastbn.engine.reference import Reference
-from fastbn.engine.traffic import Case, Cost, Pass, Plan, fused, roofline, stock, total
+from fastbn.planning.traffic import Case, Cost, Pass, Plan, fused, roofline, stock, total
 
 
 def conv(name, source, inside, outside, kernel=3, stride=1):

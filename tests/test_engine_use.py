@@ -13,7 +13,8 @@ from oracle import assert_like_stock, assert_same, error, fused, run, stock, tol
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from fastbn.engine import explain, fuse, fused_forward
+from fastbn.planning.explain import explain
+from fastbn.engine import fuse, fused_forward
 from fastbn.errors import MachineError, UsageError
 from fastbn.models.resnet import FastBNOnlyResNet
 

@@ -15,15 +15,15 @@ import pytest
 from runs import REPOSITORY, python
 
 from fastbn.data.names import DATASETS
-from fastbn.experiments import running
+from fastbn.experiments import launch
 from fastbn.experiments.__main__ import listing, main, show
-from fastbn.experiments.outcome import outcome
+from fastbn.experiments.results import outcome
 from fastbn.experiments.preset import GRADES, Line, jobs, shard
 from fastbn.experiments.presets import PRESETS
 from fastbn.experiments.table import table
 from fastbn.train import main as train_main
-from fastbn.training.building import spec_of
-from fastbn.training.folder import json_ready
+from fastbn.run.build import spec_of
+from fastbn.run.folder import json_ready
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -185,10 +185,10 @@ def test_runs_lie_side_by_side_and_wait_for_what_they_start_from(tmp_path, monke
         begun.append((job.line.name, job.seed, place))
         return Pretended(job, 3 if job.line.name == "bn" else 8, 3 if job.seed and job.line.name == "bn" else 0)
 
-    monkeypatch.setattr(running, "_launch", launch)
-    monkeypatch.setattr(running, "_last_line", lambda job: "the loss stopped being finite")
+    monkeypatch.setattr(launch, "_launch", launch)
+    monkeypatch.setattr(launch, "_last_line", lambda job: "the loss stopped being finite")
     found = jobs(PRESETS["bn-then-all"], tmp_path, True, seeds=2, more=["--epochs", "1"])
-    assert running.run(found, ["0", "5"]) == 2
+    assert launch.run(found, ["0", "5"]) == 2
     order = [(name, seed) for name, seed, _ in begun]
     assert order[:2] == [("bn", 0), ("all", 0)] and [place for _, _, place in begun[:2]] == ["0", "5"]
     assert order.index(("bn, then all", 0)) > order.index(("bn", 0)) and ("bn, then all", 1) not in order
@@ -196,7 +196,7 @@ def test_runs_lie_side_by_side_and_wait_for_what_they_start_from(tmp_path, monke
     failed = {job.line.name: outcome(job).error for job in found if job.seed == 1 and outcome(job).state == "failed"}
     assert failed["bn"] == "the loss stopped being finite" and failed["bn, then all"].startswith("the run that it starts from failed")
     begun.clear()
-    assert running.run([job for job in found if job.seed == 0], [None]) == 0 and begun == []
+    assert launch.run([job for job in found if job.seed == 0], [None]) == 0 and begun == []
     assert "3 of 3 runs done before" in capfd.readouterr().err
 
 
@@ -213,12 +213,12 @@ def test_shards_are_the_whole_and_keep_chains_together(name, n, tmp_path):
 
 def test_the_gpus_that_may_be_used(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 1")
-    assert running.devices() == ["3", "1"]
+    assert launch.devices() == ["3", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert running.devices() == [None]
+    assert launch.devices() == [None]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=SimpleNamespace(device_count=lambda: 2)))
-    assert running.devices() == ["0", "1"]
+    assert launch.devices() == ["0", "1"]
 
 
 @pytest.mark.parametrize(

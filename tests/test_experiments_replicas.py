@@ -14,12 +14,12 @@ from runs import train as alone
 from test_experiments import Pretended
 
 from fastbn.errors import MachineError
-from fastbn.experiments import running
-from fastbn.experiments.outcome import outcome
+from fastbn.experiments import launch
+from fastbn.experiments.results import outcome
 from fastbn.experiments.preset import Line, jobs, shard
 from fastbn.experiments.presets import PRESETS
 from fastbn.experiments.replicas import main
-from fastbn.training.folder import RunFolder
+from fastbn.run.folder import RunFolder
 from fastbn.training.step import Step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -51,7 +51,7 @@ def assert_same_runs(folder, whole):
 
 
 def log(folder, seed):
-    return (folder / f"s{seed}" / running.LOG).read_text()
+    return (folder / f"s{seed}" / launch.LOG).read_text()
 
 
 def test_the_folders_of_replicas_are_those_of_runs(whole, tmp_path, capfd):
@@ -60,7 +60,7 @@ def test_the_folders_of_replicas_are_those_of_runs(whole, tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
     for seed in SEEDS:
         own, expected = tmp_path / f"s{seed}", whole[1] / f"s{seed}"
-        assert contents(own).keys() == contents(expected).keys() | {running.LOG}
+        assert contents(own).keys() == contents(expected).keys() | {launch.LOG}
         found, wanted = (json.loads((folder / "config.json").read_text()) for folder in (own, expected))
         assert {**found, "out": None, "resume": None} == {**wanted, "out": None, "resume": None}
         found, wanted = (json.loads((folder / "summary.json").read_text()) for folder in (own, expected))
@@ -175,17 +175,17 @@ def test_seeds_of_a_line_are_begun_together(tmp_path, monkeypatch, capfd):
         begun.append(([(job.line.name, job.seed) for job in group], place))
         return Group(group, [3 if (job.line.name, job.seed) == ("bn", 1) else 0 for job in group])
 
-    monkeypatch.setattr(running, "_launch", launch)
-    monkeypatch.setattr(running, "_last_line", lambda job: "the loss stopped being finite")
+    monkeypatch.setattr(launch, "_launch", launch)
+    monkeypatch.setattr(launch, "_last_line", lambda job: "the loss stopped being finite")
     found = jobs(PRESETS["bn-then-all"], tmp_path, True, seeds=3, more=["--epochs", "1"])
-    assert running.run(found, ["0", "5"], 2) == 2
+    assert launch.run(found, ["0", "5"], 2) == 2
     bn, everything, after = ("bn", "all", "bn, then all")
     assert begun[:2] == [([(bn, 0), (bn, 1)], "0"), ([(everything, 0), (everything, 1)], "5")]
     assert sorted(group for group, _ in begun[2:]) == [[(everything, 2)], [(bn, 2)], [(after, 0)], [(after, 2)]]
     assert "4 at a time" in capfd.readouterr().err
     assert {outcome(job).state for job in found if job.seed != 1} == {"done"}
     begun.clear()
-    assert running.run(found, [None], 3) == 2 and begun == [([(bn, 1)], None)]
+    assert launch.run(found, [None], 3) == 2 and begun == [([(bn, 1)], None)]
 
 
 def test_shards_keep_replicas_together(tmp_path):

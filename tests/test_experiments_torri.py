@@ -8,7 +8,7 @@ import pytest
 import torch
 from runs import checkpoint
 
-from fastbn.data.choose import load as load_data
+from fastbn.data.datasets import load as load_data
 from fastbn.data.feed import feed
 from fastbn.errors import UsageError
 from fastbn.experiments.torri.glove import read_glove

@@ -15,8 +15,9 @@ from nets import flip_free, images, resnet
 from oracle import error, flat_gradient, fused, run, stock
 
 from fastbn import FastBNOnlyResNet, explain, fuse
-from fastbn.engine import build, choose
-from fastbn.engine.algorithms import algorithm
+from fastbn.engine.native import build
+from fastbn.engine import select
+from fastbn.engine.native.algorithms import algorithm
 from fastbn.engine.buffers import Buffers
 from fastbn.errors import MachineError
 
@@ -102,7 +103,7 @@ def test_images_that_tiles_hang_over_take_smaller_ones():
     """ResNet-18's last stages on 32² images are 2² and 1²: a tile of 4² would make four times the products, and four times the weights."""
     model = fuse(resnet(18, 32, "imagenet").float(), "native")
     convs = [conv for region in explain(model).graph.regions for conv in region.convs if conv.name.startswith("layer2.1")]
-    engine = choose._native(False)
+    engine = select._native(False)
     names = {size: {engine.algorithm(conv, (size, size)) for conv in convs} for size in (1, 2, 3, 5, 7, 8)}
     four, two = {"Winograd F(4×4, 3×3)"}, {"Winograd F(2×2, 3×3)"}
     assert names == {1: {"direct"}, 2: two, 3: four, 5: two, 7: four, 8: four}
@@ -165,7 +166,7 @@ def test_grouped_convolutions_run_stock():
 
 def test_memory_comes_back(monkeypatch):
     """After the first step nothing new is asked for, however often; forwards that are alive have blocks of their own."""
-    monkeypatch.setattr(choose._native(False), "_buffers", Buffers())  # whatever other tests have left in the pool
+    monkeypatch.setattr(select._native(False), "_buffers", Buffers())  # whatever other tests have left in the pool
     model = FastBNOnlyResNet(8, width=4, engine="native")
     x = torch.randn(4, 3, 8, 8)
 
@@ -174,7 +175,7 @@ def test_memory_comes_back(monkeypatch):
 
     step()
     step()
-    buffers = choose._native(False)._buffers
+    buffers = select._native(False)._buffers
     before = buffers.bytes
     for _ in range(3):
         step()

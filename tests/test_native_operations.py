@@ -23,8 +23,8 @@ from operations import (
     two_paths,
 )
 
-from fastbn.engine import build, native
-from fastbn.engine.operations import Activation, Mask, Path
+from fastbn.engine.native import build, engine as native
+from fastbn.engine.interface import Activation, Mask, Path
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
 TOLERANCE = 2e-6  # of one convolution, direct or by Winograd, norm-wise against float64

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = {"fastbn/data/digits.csv.gz", "fastbn/data/DIGITS.md", "fastbn/py.typed"}
-DATA |= {"fastbn/engine/algorithms.json", "fastbn/engine/configurations.json"}
+DATA |= {"fastbn/engine/native/algorithms.json", "fastbn/engine/triton/tuning.json"}
 pytestmark = pytest.mark.slow
 
 

@@ -12,9 +12,9 @@ from runs import digits, network
 
 from fastbn.data.feed import Resident
 from fastbn.engine import fuse
-from fastbn.engine.segments import Recompute, recomputing
+from fastbn.engine.recomputation import Recompute, recomputing
 from fastbn.trainable import freeze, trainable
-from fastbn.training import course, loop
+from fastbn.training import loop, fit as fit_module
 from fastbn.training.distributed.ranks import started
 from fastbn.training.evaluation import evaluate
 
@@ -44,8 +44,8 @@ def train(dtype=torch.float64, engine="auto", only="bn", recompute=None, **setti
     fuse(model, engine)
     kind = Double if dtype == torch.float64 else Resident
     with (
-        mock.patch.object(loop, "feed", lambda images, device, what: kind(images)),
-        mock.patch.object(course, "evaluate", functools.partial(evaluate, batch_size=5)),  # so that every rank has some
+        mock.patch.object(fit_module, "feed", lambda images, device, what: kind(images)),
+        mock.patch.object(loop, "evaluate", functools.partial(evaluate, batch_size=5)),  # so that every rank has some
         recomputing(recompute),
         started(60.0) as ranks,
     ):
@@ -53,7 +53,7 @@ def train(dtype=torch.float64, engine="auto", only="bn", recompute=None, **setti
             with torch.no_grad():
                 model.bn1.weight += 1.0
                 model.conv1.weight += 1.0
-        history = loop.fit(model, train, test, epochs=2, batch_size=24, progress=False, **settings)  # which finds its ranks itself
+        history = fit_module.fit(model, train, test, epochs=2, batch_size=24, progress=False, **settings)  # which finds its ranks itself
     return model.state_dict(), [{name: line[name] for name in FIGURES} for line in history]
 
 

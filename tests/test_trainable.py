@@ -212,7 +212,7 @@ def test_fit_trains_the_drawn_weights_alone(tmp_path, optimizer):
 
 def test_the_names_are_had_without_torch():
     code = (
-        "import sys, fastbn.choices, fastbn.models.inits, fastbn.models.families as f; "
+        "import sys, fastbn.choices, fastbn.models.init_names, fastbn.models.families as f; "
         "print('torch' in sys.modules, fastbn.choices.TRAIN_MODES, f.resolve(20).width)"
     )
     environment = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

@@ -9,19 +9,20 @@ import torch
 from nets import resnet
 
 from fastbn import fuse
-from fastbn.config import Recipe
+from fastbn.run.config import Recipe
 from fastbn.data.feed import Resident
 from fastbn.data.images import Images
 from fastbn.errors import UsageError
 from fastbn.train import main
-from fastbn.training import batchsize, resolving
+from fastbn.training import batch_size
+from fastbn.run import resolve
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_the_smallest_within_five_percent_of_the_best():
-    assert batchsize.choose({32: 10.0, 64: 94.9, 128: 95.1, 256: 100.0}) == 128
-    assert batchsize.choose({32: 100.0, 64: 94.0}) == 32
+    assert batch_size.choose({32: 10.0, 64: 94.9, 128: 95.1, 256: 100.0}) == 128
+    assert batch_size.choose({32: 100.0, 64: 94.0}) == 32
 
 
 def measured(monkeypatch, rates, samples=1000, memory=None):
@@ -32,9 +33,9 @@ def measured(monkeypatch, rates, samples=1000, memory=None):
         asked.append(recipe.batch)
         return rates.get(recipe.batch, 1.0)
 
-    monkeypatch.setattr(batchsize, "_images_per_second", rate)
+    monkeypatch.setattr(batch_size, "_images_per_second", rate)
     source = Resident(Images(torch.zeros(samples, 4, 4, 3, dtype=torch.uint8), torch.arange(samples) % 10))
-    return batchsize.fastest(resnet(8), source, Recipe(batch_size="auto", epochs=3).resolved(3)), asked
+    return batch_size.fastest(resnet(8), source, Recipe(batch_size="auto", epochs=3).resolved(3)), asked
 
 
 def test_it_ends_where_larger_is_no_faster(monkeypatch):
@@ -51,7 +52,7 @@ def test_the_model_is_as_it_was():
     model = fuse(resnet(8).float().train(), "native")
     before = {name: t.clone() for name, t in model.state_dict().items()}
     said = []
-    chosen = batchsize.fastest(model, source, Recipe(batch_size="auto", epochs=1).resolved(1), said.append)
+    chosen = batch_size.fastest(model, source, Recipe(batch_size="auto", epochs=1).resolved(1), said.append)
     assert chosen in (32, 64) and f"{chosen}: the smallest" in said[0]
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
 
@@ -87,7 +88,7 @@ def test_another_word_is_refused(value, capsys):
 
 
 def test_a_run_writes_what_was_found_and_its_resumption_measures_nothing(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(resolving, "fastest", lambda model, source, recipe, say: 64)
+    monkeypatch.setattr(resolve, "fastest", lambda model, source, recipe, say: 64)
     arguments = ["--depth", "8", "--width", "4", "--dataset", "digits", "--limit-train", "96", "--limit-test", "32", "--batch-size", "auto"]
     arguments += ["--out", str(tmp_path / "run")]
     assert main([*arguments, "--epochs", "2"]) == 0
@@ -97,7 +98,7 @@ def test_a_run_writes_what_was_found_and_its_resumption_measures_nothing(tmp_pat
     def refuse(*_):
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(resolving, "fastest", refuse)
+    monkeypatch.setattr(resolve, "fastest", refuse)
     assert main([*arguments, "--epochs", "3", "--resume"]) == 0
     assert json.loads((tmp_path / "run" / "config.json").read_text())["batch_size"] == 64
     capsys.readouterr()

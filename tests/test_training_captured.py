@@ -11,14 +11,14 @@ from runs import network
 from torch.autograd.graph import get_gradient_edge
 
 from fastbn import freeze
-from fastbn.config import Recipe
+from fastbn.run.config import Recipe
 from fastbn.data.feed import Resident
 from fastbn.data.images import Images
-from fastbn.engine.native import Native
+from fastbn.engine.native.engine import Native
 from fastbn.engine.reference import Reference
-from fastbn.engine.replay import Graphs, unrecorded
+from fastbn.engine.executor import Graphs, unrecorded
 from fastbn.errors import MachineError
-from fastbn.training.captured import Captured
+from fastbn.training.cuda_graph import Captured
 from fastbn.training.flat import Flat
 from fastbn.training.step import Step, Totals
 

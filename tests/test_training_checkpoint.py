@@ -14,7 +14,7 @@ import fastbn
 from fastbn.errors import MachineError, UsageError
 from fastbn.models.resnet import FastBNOnlyResNet
 from fastbn.trainable import count, freeze, trainable
-from fastbn.training import container
+from fastbn.training import checked_file
 from fastbn.training.checkpoint import load, save
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -37,7 +37,7 @@ def assert_same(model, other):
 
 
 def header(path):
-    return container.read(path)[1]
+    return checked_file.read(path)[1]
 
 
 @pytest.fixture
@@ -188,9 +188,9 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
     ids=["shorter", "missing", "seed"],
 )
 def test_a_checkpoint_of_another_network_is_refused(saved, alter, match):
-    tensors, header = container.read(saved)
+    tensors, header = checked_file.read(saved)
     alter(tensors, header)
-    container.write(saved, tensors, header)
+    checked_file.write(saved, tensors, header)
     with pytest.raises(UsageError, match=match):
         load(saved)
 

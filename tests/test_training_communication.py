@@ -5,7 +5,7 @@ import math
 import pytest
 
 from fastbn.train import main
-from fastbn.training.communication import ASSUMED, Link, seconds, sent_bytes, step_bytes, synchronised_seconds
+from fastbn.planning.links import ASSUMED, Link, seconds, sent_bytes, step_bytes, synchronised_seconds
 
 LINK = Link(bandwidth=1e9, latency=1e-5)
 

@@ -11,13 +11,13 @@ from runs import STEPS, digits, network
 from torch import nn
 
 import fastbn
-from fastbn.config import Recipe
+from fastbn.run.config import Recipe
 from fastbn.data.augment import batch, draw_epoch
 from fastbn.data.feed import Resident
 from fastbn.errors import Diverged, UsageError
 from fastbn.trainable import freeze, trainable
 from fastbn.training.evaluation import evaluate
-from fastbn.training.precision import arithmetic
+from fastbn.planning.precision import arithmetic
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -7,7 +7,7 @@ import torch
 from runs import network
 from torch import nn
 
-from fastbn.config import Recipe
+from fastbn.run.config import Recipe
 from fastbn.errors import UsageError
 from fastbn.trainable import freeze
 from fastbn.training.flat import Flat

@@ -8,16 +8,16 @@ from counted import Counted
 from nets import resnet
 
 from fastbn import fuse
-from fastbn.config import Recipe
+from fastbn.run.config import Recipe
 from fastbn.data.feed import Resident
 from fastbn.data.images import Images
-from fastbn.engine.choose import choose
-from fastbn.engine.occupied import Network
-from fastbn.engine.segments import Recompute
+from fastbn.engine.select import choose
+from fastbn.planning.step_memory import Network
+from fastbn.engine.recomputation import Recompute
 from fastbn.errors import MachineError
-from fastbn.training import floor
-from fastbn.training.devices import SHEETS, SPARE
-from fastbn.training.plan import Planner, planner_of
+from fastbn.planning import roofline
+from fastbn.planning.data_sheets import SHEETS, SPARE
+from fastbn.planning.plan import Planner, planner_of
 from fastbn.training.step import Step, Totals
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -106,7 +106,7 @@ def test_slices_need_the_memory_of_one():
 
 @pytest.mark.slow
 def test_866_layers_at_8192_images_fit_80_gb():
-    from fastbn.engine.triton import Triton
+    from fastbn.engine.triton.engine import Triton
 
     network = Network(resnet(866, 16).float().train(), Triton())
     sheet = SHEETS["h100"]
@@ -115,7 +115,7 @@ def test_866_layers_at_8192_images_fit_80_gb():
     assert plan.recompute is not None and plan.memory.peak <= 80e9
     assert plan.again < 0.3
     assert planner.plan(128).recompute is None
-    small, large = (floor.seconds(planner, planner._plan(n, n, None, 0), "mixed", sheet) for n in (128, 1024))
+    small, large = (roofline.seconds(planner, planner._plan(n, n, None, 0), "mixed", sheet) for n in (128, 1024))
     assert 4 * small < large < 8 * small  # at 128 launches count
 
 

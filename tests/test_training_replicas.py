@@ -13,12 +13,13 @@ import torch
 from runs import TIMES, digits, network
 
 import fastbn
-from fastbn.config import Recipe
+from fastbn.run.config import Recipe
 from fastbn.data.feed import Resident
 from fastbn.errors import Diverged, MachineError, Stopped, UsageError
 from fastbn.trainable import freeze
-from fastbn.training import plan, replicas
-from fastbn.training.captured import Captured
+from fastbn.planning import plan
+from fastbn.training import replicas
+from fastbn.training.cuda_graph import Captured
 from fastbn.training.step import Step
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -11,11 +11,11 @@ from nets import norms, resnet
 from oracle import error
 
 from fastbn import fuse
-from fastbn.config import Recipe
+from fastbn.run.config import Recipe
 from fastbn.data.feed import Resident
 from fastbn.data.images import Images
 from fastbn.errors import MachineError, is_out_of_memory
-from fastbn.training.plan import planner_of
+from fastbn.planning.plan import planner_of
 from fastbn.training.step import Step, Totals
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -12,11 +12,13 @@ import torch
 from runs import TINY, digits, network, python
 
 from fastbn import fit
-from fastbn.engine.choose import choose
+from fastbn.engine.select import choose
 from fastbn.errors import MachineError, UsageError
-from fastbn.place import Place, place, placed
+from fastbn.environment import Place, place, placed
 from fastbn.train import main
-from fastbn.training import machine, precision, xla
+from fastbn import devices
+from fastbn.planning import precision
+from fastbn.training import xla
 from fastbn.training.distributed.ranks import ALONE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -69,7 +71,7 @@ def test_the_launcher_tells_it_too(capfd, monkeypatch):
 
 
 def test_it_is_imported_for_xla_alone():
-    found = python("import sys, fastbn.training.run, fastbn.training.step; print('torch_xla' in sys.modules)")
+    found = python("import sys, fastbn.run.run, fastbn.training.step; print('torch_xla' in sys.modules)")
     assert found.stdout == "False\n", found.stderr
 
 
@@ -87,13 +89,13 @@ def test_precisions_it_has_not(name):
 
 def test_frozen_statistics_are_refused():
     with pytest.raises(MachineError, match="--bn-stats frozen"):
-        machine.check_recipe("frozen", torch.device("xla"))
-    machine.check_recipe("batch", torch.device("xla"))
-    machine.check_recipe("frozen", CPU)
+        devices.check_recipe("frozen", torch.device("xla"))
+    devices.check_recipe("batch", torch.device("xla"))
+    devices.check_recipe("frozen", CPU)
 
 
 def test_a_number_there():
-    assert torch.equal(machine.number(0.1, torch.float64, CPU), torch.tensor(0.1, dtype=torch.float64))
+    assert torch.equal(devices.number(0.1, torch.float64, CPU), torch.tensor(0.1, dtype=torch.float64))
 
 
 class Collectives(types.SimpleNamespace):

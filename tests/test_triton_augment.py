@@ -7,7 +7,7 @@ from interpreted import DEVICE
 
 from fastbn.data import Images, draw_epoch
 from fastbn.data import batch as reference
-from fastbn.kernels import augment
+from fastbn.kernels.triton import augment
 
 MEAN, STD = (0.1, 0.5, 0.9), (0.2, 0.3, 0.4)  # different in every channel: a swapped channel shows
 INTEGERS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
@@ -99,7 +99,7 @@ def request(capability: int, table: str, drawn: bool) -> Request:
     draws = {"offsets_ptr": "*i64", "flips_ptr": "*i1"}
     signature = {"images_ptr": "*u8", "table_ptr": table, "indices_ptr": "*i64", **(draws if drawn else {}), "out_ptr": table, "pad": "i32"}
     constexprs = {"H": 32, "W": 32, "PADDING": 256, "BLOCK": augment.BLOCK, **({} if drawn else dict.fromkeys(draws))}
-    return Request("fastbn.kernels.augment", "augment_kernel", signature, constexprs, {"num_warps": augment.WARPS}, capability)
+    return Request("fastbn.kernels.triton.augment", "augment_kernel", signature, constexprs, {"num_warps": augment.WARPS}, capability)
 
 
 def check(requests):

@@ -12,7 +12,7 @@ from oracle import error, flat_gradient, fused, run, stock
 from torch import nn
 
 from fastbn import FastBNOnlyResNet, explain
-from fastbn.engine.configurations import LIBRARY, ROLLING, TAPS
+from fastbn.engine.triton.tuning import LIBRARY, ROLLING, TAPS
 from fastbn.engine.region import mixed as storage
 
 if interpreted.DEVICE != "cpu":

@@ -27,11 +27,11 @@ from operations import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastbn.engine import configurations
-from fastbn.engine.configurations import LIBRARY, ROLLING, TAPS
-from fastbn.engine.operations import Activation, Mask, Path
-from fastbn.engine.triton import Triton
-from fastbn.kernels import settle
+from fastbn.engine.triton import tuning
+from fastbn.engine.triton.tuning import LIBRARY, ROLLING, TAPS
+from fastbn.engine.interface import Activation, Mask, Path
+from fastbn.engine.triton.engine import Triton
+from fastbn.kernels.triton import batchnorm_stats
 
 if interpreted.DEVICE != "cpu":
     pytest.skip("on a GPU bench/gpu_check.sh holds the kernels to more", allow_module_level=True)
@@ -173,8 +173,8 @@ def test_who_settles_makes_no_difference(batch, momentum, monkeypatch):
     case = Routed("", 3, 7, 5, 16, 16, by=ROLLING)
     engine, conv, x = engine_for(case), case.conv(), activation(3, 16, 7, 5, seed=1)
     packed, results = engine.pack(conv, case.weight(), torch.float32), []
-    for most in (settle.MOST, 0):
-        monkeypatch.setattr(settle, "MOST", most)
+    for most in (batchnorm_stats.MOST, 0):
+        monkeypatch.setattr(batchnorm_stats, "MOST", most)
         first, second, outs = target(16, batch), target(16, batch, seed=30), (affine(16), affine(16))
         first.module.momentum = second.module.momentum = momentum
         y, _ = engine.convolve(conv, packed, x, False, False, first)
@@ -199,7 +199,7 @@ def test_packed_arithmetic(kind, monkeypatch):
     case, half = Routed("", 3, 7, 5, 16, 16, by=ROLLING), torch.float16
     engine, conv, (read, z) = engine_for(case), case.conv(), source(kind, case, half)
     weight, ordinary = case.weight().to(half), engine.form(read, False).z
-    monkeypatch.setattr(configurations, "packed", lambda device: True)
+    monkeypatch.setattr(tuning, "packed", lambda device: True)
     y, formed = engine.convolve(conv, engine.pack(conv, weight, half), read, True, False, target(16))
     assert not torch.equal(formed.z, ordinary) and error(formed.z, z) < 4 * 2.0**-11
     assert error(y, torch.nn.functional.conv2d(formed.z.double(), weight.double(), padding=1)) < TOLERANCE[half]
@@ -207,7 +207,7 @@ def test_packed_arithmetic(kind, monkeypatch):
 
 def test_the_mask_of_packed_arithmetic_is_told_again_by_the_same_bits(monkeypatch):
     """Many of the ReLU's inputs are 0 but for the rounding, which is another one in fp32."""
-    monkeypatch.setattr(configurations, "packed", lambda device: True)
+    monkeypatch.setattr(tuning, "packed", lambda device: True)
     case, half = Routed("", 3, 8, 8, 16, 16, by=ROLLING), torch.float16
     engine, conv, zero = engine_for(case), case.conv(), (0.7 * (1 + torch.arange(16))).to(half)
     y = (0.7 * torch.randint(1, 17, case.source, generator=torch.Generator().manual_seed(1))).to(half)
@@ -224,7 +224,7 @@ def test_the_mask_of_packed_arithmetic_is_told_again_by_the_same_bits(monkeypatc
 
 def test_choice():
     def by(c: int, oc: int, **others: int) -> str:
-        return configurations.usual(Case("", 1, 8, 8, c, oc, **others).conv())
+        return tuning.usual(Case("", 1, 8, 8, c, oc, **others).conv())
 
     assert by(16, 16) == by(32, 32) == by(64, 64) == ROLLING
     assert by(3, 16) == by(16, 32, stride=2) == by(48, 48) == by(256, 64, kernel=1, padding=0) == TAPS

@@ -7,8 +7,8 @@ import torch
 from crosscompile import Request, costs
 from interpreted import DEVICE
 
-from fastbn.config import Recipe
-from fastbn.kernels import update
+from fastbn.run.config import Recipe
+from fastbn.kernels.triton import optimizer
 from fastbn.training.optimizer import BETA1, BETA2, EPS, Optimizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")  # the interpreter's numpy
@@ -37,7 +37,7 @@ class Fused:
         self.state = {name: value.zero_() for name, value in zip(names, moments, strict=True)}
         if recipe.optimizer == "adam":
             self.state["steps"] = torch.zeros((), device=DEVICE)
-        self.scratch = update.scratch_for(self.vector).fill_(math.nan)
+        self.scratch = optimizer.scratch_for(self.vector).fill_(math.nan)
         self.rate = torch.zeros((), dtype=rate, device=DEVICE)
 
     def update(self, gradient, rate, allowed=True):
@@ -47,9 +47,9 @@ class Fused:
         decay, gradient = self.recipe.weight_decay, gradient.to(DEVICE)
         if self.recipe.optimizer == "sgd":
             m, nesterov = self.recipe.momentum, self.recipe.nesterov
-            update.sgd(self.vector, gradient, self.state["momentum"], *shared, weight_decay=decay, momentum_factor=m, nesterov=nesterov)
+            optimizer.sgd(self.vector, gradient, self.state["momentum"], *shared, weight_decay=decay, momentum_factor=m, nesterov=nesterov)
         else:
-            update.adam(self.vector, gradient, *self.state.values(), *shared, weight_decay=decay, beta1=BETA1, beta2=BETA2, eps=EPS)
+            optimizer.adam(self.vector, gradient, *self.state.values(), *shared, weight_decay=decay, beta1=BETA1, beta2=BETA2, eps=EPS)
         for name, buffer in self.buffers.items():
             assert (buffer[:GUARD] == 7).all() and (buffer[-GUARD:] == 7).all(), f"written beyond {name}"
         return moved.item()
@@ -150,8 +150,8 @@ def test_overflow_moves_nothing(settings, gradient, rate):
 @pytest.mark.parametrize("place", [0, 70, 130, None])  # in the first, a middle, and the last chunk of flags
 def test_flags_are_read_in_as_many_chunks_as_there_are(monkeypatch, place):
     """As a vector of more than BLOCK·FLAGS values has them."""
-    monkeypatch.setattr(update, "BLOCK", 16)
-    monkeypatch.setattr(update, "FLAGS", 4)
+    monkeypatch.setattr(optimizer, "BLOCK", 16)
+    monkeypatch.setattr(optimizer, "FLAGS", 4)
     it = Fused(Recipe(**KINDS[1]), start(131))  # 9 programs: two chunks and one flag
     gradient = torch.ones(131)
     if place is not None:
@@ -178,20 +178,20 @@ def test_adam_counts_the_steps_that_moved():
 
 VECTORS = {"sgd": ("p_ptr", "g_ptr", "b_ptr"), "adam": ("p_ptr", "g_ptr", "m_ptr", "v_ptr", "steps_ptr")}
 BETAS = {"BETA1": BETA1, "BETA2": BETA2, "EPS": EPS}
-OPTIONS = {"num_warps": update.WARPS, "enable_fp_fusion": False}
+OPTIONS = {"num_warps": optimizer.WARPS, "enable_fp_fusion": False}
 
 
 def request(kind: str, part: str, capability: int, n: str = "i32") -> Request:
     signature = dict.fromkeys((*VECTORS[kind], "scratch_ptr"), "*fp32") | {"lr_ptr": "*fp64", "n": n, "weight_decay": "fp32"}
-    constexprs = {"BLOCK": update.BLOCK, **({"NESTEROV": True} if kind == "sgd" else BETAS)}
+    constexprs = {"BLOCK": optimizer.BLOCK, **({"NESTEROV": True} if kind == "sgd" else BETAS)}
     if kind == "sgd":
         signature["momentum_factor"] = "fp32"
     if part == "update":
         signature |= {"allowed_ptr": "*i1", "moved_ptr": "*i1"}
-        constexprs |= {"CHUNKS": 2, "FLAGS": update.FLAGS}
+        constexprs |= {"CHUNKS": 2, "FLAGS": optimizer.FLAGS}
     elif kind == "adam":
         constexprs |= {"LOG_BETA1": math.log(BETA1), "LOG_BETA2": math.log(BETA2)}
-    return Request("fastbn.kernels.update", f"{kind}_{part}_kernel", signature, constexprs, OPTIONS, capability)
+    return Request("fastbn.kernels.triton.optimizer", f"{kind}_{part}_kernel", signature, constexprs, OPTIONS, capability)
 
 
 def check(requests):

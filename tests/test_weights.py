@@ -15,10 +15,10 @@ from torch import nn
 
 from fastbn import draws
 from fastbn.errors import UsageError
-from fastbn.models import inits
+from fastbn.models import init_names
 from fastbn.models.families import resolve
 from fastbn.models.resnet import FastBNOnlyResNet
-from fastbn.models.weights import BETA, GAMMA, WEIGHT, draw, fingerprint, load_weights
+from fastbn.models.init import BETA, GAMMA, WEIGHT, draw, fingerprint, load_weights
 
 C = 4096  # channels of the BN that the moments are taken on
 CONV = (64, 32, 3, 3)
@@ -55,8 +55,8 @@ def has_moments(x, mean, std, kurtosis):
 
 
 def test_the_names_are_those_that_can_be_drawn():
-    assert (tuple(GAMMA), tuple(BETA), tuple(WEIGHT)) == (inits.GAMMA_INITS, inits.BETA_INITS, inits.WEIGHT_INITS)
-    assert set(inits.WEIGHT_INITS) - inits.REGENERABLE == {"orthogonal"}
+    assert (tuple(GAMMA), tuple(BETA), tuple(WEIGHT)) == (init_names.GAMMA_INITS, init_names.BETA_INITS, init_names.WEIGHT_INITS)
+    assert set(init_names.WEIGHT_INITS) - init_names.REGENERABLE == {"orthogonal"}
 
 
 def test_kaiming_normal():
@@ -178,8 +178,8 @@ GOLDEN = {
 
 def fingerprints():
     """Of every parameter, γ, β and fc's bias included."""
-    cases = {f"14 {init}": small(weight_init=init) for init in sorted(inits.REGENERABLE)}
-    cases |= {f"14 γ {init}": small(gamma_init=init) for init in inits.GAMMA_INITS[1:]}
+    cases = {f"14 {init}": small(weight_init=init) for init in sorted(init_names.REGENERABLE)}
+    cases |= {f"14 γ {init}": small(gamma_init=init) for init in init_names.GAMMA_INITS[1:]}
     cases |= {"14 β ones": small(beta_init="ones"), "14 seed 1": small(seed=1)}
     cases |= {"14 width 16": FastBNOnlyResNet(14, engine="stock"), "18 of 1000": FastBNOnlyResNet(18, 1000, engine="stock")}
     return {case: fingerprint(model, dict(model.named_parameters())) for case, model in cases.items()}

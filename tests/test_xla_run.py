@@ -12,7 +12,7 @@ from ranks import wait_for
 from runs import TINY, assert_same_run, checkpoint, digits, metrics, network, start
 
 from fastbn import evaluate, fit, fuse
-from fastbn.config import Recipe
+from fastbn.run.config import Recipe
 from fastbn.data import read_imagenet
 from fastbn.data.feed import Resident
 from fastbn.models.resnet import FastBNOnlyResNet
@@ -151,7 +151,7 @@ def test_one_graph_a_batch_size():
 
 def test_images_of_differing_sizes_compile_once(tmp_path, monkeypatch):
     """Streamed from the disk: each batch has another number of bytes."""
-    monkeypatch.setattr("fastbn.data.stream.stream.cores", lambda: 0)  # decoded in this process
+    monkeypatch.setattr("fastbn.data.imagenet.stream.cores", lambda: 0)  # decoded in this process
     train, test = read_imagenet(folders(tmp_path), 32)
     model = FastBNOnlyResNet(18, num_classes=len(train.classes), width=2, engine="stock").to("xla")
     counts = []

@@ -25,9 +25,11 @@ from triton.runtime.jit import JITFunction, MockTensor
 from bench.gpu.measure import Sink
 from bench.launches import DTYPES, PRECISIONS
 from fastbn import FastBNOnlyResNet
-from fastbn.engine import measured, reader, region
-from fastbn.engine import triton as engine
-from fastbn.engine.replay import Walks
+from fastbn.engine.triton import tuning_table
+from fastbn.graph import read
+from fastbn.engine import region
+from fastbn.engine.triton import engine as engine
+from fastbn.engine.executor import Walks
 
 NETWORKS = {"cifar": (20, 32, (128, 1024)), "imagenet": (50, 224, (256,))}  # depth, size, batches; CIFAR-866 launches what CIFAR-20 does
 KINDS = {"cifar": ("mixed", "fp16", "bf16", "tf32"), "imagenet": ("mixed", "fp16")}
@@ -72,18 +74,18 @@ def launched(family: str, kind: str, training: bool, capability: int) -> dict[Ta
     model = FastBNOnlyResNet(depth, family=family, engine="stock").train(training)  # type: ignore[arg-type]
     model.fc = nn.Identity()  # which stays PyTorch's
     with contextlib.ExitStack() as stack:
-        early = measured.dependent(capability)
+        early = tuning_table.dependent(capability)
         for patch in (
             mock.patch.object(JITFunction, "run", run),
             mock.patch.object(engine, "_precision", lambda like: PRECISIONS.get(kind, "ieee")),
             mock.patch.object(engine.Triton, "replays", lambda engine: Walks()),
-            mock.patch.object(measured, "dependent", lambda device: early),
+            mock.patch.object(tuning_table, "dependent", lambda device: early),
             region.mixed() if kind == "mixed" else contextlib.nullcontext(),
             FakeTensorMode(allow_non_fake_inputs=True),
             torch.set_grad_enabled(training),
         ):
             stack.enter_context(patch)
-        _, program = reader.read(model, {}, engine.Triton(capability), {})
+        _, program = read.read(model, {}, engine.Triton(capability), {})
         for batch in batches:
             y = program(torch.empty((batch, 3, size, size), dtype=DTYPES.get(kind, torch.float32)))
             if training:

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from bench.gpu.measure import CAPABILITY, DEVICE, ROOT, import_tests
-from fastbn.engine.configurations import LIBRARY, ROLLING, TAPS
-from fastbn.engine.operations import Activation, Mask
-from fastbn.engine.triton import Triton
+from fastbn.engine.triton.tuning import LIBRARY, ROLLING, TAPS
+from fastbn.engine.interface import Activation, Mask
+from fastbn.engine.triton.engine import Triton
 
 import_tests()
 import operations  # noqa: E402

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.gpu.measure import CAPABILITY, DEVICE, Call, import_tests
-from fastbn.engine.operations import Activation, Mask, Path
-from fastbn.engine.triton import Triton
+from fastbn.engine.interface import Activation, Mask, Path
+from fastbn.engine.triton.engine import Triton
 
 import_tests()
 import operations  # noqa: E402

@@ -20,8 +20,8 @@ from unittest import mock
 import torch
 
 from bench.clock import kernel_seconds
-from fastbn.engine.choose import capability
-from fastbn.training import machine
+from fastbn.engine.select import capability
+from fastbn import devices
 
 ROOT = Path(__file__).parents[2]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -87,7 +87,7 @@ def _short(value: Any) -> str:
 
 def conditions() -> dict[str, Any]:
     """Under which something is measured now: device, driver, versions, commit, date."""
-    found: dict[str, Any] = {"device": machine.describe(DEVICE), "versions": machine.versions()}
+    found: dict[str, Any] = {"device": devices.describe(DEVICE), "versions": devices.versions()}
     if DEVICE.type == "cuda":
         query = ("nvidia-smi", "--query-gpu=driver_version,clocks.max.sm,power.limit", "--format=csv,noheader")
         found["driver"] = _said(*query) or "unknown"
@@ -188,10 +188,10 @@ def import_tests() -> None:
 
 @contextlib.contextmanager
 def begun_early(early: bool) -> Iterator[None]:
-    """Inside, the engine's kernels begin before the one before them has ended (kernels/dependent.py) where they can, or none does."""
-    from fastbn.engine import measured
+    """Inside, the engine's kernels begin before the one before them has ended (kernels/triton/early_launch.py) where they can, or none does."""
+    from fastbn.engine.triton import tuning_table
 
-    with mock.patch.object(measured, "dependent", lambda device: early and device >= measured.DEPENDENT):
+    with mock.patch.object(tuning_table, "dependent", lambda device: early and device >= tuning_table.DEPENDENT):
         yield
 
 

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from bench.gpu.measure import DEVICE, begun_early, import_tests, relative
 from bench.gpu.replicas import as_alone
 from fastbn import FastBNOnlyResNet, freeze, fuse
-from fastbn.config import Recipe
+from fastbn.run.config import Recipe
 from fastbn.data.feed import Resident
 from fastbn.data.images import Images
 from fastbn.engine.region import mixed
 from fastbn.errors import MachineError
-from fastbn.training import precision
-from fastbn.training.captured import Captured
+from fastbn.planning import precision
+from fastbn.training.cuda_graph import Captured
 from fastbn.training.step import Step, Totals
 
 import_tests()

@@ -16,10 +16,10 @@ from bench.gpu.measure import DEVICE
 from bench.gpu.networks import offers_mixed
 from fastbn import FastBNOnlyResNet, freeze, fuse
 from fastbn.choices import PRECISIONS
-from fastbn.config import Recipe
+from fastbn.run.config import Recipe
 from fastbn.data.feed import Resident
 from fastbn.data.images import Images
-from fastbn.training import precision
+from fastbn.planning import precision
 from fastbn.training.replicas import lanes
 from fastbn.training.step import Step, Totals
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bench.gpu.layer import Layer, Tensors
 from bench.gpu.measure import DEVICE, Sink, device_seconds, failure, free, import_tests, rates, relative, repeated, spread
-from fastbn.engine.configurations import ROLLING, TAPS
+from fastbn.engine.triton.tuning import ROLLING, TAPS
 
 import_tests()
 import operations  # noqa: E402

@@ -19,8 +19,8 @@ from bench.report.runs import runs
 from bench.report.sections import energy, headline, memory, steps
 from bench.rows import Record, load
 from fastbn.errors import UsageError
-from fastbn.page import Html, heading, joined, page, section, table
-from fastbn.scales import number
+from fastbn.page.page import Html, heading, joined, page, section, table
+from fastbn.page.scales import number
 
 LEAD = (
     "Stock PyTorch and fastbn on the same work, in turn, in one process. "

@@ -9,8 +9,8 @@ from bench.report.compare import KINDS, Case, kind_of, measured
 from bench.report.wording import COLOUR, under
 from bench.rows import Record, Row
 from bench.scaling import exponent, steepest
-from fastbn.charts import Series, lines
-from fastbn.page import NOTHING, Html, figure, figures, paragraph, section
+from fastbn.page.charts import Series, lines
+from fastbn.page.page import NOTHING, Html, figure, figures, paragraph, section
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from bench.report.compare import Case, cases, kind_of, measured, share_of_roofline
 from bench.report.wording import figure_of, spread, under
 from bench.rows import Record
-from fastbn.charts import Bar, Series, Value, bars, roofline
-from fastbn.page import ABSENT, NOTHING, Html, figure, figures, joined, listing, paragraph, section, table
-from fastbn.scales import number
+from fastbn.page.charts import Bar, Series, Value, bars, roofline
+from fastbn.page.page import ABSENT, NOTHING, Html, figure, figures, joined, listing, paragraph, section, table
+from fastbn.page.scales import number
 
 
 def kernels(records: Sequence[Record]) -> Html:

@@ -9,7 +9,7 @@ from bench.report.compare import Case, cases
 from bench.report.wording import ALONE, milliseconds
 from bench.rows import Record
 from fastbn.errors import UsageError
-from fastbn.scales import number
+from fastbn.page.scales import number
 
 START, END = "<!-- bench:steps -->", "<!-- /bench:steps -->"
 HEADER = "| training step | fastbn | best stock, BN only | best stock, everything | saved for the backward |"

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from bench.report.compare import KINDS, Case, cases, kind_of, measured
 from bench.report.wording import COLOUR, TRAINS, failures, figure_of, under
 from bench.rows import Record, Row
-from fastbn.charts import Series, lines
-from fastbn.page import ABSENT, Html, figure, heading, joined, paragraph, section, table
-from fastbn.scales import number
+from fastbn.page.charts import Series, lines
+from fastbn.page.page import ABSENT, Html, figure, heading, joined, paragraph, section, table
+from fastbn.page.scales import number
 
 
 def runs(records: Sequence[Record]) -> Html:

@@ -9,8 +9,8 @@ from bench.report.compare import Case, cases, kind_of, measured, share_of_roofli
 from bench.report.growth import EXPONENTS, growth
 from bench.report.wording import AGAINST, ALONE, COLOUR, TRAINS, failures, figure_of, milliseconds, spread, under
 from bench.rows import Record, Row
-from fastbn.charts import Bar, Value, bars
-from fastbn.page import ABSENT, NOTHING, Html, figure, figures, heading, joined, paragraph, section, table
+from fastbn.page.charts import Bar, Value, bars
+from fastbn.page.page import ABSENT, NOTHING, Html, figure, figures, heading, joined, paragraph, section, table
 
 
 def headline(records: Sequence[Record]) -> Html:

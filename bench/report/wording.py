@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from bench.report.compare import Case, measured
 from bench.rows import Row
-from fastbn.page import ABSENT, Html, listing
-from fastbn.scales import number
+from fastbn.page.page import ABSENT, Html, listing
+from fastbn.page.scales import number
 
 COLOUR = {"fastbn": 0, "bn": 1, "all": 2, "": 2, "stock": 2}
 TRAINS = {"bn": "BN only", "all": "everything"}

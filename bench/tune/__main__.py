@@ -1,7 +1,7 @@
 """python -m bench.tune: measures what carries convolutions out and writes the tables that the engines ship.
 
-    --engine native   on this CPU: fastbn/engine/algorithms.json, which algorithm for how many channels
-    --engine triton   on this GPU: fastbn/engine/configurations.json, which kernel takes which convolution, how they are cut, and whether
+    --engine native   on this CPU: fastbn/engine/native/algorithms.json, which algorithm for how many channels
+    --engine triton   on this GPU: fastbn/engine/triton/tuning.json, which kernel takes which convolution, how they are cut, and whether
                       they begin early; written after every row
 """
 
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     if asked.engine == "native":
         from bench.tune import native
-        from fastbn.engine.algorithms import TABLE
+        from fastbn.engine.native.algorithms import TABLE
 
         _write(TABLE, native.tune(asked.images or 64, asked.rounds), asked.dry_run)
         return 0
@@ -39,13 +39,13 @@ def main(arguments: list[str] | None = None) -> int:
         print("bench.tune --engine triton measures kernels on a GPU, and torch finds no CUDA device here", file=sys.stderr)
         return 2
     from bench.tune import triton
-    from fastbn.engine import measured
+    from fastbn.engine.triton import tuning_table
 
     parts = (asked.only,) if asked.only else triton.PARTS
     for found in triton.tune(asked.images or 128, asked.rounds, parts, asked.packed, asked.seconds):
-        _write(measured.TABLE, found, asked.dry_run)
-        measured.rolls.cache_clear()
-        measured.ways.cache_clear()
+        _write(tuning_table.TABLE, found, asked.dry_run)
+        tuning_table.rolls.cache_clear()
+        tuning_table.ways.cache_clear()
     return 0
 
 

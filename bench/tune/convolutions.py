@@ -20,21 +20,21 @@ from bench.gpu.measure import CAPABILITY, Call, free
 from bench.launches import NETWORKS
 from bench.tune.compete import TOLERANCE, called, compete
 from fastbn import FastBNOnlyResNet
-from fastbn.engine import configurations, measured
-from fastbn.engine.configurations import LIBRARY, ROLLING, TAPS
-from fastbn.engine.graph import Conv
-from fastbn.engine.measured import Way
-from fastbn.engine.occupied import Network
-from fastbn.engine.triton import Triton
-from fastbn.kernels.conv import Tile
+from fastbn.engine.triton import tuning, tuning_table
+from fastbn.engine.triton.tuning import LIBRARY, ROLLING, TAPS
+from fastbn.graph.regions import Conv
+from fastbn.engine.triton.tuning_table import Way
+from fastbn.planning.step_memory import Network
+from fastbn.engine.triton.engine import Triton
+from fastbn.kernels.triton.conv import Tile
 
 Candidate = tuple[str, Tile]  # an algorithm, and a cut, which tap by tap alone reads
 PASSES = ("forward", "backward")
 
 
-def layers() -> list[measured.Layer]:
+def layers() -> list[tuning_table.Layer]:
     """Of the networks that the project is measured by."""
-    found: dict[measured.Layer, None] = {}
+    found: dict[tuning_table.Layer, None] = {}
     for family, sizes in NETWORKS.items():
         for depth, size in sizes:
             network = Network(FastBNOnlyResNet(depth, family=family, engine="stock"), Triton(CAPABILITY))
@@ -43,23 +43,23 @@ def layers() -> list[measured.Layer]:
     return list(found)
 
 
-def _layer(conv: Conv, size: tuple[int, int]) -> measured.Layer:
-    layer = configurations.layer(conv, size, CAPABILITY)
+def _layer(conv: Conv, size: tuple[int, int]) -> tuning_table.Layer:
+    layer = tuning.layer(conv, size, CAPABILITY)
     assert layer is not None
     return layer
 
 
-def case(layer: measured.Layer, images: int) -> operations.Case:
+def case(layer: tuning_table.Layer, images: int) -> operations.Case:
     size, channels = (layer.size, layer.size), (layer.in_channels, layer.channels)
     return operations.Case("", images, *size, *channels, layer.kernel, layer.stride, layer.kernel // 2)
 
 
-def candidates(layer: measured.Layer, way: str) -> list[Candidate]:
+def candidates(layer: tuning_table.Layer, way: str) -> list[Candidate]:
     """The rule's own cut tap by tap first."""
     backward, conv = way == "backward", case(layer, 1).conv()
-    rule = configurations.cut(*(layer.channels, layer.in_channels)[:: 1 if backward else -1], torch.float16, CAPABILITY)
+    rule = tuning.cut(*(layer.channels, layer.in_channels)[:: 1 if backward else -1], torch.float16, CAPABILITY)
     found = [(TAPS, tile) for tile in tiles(rule, layer.in_channels if backward else layer.channels)]
-    rolling = [(ROLLING, rule)] if configurations.usual(conv) == ROLLING else []
+    rolling = [(ROLLING, rule)] if tuning.usual(conv) == ROLLING else []
     return [*found, *rolling, (LIBRARY, rule)]
 
 
@@ -71,13 +71,13 @@ def tiles(rule: Tile, written: int) -> list[Tile]:
     return [rule, *(cut for cut in cuts if cut.block_n < 2 * written)]
 
 
-def compiled(layer: measured.Layer, images: int) -> None:
+def compiled(layer: tuning_table.Layer, images: int) -> None:
     """Every candidate once."""
     for way in _passes(layer):
         called(candidates(layer, way), _Make(layer, way, images))
 
 
-def row(layer: measured.Layer, images: int, rounds: int) -> dict[str, Any]:
+def row(layer: tuning_table.Layer, images: int, rounds: int) -> dict[str, Any]:
     """The fastest algorithm for a layer, its cuts, and what every candidate took."""
     middle: dict[str, dict[Candidate, float]] = {}
     left_out = []
@@ -109,7 +109,7 @@ def _plain(candidate: Candidate) -> dict[str, Any]:
     return {"algorithm": algorithm, **(dataclasses.asdict(cut) if algorithm == TAPS else {})}
 
 
-def _passes(layer: measured.Layer) -> tuple[str, ...]:
+def _passes(layer: tuning_table.Layer) -> tuple[str, ...]:
     """No gradient of the images themselves is wanted."""
     return PASSES if layer.in_channels % 8 == 0 else PASSES[:1]
 
@@ -117,7 +117,7 @@ def _passes(layer: measured.Layer) -> tuple[str, ...]:
 class _Make:
     """The call of a candidate."""
 
-    def __init__(self, layer: measured.Layer, way: str, images: int):
+    def __init__(self, layer: tuning_table.Layer, way: str, images: int):
         self._layer, self._way = layer, way
         self._own = Layer(case(layer, images), torch.float16)
         self._tensors = self._own.tensors(0)
@@ -127,7 +127,7 @@ class _Make:
         own = (self._own.fused_gradient if self._way == "backward" else self._own.fused_forward)(algorithm, self._tensors, True)
 
         def call() -> torch.Tensor:
-            with mock.patch.object(configurations, "ways", lambda: {self._layer: Way(algorithm, cut, cut)}):
+            with mock.patch.object(tuning, "ways", lambda: {self._layer: Way(algorithm, cut, cut)}):
                 return own()
 
         return call

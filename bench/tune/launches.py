@@ -1,4 +1,4 @@
-"""Whether a GPU's kernels begin before the one before them has ended (kernels/dependent.py), and packed arithmetic (kernels/source.py), by
+"""Whether a GPU's kernels begin before the one before them has ended (kernels/triton/early_launch.py), and packed arithmetic (kernels/triton/prologue.py), by
 a deep network's step.
 
 Kernels begin early where that is faster and each of the step's bits is the same; fp16 is formed in fp16 where that is faster and was
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from bench.gpu.measure import CAPABILITY, DEVICE, begun_early, device_seconds, relative, repeated
 from bench.gpu.networks import autocast, network
 from fastbn import fuse
-from fastbn.engine import configurations
+from fastbn.engine.triton import tuning
 
 WAYS = {"ordinary": (False, False), "early": (True, False), "packed": (False, True)}  # whether kernels begin early, and packed arithmetic
 
@@ -31,7 +31,7 @@ def row(images: int, rounds: int, packed: bool, depth: int = 110, size: int = 32
     x, dz = torch.randn(images, 3, size, size, device=DEVICE), torch.randn(images, 10, device=DEVICE)
 
     def step(fused: nn.Module, early: bool, packed: bool) -> list[Tensor]:
-        with begun_early(early), mock.patch.object(configurations, "packed", lambda device: packed):
+        with begun_early(early), mock.patch.object(tuning, "packed", lambda device: packed):
             with autocast(torch.float16):
                 z = fused(x)
             trained = [p for p in fused.parameters() if p.requires_grad]

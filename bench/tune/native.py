@@ -13,11 +13,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from fastbn.engine import algorithms
-from fastbn.engine.graph import Conv
-from fastbn.engine.native import Native
-from fastbn.engine.operations import Activation, Mask, Norm, Path, Target
-from fastbn.training import machine
+from fastbn.engine.native import algorithms
+from fastbn.graph.regions import Conv
+from fastbn.engine.native.engine import Native
+from fastbn.engine.interface import Activation, Mask, Norm, Path, Target
+from fastbn import devices
 
 CHANNELS = {8: 32, 16: 32, 24: 32, 32: 16, 64: 8, 128: 14, 256: 14, 512: 7}  # channels -> the size at which networks have them
 ERROR = 2e-6
@@ -71,5 +71,5 @@ def measure(images: int, rounds: int) -> list[dict[str, Any]]:
 
 def tune(images: int, rounds: int) -> dict[str, Any]:
     """What algorithms.json holds."""
-    conditions = {"device": machine.describe(torch.device("cpu")), "versions": machine.versions(), "date": time.strftime("%Y-%m-%d")}
+    conditions = {"device": devices.describe(torch.device("cpu")), "versions": devices.versions(), "date": time.strftime("%Y-%m-%d")}
     return {"images": images, **conditions, "rows": measure(images, rounds)}

@@ -1,6 +1,6 @@
 """How the rolling kernels are cut on a GPU, measured by shape, pass and width of storage.
 
-The rule's own choice (engine/configurations.py) against a few others a shape: bands of the other height, twice the warps, bands of one row
+The rule's own choice (engine/triton/tuning.py) against a few others a shape: bands of the other height, twice the warps, bands of one row
 where an image has few, and of eight where it has many, which leave half as much for the next layer to merge.
 """
 
@@ -15,9 +15,9 @@ import torch
 from bench.gpu.layer import Layer, operations
 from bench.gpu.measure import CAPABILITY, Call
 from bench.tune.compete import TOLERANCE, called, compete
-from fastbn.engine import configurations
-from fastbn.engine.configurations import ROLLING
-from fastbn.engine.measured import Choice, Key
+from fastbn.engine.triton import tuning
+from fastbn.engine.triton.tuning import ROLLING
+from fastbn.engine.triton.tuning_table import Choice, Key
 
 SHAPES = ((16, 32), (32, 16), (64, 8), (64, 56))  # channels, size
 
@@ -29,7 +29,7 @@ def keys() -> list[Key]:
 
 def candidates(key: Key) -> list[Choice]:
     """The rule's own first."""
-    choice = configurations.rule(key)
+    choice = tuning.rule(key)
     bands = [2 if choice.rows == 4 else 4, *{16: [8], 64: [1]}.get(key.channels, [])]
     others = [dataclasses.replace(choice, rows=rows) for rows in bands]
     return [choice, *others, dataclasses.replace(choice, warps=2 * choice.warps if choice.warps < 8 else 4)]
@@ -65,7 +65,7 @@ class _Make:
         own = (self._layer.two_gradients if self.key.backward else self._layer.two_forwards)(ROLLING, self._tensors)
 
         def call() -> torch.Tensor:
-            with mock.patch.object(configurations, "rolls", lambda: {self.key: choice}):
+            with mock.patch.object(tuning, "rolls", lambda: {self.key: choice}):
                 return own()
 
         return call

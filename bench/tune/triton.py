@@ -1,4 +1,4 @@
-"""The Triton engine's table, fastbn/engine/configurations.json, row by row: what is measured on this GPU takes the place of what the table
+"""The Triton engine's table, fastbn/engine/triton/tuning.json, row by row: what is measured on this GPU takes the place of what the table
 held of its capability, and nothing else changes.
 """
 
@@ -15,7 +15,7 @@ from bench.gpu.measure import CAPABILITY, DEVICE
 from bench.record import conditions
 from bench.tune import convolutions, launches, rolling
 from bench.tune.compete import ahead
-from fastbn.engine import measured
+from fastbn.engine.triton import tuning_table
 
 PARTS = ("rolling", "convolutions", "launches")  # each is measured with what the ones before it found
 Task = tuple[dict[str, Any], Callable[[], dict[str, Any]]]  # what tells a row from the others, and what measures it
@@ -24,7 +24,7 @@ Task = tuple[dict[str, Any], Callable[[], dict[str, Any]]]  # what tells a row f
 def tune(images: int, rounds: int, parts: tuple[str, ...] = PARTS, packed: bool = False, seconds: float = float("inf")) -> Iterator[Any]:
     """The table, again after every row. What there is no time for stays as it was, and is named."""
     deadline = time.monotonic() + seconds
-    table: dict[str, Any] = json.loads(measured.TABLE.read_text(encoding="utf-8"))
+    table: dict[str, Any] = json.loads(tuning_table.TABLE.read_text(encoding="utf-8"))
     for part in parts:
         late = []
         for key, measure in _tasks(part, images, rounds, packed):

@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from fastbn.errors import UsageError
-from fastbn.training.norms import SMALL, affine_norms, vectors
+from fastbn.training.affine_statistics import SMALL, affine_norms, vectors
 
 
 @dataclasses.dataclass(frozen=True)

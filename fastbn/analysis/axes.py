@@ -24,7 +24,7 @@ from fastbn.analysis.runs import Run
 from fastbn.analysis.thresholds import Cut, arrays
 from fastbn.data.images import Images
 from fastbn.errors import MachineError
-from fastbn.training.norms import SMALL
+from fastbn.training.affine_statistics import SMALL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from fastbn.data.augment import batch
 from fastbn.data.images import Images
 from fastbn.engine import fuse
-from fastbn.engine.choose import choose
-from fastbn.engine.fused import Fused
-from fastbn.engine.graph import Conv
-from fastbn.engine.operations import Activation, Engine, Formed, Norm, Target
-from fastbn.engine.reader import read
-from fastbn.engine.replay import Walks
+from fastbn.engine.select import choose
+from fastbn.engine.fuse import Fused
+from fastbn.graph.regions import Conv
+from fastbn.engine.interface import Activation, Engine, Formed, Norm, Target
+from fastbn.graph.read import read
+from fastbn.engine.executor import Walks
 from fastbn.errors import UsageError
 from fastbn.trainable import freeze
 

@@ -27,7 +27,7 @@ from fastbn.analysis.pruned import PrunedResNet, Source, Sum
 from fastbn.engine import fuse
 from fastbn.errors import UsageError
 from fastbn.models.resnet import FastBNOnlyResNet
-from fastbn.training.norms import affine_norms
+from fastbn.training.affine_statistics import affine_norms
 
 Unit = tuple[nn.Conv2d, nn.BatchNorm2d]
 
@@ -182,7 +182,8 @@ def _unit(conv: nn.Conv2d, norm: nn.BatchNorm2d, before: Feed, after: Feed) -> U
     pads = conv.padding != (0, 0)
     weight = torch.zeros(after.width, before.width, *conv.kernel_size, dtype=torch.float64)
     weight[: len(after.kept)] = _columns(conv.weight.double(), before, pads)[after.kept]
-    new = nn.Conv2d(before.width, after.width, conv.kernel_size, conv.stride, conv.padding, bias=False, dtype=torch.float64)  # type: ignore[arg-type]
+    shape: dict[str, Any] = {"kernel_size": conv.kernel_size, "stride": conv.stride, "padding": conv.padding}
+    new = nn.Conv2d(before.width, after.width, bias=False, dtype=torch.float64, **shape)
     new.weight.copy_(weight)
     own = nn.BatchNorm2d(after.width, norm.eps, norm.momentum, dtype=torch.float64)
     lost = torch.zeros(norm.num_features, dtype=torch.float64) if pads else before.lost(conv.weight).flatten()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fastbn.analysis import insides, sections
+from fastbn.analysis import network_sections, run_sections
 from fastbn.analysis.runs import Run
 from fastbn.analysis.subject import Subject, subjects
 from fastbn.analysis.thresholds import THRESHOLDS
 from fastbn.data.images import Images
-from fastbn.page import page
+from fastbn.page.page import page
 
 DATA = ("dead features", "what the features see", "pruning")  # the sections that need images
 
@@ -23,10 +23,10 @@ def render(runs: Sequence[Run], tests: Sequence[Images] | None, layer: str | Non
     found = subjects(runs)
     for subject in found:
         subject.affine  # noqa: B018 (what has no γ and β is told before any work)
-    parts = [sections.result(found), sections.courses(found), sections.gamma_and_beta(found)]
+    parts = [run_sections.result(found), run_sections.courses(found), run_sections.gamma_and_beta(found)]
     if tests is not None:
-        parts += [insides.dead(found, tests), insides.features(found, tests, layer), insides.pruning(found, tests, thresholds)]
-    parts.append(sections.recipe(found))
+        parts += [network_sections.dead(found, tests), network_sections.features(found, tests, layer), network_sections.pruning(found, tests, thresholds)]
+    parts.append(run_sections.recipe(found))
     return page(_title(found), _lead(found, tests), parts)
 
 

@@ -9,15 +9,15 @@ import os
 from pathlib import Path
 from typing import Any
 
-from fastbn.data.choose import load as load_data
+from fastbn.data.datasets import load as load_data
 from fastbn.data.images import Images
 from fastbn.data.names import DEFAULT_DIR, IMAGE_SIZE
 from fastbn.errors import UsageError
 from fastbn.models.families import resolve
 from fastbn.models.network import Network
 from fastbn.training.checkpoint import CHECKPOINT, load
-from fastbn.training.folder import read_json
-from fastbn.training.norms import affine_norms
+from fastbn.run.folder import read_json
+from fastbn.training.affine_statistics import affine_norms
 
 FILES = ("config.json", "metrics.jsonl", CHECKPOINT, "summary.json")
 ONLY = ("seed", "out", "data_dir", "download", "resume", "explain", "track", "threads")  # in which repetitions may differ

@@ -21,7 +21,7 @@ from fastbn.engine import fuse
 from fastbn.models.resnet import FastBNOnlyResNet
 from fastbn.trainable import count
 from fastbn.training.evaluation import evaluate
-from fastbn.training.norms import affine_norms
+from fastbn.training.affine_statistics import affine_norms
 
 THRESHOLDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3)
 LAYOUTS = (torch.contiguous_format, torch.channels_last)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastbn import draws
 from fastbn.data.images import BRIGHTNESS, PADDING, Images
-from fastbn.engine import stepping
+from fastbn.engine.triton import step_kernels
 from fastbn.errors import UsageError
 
 
@@ -59,9 +59,9 @@ def batch(images: Images, indices: Tensor, epoch: Epoch | None, dtype: torch.dty
     if epoch is not None and epoch.brightness is not None:
         plain = dataclasses.replace(epoch, brightness=None)
         return _brightened(batch(images, indices, plain, dtype), images, epoch.brightness[indices])
-    if stepping.usable(images.device):
+    if step_kernels.usable(images.device):
         draws = (None, None, 0) if epoch is None else (epoch.offsets, epoch.flips, epoch.pad)
-        return stepping.batch(images.images, images.table(dtype), indices, *draws)
+        return step_kernels.batch(images.images, images.table(dtype), indices, *draws)
     if epoch is None:
         values = images.images.index_select(0, indices).view(-1, height, width * 3).to(torch.int32)
     else:

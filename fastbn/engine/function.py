@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fastbn.engine import walk
-from fastbn.engine.held import Frozen, versions
-from fastbn.engine.replay import Made, Replayed
+from fastbn.engine.module_state import Frozen, versions
+from fastbn.engine.executor import Made, Replayed
 
 
 class RegionFunction(torch.autograd.Function):

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastbn.engine import norms
-from fastbn.engine.graph import Conv, Shape
-from fastbn.engine.operations import Activation, Coefficients, Formed, Mask, Norm, Path, Statistics, Target
-from fastbn.engine.replay import Walks
+from fastbn.engine import batchnorm
+from fastbn.graph.regions import Conv, Shape
+from fastbn.engine.interface import Activation, Coefficients, Formed, Mask, Norm, Path, Statistics, Target
+from fastbn.engine.executor import Walks
 
 BITS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
 
@@ -69,7 +69,7 @@ class Reference:
         if formed and not keep_z:
             formed = Formed(None, formed.mask)
         if target is not None:
-            norms.normalise(_statistics(y) if target.norm.batch else None, target, y.numel() // conv.channels)
+            batchnorm.normalise(_statistics(y) if target.norm.batch else None, target, y.numel() // conv.channels)
         return y, formed
 
     def form(self, activation: Activation, keep_mask: bool) -> Formed:
@@ -100,7 +100,7 @@ class Reference:
         ds = _masked(dz, mask, ours)
         rows = ds.numel() // shape[1]
         made = zip(mask.ys, mask.norms, mask.affine, strict=True)
-        return ds, [norms.finish(_sums(ds, y, norm.mean), norm, rows, affine, mask.group) for y, norm, affine in made]
+        return ds, [batchnorm.finish(_sums(ds, y, norm.mean), norm, rows, affine, mask.group) for y, norm, affine in made]
 
 
 def _wide(t: Tensor) -> Tensor:

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fastbn.engine import norms, segments, walk
+from fastbn.engine import batchnorm, recomputation, walk
 from fastbn.engine.function import RegionFunction
-from fastbn.engine.graph import Region, Shape, Unfit
-from fastbn.engine.held import Held
-from fastbn.engine.operations import Engine, Group
-from fastbn.engine.packs import Packing, Packs
+from fastbn.graph.regions import Region, Shape, Unfit
+from fastbn.engine.module_state import Held
+from fastbn.engine.interface import Engine, Group
+from fastbn.engine.weight_cache import Packing, Packs
 from fastbn.errors import UsageError
 
 _MIXED: contextvars.ContextVar[torch.dtype | None] = contextvars.ContextVar("mixed", default=None)
@@ -93,7 +93,7 @@ class FusedRegion(nn.Module):
             )
             if torch.is_grad_enabled():
                 call.live = self._live(cast)
-                if (policy := segments.policy()) is not None:
+                if (policy := recomputation.policy()) is not None:
                     call.again = self._spans(shapes, dtype.itemsize, policy)
             if call.live.isdisjoint(self.region.outputs):
                 with torch.no_grad():
@@ -104,10 +104,10 @@ class FusedRegion(nn.Module):
                 outputs = tuple(z.float() for z in outputs)
             return tuple(z.contiguous() for z in outputs) if plain else outputs
 
-    def _spans(self, shapes: dict[int, Shape], itemsize: int, policy: segments.Recompute) -> tuple[range, ...]:
+    def _spans(self, shapes: dict[int, Shape], itemsize: int, policy: recomputation.Recompute) -> tuple[range, ...]:
         key = tuple(shapes[value] for value in range(self.region.inputs)), itemsize, policy
         if key not in self._segments:
-            self._segments[key] = segments.spans(self.region, shapes, itemsize, policy)
+            self._segments[key] = recomputation.spans(self.region, shapes, itemsize, policy)
         return self._segments[key]
 
     def _check(self, inputs: tuple[Tensor, ...]) -> dict[int, Shape]:
@@ -144,7 +144,7 @@ class FusedRegion(nn.Module):
         pairs = iter(self.pairs)
         for join in self.region.joins:
             n, _, h, w = shapes[join.value]
-            if any([norms.uses_batch(next(pairs)[1]) for _ in join.convs]) and (group.rows(n * h * w) if group else n * h * w) == 1:
+            if any([batchnorm.uses_batch(next(pairs)[1]) for _ in join.convs]) and (group.rows(n * h * w) if group else n * h * w) == 1:
                 raise Unfit(f"{join.convs[0].norm} has one value per channel")
 
     def _live(self, inputs: list[Tensor]) -> frozenset[int]:

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastbn.engine import norms
-from fastbn.engine.graph import Conv, Join, Region, Shape
-from fastbn.engine.held import Held
-from fastbn.engine.operations import Activation, Engine, Group, Mask, Norm, Path, Target
+from fastbn.engine import batchnorm
+from fastbn.graph.regions import Conv, Join, Region, Shape
+from fastbn.engine.module_state import Held
+from fastbn.engine.interface import Activation, Engine, Group, Mask, Norm, Path, Target
 
 Part = tuple[int, str]  # what is saved: a value and which part of it: "ys", "mask" or "z"
 
@@ -158,7 +158,7 @@ def forward(call: Call, inputs: list[Tensor]) -> tuple[list[Tensor], Tensor, lis
     region = call.region
     wide = torch.promote_types(inputs[0].dtype, torch.float32)
     vectors = inputs[0].new_empty((4, region.channels), dtype=wide)
-    call.batch.extend(norms.uses_batch(norm) for _, norm in call.modules)
+    call.batch.extend(batchnorm.uses_batch(norm) for _, norm in call.modules)
     call.parts = saved_parts(call)
     walk = _Forward(call, vectors, dict(enumerate(inputs)), call.parts)
     walk.run(region.joins, region.uses(), True)

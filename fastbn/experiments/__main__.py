@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastbn.config import Parser
+from fastbn.run.config import Parser
 from fastbn.errors import MachineError, Stopped, UsageError
 from fastbn.experiments.preset import Job, Preset, command, folder, jobs, shard
 from fastbn.experiments.presets import PRESETS, preset
@@ -69,7 +69,7 @@ def show(one: Preset) -> str:
 
 
 def _run(chosen: Preset, expanded: list[Job], asked: argparse.Namespace) -> int:
-    from fastbn.experiments.running import devices, run
+    from fastbn.experiments.launch import devices, run
 
     try:
         failed = run(shard(expanded, *_shard(asked.shard), asked.replicas), devices(), asked.replicas)

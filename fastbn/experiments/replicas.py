@@ -13,14 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from fastbn.config import Config, parse
+from fastbn.run.config import Config, parse
 from fastbn.errors import Diverged, MachineError, Stopped, UsageError
-from fastbn.experiments.running import LOG
+from fastbn.experiments.launch import LOG
 from fastbn.train import told
 
 if TYPE_CHECKING:
-    from fastbn.training.course import Course
-    from fastbn.training.run import Run
+    from fastbn.training.loop import Course
+    from fastbn.run.run import Run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,12 +64,12 @@ def train(configs: Sequence[Config], logs: Sequence[TextIO]) -> int:
     """Trains them all; the exit code."""
     from fastbn.trainable import trainable
     from fastbn.training.distributed.ranks import ALONE
-    from fastbn.training.loop import prepared
-    from fastbn.training.machine import choose_device
+    from fastbn.training.fit import prepared
+    from fastbn.devices import choose_device
     from fastbn.training.progress import Progress
     from fastbn.training.replicas import side_by_side
-    from fastbn.training.resolving import data, implied
-    from fastbn.training.run import ready
+    from fastbn.run.resolve import data, implied
+    from fastbn.run.run import ready
 
     courses: list[Course] = []
     runs: list[tuple[Run, TextIO]] = []  # of the courses

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from fastbn.experiments.outcome import Outcome, figure, outcome
+from fastbn.experiments.results import Outcome, figure, outcome
 from fastbn.experiments.preset import GRADES, Figure, Job, Line, Preset
 
 CLOSE = 2.5  # points within which a figure counts as reproduced

@@ -13,7 +13,7 @@ from typing import Any, SupportsIndex, cast
 
 from fastbn.choices import one_of
 from fastbn.errors import UsageError
-from fastbn.models.inits import BETA_INITS, GAMMA_INITS, WEIGHT_INITS
+from fastbn.models.init_names import BETA_INITS, GAMMA_INITS, WEIGHT_INITS
 
 HOMES = {  # a family -> the class of its networks, imported when one is made
     "cifar": "fastbn.models.resnet:FastBNOnlyResNet",

@@ -10,8 +10,8 @@ from torch import Tensor, fx, nn
 
 from fastbn.engine import fuse
 from fastbn.models.families import HOMES, Spec
-from fastbn.models.plain import to_torch
-from fastbn.models.weights import draw, load_weights
+from fastbn.models.export import to_torch
+from fastbn.models.init import draw, load_weights
 from fastbn.trainable import count, freeze
 
 
@@ -49,7 +49,7 @@ class Network(nn.Module):
         raise NotImplementedError
 
     def to_torch(self) -> fx.GraphModule:
-        """The same network of torch's own modules alone, see `fastbn.models.plain`."""
+        """The same network of torch's own modules alone, see `fastbn.models.export`."""
         return to_torch(self)
 
     def lines(self) -> list[str]:

@@ -76,7 +76,7 @@ class FastBNOnlyResNet(Network):
     seed: of every parameter's draw, a stream a name; torch's global generators are neither read nor advanced.
     engine: what runs it, as in `fastbn.fuse`.
     weights: a torchvision-keyed .safetensors or .pth file, see `load_weights`.
-    gamma_init, beta_init, weight_init: a name from `fastbn.models.inits`.
+    gamma_init, beta_init, weight_init: a name from `fastbn.models.init_names`.
     variant: norm, norm_eps, norm_momentum, conv_bias, stride_on, as in `fastbn.models.families.resolve`.
 
     Parameters are of torch's default dtype on its default device; on "meta" nothing is drawn.

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from fastbn.errors import UsageError
 from fastbn.models.families import Spec
-from fastbn.models.inits import REGENERABLE
+from fastbn.models.init_names import REGENERABLE
 from fastbn.models.network import Network, network
-from fastbn.models.weights import fingerprint
+from fastbn.models.init import fingerprint
 from fastbn.trainable import NORMS, entries, restrict, trainable
-from fastbn.training import container
+from fastbn.training import checked_file
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -100,7 +100,7 @@ def save(model: Network, path: str | os.PathLike[str], **extra: Any) -> None:
     if not isinstance(model, Network):
         raise TypeError(f"save needs a FastBNOnlyResNet, got {type(model).__name__}; of another network store its state_dict()")
     source = source_of(model)
-    container.write(Path(path), tensors_of(model, source), header_of(model, source) | extra)
+    checked_file.write(Path(path), tensors_of(model, source), header_of(model, source) | extra)
 
 
 def header_of(model: Network, source: Source) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def load(run: str | os.PathLike[str], engine: str = "auto", weights: str | os.Pa
     Raises UsageError for a missing, damaged or foreign file, and where the frozen weights' SHA-256 differs.
     """
     path = Path(run)
-    tensors, header = container.read(path / CHECKPOINT if path.is_dir() else path)
+    tensors, header = checked_file.read(path / CHECKPOINT if path.is_dir() else path)
     return build(tensors, header, engine, weights)
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastbn.data.feed import Feed
-from fastbn.training import machine
+from fastbn import devices
 from fastbn.training.distributed.exchange import Found
 from fastbn.training.step import Totals, at_least_float32
 
@@ -41,7 +41,7 @@ def evaluate(
                 near = (logits.topk(5).indices == labels[:, None]).sum()
                 totals.top5 = near if totals.top5 is None else totals.top5 + near
             totals.images += len(labels)
-            machine.carry_out(samples.device)
+            devices.carry_out(samples.device)
             pause(len(labels))
         return totals
     finally:

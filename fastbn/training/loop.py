@@ -1,103 +1,162 @@
-"""`fit`: trains one network."""
+"""The course of one network's training: epochs of steps, an evaluation after each, and everything saved that a resumption needs.
+
+A course asks for its steps and does not take them: who follows it does, and may follow several at once.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import functools
-from collections.abc import Callable
-from typing import Any
+import time
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, NamedTuple
 
 from torch import nn
 
-from fastbn.config import Recipe
-from fastbn.data.feed import feed
-from fastbn.data.images import Images
-from fastbn.data.stream.stream import Stream
-from fastbn.engine import fused_forward
-from fastbn.errors import UsageError
-from fastbn.training import machine, precision
-from fastbn.training.batchsize import fastest
-from fastbn.training.course import Course, training_mode
-from fastbn.training.distributed import sharing
-from fastbn.training.distributed.ranks import ALONE, Ranks, joined
-from fastbn.training.plan import planner_of
+from fastbn.run.config import Recipe
+from fastbn.data.feed import Feed, Inputs
+from fastbn.errors import Diverged, Stopped
+from fastbn import devices
+from fastbn.training import affine_statistics
+from fastbn.training.distributed import agree
+from fastbn.training.evaluation import evaluate
 from fastbn.training.progress import Progress
-from fastbn.training.saving import Saver
-from fastbn.training.signals import stop_request
-from fastbn.training.step import Step
+from fastbn.run.saver import Position, Saver
+from fastbn.training.schedule import learning_rate
+from fastbn.training.signals import StopRequest
+from fastbn.training.step import Step, Totals
 
 
-def fit(
-    model: nn.Module,
-    train: Images | Stream,
-    test: Images | Stream | None = None,
-    val: Images | Stream | None = None,
-    *,
-    recipe: Recipe | None = None,
-    saver: Saver | None = None,
-    ranks: Ranks | None = None,
-    progress: bool = True,
-    log: Callable[[dict[str, Any]], None] | None = None,
-    **settings: Any,
-) -> list[dict[str, Any]]:
-    """Trains what requires grad, and returns one dict an epoch: epoch, step, lr, train_loss, train_accuracy, test_loss,
-    test_accuracy (val_… too where given; from 100 classes on test_top5_accuracy), images_per_second, seconds, evaluation_seconds,
-    peak_memory_bytes, planned_memory_bytes, energy_joules, and norms: γ and β in a few numbers a layer.
+class Turn(NamedTuple):
+    """A step that a course asks for, as Step takes it."""
 
-    model: on the device where it should train; the images are brought there. Accuracies are fractions of 1.
-    settings: the fields of fastbn.config.Recipe (epochs, batch_size, optimizer, lr, seed, …); or a `recipe` made of them.
-    saver: keeps a run's folder; `python -m fastbn.train` gives one, to the first rank alone.
-    ranks: the processes that train together, each with its part of every batch; those of the process group that torch.distributed
-    has, if it has one. The first rank's parameters are everybody's, and it alone shows progress.
-    log: is called with each epoch's dict.
-
-        history = fastbn.fit(model, train, test, epochs=15, batch_size=64)
-
-    Raises UsageError where nothing trains or a setting can't be, MachineError for a precision that the device lacks or a batch that its
-    memory does not hold, Diverged when a loss or gradient is not finite (the parameters are then as after the last good step).
-    """
-    if recipe is not None and settings:
-        raise UsageError(f"give fit a recipe or settings, not both: got recipe and {', '.join(settings)}")
-    ranks = joined(next(model.parameters()).device) if ranks is None else ranks
-    bar = Progress(0, progress and ranks.first)
-    course = prepared(model, train, test, val, recipe or Recipe(**settings), bar, saver, log, ranks)
-    step, recipe = course.step, course.recipe
-    with contextlib.closing(course):
-        statistics = ranks.agree(functools.partial(sharing.statistics, step, recipe))
-        with precision.arithmetic(recipe.precision, step.feed.device), statistics, stop_request() as request:
-            for turn in course.turns(request):
-                if turn is not None:
-                    step(*turn)
-        return course.history
+    inputs: Inputs
+    lr: float
+    totals: Totals
+    images: int
+    heard: int | None
 
 
-def prepared(
-    model: nn.Module,
-    train: Images | Stream,
-    test: Images | Stream | None,
-    val: Images | Stream | None,
-    recipe: Recipe,
-    bar: Progress,
-    saver: Saver | None = None,
-    log: Callable[[dict[str, Any]], None] | None = None,
-    ranks: Ranks = ALONE,
-    replicas: int = 1,
-) -> Course:
-    """The course of what `fit` describes, nothing of the recipe left open and its step planned; to be closed.
-    replicas: how many networks, this among them, train at the same time and share the device's memory."""
-    device, fused = next(model.parameters()).device, fused_forward(model)
-    held_out = {name: feed(images, device, name) for name, images in (("val", val), ("test", test)) if images is not None}
-    source = feed(train, device, "train")
-    automatic = precision.automatic(fused.engine if fused else "stock", device)
-    recipe = recipe.resolved(source.default_epochs, automatic)
-    machine.check_recipe(recipe.bn_stats, device)
-    assert recipe.epochs is not None
-    bar.epochs, was_training = recipe.epochs, model.training
-    ranks.agree(functools.partial(sharing.check, ranks, source, recipe))
-    if recipe.batch_size == "auto":
-        recipe = recipe.with_batch(fastest(model, source, recipe, bar.say))
-    training_mode(model, recipe)
-    step = ranks.agree(lambda: Step(model, source, recipe, ranks, planner_of(model, source, recipe, replicas), bar.say))
-    if step.plan is not None:
-        bar.say(f"plan      {step.plan}")
-    return Course(step, recipe, held_out, bar, was_training, saver, log)
+class Course:
+    """A network on its way through the epochs of a resolved recipe. `history` has a dict an epoch; close() gives the model back."""
+
+    def __init__(
+        self,
+        step: Step,
+        recipe: Recipe,
+        held_out: dict[str, Feed],
+        bar: Progress,
+        was_training: bool,
+        saver: Saver | None = None,
+        log: Callable[[dict[str, Any]], None] | None = None,
+    ):
+        self.step, self.recipe, self.history = step, recipe, list[dict[str, Any]]()
+        self._held_out, self._bar, self._was_training, self._saver, self._log = held_out, bar, was_training, saver, log
+
+    def turns(self, request: StopRequest) -> Iterator[Turn | None]:
+        """Every step from where the saver says on, to be taken before the next is asked for. None: nothing to take, but a clock is about
+        to start or has just stopped, and other courses should come to the same point.
+
+        Raises Diverged; and Stopped, after saving, where the request has a signal.
+        """
+        step, ranks, device = self.step, self.step.exchange.ranks, self.step.feed.device
+        position, self.history = agree.start(step, self._saver)
+        energy = devices.EnergyMeter(device)
+        assert self.recipe.epochs is not None
+        while position.epoch < self.recipe.epochs:
+            line, speed = yield from self._train(position, request)
+            start = time.perf_counter()
+            line |= self._evaluate(position, request)
+            line |= speed | {
+                "evaluation_seconds": time.perf_counter() - start,
+                "peak_memory_bytes": devices.peak_memory_bytes(device),
+                "planned_memory_bytes": step.plan.memory.peak if step.plan else None,
+                "energy_joules": ranks.total(energy.joules(), device),
+                "norms": affine_statistics.statistics(step.model),
+            }
+            self.history.append(line)
+            position = Position(position.epoch + 1, 0, Totals.zero(device))
+            if self._saver:
+                self._saver.epoch(step, position, line)
+            if self._log:
+                self._log(line)
+            self._bar.finish(line)
+
+    def close(self) -> None:
+        """The model's tensors have storage of their own again, and its mode is as before."""
+        self._bar.close()
+        self.step.dissolve()
+        self.step.model.train(self._was_training)
+
+    def _train(
+        self, position: Position, request: StopRequest
+    ) -> Generator[Turn | None, None, tuple[dict[str, Any], dict[str, float]]]:
+        """One epoch from `position` on, which it moves; its metrics, and how fast it went."""
+        step, recipe, totals = self.step, self.recipe, position.totals
+        source, ranks = step.feed, step.exchange.ranks
+        steps = -(-len(source) // recipe.batch)
+        source.begin(recipe.seed, position.epoch)
+        training_mode(step.model, recipe)
+        already = totals.images
+        self._bar.start(position.epoch, len(source), already)
+        lr = learning_rate(recipe, position.epoch, max(position.step - 1, 0), steps)
+        yield None
+        start = time.perf_counter()
+        for inputs in source.batches(recipe.batch, position.step, ranks.share):
+            lr = learning_rate(recipe, position.epoch, position.step, steps)
+            images = min(recipe.batch, len(source) - position.step * recipe.batch)
+            yield Turn(inputs, lr, totals, images, request.signal)
+            position.step += 1
+            self._bar.advance(images)
+            heard = request.signal if ranks.count == 1 else step.exchange.stopping()
+            if heard is not None:
+                self._stop(position, heard, moved=True)
+        step.exchange.finish()
+        finite = bool(totals.finite)  # the device has caught up when this is known
+        seconds = time.perf_counter() - start
+        _check(finite, position)
+        yield None
+        agree.average(step)
+        self._bar.testing()
+        line = {"epoch": position.epoch, "step": (position.epoch + 1) * steps, "lr": lr} | totals.mean("train")
+        rate = (totals.images - already) / seconds if seconds > 0 and totals.images > already else 0.0
+        return line, {"images_per_second": rate, "seconds": seconds}
+
+    def _evaluate(self, position: Position, request: StopRequest) -> dict[str, Any]:
+        step, line = self.step, dict[str, Any]()
+        for name, held in self._held_out.items():
+
+            def pause(n: int) -> None:
+                if request.signal is not None and step.exchange.ranks.count == 1:
+                    self._stop(position, request.signal, moved=False)
+
+            found = evaluate(step.model, held, pause=pause, share=step.exchange.ranks.share)
+            heard = step.exchange.evaluated(found, request.signal)
+            if heard is not None:
+                self._stop(position, heard, moved=False)
+            line |= found.mean(name)
+        return line
+
+    def _stop(self, position: Position, heard: int, moved: bool) -> None:
+        """Saves in the middle of an epoch, and ends. moved: whether there were steps since the ranks' running statistics were averaged."""
+        self.step.exchange.finish()
+        _check(bool(position.totals.finite), position)
+        if moved:
+            agree.average(self.step)
+        if self._saver:
+            self._saver.save(self.step, position)
+        raise Stopped(heard)
+
+
+def training_mode(model: nn.Module, recipe: Recipe) -> None:
+    model.train()
+    if recipe.bn_stats == "frozen":
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
+
+def _check(finite: bool, position: Position) -> None:
+    if not finite:
+        raise Diverged(
+            f"the loss or a gradient stopped being finite in epoch {position.epoch + 1}; lower --lr or add --warmup-epochs "
+            "(a checkpoint of an earlier epoch is intact)"
+        )

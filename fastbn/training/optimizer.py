@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastbn.config import Recipe
-from fastbn.engine import stepping
+from fastbn.run.config import Recipe
+from fastbn.engine.triton import step_kernels
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 
@@ -25,8 +25,8 @@ class Optimizer:
         self.state = {name: torch.zeros_like(vector) for name in names}
         if recipe.optimizer == "adam":
             self.state["steps"] = torch.zeros((), dtype=vector.dtype, device=vector.device)
-        usable = mask is None and vector.dtype == torch.float32 and stepping.usable(vector.device)
-        self._kernels = stepping.Update(vector) if usable else None
+        usable = mask is None and vector.dtype == torch.float32 and step_kernels.usable(vector.device)
+        self._kernels = step_kernels.Update(vector) if usable else None
 
     @torch.no_grad()
     def update(self, vector: Tensor, gradient: Tensor, lr: Tensor, allowed: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class Optimizer:
             self.state[name].copy_(torch.where(moved, value, self.state[name]))
         return moved
 
-    def _by_kernels(self, kernels: stepping.Update, vector: Tensor, gradient: Tensor, lr: Tensor, allowed: Tensor) -> Tensor:
+    def _by_kernels(self, kernels: step_kernels.Update, vector: Tensor, gradient: Tensor, lr: Tensor, allowed: Tensor) -> Tensor:
         recipe, state = self.recipe, self.state
         if recipe.optimizer == "sgd":
             constants = {"momentum_factor": recipe.momentum, "nesterov": recipe.nesterov}

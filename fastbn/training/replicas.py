@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastbn.config import Recipe
+from fastbn.run.config import Recipe
 from fastbn.data.images import Images
 from fastbn.errors import Diverged, MachineError, Stopped, UsageError
-from fastbn.training import precision
-from fastbn.training.course import Course
-from fastbn.training.loop import prepared
+from fastbn.planning import precision
+from fastbn.training.loop import Course
+from fastbn.training.fit import prepared
 from fastbn.training.progress import Progress
 from fastbn.training.signals import stop_request
 

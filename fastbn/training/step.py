@@ -10,19 +10,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastbn.config import Recipe
+from fastbn.run.config import Recipe
 from fastbn.data.feed import Feed, Inputs
-from fastbn.engine import fused_forward, stepping
-from fastbn.engine.segments import recomputing
+from fastbn.engine import fused_forward
+from fastbn.engine.triton import step_kernels
+from fastbn.engine.recomputation import recomputing
 from fastbn.errors import is_out_of_memory
-from fastbn.training import machine
-from fastbn.training.captured import Captured
+from fastbn import devices
+from fastbn.training.cuda_graph import Captured
 from fastbn.training.distributed.exchange import Exchange, Found
 from fastbn.training.distributed.ranks import ALONE, Ranks
 from fastbn.training.flat import Flat
 from fastbn.training.optimizer import Optimizer
-from fastbn.training.plan import Planner
-from fastbn.training.running import Running
+from fastbn.planning.plan import Planner
+from fastbn.training.running_statistics import Running
 
 
 @dataclasses.dataclass
@@ -38,7 +39,7 @@ class Totals:
     @staticmethod
     def zero(device: torch.device) -> Totals:
         def scalar(value: float, dtype: torch.dtype) -> Tensor:
-            return machine.number(value, dtype, device)
+            return devices.number(value, dtype, device)
 
         return Totals(scalar(0, torch.float64), scalar(0, torch.int64), 0, scalar(True, torch.bool))
 
@@ -83,7 +84,7 @@ class Step:
         own = len(inputs[0])
         inputs = inputs if own else self._stand_in
         self.exchange.begin(len(inputs[0]), own, own if images is None else images, heard)
-        rate = machine.number(lr, torch.float64, self.feed.device)
+        rate = devices.number(lr, torch.float64, self.feed.device)
         while (reason := self._tried(inputs, rate, totals)) is not None:
             self._shrink(reason)
         totals.images += own if images is None else images
@@ -122,7 +123,7 @@ class Step:
         """The next smaller plan. By now the error is gone, and with it the frames that held the step's tensors."""
         assert self._planner is not None and self.plan is not None
         self._take = self._compute  # the graphs so far go, and their memory
-        machine.free_unused(self.feed.device)
+        devices.free_unused(self.feed.device)
         self.plan = self._planner.smaller(self.plan)
         self._take = self._taking()
         self._say(f"fastbn: out of memory ({reason}); the same step again by a smaller plan: {self.plan.how}")
@@ -166,4 +167,4 @@ def at_least_float32(logits: Tensor) -> Tensor:
 def _capturable(model: nn.Module, device: torch.device) -> bool:
     """Whether a step is launches alone, nothing of it decided by the host: by the Triton engine, on CUDA."""
     fused = fused_forward(model)
-    return device.type == "cuda" and fused is not None and fused.engine in ("auto", "triton") and stepping.usable(device)
+    return device.type == "cuda" and fused is not None and fused.engine in ("auto", "triton") and step_kernels.usable(device)

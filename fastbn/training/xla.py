@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fastbn.data.feed import Inputs
 from fastbn.errors import MachineError, UsageError
-from fastbn.place import Place, place, placed
+from fastbn.environment import Place, place, placed
 from fastbn.training.distributed.ranks import ALONE, PREPARATION, Ranks
 
 T = TypeVar("T")

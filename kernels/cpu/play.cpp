@@ -8,7 +8,7 @@ struct Pointer {
 };
 
 extern "C" struct Step {
-    long what;      // which of the functions, as fastbn/engine/calls.py orders them
+    long what;      // which of the functions, as fastbn/engine/native/abi.py orders them
     Pointer at[5];  // its pointers in order
     long n[4];      // its integers in order, the thread count left out
 };

@@ -16,8 +16,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fastbn.errors import MachineError, UsageError
-from fastbn.place import place
-from fastbn.training.distributed.meeting import meet
+from fastbn.environment import place
+from fastbn.training.distributed.rendezvous import meet
 
 T = TypeVar("T")
 PREPARATION = 1800.0  # seconds that a rank may take over data, network and checkpoint

@@ -1,0 +1,193 @@
+"""The report's sections that a run's folder alone is enough for: result, curves, γ and β, recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fastbn.analysis import affine
+from fastbn.analysis.curves import AXES, Curve, curves
+from fastbn.analysis.published import DISABLED, PAPER, published
+from fastbn.analysis.runs import Run
+from fastbn.analysis.subject import Subject, spread_out
+from fastbn.page.charts import Series, histogram, lines, strips
+from fastbn.page.page import ABSENT, NOTHING, Html, figure, figures, heading, joined, listing, paragraph, section, table
+from fastbn.page.scales import number
+from fastbn.training.affine_statistics import SMALL
+
+SYMBOLS = {"gamma": "γ", "beta": "β"}
+ROWS = 24  # layers that a chart or a table shows
+METRICS = {"test_accuracy": "accuracy on the test set", "train_accuracy": "accuracy in training", "test_loss": "loss on the test set"}
+X = {"epochs": "epochs", "seconds": "seconds of training", "joules": "joules of the GPU"}
+
+
+def result(found: Sequence[Subject]) -> Html:
+    header = ["run", "test accuracy", "test loss", "training accuracy", "epochs", "seconds", "images/s", "peak memory", "joules", "trained"]
+    rows = []
+    for subject in found:
+        for run in subject.runs:
+            last, own = run.lines[-1], run.summary
+            joules = [line.get("energy_joules") for line in run.lines]
+            rows.append(
+                [
+                    f"{subject.name}, seed {run.config['seed']}",
+                    f"{last['test_accuracy']:.4f}",
+                    number(last["test_loss"]) if "test_loss" in last else ABSENT,
+                    f"{last['train_accuracy']:.4f}",
+                    str(own["epochs"]),
+                    number(sum(line["seconds"] for line in run.lines)),
+                    number(own["images_per_second"]) if "images_per_second" in own else ABSENT,
+                    f"{own['peak_memory_bytes'] / 1e6:,.0f} MB" if "peak_memory_bytes" in own else ABSENT,
+                    ABSENT if None in joules else number(sum(j for j in joules if j is not None)),
+                    f"{own['trained_parameters']:,} of {own['parameters']:,}" if "parameters" in own else ABSENT,
+                ]
+            )
+    seeds = [
+        [curve.name, str(curve.runs), f"{curve.mean[-1]:.4f} ± {curve.std[-1]:.4f}"] for curve in curves(_runs(found)) if curve.runs > 1
+    ]
+    over = [heading("Over seeds"), table(["runs", "n", "test accuracy, mean ± std"], seeds)] if seeds else []
+    return section("Result", table(header, rows), *over, _published(found))
+
+
+def _published(found: Sequence[Subject]) -> Html:
+    """What the paper reports of these networks, after 160 epochs of all of CIFAR-10."""
+    said = []
+    for s in found:
+        known = published(s.run.config)
+        if known is not None:
+            limit = s.run.config.get("limit_train")
+            under = f"{s.run.summary['epochs']} epochs" + (f" of {limit:,} images" if limit else "")
+            here = f"here {s.run.summary['test_accuracy']:.3f} after {under}"
+            said.append(f"{s.run.network}, {s.name}: {known:.3f} after 160 epochs of 50,000 images; {here}")
+    small = "; ".join(f"{affine.small_overall(s.affine):.3f} ({s.name})" for s in found)
+    said.append(f"about a third ({DISABLED:.2f}) of all features end disabled, |γ| < {SMALL:g}, in BN-only training; here {small}")
+    return joined([heading(f"Published ({PAPER})"), listing(said)])
+
+
+def courses(found: Sequence[Subject]) -> Html:
+    """Accuracy against each axis, loss against epochs."""
+    drawn = []
+    for metric, axis in [("test_accuracy", axis) for axis in AXES] + [("train_accuracy", "epochs"), ("test_loss", "epochs")]:
+        lone = [_series(curve, axis, i, METRICS[metric]) for i, curve in enumerate(curves(_runs(found), metric))]
+        series = [one for one in lone if one is not None]
+        title = f"{METRICS[metric].capitalize()} against {X[axis]}"
+        drawn.append(figure(lines(title, series, X[axis], METRICS[metric]), title, _seeds(found)))
+    return section("Curves", figures(drawn))
+
+
+def _series(curve: Curve, axis: str, place: int, what: str) -> Series | None:
+    x = curve.against(axis)
+    if x is None:
+        return None
+    points = [*zip(x.tolist(), curve.mean.tolist(), strict=True)]
+    band = [(m - s, m + s) for m, s in zip(curve.mean.tolist(), curve.std.tolist(), strict=True)] if curve.runs > 1 else []
+    return Series(curve.name, points, place % 6, place, marked=len(points) <= ROWS, band=band)
+
+
+def _seeds(found: Sequence[Subject]) -> str:
+    return "Mean over the seeds, the band one standard deviation." if any(len(s.runs) > 1 for s in found) else ""
+
+
+def gamma_and_beta(found: Sequence[Subject]) -> Html:
+    parts = [_small_table(found)]
+    parts.append(figures([_overall(found, which) for which in SYMBOLS] + [_small_by_depth(found)]))
+    parts.append(heading("By layer"))
+    parts.append(figures([_by_layer(subject, found, which) for which in SYMBOLS for subject in found]))
+    moving = _trajectories(found)
+    parts.append(joined([heading("Over training"), moving]) if moving else NOTHING)
+    return section("BatchNorm: γ and β", *parts)
+
+
+def _small_table(found: Sequence[Subject]) -> Html:
+    thresholds = (SMALL, 0.05, 0.1)
+    rows = []
+    for s in found:
+        gamma, beta = np.concatenate(s.affine.gamma), np.concatenate(s.affine.beta)
+        shares = [f"{affine.small_overall(s.affine, t):.4f}" for t in thresholds]
+        rows.append([s.name, f"{len(gamma):,}", *shares, *(f"{v.mean():.3f} ± {v.std():.3f}" for v in (gamma, beta))])
+    said = f"Of each group of runs, the first is looked into. A channel counts as disabled where |γ| < {SMALL:g}."
+    header = ["run", "channels", *(f"|γ| < {t:g}" for t in thresholds), "γ, mean ± std", "β, mean ± std"]
+    return joined([paragraph(said, "note"), table(header, rows)])
+
+
+def _overall(found: Sequence[Subject], which: str) -> Html:
+    at = affine.edges([s.affine for s in found], which)
+    heights = [(s.name, s.kind, affine.histogram(s.affine, which, at).shares.tolist()) for s in found]
+    title = f"{SYMBOLS[which]} of all layers"
+    return figure(histogram(title, at.tolist(), heights, SYMBOLS[which], "share of the channels"), title)
+
+
+def _small_by_depth(found: Sequence[Subject]) -> Html:
+    series = []
+    for i, s in enumerate(found):
+        shares = affine.small(s.affine).tolist()
+        series.append(Series(s.name, [*enumerate(shares, 1)], s.kind, i, marked=len(shares) <= ROWS))
+    title = f"Share of |γ| < {SMALL:g} by layer"
+    return figure(lines(title, series, "BatchNorm, from the first to the last", "share of its channels"), title)
+
+
+def _by_layer(subject: Subject, found: Sequence[Subject], which: str) -> Html:
+    own = affine.histogram(subject.affine, which, affine.edges([s.affine for s in found], which))
+    chosen = spread_out(len(own.names), ROWS)
+    rows = [(own.names[i], own.layers[i].tolist()) for i in chosen]
+    caption = "" if len(chosen) == len(own.names) else f"{len(chosen)} of {len(own.names)} layers. "
+    title = f"{SYMBOLS[which]} by layer: {subject.name}"
+    chart = strips(title, rows, own.edges.tolist(), SYMBOLS[which], subject.kind)
+    return figure(chart, title, f"{caption}Stronger colour: more of the layer's channels.")
+
+
+def _trajectories(found: Sequence[Subject]) -> Html:
+    """Of the runs that recorded them."""
+    recorded = [s for s in found if all("norms" in line for line in s.run.lines)]
+    if not recorded:
+        return NOTHING
+    drawn = []
+    for which in SYMBOLS:
+        series = []
+        for i, s in enumerate(recorded):
+            mean, std = affine.overall(s.run.lines, s.affine, which)
+            band = [(m - d, m + d) for m, d in zip(mean.tolist(), std.tolist(), strict=True)]
+            series.append(Series(s.name, [*enumerate(mean.tolist(), 1)], s.kind, i, marked=len(mean) <= ROWS, band=band))
+        title = f"{SYMBOLS[which]} over training"
+        chart = lines(title, series, "epochs", f"mean of {SYMBOLS[which]}")
+        drawn.append(figure(chart, title, "Mean over all channels, the band one standard deviation of the channels."))
+    for s in recorded:
+        std = affine.course(s.run.lines, "gamma_std")
+        layers = spread_out(std.shape[1], 5)
+        own = [(s.affine.names[at], [*enumerate(std[:, at].tolist(), 1)]) for at in layers]
+        series = [Series(name, points, i, i, marked=len(std) <= ROWS) for i, (name, points) in enumerate(own)]
+        title = f"Deviation of γ by layer over training: {s.name}"
+        drawn.append(figure(lines(title, series, "epochs", "standard deviation of γ"), title))
+    return figures(drawn)
+
+
+def recipe(found: Sequence[Subject]) -> Html:
+    """Every setting and condition: what all share in a sentence, the rest by group; what all leave open is left out."""
+    names = list(dict.fromkeys(name for s in found for name in s.run.config))
+    skipped = ("out", "resume", "explain", "download", "data_dir", "track")
+    rows = [[name.replace("_", " "), *(_said(s.run.config.get(name)) for s in found)] for name in names if name not in skipped]
+    for name in ("device", "engine_why", "versions", "date"):
+        key = "machine" if name == "device" else name.replace("_", " ")
+        rows.append([key, *(_said(s.run.summary.get(name)) for s in found)])
+    shared = [row for row in rows if len(set(row[1:])) == 1 and row[1] != ABSENT]
+    said = "; ".join(f"{row[0]} {row[1]}" for row in shared)
+    differing = [row for row in rows if len(set(row[1:])) > 1]
+    in_common = paragraph(f"{'In common: ' if len(found) > 1 else ''}{said}.")
+    return section("Recipe and machine", in_common, table(["setting", *(s.name for s in found)], differing))
+
+
+def _said(value: object) -> str:
+    if value is None:
+        return ABSENT
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {own}" for name, own in value.items()) or ABSENT
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _runs(found: Sequence[Subject]) -> list[Run]:
+    return [run for s in found for run in s.runs]

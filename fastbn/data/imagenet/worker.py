@@ -1,0 +1,114 @@
+"""A worker process: takes tasks from a socket, puts pixels into memory that it shares with the parent. Imports no torch.
+
+It is a program of its own rather than a fork: no device, thread or lock of the parent's comes along, and a script needs no
+`if __name__ == "__main__"`. It ends when the socket closes, and so with the parent, however that dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import mmap
+import os
+import re
+import warnings
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastbn.data.imagenet.decode import View, decode
+from fastbn.data.imagenet.members import members
+from fastbn.data.imagenet.source import Location
+
+
+class Row(NamedTuple):
+    """A decoded sample: where its pixels start, in bytes, their height and width, the box within them, mirrored or not."""
+
+    start: int
+    height: int
+    width: int
+    box: tuple[float, float, float, float]
+    flip: bool
+
+
+class Decode(NamedTuple):
+    """A task: decode samples into the shared memory from byte `start` on; a Row each, or the reason why there is none."""
+
+    start: int
+    samples: list[tuple[int, Location]]
+    view: View
+    size: int
+    ahead: list[Location]  # soon asked for: the system may read them in this order already
+
+    def __call__(self, memory: np.ndarray) -> list[Row | str]:
+        for location in self.ahead:
+            with contextlib.suppress(OSError):  # told when it is read itself
+                os.posix_fadvise(_opened(location.path).fileno(), location.start, location.size, os.POSIX_FADV_WILLNEED)
+        rows: list[Row | str] = []
+        start = self.start
+        for sample, location in self.samples:
+            try:
+                pixels, box, flip = decode(read(location), sample, self.view, self.size)
+            except Exception as error:  # each format's decoder raises its own
+                rows.append(_one_line(error))
+                continue
+            memory[start : start + pixels.size] = pixels.reshape(-1)
+            rows.append(Row(start, pixels.shape[0], pixels.shape[1], box, flip))
+            start += pixels.size
+        return rows
+
+
+class Failed(NamedTuple):
+    """What a task that could not be done says."""
+
+    reason: str
+
+
+class Members(NamedTuple):
+    """A task: the members of a shard."""
+
+    path: str
+
+    def __call__(self, memory: np.ndarray) -> Any:
+        return members(self.path)
+
+
+def read(location: Location) -> bytes:
+    """The bytes there; raises OSError where there are fewer."""
+    if location.size < 0:
+        with open(location.path, "rb") as file:
+            return file.read()
+    content = os.pread(_opened(location.path).fileno(), location.size, location.start)
+    if len(content) < location.size:
+        raise OSError(f"{location.size:,} bytes at {location.start:,}, found {len(content):,}")
+    return content
+
+
+def _one_line(error: Exception) -> str:
+    """What it says, without the addresses of objects: the same in every process."""
+    return f"{type(error).__name__}: {' '.join(re.sub(r'<[^>]*>', '', str(error)).split())}"
+
+
+@functools.lru_cache(maxsize=32)
+def _opened(path: str) -> io.FileIO:
+    """A shard is opened once, not once a sample; the least used is closed."""
+    return open(path, "rb", buffering=0)
+
+
+def perform(task: Any, memory: np.ndarray) -> Any:
+    """A task's result, or how it failed."""
+    try:
+        return task(memory)
+    except Exception as error:
+        return Failed(_one_line(error))
+
+
+def main(socket: int, shared: int) -> None:
+    warnings.simplefilter("ignore")  # Pillow's, of odd metadata: an image that decodes is good
+    memory = np.frombuffer(mmap.mmap(shared, 0), np.uint8)
+    connection = Connection(socket)
+    with contextlib.suppress(EOFError, OSError):  # the parent is gone, or wants no more
+        while True:
+            connection.send(perform(connection.recv(), memory))

@@ -1,0 +1,111 @@
+"""Which engine carries out a graph on a device, and why. Nothing here falls back in silence."""
+
+from __future__ import annotations
+
+import functools
+import os
+
+import torch
+
+from fastbn.choices import ENGINES, one_of
+from fastbn.engine.native import build
+from fastbn.engine.native.engine import STORAGE, Native
+from fastbn.engine.interface import Engine
+from fastbn.engine.reference import Reference
+from fastbn.errors import MachineError
+
+REFERENCE = Reference()
+# It leaves weight gradients and unread activations out by itself, while torch_xla takes the reference engine's statistics and masks to
+# the CPU and back: 1 graph a step against 18 (docs/tpu.md has the times).
+XLA = "XLA compiles a step of the model's own forward whole"
+OLDEST = 80  # compute capability × 10: what the kernels' matrix instructions need
+
+
+def check(name: str) -> str:
+    """The name, if it is an engine's; raises UsageError otherwise and MachineError for one that cannot run here."""
+    if one_of("engine", name, ENGINES) == "triton" and not (_interpreted() or torch.cuda.is_available()):
+        raise MachineError(
+            "engine 'triton' was asked for, but PyTorch finds no CUDA device here; ask for 'auto', 'native' or 'reference' "
+            "(TRITON_INTERPRET=1 runs its kernels on CPU tensors, slowly, to check them)"
+        )
+    return name
+
+
+def choose(name: str, device: torch.device, dtype: torch.dtype, exact: bool = False) -> tuple[Engine | None, str]:
+    """The engine for activations of this device and dtype (None is stock: the model's own forward by autograd), and why.
+
+    exact: no algorithm that rounds more than the plain sum does.
+    """
+    if check(name) == "stock":
+        return None, "asked for"
+    if name == "reference":
+        return REFERENCE, "asked for"
+    if name == "auto" and device.type == "xla":
+        return None, XLA
+    if name == "triton" or (name == "auto" and device.type == "cuda"):
+        unfit = why_not_triton(device, dtype)
+        if not unfit:
+            return _triton(capability(device)), "asked for" if name == "triton" else f"{_short(dtype)} on CUDA"
+    else:
+        unfit = _why_not_native(device, dtype)
+        if not unfit:
+            return _native(exact), "asked for" if name == "native" else f"{_short(dtype)} on a CPU"
+    if name != "auto":
+        raise MachineError(f"engine {name!r} was asked for, but {unfit}; ask for 'auto' or 'reference'")
+    return REFERENCE, unfit
+
+
+@functools.cache
+def _native(exact: bool) -> Native:
+    return Native(exact)
+
+
+@functools.cache
+def _triton(capability: int) -> Engine:
+    from fastbn.engine.triton.engine import Triton
+
+    return Triton(capability)
+
+
+def capability(device: torch.device) -> int:
+    """90 for a Hopper GPU; 0 for the interpreter on a CPU."""
+    if device.type != "cuda":
+        return 0
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def why_not_triton(device: torch.device, dtype: torch.dtype) -> str:
+    """Empty, or what stands against the Triton engine."""
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"the Triton engine takes float32, float16 and bfloat16, and this is {_short(dtype)}"
+    if device.type != "cuda" and not _interpreted():
+        return f"the Triton engine is for CUDA, and this is {device.type}"
+    if device.type == "cuda" and capability(device) < OLDEST:
+        return f"the Triton engine needs compute capability {OLDEST / 10}, and {torch.cuda.get_device_name(device)} has less"
+    try:
+        import triton  # noqa: F401
+    except ImportError as error:
+        return f"Triton can't be imported ({error})"
+    return ""
+
+
+def _why_not_native(device: torch.device, dtype: torch.dtype) -> str:
+    """Empty, or what stands against the native engine."""
+    if device.type != "cpu":
+        return f"the native engine is for CPUs, and this is {device.type}"
+    if dtype not in STORAGE:
+        return f"the native engine takes float32 and bfloat16, and this is {_short(dtype)}"
+    try:
+        build.library()
+    except MachineError as error:
+        return str(error)
+    return ""

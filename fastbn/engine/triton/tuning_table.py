@@ -1,0 +1,98 @@
+"""What `python -m bench.tune --engine triton` measured of GPUs, as it ships: a row where it was measured, none elsewhere.
+
+    launches      a row a capability: whether kernels begin before the one before them has ended (kernels/triton/early_launch.py), which no count
+                  can judge, and packed arithmetic (kernels/triton/prologue.py), which costs precision: off where there is none
+    convolutions  a row a layer: which kernel carries it out, and how the one tap by tap is cut for it
+    rolling       a row a rolling kernel and shape: how it is cut
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fastbn.kernels.triton.conv import Tile
+
+Kind = TypeVar("Kind")
+TABLE = Path(__file__).with_name("tuning.json")
+DEPENDENT = 90  # the capability from which kernels can begin before the one before them has ended
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """What the choice among algorithms hangs on: a convolution of square taps, not grouped or spread, padded by half of them."""
+
+    capability: int  # 90 for a Hopper GPU; 0 for the interpreter
+    in_channels: int
+    channels: int
+    kernel: int
+    stride: int
+    size: int  # of the images: their width
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """What carries a layer out, and how the kernels tap by tap are cut for it."""
+
+    algorithm: str
+    forward: Tile
+    backward: Tile
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """What a rolling kernel's configuration hangs on."""
+
+    capability: int  # 90 for a Hopper GPU; 0 for the interpreter
+    backward: bool
+    channels: int
+    size: int  # of the images: their width
+    wide: bool  # float32 storage
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """How a rolling kernel is cut."""
+
+    row: int  # products of a row of a program
+    rows: int  # of its band
+    warps: int
+    keep: bool  # the weights in shared memory from the start
+
+
+def read(what: str) -> list[dict[str, Any]]:
+    """The shipped rows of a part, as `python -m bench.tune --engine triton` measured them; none of a device that it has not run on."""
+    rows: list[dict[str, Any]] = json.loads(TABLE.read_text(encoding="utf-8"))[what]
+    return rows
+
+
+@functools.cache
+def dependent(device: int) -> bool:
+    """Whether this capability's kernels are launched to begin before the one before them has ended."""
+    return device >= DEPENDENT and any(row["dependent"] for row in read("launches") if row["capability"] == device)
+
+
+@functools.cache
+def packed(device: int) -> bool:
+    """Whether this capability's rolling kernels form fp16 in fp16."""
+    return any(row["packed"] for row in read("launches") if row["capability"] == device)
+
+
+@functools.cache
+def rolls() -> dict[Key, Choice]:
+    """How rolling kernels are cut, as far as that was measured."""
+    return {_of(Key, row): _of(Choice, row) for row in read("rolling")}
+
+
+@functools.cache
+def ways() -> dict[Layer | None, Way]:
+    """What carries layers out, as far as that was measured."""
+    rows = read("convolutions")
+    return {_of(Layer, row): Way(row["algorithm"], Tile(**row["forward"]), Tile(**row["backward"])) for row in rows}
+
+
+def _of(kind: type[Kind], row: dict[str, Any]) -> Kind:
+    return kind(**{field.name: row[field.name] for field in dataclasses.fields(kind)})  # type: ignore[arg-type]

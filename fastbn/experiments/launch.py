@@ -1,0 +1,121 @@
+"""Carries an experiment's runs out as processes of the ordinary trainer, one on each GPU at a time, or one after the other; with
+--replicas a process trains several seeds of a line side by side."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from types import FrameType
+
+from fastbn.errors import Stopped
+from fastbn.experiments.results import ERROR, outcome
+from fastbn.experiments.preset import Job, beside
+
+LOG = "log.txt"
+DIVERGED = 3
+
+
+def devices() -> list[str | None]:
+    """CUDA_VISIBLE_DEVICES of the processes that may run side by side; [None] where there is no GPU."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name.strip() for name in visible.split(",") if name.strip()] or [None]
+    import torch
+
+    return [str(i) for i in range(torch.cuda.device_count())] or [None]
+
+
+def run(jobs: Sequence[Job], places: Sequence[str | None], replicas: int = 1) -> int:
+    """Runs what is not done yet, so many seeds of a line in a process; what was begun is resumed. Returns how many failed. Raises
+    Stopped after its processes have saved."""
+    waiting = [job for job in jobs if outcome(job).state != "done"]
+    done = {job.out for job in jobs} - {job.out for job in waiting}
+    free, running, failed = list(places), dict[subprocess.Popen[bytes], tuple[list[Job], str | None]](), set()
+    _say(f"{len(done)} of {len(jobs)} runs done before, {len(waiting)} to go, {len(places) * replicas} at a time")
+    with _stopping(running):
+        while waiting or running:
+            ready: dict[tuple[str, int], list[Job]] = {}
+            for job in list(waiting):
+                start = _start_of(job, jobs)
+                if start in failed:
+                    waiting.remove(job)
+                    failed.add(job.out)
+                    _fail(job, f"the run that it starts from failed: {start}")
+                elif start is None or start in done:
+                    ready.setdefault(beside(job, replicas), []).append(job)
+            for group in list(ready.values())[: len(free)]:
+                place = free.pop(0)
+                running[_launch(group, place)] = group, place
+                for job in group:
+                    waiting.remove(job)
+                    _say(f"{job.out.name} begins" + (f" on GPU {place}" if place is not None else "") + f"; {job.out / LOG}")
+            for process in [process for process in running if process.poll() is not None]:
+                group, place = running.pop(process)
+                free.append(place)
+                for job in group:
+                    found = outcome(job)
+                    (done if found.state == "done" else failed).add(job.out)
+                    if found.state != "done":
+                        _fail(job, _last_line(job) or f"exit code {process.returncode}")
+                    else:
+                        _say(f"{job.out.name}: {100 * found.last['test_accuracy']:.1f}%")
+            time.sleep(0.05)
+    return len(failed)
+
+
+def _start_of(job: Job, jobs: Sequence[Job]) -> object:
+    """The folder of the run that this one starts from."""
+    return next((other.out for other in jobs if other.line.name == job.line.after and other.seed == job.seed), None)
+
+
+def _launch(jobs: Sequence[Job], place: str | None) -> subprocess.Popen[bytes]:
+    """The trainer's process, or that of several runs side by side; what is no run's own goes to the first one's log."""
+    words = [sys.executable, "-m", "fastbn.train" if len(jobs) == 1 else "fastbn.experiments.replicas"]
+    for job in jobs:
+        job.out.mkdir(parents=True, exist_ok=True)
+        (job.out / ERROR).unlink(missing_ok=True)
+        words += [*(["--"] if job is not jobs[0] else []), *job.arguments, "--out", str(job.out), "--resume"]
+    environment = os.environ if place is None else {**os.environ, "CUDA_VISIBLE_DEVICES": place}
+    with open(jobs[0].out / LOG, "ab") as log:
+        return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+
+
+def _last_line(job: Job) -> str:
+    lines = (job.out / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
+    return lines[-1].removeprefix("fastbn: ").removeprefix("error: ") if lines else ""
+
+
+def _fail(job: Job, why: str) -> None:
+    job.out.mkdir(parents=True, exist_ok=True)
+    (job.out / ERROR).write_text(why + "\n", encoding="utf-8")
+    _say(f"{job.out.name} failed: {why}")
+
+
+@contextlib.contextmanager
+def _stopping(running: dict[subprocess.Popen[bytes], tuple[list[Job], str | None]]) -> Iterator[None]:
+    """SIGINT and SIGTERM become Stopped; the processes are then told to save and end, and waited for."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number in before:
+            signal.signal(number, signal.SIG_IGN)  # while they save
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _say(text: str) -> None:
+    print(f"fastbn: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,1 @@
+"""The network as data, read off a torch.fx trace."""

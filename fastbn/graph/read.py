@@ -1,0 +1,140 @@
+"""Reads the graph off a model: a torch.fx trace, what matches in it, and the program that runs regions and stock nodes in turn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx, nn
+
+from fastbn.graph.regions import Conv, Graph, Join, Region
+from fastbn.graph.match import IN_PLACE, Unit, fixed_padding, match
+from fastbn.engine.interface import Engine
+from fastbn.engine.weight_cache import Packs
+from fastbn.graph.partition import order, partition
+from fastbn.engine.region import FusedRegion
+
+
+class _Proxy(fx.Proxy):
+    """One that records `x += y` as what it is; fx's own makes `x = x + y` of it, which differs where x has another name."""
+
+
+for operation in IN_PLACE:
+    setattr(
+        _Proxy,
+        f"__{operation.__name__}__",
+        lambda self, other, operation=operation: self.tracer.create_proxy("call_function", operation, (self, other), {}),
+    )
+
+
+class _Tracer(fx.Tracer):
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+
+def trace(model: nn.Module, constants: dict[str, Any]) -> fx.Graph:
+    """The model's operations, its forward called with these constants. Raises TypeError where Python decides by the data."""
+    try:
+        return _Tracer().trace(model, concrete_args=constants)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise TypeError(
+            f"fuse({type(model).__name__}): torch.fx could not trace its forward ({reason}); "
+            "fuse the traceable part of it instead, for example model.backbone"
+        ) from error
+
+
+def read(model: nn.Module, constants: dict[str, Any], engine: Engine, packs: Packs) -> tuple[Graph, fx.GraphModule]:
+    """The graph, and the same computation with every region replaced by one call of this engine."""
+    traced = trace(model, constants)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    units, refused = match(traced, modules, lambda name, conv: engine.supports(_conv(name, "", conv, 0, 0)))
+    groups = partition(traced, units)
+    plan = order(traced, groups)
+    groups_in_order = [groups[item] for item in plan if isinstance(item, int)]
+    built = [_Builder(group, modules) for group in groups_in_order]
+    program = fx.Graph()
+    root: dict[str, Any] = {}
+    env: dict[fx.Node, fx.Node] = {}
+    regions = iter(enumerate(built))
+    for item in plan:
+        if isinstance(item, int):
+            number, builder = next(regions)
+            root[f"region{number}"] = FusedRegion(builder.region, engine, builder.pairs, builder.stock(modules), packs)
+            call = program.call_module(f"region{number}", tuple(env[node] for node in builder.inputs))
+            for i, node in enumerate(builder.outputs):
+                env[node] = program.call_function(_pick, (call, i))
+        elif item.op == "get_attr":
+            owner, _, name = str(item.target).rpartition(".")
+            root[f"attribute{len(root)}"] = _Attribute(model.get_submodule(owner), name)
+            env[item] = program.call_module(f"attribute{len(root) - 1}")
+        else:
+            env[item] = program.node_copy(item, lambda node: env[node])
+            if item.op == "call_module":
+                root[str(item.target)] = model.get_submodule(str(item.target))
+    left = [node for node in plan if isinstance(node, fx.Node) and node.op.startswith("call_")]
+    stock = [(_title(node), refused.get(str(node.target), "")) for node in left]
+    return Graph(tuple(builder.region for builder in built), tuple(stock)), fx.GraphModule(root, program, type(model).__name__)
+
+
+def _pick(values: tuple[Any, ...], i: int) -> Any:
+    return values[i]
+
+
+def _title(node: fx.Node) -> str:
+    return getattr(node.target, "__name__", str(node.target))
+
+
+def _conv(name: str, norm: str, conv: nn.Conv2d, source: int, slot: int) -> Conv:
+    padding = fixed_padding(conv)
+    assert padding is not None
+    kernel, stride, dilation = ((value[0], value[1]) for value in (conv.kernel_size, conv.stride, conv.dilation))
+    return Conv(name, norm, source, conv.in_channels, conv.out_channels, kernel, stride, padding, dilation, conv.groups, slot)
+
+
+class _Attribute(nn.Module):
+    """A parameter or a buffer, looked up at each call: .to() and users exchange them."""
+
+    def __init__(self, owner: nn.Module, name: str):
+        super().__init__()
+        self._owner, self._name = [owner], name  # in a list: it is the model's own submodule, not this one's
+
+    def forward(self) -> Any:
+        return getattr(self._owner[0], self._name)
+
+
+class _Builder:
+    """Numbers a region's values and convolutions."""
+
+    def __init__(self, units: list[Unit], modules: dict[str, nn.Module]):
+        self.units = units
+        made = {unit.output for unit in units}
+        self.inputs = list(dict.fromkeys(node for unit in units for node in unit.inputs if node not in made))
+        inside = {node for unit in units for node in unit.nodes}
+        self.outputs = [unit.output for unit in units if any(user not in inside for user in unit.output.users)]
+        self.pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
+        number = {node: i for i, node in enumerate(self.inputs)}
+        joins, slot = [], 0
+        for unit in units:
+            convs = []
+            for conv_node, norm_node in unit.convs:
+                module: Any = modules[str(conv_node.target)]
+                source: Any = conv_node.args[0]
+                convs.append(_conv(str(conv_node.target), str(norm_node.target), module, number[source], slot))
+                slot += module.out_channels
+                norm: Any = modules[str(norm_node.target)]
+                self.pairs.append((module, norm))
+            residual = None if unit.residual is None else number[unit.residual]
+            number[unit.output] = len(number)
+            joins.append(Join(number[unit.output], tuple(convs), residual, unit.relu))
+        self.region = Region(len(self.inputs), tuple(joins), tuple(number[node] for node in self.outputs))
+
+    def stock(self, modules: dict[str, nn.Module]) -> fx.GraphModule:
+        """The same region as ordinary nodes."""
+        graph = fx.Graph()
+        env = {node: graph.placeholder(f"x{i}") for i, node in enumerate(self.inputs)}
+        for unit in self.units:
+            for node in unit.nodes:
+                env[node] = graph.node_copy(node, lambda n: env[n])
+        graph.output(tuple(env[node] for node in self.outputs))
+        root = {str(node.target): modules[str(node.target)] for node in graph.nodes if node.op == "call_module"}
+        return fx.GraphModule(root, graph, "StockRegion")

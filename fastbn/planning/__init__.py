@@ -1,0 +1,1 @@
+"""What a step costs in memory, traffic and time, and the plan by which it runs."""

@@ -1,0 +1,69 @@
+"""The time that a step can't be done under, on a device of known speeds.
+
+    seconds ≥ Σ over launches of max(bytes / bytes_per_second, FLOPs / flops_per_second) + launch
+
+Traffic and FLOPs are the graph's (planning/traffic.py); an algorithm that makes fewer or more products than the sum itself is counted so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from fastbn.planning import traffic
+from fastbn.graph.regions import Region, Shape
+from fastbn.engine.interface import Engine
+from fastbn.planning.data_sheets import Device
+
+if TYPE_CHECKING:
+    from fastbn.planning.plan import Plan, Planner
+
+PRODUCTS = {  # for each of the convolution's own
+    "Winograd F(2×2, 3×3)": 4 / 9,
+    "Winograd F(4×4, 3×3)": 1 / 4,
+    "rolling rows": 4 / 3,
+}
+
+
+def costs(region: Region, shapes: dict[int, Shape], dtypes: tuple[torch.dtype, torch.dtype]) -> list[traffic.Cost]:
+    """Launch by launch, of a forward and a backward."""
+    case = traffic.Case(region, tuple(shapes[i] for i in range(region.inputs)), dtypes[0].itemsize, dtypes[1].itemsize)
+    plan = traffic.fused(case)
+    return [each.cost for each in itertools.chain(plan.forward, plan.backward)]
+
+
+def seconds(planner: Planner, plan: Plan, precision: str, device: Device) -> float:
+    """Of a step by this plan."""
+    rate, found = device.flops_per_second[precision], 0.0
+    for region, shapes in planner.regions(plan.bn_batch):
+        share, own = products(region, shapes, planner.network.engine), 0.0
+        for cost in costs(region, shapes, planner.dtypes):
+            own += cost.flops * share / rate
+            made = dataclasses.replace(cost, flops=int(cost.flops * share))
+            found += traffic.roofline(made, device.bytes_per_second, rate) + device.launch * cost.launches
+        found += plan.again * own
+    return found * plan.batch / plan.bn_batch
+
+
+def line(planner: Planner, plan: Plan, precision: str, device: Device) -> str:
+    """What --explain says of it."""
+    least = seconds(planner, plan, precision, device)
+    return (
+        f"at least {least * 1e3:,.{0 if least > 0.1 else 2}f} ms a step, at most {plan.batch / least:,.0f} images/s, "
+        f"{device.name} {device.source}"
+    )
+
+
+def products(region: Region, shapes: dict[int, Shape], engine: Engine) -> float:
+    """Products made for each of the convolutions' own, on average."""
+    own = made = 0.0
+    for join in region.joins:
+        for conv in join.convs:
+            each = math.prod(conv.weight_shape) * math.prod(shapes[join.value][2:])
+            own += each
+            made += each * PRODUCTS.get(engine.algorithm(conv, shapes[conv.source][2:]), 1.0)
+    return made / own if own else 1.0

@@ -1,0 +1,208 @@
+"""What a network's step occupies at any batch: its regions' footprints, and what PyTorch's own operations save and make between them.
+
+The operations outside the regions run on fake tensors, which have shapes and no contents, under autograd: what autograd keeps, and for
+how long, is its own doing. Weights, the data set and the optimizer's vectors are not a step's: they are there before it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import weakref
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from fastbn.engine import recomputation
+from fastbn.engine.select import choose
+from fastbn.planning.region_memory import Footprint, footprint
+from fastbn.engine.fuse import Fused
+from fastbn.graph.regions import Conv, Region, Shape
+from fastbn.engine.interface import Engine
+from fastbn.graph.read import read
+from fastbn.engine.region import FusedRegion
+
+
+@dataclasses.dataclass(frozen=True)
+class Occupied:
+    """Bytes of a step: at its peak; of what the forward leaves for the backward, all regions'; and FLOPs that the backward does again."""
+
+    peak: int
+    saved: int
+    flops_again: int
+
+
+class Counted(TorchDispatchMode):
+    """Inside, `live` is the bytes of the storages that torch made and that still live; `peak` the most that it was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._seen: dict[int, int] = {}
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        made = function(*arguments, **(keywords or {}))
+        for t in tree_leaves(made):
+            if isinstance(t, Tensor):
+                self.note(t)
+        return made
+
+    def note(self, t: Tensor) -> None:
+        storage = t.untyped_storage()
+        if storage._cdata not in self._seen:
+            self._seen[storage._cdata] = storage.nbytes()
+            self.add(storage.nbytes())
+            weakref.finalize(storage, self._gone, storage._cdata).atexit = False
+
+    def add(self, size: int) -> None:
+        self.live += size
+        self.reach(self.live)
+
+    def reach(self, size: int) -> None:
+        self.peak = max(self.peak, size)
+
+    def _gone(self, key: int) -> None:
+        self.live -= self._seen.pop(key)
+
+
+class Network:
+    """A model as an engine sees it, to be asked what its steps occupy. It is read in the modes that it is in."""
+
+    def __init__(self, model: nn.Module, engine: Engine, program: fx.GraphModule | None = None):
+        self.engine = engine
+        self._program = program if program is not None else read(model, {}, engine, {})[1]
+        self._regions = [module for module in self._program.children() if isinstance(module, FusedRegion)]
+        parameters = list(model.parameters())
+        self._device = parameters[0].device if parameters else torch.device("cpu")
+        self.trained = sum(p.numel() for p in parameters if p.requires_grad)
+        self.stored_bytes = sum(t.nbytes for t in (*parameters, *model.buffers()))
+        self._shapes: dict[Shape, list[tuple[Region, dict[int, Shape]]]] = {}
+        self._packed: dict[Any, int] = {}
+
+    @staticmethod
+    def of(model: nn.Module, fused: Fused, dtype: torch.dtype) -> Network:
+        """A fused model's own, for activations of this dtype on the device where it is."""
+        device = next(model.parameters()).device
+        _, program = fused.program(device, dtype, fused.defaults())
+        engine, _ = choose(fused.engine, device, dtype, fused.exact)
+        assert engine is not None
+        return Network(model, engine, program)
+
+    def shapes(self, x: Shape) -> list[tuple[Region, dict[int, Shape]]]:
+        """Every region with the shapes of its values, for a batch of this shape."""
+        if x not in self._shapes:
+            with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+                walk = _Walk(self._program, self.engine, Counted(), (torch.float32, torch.float32), None)
+                walk.run(torch.empty(x, device=self._device))
+            self._shapes[x] = walk.shapes
+        return self._shapes[x]
+
+    def packed_bytes(self, x: Shape, dtypes: tuple[torch.dtype, torch.dtype]) -> int:
+        """Of the frozen weights in the engine's own layouts, for images x."""
+        total = 0
+        shapes = {id(region): found for region, found in self.shapes(x)}
+        for region in self._regions:
+            for conv, (module, _) in zip(region.region.convs, region.pairs, strict=True):
+                size = shapes[id(region.region)][conv.source][2:]
+                key = _kind(conv), dtypes, self.engine.algorithm(conv, size)
+                if key not in self._packed:
+                    with FakeTensorMode(allow_non_fake_inputs=True), Counted() as counted:
+                        packed = self.engine.pack(conv, module.weight, *dtypes, size)
+                        self._packed[key] = counted.live
+                        del packed
+                total += self._packed[key]
+        return total
+
+    def occupied(self, x: Shape, dtypes: tuple[torch.dtype, torch.dtype], policy: recomputation.Recompute | None = None) -> Occupied:
+        """Of a step on a batch of float32 images x, from their making to the gradients. dtypes: what activations and gradients
+        are stored in. Raises Unfit for a shape that a region can't carry out."""
+        before = [(p, p.grad) for p in self._program.parameters()]  # of what trains outside the regions
+        try:
+            with FakeTensorMode(allow_non_fake_inputs=True), Counted() as counted:
+                walk = _Walk(self._program, self.engine, counted, dtypes, policy)
+                logits = walk.run(torch.empty(x, device=self._device).contiguous(memory_format=torch.channels_last))
+                loss = F.cross_entropy(logits.float(), torch.zeros(x[0], dtype=torch.int64, device=self._device))
+                if loss.requires_grad:
+                    loss.backward()
+        finally:
+            for p, gradient in before:
+                p.grad = gradient
+        return Occupied(counted.peak, walk.saved, walk.flops_again)
+
+
+def _kind(conv: Conv) -> Any:
+    """What a packed weight's size hangs on."""
+    return dataclasses.astuple(dataclasses.replace(conv, name="", norm="", source=0, slot=0))
+
+
+class _Walk(fx.Interpreter):
+    """Runs a program on fake tensors, its regions replaced by what they occupy."""
+
+    def __init__(self, program: fx.GraphModule, engine: Engine, counted: Counted, dtypes: tuple[torch.dtype, torch.dtype], policy: Any):
+        super().__init__(program)
+        self._engine, self._counted, self._dtypes, self._policy = engine, counted, dtypes, policy
+        self.saved = self.flops_again = 0
+        self.shapes: list[tuple[Region, dict[int, Shape]]] = []
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        module = self.fetch_attr(target)
+        if not isinstance(module, FusedRegion):
+            return super().call_module(target, args, kwargs)
+        region, size = module.region, self._dtypes[0].itemsize
+        shapes = region.shapes(tuple(x.shape for x in args))
+        self.shapes.append((region, shapes))
+        again = () if self._policy is None else recomputation.spans(region, shapes, size, self._policy)
+        wanted = tuple(x.requires_grad for x in args)
+        found = footprint(region, module.pairs, self._engine, tuple(x.shape for x in args), wanted, self._dtypes, again)
+        self.saved += found.saved
+        for span in again:
+            for i in span:
+                for conv in region.joins[i].convs:
+                    self.flops_again += 2 * math.prod(conv.weight_shape[1:]) * math.prod(shapes[region.joins[i].value])
+        trains = any(t is not None and t.requires_grad for _, norm in module.pairs for t in (norm.weight, norm.bias))
+        anchor = torch.empty((), requires_grad=trains)  # in place of γ and β, whose gradients stay what they are
+        cast = sum(x.numel() * size for x in args if x.dtype != self._dtypes[0])
+        if again:  # what enters the first of them is kept
+            found = dataclasses.replace(found, saved=found.saved + cast, backward=found.backward + cast)
+        outputs = [shapes[value] for value in region.outputs]
+        return _Region.apply(_Absent(self._counted, found, cast, self._dtypes[1], outputs, bool(again) and not cast), *args, anchor)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Absent:
+    """What stands for a region."""
+
+    counted: Counted
+    found: Footprint
+    cast: int  # bytes of its inputs in its own dtype, where they come in another
+    gradients: torch.dtype
+    outputs: list[Shape]
+    keeps: bool  # whether its inputs are among what it saves
+
+
+class _Region(torch.autograd.Function):
+    """A region that is not there: counts what it would occupy."""
+
+    @staticmethod
+    def forward(ctx: Any, region: _Absent, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.region, ctx.tensors = region, [(t.shape, t.requires_grad, t.device) for t in tensors]
+        ctx.set_materialize_grads(False)
+        if region.keeps:
+            ctx.save_for_backward(*tensors)
+        region.counted.reach(region.counted.live + region.found.forward + region.cast)
+        outputs = tuple(tensors[0].new_empty(shape).contiguous(memory_format=torch.channels_last) for shape in region.outputs)
+        region.counted.add(region.found.saved)
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        region, counted = ctx.region, ctx.region.counted
+        both = sum(g.nbytes for g in gradients if g is not None and g.dtype == region.gradients)  # counted here and in the footprint
+        counted.reach(counted.live - region.found.saved - both + region.found.backward)
+        counted.add(-region.found.saved)
+        return None, *(torch.empty(shape, device=device) if wanted else None for shape, wanted, device in ctx.tensors)

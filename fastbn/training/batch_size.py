@@ -1,0 +1,73 @@
+"""--batch-size auto: the smallest batch whose images/s are within 5% of the best of those that fit, measured on a copy of the network."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import time
+from collections.abc import Callable, Iterator
+
+from torch import nn
+
+from fastbn.run.config import Recipe
+from fastbn.data.feed import Feed, Inputs
+from fastbn.errors import MachineError
+from fastbn import devices
+from fastbn.planning import precision
+from fastbn.planning.plan import planner_of
+from fastbn.training.step import Step, Totals
+
+SMALLEST, LARGEST = 32, 2**14
+WITHIN = 0.95
+UNTIMED = 2  # steps: the first compiles, the second is captured
+SECONDS = 0.5  # of timed steps
+PATIENCE = 2  # sizes in a row that are no faster than the best: the rest will not be
+
+
+def fastest(model: nn.Module, source: Feed, recipe: Recipe, say: Callable[[str], None] = lambda line: None) -> int:
+    """The batch size. The model and its running statistics stay as they are; `say` is told each measurement. Raises MachineError where
+    not even the smallest fits."""
+    found: dict[int, float] = {}
+    size, since = SMALLEST, 0
+    while size <= LARGEST and (size == SMALLEST or size <= len(source)) and since < PATIENCE:
+        try:
+            found[size] = _images_per_second(copy.deepcopy(model), source, recipe.with_batch(size))
+        except MachineError:
+            if not found:
+                raise
+            break
+        since = 0 if found[size] == max(found.values()) else since + 1
+        size *= 2
+    chosen = choose(found)
+    rates = ", ".join(f"{n:,}: {rate:,.0f}" for n, rate in found.items())
+    say(f"batch     {chosen:,}: the smallest within {1 - WITHIN:.0%} of the best images/s ({rates})")
+    return chosen
+
+
+def choose(found: dict[int, float]) -> int:
+    """The smallest batch of those measured whose rate is within 5% of the best."""
+    best = max(found.values())
+    return min(n for n, rate in found.items() if rate >= WITHIN * best)
+
+
+def _images_per_second(model: nn.Module, source: Feed, recipe: Recipe) -> float:
+    model.train()
+    step, totals = Step(model, source, recipe, planner=planner_of(model, source, recipe)), Totals.zero(source.device)
+    batches, images = _whole(source, recipe), 0
+    with precision.arithmetic(recipe.precision, source.device):
+        for _ in range(UNTIMED):
+            step(next(batches), 0.0, totals)
+        devices.carry_out(source.device, wait=True)
+        start = time.perf_counter()
+        while (seconds := time.perf_counter() - start) < SECONDS:
+            step(next(batches), 0.0, totals)
+            images += recipe.batch
+            devices.carry_out(source.device, wait=True)
+    return images / seconds
+
+
+def _whole(source: Feed, recipe: Recipe) -> Iterator[Inputs]:
+    """Whole batches without end."""
+    for epoch in itertools.count():
+        source.begin(recipe.seed, epoch)
+        yield from (inputs for inputs in source.batches(recipe.batch) if len(inputs[0]) == recipe.batch)

@@ -1,0 +1,297 @@
+"""settle: a BatchNorm's few numbers a channel, from the partial results that a convolution's programs left.
+
+    forward    (count, mean, M2) of every program -> μ, σ², r = (σ² + ε)^-½, scale = γ·r, shift = β − μ·scale; the running statistics move
+    backward   Σ ds and Σ ds·(y − μ) of every program -> dβ, dγ = r·Σ ds·(y − μ), and c1, c2, c0 of dy = c1·ds + c2·y + c0
+
+The kernel that reads next does it: each of its programs merges the partial results for itself, out of the second-level cache, and program 0
+writes what is kept. That costs no launch, no atomic and no wait. Where programs are many, or the reader is of another kind, it is a small
+launch of its own.
+
+Layout   partial results (programs, rows, C) fp32 with a row for each kind of number.
+Order    that of the programs, whoever merges: no floating-point atomics, so runs repeat bit for bit.
+Source   Chan, Golub, LeVeque 1983, the pairwise update; c1, c2, c0 from the derivative of (y − μ)·r·γ + β.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .early_launch import begin, options, wait
+
+MOST = 256  # partial results that a reading kernel merges: beyond, every program's share of the reading outweighs a launch
+# What hangs on the batch, or on a counter's place among others, shall not have a kernel compiled anew.
+UNSPECIALISED: Any = {"do_not_specialize": ["due_tiles"], "do_not_specialize_on_alignment": ["batches_ptr"]}
+
+
+@triton.jit
+def merge_moments(partial_ptr, tiles, C, offs_c, mask_c, BLOCK_C: tl.constexpr, BLOCK_T: tl.constexpr):
+    """(mean, M2), each (BLOCK_C,), of `tiles` partial results in their order."""
+    count = tl.zeros((BLOCK_C,), tl.float32)
+    mean = tl.zeros((BLOCK_C,), tl.float32)
+    m2 = tl.zeros((BLOCK_C,), tl.float32)
+    for t in range(0, tiles, BLOCK_T):
+        offs_t = t + tl.arange(0, BLOCK_T)
+        mask = (offs_t < tiles)[:, None] & mask_c[None, :]
+        at = partial_ptr + offs_t[:, None] * (3 * C) + offs_c[None, :]
+        n = tl.load(at, mask=mask, other=0.0)
+        mean_t = tl.load(at + C, mask=mask, other=0.0)
+        m2_t = tl.load(at + 2 * C, mask=mask, other=0.0)
+        pivot = tl.load(partial_ptr + t * (3 * C) + C + offs_c, mask=mask_c, other=0.0)
+        here = tl.sum(n, 0)
+        mean_b = pivot + tl.sum(n * (mean_t - pivot[None, :]), 0) / tl.maximum(here, 1.0)
+        d = mean_t - mean_b[None, :]
+        m2_b = tl.sum(m2_t, 0) + tl.sum(n * d * d, 0)
+        total = tl.maximum(count + here, 1.0)
+        delta = mean_b - mean
+        m2 += m2_b + delta * delta * (count * here / total)
+        mean += delta * (here / total)
+        count += here
+    return mean, m2
+
+
+@triton.jit
+def merge_sums(partial_ptr, tiles, row, C, offs_c, mask_c, KINDS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_T: tl.constexpr):
+    """Row 0's sum and another row's, each (BLOCK_C,), over `tiles` partial results in their order."""
+    first = tl.zeros((BLOCK_C,), tl.float32)
+    other = tl.zeros((BLOCK_C,), tl.float32)
+    for t in range(0, tiles, BLOCK_T):
+        offs_t = t + tl.arange(0, BLOCK_T)
+        mask = (offs_t < tiles)[:, None] & mask_c[None, :]
+        at = partial_ptr + offs_t[:, None] * (KINDS * C) + offs_c[None, :]
+        first += tl.sum(tl.load(at, mask=mask, other=0.0), 0)
+        other += tl.sum(tl.load(at + row * C, mask=mask, other=0.0), 0)
+    return first, other
+
+
+@triton.jit
+def load_or(ptr, offs_c, mask_c, otherwise, BLOCK_C: tl.constexpr):
+    """A vector in fp32; `otherwise` throughout where there is none."""
+    vector = tl.zeros((BLOCK_C,), tl.float32) + otherwise
+    if ptr is not None:
+        vector = tl.load(ptr + offs_c, mask=mask_c, other=0.0).to(tl.float32)
+    return vector
+
+
+@triton.jit
+def settle_forward(
+    partial_ptr, tiles, rows,                        # (tiles, 3, C), or None: by the running statistics; rows of y
+    vectors_ptr, stride,                             # rows of (4, C), out
+    weight_ptr, bias_ptr, conv_bias_ptr,             # (C,), each or None
+    running_mean_ptr, running_var_ptr, batches_ptr,  # (C,), (C,) and one int64, or None
+    eps, share,                                      # this batch's share in the running statistics
+    C, offs_c, mask_c, writes, counts,               # whether this program writes what is kept, and counts the batch
+    MOVES: tl.constexpr, CUMULATIVE: tl.constexpr, COUNTS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_T: tl.constexpr,
+):
+    """scale and shift (BLOCK_C,). CUMULATIVE: the share is one in all batches so far. COUNTS: this batch is not yet counted."""
+    offset = load_or(conv_bias_ptr, offs_c, mask_c, 0.0, BLOCK_C)  # the raw output is without the convolution's bias
+    weight = load_or(weight_ptr, offs_c, mask_c, 1.0, BLOCK_C)
+    bias = load_or(bias_ptr, offs_c, mask_c, 0.0, BLOCK_C)
+    if partial_ptr is not None:
+        mean, m2 = merge_moments(partial_ptr, tiles, C, offs_c, mask_c, BLOCK_C, BLOCK_T)
+        var = m2 / rows
+    else:
+        mean = load_or(running_mean_ptr, offs_c, mask_c, 0.0, BLOCK_C) - offset
+        var = load_or(running_var_ptr, offs_c, mask_c, 1.0, BLOCK_C)
+    rstd = tl.div_rn(1.0, tl.sqrt_rn(var + eps))
+    scale = rstd * weight
+    shift = bias - mean * scale
+    if writes:
+        tl.store(vectors_ptr + offs_c, mean, mask=mask_c)
+        tl.store(vectors_ptr + stride + offs_c, rstd, mask=mask_c)
+        tl.store(vectors_ptr + 2 * stride + offs_c, scale, mask=mask_c)
+        tl.store(vectors_ptr + 3 * stride + offs_c, shift, mask=mask_c)
+        if MOVES:
+            if batches_ptr is not None:
+                batches = tl.load(batches_ptr)
+                if COUNTS:
+                    batches += 1
+                    tl.store(batches_ptr, batches, mask=counts)
+                if CUMULATIVE:
+                    share = 1.0 / batches.to(tl.float32)
+            old = load_or(running_mean_ptr, offs_c, mask_c, 0.0, BLOCK_C)
+            tl.store(running_mean_ptr + offs_c, old + share * (mean + offset - old), mask=mask_c)
+            old = load_or(running_var_ptr, offs_c, mask_c, 0.0, BLOCK_C)
+            unbiased = var * (rows / tl.maximum(rows - 1.0, 1.0))
+            tl.store(running_var_ptr + offs_c, old + share * (unbiased - old), mask=mask_c)
+    return scale, shift
+
+
+@triton.jit
+def settle_backward(
+    partial_ptr, tiles, row, rows,                   # (tiles, KINDS, C): Σ ds, then Σ ds·(y − μ) of each y, this one's in `row`; rows of y
+    vectors_ptr, stride,                             # rows of (4, C)
+    affine_ptr, affine_stride,                       # rows of (2, C), out
+    C, offs_c, mask_c, writes,
+    BATCH: tl.constexpr, KINDS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_T: tl.constexpr,
+):
+    """c1, c2 and c0 (BLOCK_C,)."""
+    mean = tl.load(vectors_ptr + offs_c, mask=mask_c, other=0.0)
+    rstd = tl.load(vectors_ptr + stride + offs_c, mask=mask_c, other=0.0)
+    scale = tl.load(vectors_ptr + 2 * stride + offs_c, mask=mask_c, other=0.0)
+    dbias, product = merge_sums(partial_ptr, tiles, row, C, offs_c, mask_c, KINDS, BLOCK_C, BLOCK_T)
+    dweight = rstd * product
+    if writes:
+        tl.store(affine_ptr + offs_c, dweight, mask=mask_c)
+        tl.store(affine_ptr + affine_stride + offs_c, dbias, mask=mask_c)
+    c2 = tl.zeros((BLOCK_C,), tl.float32)
+    c0 = tl.zeros((BLOCK_C,), tl.float32)
+    if BATCH:
+        c2 = -scale * rstd * dweight / rows
+        c0 = -scale * dbias / rows - c2 * mean
+    return scale, c2, c0
+
+
+@triton.jit(**UNSPECIALISED)
+def settle_forward_kernel(
+    due_ptr, due_tiles, due_rows, vectors_ptr, stride, weight_ptr, bias_ptr, conv_bias_ptr, running_mean_ptr, running_var_ptr, batches_ptr,
+    eps, share,
+    C: tl.constexpr, MOVES: tl.constexpr, CUMULATIVE: tl.constexpr, COUNTS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_T: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    begin(PDL)
+    wait(PDL)
+    offs_c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    settle_forward(
+        due_ptr, due_tiles, due_rows, vectors_ptr, stride, weight_ptr, bias_ptr, conv_bias_ptr, running_mean_ptr, running_var_ptr,
+        batches_ptr, eps, share, C, offs_c, offs_c < C, tl.program_id(0) >= 0, tl.program_id(0) == 0, MOVES, CUMULATIVE, COUNTS, BLOCK_C,
+        BLOCK_T,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["due_tiles"])
+def settle_backward_kernel(
+    due_ptr, due_tiles, due_row, due_rows, due_vectors_ptr, due_stride, affine_ptr, affine_stride,
+    coefficient_ptr,                                 # (3, C) out, or None
+    C: tl.constexpr, BATCH: tl.constexpr, KINDS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_T: tl.constexpr, PDL: tl.constexpr,
+):
+    begin(PDL)
+    wait(PDL)
+    offs_c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    mask_c = offs_c < C
+    c1, c2, c0 = settle_backward(
+        due_ptr, due_tiles, due_row, due_rows, due_vectors_ptr, due_stride, affine_ptr, affine_stride, C, offs_c, mask_c,
+        tl.program_id(0) >= 0, BATCH, KINDS, BLOCK_C, BLOCK_T,
+    )  # fmt: skip
+    if coefficient_ptr is not None:
+        tl.store(coefficient_ptr + offs_c, c1, mask=mask_c)
+        tl.store(coefficient_ptr + C + offs_c, c2, mask=mask_c)
+        tl.store(coefficient_ptr + 2 * C + offs_c, c0, mask=mask_c)
+
+
+@dataclasses.dataclass(frozen=True)
+class Partial:
+    """What a launch's programs left, for others to merge."""
+
+    values: Tensor  # (tiles, rows, C) fp32
+    rows: int  # of the raw output
+
+    @property
+    def tiles(self) -> int:
+        return self.values.shape[0]
+
+    @property
+    def few(self) -> bool:
+        """Whether the kernel that reads next shall merge them."""
+        return self.tiles <= MOST
+
+
+def partial(tiles: int, kinds: int, channels: int, rows: int, like: Tensor) -> Partial:
+    """Room for the partial results of so many programs."""
+    return Partial(torch.empty((tiles, kinds, channels), dtype=torch.float32, device=like.device), rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Forward:
+    """A BatchNorm that is not yet ready: what its vectors are made of."""
+
+    partial: Partial | None  # of y's statistics; None: the running ones serve
+    vectors: Tensor  # (4, C) fp32 rows, out
+    weight: Tensor | None  # (C,) each, of any float dtype
+    bias: Tensor | None
+    conv_bias: Tensor | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    batches: Tensor | None  # int64, counts the batches; None: nobody does
+    eps: float
+    share: float | None  # of this batch in the running statistics; 0: they stay; None: one in all batches
+
+    def arguments(self) -> dict[str, Any]:
+        """The kernels'."""
+        given = self.partial
+        return {
+            "due_ptr": given and given.values, "due_tiles": given.tiles if given else 0, "due_rows": float(given.rows) if given else 0.0,
+            "vectors_ptr": self.vectors, "stride": self.vectors.stride(0), "weight_ptr": self.weight, "bias_ptr": self.bias,
+            "conv_bias_ptr": self.conv_bias, "running_mean_ptr": self.running_mean, "running_var_ptr": self.running_var,
+            "batches_ptr": self.batches, "eps": float(self.eps), "share": float(self.share or 0.0),
+            "MOVES": given is not None and self.share != 0.0, "CUMULATIVE": self.share is None, "BLOCK_T": block_t(given),
+        }  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Backward:
+    """A BatchNorm whose gradient is not yet ended: what it is made of."""
+
+    partial: Partial
+    row: int  # of its Σ ds·(y − μ)
+    vectors: Tensor  # (4, C) fp32 rows
+    affine: Tensor  # (2, C) fp32 rows, out
+    batch: bool
+
+    @property
+    def few(self) -> bool:
+        """Whether the kernel that reads next shall merge them: beyond 32 channels it has no registers left for it, and spills."""
+        return self.partial.few and self.vectors.shape[1] <= 32
+
+    def arguments(self) -> dict[str, Any]:
+        """The kernels'."""
+        return {
+            "due_ptr": self.partial.values, "due_tiles": self.partial.tiles, "due_row": self.row, "due_rows": float(self.partial.rows),
+            "due_vectors_ptr": self.vectors, "due_stride": self.vectors.stride(0), "affine_ptr": self.affine,
+            "affine_stride": self.affine.stride(0), "BATCH": self.batch, "KINDS": self.partial.values.shape[1],
+            "BLOCK_T": block_t(self.partial),
+        }  # fmt: skip
+
+
+NOTHING: dict[str, Any] = dict.fromkeys(
+    ("due_ptr", "vectors_ptr", "weight_ptr", "bias_ptr", "conv_bias_ptr", "running_mean_ptr", "running_var_ptr", "batches_ptr")
+)
+NOTHING |= {"due_tiles": 0, "due_rows": 0.0, "stride": 0, "eps": 0.0, "share": 0.0, "MOVES": False, "CUMULATIVE": False, "BLOCK_T": 16}
+
+
+def block_t(given: Partial | None) -> int:
+    """Partial results read at a time: a thousand numbers of each kind, beside whatever else the reading kernel holds in registers."""
+    return 16 if given is None else max(16, 1024 // triton.next_power_of_2(given.values.shape[2]))
+
+
+def apart(channels: int, given: Partial | None) -> dict[str, int]:
+    """How a launch that does nothing else is cut. Many partial results are a long way for one program: a program takes few channels then,
+    and a thousand results at a time."""
+    if given is None or given.few:
+        return {"BLOCK_C": min(32, triton.next_power_of_2(channels)), "BLOCK_T": block_t(given), "num_warps": 4}
+    return {"BLOCK_C": 4, "BLOCK_T": 1024, "num_warps": 8}
+
+
+def launch_forward(end: Forward, dependent: bool) -> None:
+    """Writes the vectors; the running statistics move."""
+    channels = end.vectors.shape[1]
+    sizes = apart(channels, end.partial)
+    programs = triton.cdiv(channels, sizes["BLOCK_C"])
+    counts = programs == 1 or end.share is not None
+    if not counts and end.partial is not None and end.batches is not None:
+        end.batches.add_(1)  # which every program is about to read
+    settle_forward_kernel[(programs,)](**end.arguments() | sizes, C=channels, COUNTS=counts, **options(dependent))
+
+
+def launch_backward(end: Backward, coefficients: Tensor | None, dependent: bool) -> None:
+    """Writes dγ and dβ, and c1, c2, c0 into coefficients (3, C) if asked."""
+    channels = end.vectors.shape[1]
+    sizes = apart(channels, end.partial)
+    settle_backward_kernel[(triton.cdiv(channels, sizes["BLOCK_C"]),)](
+        **end.arguments() | sizes, coefficient_ptr=coefficients, C=channels, **options(dependent)
+    )

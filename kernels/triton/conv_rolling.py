@@ -1,0 +1,256 @@
+"""conv_rolling: y = conv(z), 3×3 at stride 1 with padding 1 and few channels, z formed once for three kernel rows, with what the
+BatchNorm that reads y needs.
+
+Each input row is loaded and formed once and feeds three products, one a kernel row, into three rotating accumulators. PAIR = 2: two
+output pixels are one product, with a block-Toeplitz weight (K = 4C, N = 2C), so that neighbouring pixels are loaded once too;
+PAIR = 1: three loads a row, one a kernel column (K = N = C), where the Toeplitz weight would be too large.
+
+Layout   activations (N, H, W, C); weights (3 kernel rows, loads, K, N); masks (N, H, W, C/8). A program takes a band of ROWS rows
+         of IMAGES images, STRIP products wide.
+Traffic  reads what makes z (a band's two outer rows twice), writes y; writes z, and z's mask, if asked: each once.
+Saved    y and the mask.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .early_launch import begin, options, wait
+from .batchnorm_stats import NOTHING, UNSPECIALISED, Forward, Partial, partial, settle_forward
+from .prologue import Source, form, pack
+
+
+@triton.jit
+def load_row(w_ptr, row: tl.constexpr, K: tl.constexpr, N: tl.constexpr, LOADS: tl.constexpr):
+    """A kernel row's weights, a tile (K, N) a load."""
+    w = w_ptr + row * (LOADS * K * N) + (tl.arange(0, K)[:, None] * N + tl.arange(0, N)[None, :])
+    first = tl.load(w)
+    if LOADS == 1:
+        return (first, first, first)
+    return (first, tl.load(w + K * N), tl.load(w + 2 * K * N))
+
+
+@triton.jit
+def load_tile(w_ptr, tile: tl.constexpr, K: tl.constexpr, N: tl.constexpr):
+    """One of them, (K, N)."""
+    return tl.load(w_ptr + tile * (K * N) + (tl.arange(0, K)[:, None] * N + tl.arange(0, N)[None, :]))
+
+
+@triton.jit
+def tile_channels(vector, C: tl.constexpr, K: tl.constexpr):
+    """(C,) -> (1, K), the channels of K / C pixels."""
+    return tl.reshape(tl.broadcast_to(vector[None, :], (K // C, C)), (1, K))
+
+
+@triton.jit
+def within(
+    mask_m, column, k, row, r: tl.constexpr, load: tl.constexpr,
+    H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, PAIR: tl.constexpr, ROWS: tl.constexpr, EVEN: tl.constexpr,
+):
+    """Which elements of a load are the image's. What is known when compiled is not asked: EVEN programs overhang by their halo only."""
+    inside = tl.broadcast_to(mask_m[:, None], (mask_m.shape[0], k.shape[0]))
+    if PAIR == 2:
+        at = column[:, None] + k[None, :] // C - 1
+        inside = inside & (at >= 0) & (at < W)
+    elif load == 0:
+        inside = inside & (column > 0)[:, None]
+    elif load == 2:
+        inside = inside & (column < W - 1)[:, None]
+    if r == 0:
+        inside = inside & (row >= 0)
+    if not EVEN or r > ROWS:
+        inside = inside & (row < H)
+    if not EVEN and PAIR == 1:
+        inside = inside & (column + (load - 1) < W)[:, None]
+    return inside
+
+
+@triton.jit(**UNSPECIALISED)
+def conv_rolling_forward_kernel(
+    x_ptr, r_ptr,                                       # (N, H, W, C) y or z; a residual or a projection's y, or None
+    scale_ptr, shift_ptr, rscale_ptr, rshift_ptr,       # (C,) fp32, or None
+    w_ptr,                                              # (3, loads, K, N)
+    y_ptr,                                              # (N, H, W, C) out
+    z_ptr, mask_ptr,                                    # (N, H, W, C) and (N, H, W, C/8) out, or None
+    partial_ptr,                                        # (programs, 3, C) out: count, mean, M2; None: nobody asks
+    due_ptr, due_tiles, due_rows,                       # the source's own BatchNorm where it is DUE: made ready on the way, see settle
+    vectors_ptr, stride, weight_ptr, bias_ptr, conv_bias_ptr, running_mean_ptr, running_var_ptr, batches_ptr, eps, share,
+    N,
+    H: tl.constexpr, W: tl.constexpr, C: tl.constexpr,
+    FORM: tl.constexpr, RELU: tl.constexpr, DUE: tl.constexpr, MOVES: tl.constexpr, CUMULATIVE: tl.constexpr, BLOCK_T: tl.constexpr,
+    PRECISION: tl.constexpr, PAIR: tl.constexpr, IMAGES: tl.constexpr, ROWS: tl.constexpr, STRIP: tl.constexpr,
+    BLOCK_M: tl.constexpr, EVEN: tl.constexpr, KEEP: tl.constexpr, PACKED: tl.constexpr, PDL: tl.constexpr,
+):
+    begin(PDL)
+    pid = tl.program_id(0)
+    BANDS: tl.constexpr = (H + ROWS - 1) // ROWS
+    STRIPS: tl.constexpr = (W + PAIR * STRIP - 1) // (PAIR * STRIP)
+    LOADS: tl.constexpr = 3 if PAIR == 1 else 1
+    K: tl.constexpr = C if PAIR == 1 else 4 * C
+    OUT: tl.constexpr = PAIR * C
+    top = (pid // STRIPS % BANDS) * ROWS
+    first = pid // (STRIPS * BANDS) * IMAGES
+    m = tl.arange(0, BLOCK_M)
+    image, column = m // STRIP, (pid % STRIPS * STRIP + m % STRIP) * PAIR
+    k = tl.arange(0, K)
+    n = tl.arange(0, OUT)
+    if EVEN:
+        mask_m = tl.full((BLOCK_M,), 1, tl.int1)
+        mask_y = tl.full((BLOCK_M, OUT), 1, tl.int1)
+    else:
+        mask_m = (image < IMAGES) & (first + image < N)
+        mask_y = mask_m[:, None] & ((column[:, None] + n[None, :] // C) < W)
+    base = first.to(tl.int64) * (H * W * C)
+    x_ptr += base
+    y_ptr += base
+    if r_ptr is not None:
+        r_ptr += base
+    if z_ptr is not None:
+        z_ptr += base
+    if mask_ptr is not None:
+        mask_ptr += first.to(tl.int64) * (H * W * (C // 8))
+    pixel = (image * H + top) * W + column                         # of the band's first row, from the first image on
+    w0, w1, w2 = (0,), (0,), (0,)
+    if KEEP:
+        w0 = load_row(w_ptr, 0, K, OUT, LOADS)
+        w1 = load_row(w_ptr, 1, K, OUT, LOADS)
+        w2 = load_row(w_ptr, 2, K, OUT, LOADS)
+    wait(PDL)
+    scale, shift, rscale = 0.0, 0.0, 0.0
+    if DUE:
+        offs_c = tl.arange(0, C)
+        own_scale, own_shift = settle_forward(
+            due_ptr, due_tiles, due_rows, vectors_ptr, stride, weight_ptr, bias_ptr, conv_bias_ptr, running_mean_ptr, running_var_ptr,
+            batches_ptr, eps, share, C, offs_c, offs_c < C, pid == 0, pid == 0, MOVES, CUMULATIVE, True, C, BLOCK_T,
+        )
+        scale = tile_channels(own_scale, C, K)
+        shift = tile_channels(own_shift, C, K)
+    elif FORM > 0:
+        scale = tl.load(scale_ptr + k % C)[None, :]
+        shift = tl.load(shift_ptr + k % C)[None, :]
+    if FORM == 3:
+        rscale = tl.load(rscale_ptr + k % C)[None, :]
+        shift += tl.load(rshift_ptr + k % C)[None, :]
+    acc0 = tl.zeros((BLOCK_M, OUT), tl.float32)
+    acc1 = tl.zeros((BLOCK_M, OUT), tl.float32)
+    acc2 = tl.zeros((BLOCK_M, OUT), tl.float32)
+    total = tl.zeros((BLOCK_M, OUT), tl.float32)                    # Σ(y − pivot) and Σ(y − pivot)², by place in the tile
+    square = tl.zeros((BLOCK_M, OUT), tl.float32)
+    pivot = tl.zeros((OUT,), tl.float32)
+    across = tl.sum(mask_y.to(tl.float32), 0)                       # pixels a row
+    for r in tl.static_range(ROWS + 2):
+        row = top + r - 1
+        acc0 = tl.zeros((BLOCK_M, OUT), tl.float32)
+        for load in tl.static_range(LOADS):
+            inside = within(mask_m, column, k, row, r, load, H, W, C, PAIR, ROWS, EVEN)
+            offsets = (pixel + (r - 1) * W + (load - 1))[:, None] * C + k[None, :]
+            z = form(x_ptr, r_ptr, offsets, inside, scale, shift, rscale, FORM, RELU, PACKED)
+            if (r >= 1) & (r <= ROWS) & ((LOADS == 1) | (load == 1)):   # a row and columns of this program's own
+                own = inside & (k >= C)[None, :] & (k < 3 * C)[None, :] if PAIR == 2 else inside
+                if z_ptr is not None:
+                    tl.store(z_ptr + offsets, z, mask=own)
+                if mask_ptr is not None:
+                    byte = tl.arange(0, K // 8)
+                    there = column[:, None] + byte[None, :] // (C // 8) + (load - 1)
+                    inner = (byte >= C // 8) & (byte < 3 * (C // 8)) if PAIR == 2 else byte >= 0
+                    bits = mask_ptr + ((pixel + (r - 1) * W + (load - 1))[:, None] * (C // 8) + byte[None, :])
+                    tl.store(bits, pack(z, BLOCK_M, K), mask=mask_m[:, None] & inner[None, :] & (there < W) & (row < H))
+            if r < ROWS:
+                w = w0[load] if KEEP else load_tile(w_ptr, 0 * LOADS + load, K, OUT)
+                acc0 = tl.dot(z, w, acc0, input_precision=PRECISION)
+            if (r >= 1) & (r <= ROWS):
+                w = w1[load] if KEEP else load_tile(w_ptr, 1 * LOADS + load, K, OUT)
+                acc1 = tl.dot(z, w, acc1, input_precision=PRECISION)
+            if r >= 2:
+                w = w2[load] if KEEP else load_tile(w_ptr, 2 * LOADS + load, K, OUT)
+                acc2 = tl.dot(z, w, acc2, input_precision=PRECISION)
+        if r >= 2:
+            y = acc2.to(y_ptr.dtype.element_ty)
+            kept = mask_y if EVEN else mask_y & (row - 1 < H)
+            tl.store(y_ptr + (pixel + (r - 2) * W)[:, None] * C + n[None, :], y, mask=kept)
+            if partial_ptr is not None:
+                stored = y.to(tl.float32)
+                if r == 2:
+                    pivot = tl.sum(tl.where(kept, stored, 0.0), 0) / tl.maximum(across, 1.0)
+                d = tl.where(kept, stored - pivot[None, :], 0.0)
+                total += d
+                square += d * d
+        acc2 = acc1
+        acc1 = acc0
+    if partial_ptr is not None:
+        count = across * tl.minimum(H - top, ROWS)
+        s = tl.sum(total, 0)
+        mean = s / tl.maximum(count, 1.0)
+        m2 = tl.maximum(tl.sum(square, 0) - s * mean, 0.0, propagate_nan=tl.PropagateNan.ALL)
+        mean += pivot
+        if PAIR == 2:                                              # the pair's two pixels are of the same channels
+            counts, means = tl.reshape(count, (2, C)), tl.reshape(mean, (2, C))
+            count = tl.sum(counts, 0)
+            left = tl.sum(tl.where(tl.arange(0, 2)[:, None] == 0, means, 0.0), 0)
+            mean = left + tl.sum(counts * (means - left[None, :]), 0) / count
+            d = means - mean[None, :]
+            m2 = tl.sum(tl.reshape(m2, (2, C)), 0) + tl.sum(counts * d * d, 0)
+        mine = partial_ptr + pid * (3 * C) + tl.arange(0, C)
+        tl.store(mine, count)
+        tl.store(mine + C, mean)
+        tl.store(mine + 2 * C, m2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Roll:
+    """A configuration of the rolling kernels."""
+
+    images: int  # of a program
+    rows: int  # of its band
+    strip: int  # products of one of its rows: pixels, or pairs of them
+    warps: int
+    keep: bool = True  # the weights in shared memory from the start, rather than read again for every row
+    packed: bool = False  # scale·y + shift of fp16 in fp16
+
+
+def pairing(channels: int) -> int:
+    """Output pixels of one product: the Toeplitz weight of more channels would not fit beside what else is shared."""
+    return 2 if channels <= 32 else 1
+
+
+def cut(n: int, h: int, w: int, pair: int, roll: Roll) -> tuple[int, dict[str, int | bool]]:
+    """How many programs; and the kernels' constants: the power of two that holds a row's products of their images, and whether every
+    program is as full as that."""
+    programs = triton.cdiv(n, roll.images) * triton.cdiv(h, roll.rows) * triton.cdiv(w, pair * roll.strip)
+    block = max(16, triton.next_power_of_2(roll.images * roll.strip))
+    even = block == roll.images * roll.strip and n % roll.images == h % roll.rows == w % (pair * roll.strip) == 0
+    sizes = {"IMAGES": roll.images, "ROWS": roll.rows, "STRIP": roll.strip, "BLOCK_M": block}
+    return programs, {"PAIR": pair, **sizes, "EVEN": even, "KEEP": roll.keep, "PACKED": roll.packed}
+
+
+def pack_weight(weight: Tensor) -> Tensor:
+    """(OC, C, 3, 3) -> (3 kernel rows, loads, K, N): for pairs block-Toeplitz, four neighbouring pixels to two outputs."""
+    c_out, c_in = weight.shape[:2]
+    rows = weight.permute(2, 3, 1, 0)  # (3, 3, C, OC)
+    if pairing(c_in) == 1:
+        return rows.contiguous()
+    t = weight.new_zeros(3, 4, c_in, 2, c_out)
+    for p in range(2):
+        for kw in range(3):
+            t[:, p + kw, :, p, :] = rows[:, kw]
+    return t.reshape(3, 1, 4 * c_in, 2 * c_out)
+
+
+def launch(
+    source: Source, due: Forward | None, weight: Tensor, y: Tensor, moments: bool, precision: str, roll: Roll, dependent: bool
+) -> Partial | None:
+    """y = conv(source), as packed by pack_weight, and y's statistics if asked. due: the source's BatchNorm, if it is not yet ready."""
+    n, c, h, w = y.shape
+    pair = pairing(c)
+    tiles, constants = cut(n, h, w, pair, roll)
+    found = partial(tiles, 3, c, n * h * w, y) if moments else None
+    conv_rolling_forward_kernel[(tiles,)](
+        **source.arguments(), w_ptr=weight, y_ptr=y, partial_ptr=found and found.values,
+        **(due.arguments() if due else NOTHING), DUE=due is not None,
+        N=n, H=h, W=w, C=c, PRECISION=precision, **constants, num_warps=roll.warps, num_stages=1, **options(dependent),
+    )  # fmt: skip
+    return found
