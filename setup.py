@@ -7,7 +7,17 @@ from setuptools import find_packages, setup
 EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
 ANALYSIS = ["matplotlib>=3.8"]
 TEST = [
-    *("pytest>=8", "pytest-benchmark>=5", "pytest-xdist>=3", "pillow>=10", "webdataset>=0.2.100", "ruff", "mypy", "types-tqdm", "build"),
+    *(
+        "pytest>=8",
+        "pytest-benchmark>=5",
+        "pytest-xdist>=3",
+        "pillow>=10",
+        "webdataset>=0.2.100",
+        "ruff",
+        "mypy",
+        "types-tqdm",
+        "build",
+    ),
     *(*ANALYSIS, *EXPORT),
 ]
 
@@ -22,7 +32,12 @@ setup(
     license="MIT",
     license_files=["LICENSE"],
     python_requires=">=3.10",
-    packages=[*find_packages(include=["fastbn", "fastbn.*"]), "fastbn.kernels", "fastbn.kernels.cpu", "fastbn.kernels.triton"],
+    packages=[
+        *find_packages(include=["fastbn", "fastbn.*"]),
+        "fastbn.kernels",
+        "fastbn.kernels.cpu",
+        "fastbn.kernels.triton",
+    ],
     package_data={
         "fastbn": ["py.typed"],
         "fastbn.engine.native": ["algorithms.json"],

@@ -1,5 +1,5 @@
-"""What is measured: networks and the grids of them. `tiny` is for tests, `default` ends in under four minutes on two CPU cores,
-`full` wants a GPU, or patience."""
+"""What is measured: networks and the grids of them. `tiny` is for tests, `default` ends in under four minutes
+on two CPU cores, `full` wants a GPU, or patience."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from fastbn.models.families import resolve
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A network, its images, and what arithmetic its step may use: "fp32" (never TF32), "bf16" by autocast, or "mixed", for whoever
-    mixes best on CUDA."""
+    """A network, its images, and what arithmetic its step may use: "fp32" (never TF32), "bf16" by autocast,
+    or "mixed", for whoever mixes best on CUDA."""
 
     depth: int
     batch_size: int
@@ -33,7 +33,10 @@ class Case:
 
     @property
     def title(self) -> str:
-        return f"ResNet-{self.depth}, width {self.width}, {self.size}×{self.size}, batch {self.batch_size}, {self.precision}"
+        return (
+            f"ResNet-{self.depth}, width {self.width}, {self.size}×{self.size}, batch {self.batch_size}, "
+            f"{self.precision}"
+        )
 
     @property
     def key(self) -> str:
@@ -90,14 +93,18 @@ class Grid:
     steps: tuple[Case, ...]
     compiled: tuple[Case, ...]  # those of the steps at which torch.compile takes part too
     scaling: dict[str, tuple[Case, ...]]  # by the field that grows
-    memory: tuple[Case, ...]  # whose peak fresh processes measure; on a CPU alone, a GPU's allocator tells at once
+    # whose peak fresh processes measure; on a CPU alone, a GPU's allocator tells at once
+    memory: tuple[Case, ...]
     runs: tuple[Run, ...]
     rounds: int
     most_seconds: float  # of rounds a case
 
 
 def _grow(base: Case, **values: tuple[Any, ...]) -> dict[str, tuple[Case, ...]]:
-    return {field: tuple(dataclasses.replace(base, **{field: value}) for value in grown) for field, grown in values.items()}
+    return {
+        field: tuple(dataclasses.replace(base, **{field: value}) for value in grown)
+        for field, grown in values.items()
+    }
 
 
 def grid(name: str, device: torch.device) -> Grid:
@@ -109,26 +116,48 @@ def grid(name: str, device: torch.device) -> Grid:
     if name == "default":
         blocks = tuple(Blocks(channels, size, 128) for channels, size in ((16, 32), (32, 16), (64, 8)))
         cifar = tuple(Case(depth, 128) for depth in (32, 56))
-        scaling = _grow(Case(14, 32), depth=(8, 14, 26, 50), batch_size=(8, 16, 32, 64), width=(8, 16, 32, 64))
+        scaling = _grow(
+            Case(14, 32), depth=(8, 14, 26, 50), batch_size=(8, 16, 32, 64), width=(8, 16, 32, 64)
+        )
         compiled = () if device.type == "cpu" else cifar
         half = (Case(32, 128, precision="bf16"),) if device.type == "cpu" else ()
-        found = Grid(blocks, (*cifar, Case(18, 16, 64), *half), compiled, scaling, (Case(32, 128),), (Run(14, 8, 32),), 12, 20.0)
+        found = Grid(
+            blocks,
+            (*cifar, Case(18, 16, 64), *half),
+            compiled,
+            scaling,
+            (Case(32, 128),),
+            (Run(14, 8, 32),),
+            12,
+            20.0,
+        )
     elif name == "full":
-        blocks = tuple(Blocks(channels, size, batch) for batch in (128, 1024) for channels, size in ((16, 32), (32, 16), (64, 8)))
-        blocks += tuple(Blocks(channels, size, 64) for channels, size in ((64, 56), (128, 28), (256, 14), (512, 7)))
+        blocks = tuple(
+            Blocks(channels, size, batch)
+            for batch in (128, 1024)
+            for channels, size in ((16, 32), (32, 16), (64, 8))
+        )
+        blocks += tuple(
+            Blocks(channels, size, 64) for channels, size in ((64, 56), (128, 28), (256, 14), (512, 7))
+        )
         small = tuple(Case(depth, 128) for depth in (14, 32, 56, 110))
         large = (Case(866, 128), Case(18, 64, 224), Case(50, 64, 224, "imagenet"))
-        scaling = _grow(Case(14, 128), depth=(14, 26, 56, 110, 218, 434, 866), width=(16, 32, 64, 128, 256, 512))
+        scaling = _grow(
+            Case(14, 128), depth=(14, 26, 56, 110, 218, 434, 866), width=(16, 32, 64, 128, 256, 512)
+        )
         scaling |= _grow(Case(56, 128), batch_size=(32, 64, 128, 256, 512, 1024, 2048))
         runs = (Run(14, 20, 16), Run(56, 20, 128))
-        found = Grid(blocks, small + large, small + large, scaling, (Case(56, 128), Case(18, 16, 64)), runs, 25, 60.0)
+        found = Grid(
+            blocks, small + large, small + large, scaling, (Case(56, 128), Case(18, 16, 64)), runs, 25, 60.0
+        )
     else:
         raise UsageError(f"--grid must be tiny, default or full, got {name!r}")
     return found if device.type == "cpu" else _mixed_too(found)
 
 
 def _mixed_too(found: Grid) -> Grid:
-    """Each step in mixed precision and each block in bfloat16 as well, where a GPU's stock training is at its best; curves in mixed."""
+    """Each step in mixed precision and each block in bfloat16 as well, where a GPU's stock training is at
+    its best; curves in mixed."""
 
     def mixed(case: Case) -> Case:
         return dataclasses.replace(case, precision="mixed")

@@ -1,8 +1,9 @@
-"""The clock: providers timed in turn, round after round, so that a machine's drift falls on all of them alike.
+"""The clock: providers timed in turn, round after round, so that a machine's drift falls on all of them
+alike.
 
-pytest-benchmark times one test after another, which would not interleave. So a case is measured once, by `interleaved`, and each
-provider's test plays its samples back: `played` is the session's --benchmark-timer, moved on by one sample a round.
-"""
+pytest-benchmark times one test after another, which would not interleave. So a case is measured once, by
+`interleaved`, and each provider's test plays its samples back: `played` is the session's --benchmark-timer,
+moved on by one sample a round."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ def seconds(call: Call, device: torch.device) -> float:
 
 
 def kernel_seconds(call: Call, device: torch.device) -> float:
-    """Of one call, by the device's own clock where it has one: a synchronisation takes as long as a kernel."""
+    """Of one call, by the device's own clock where it has one: a synchronisation takes as long as a
+    kernel."""
     if device.type != "cuda":
         return seconds(call, device)
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -53,11 +55,11 @@ def interleaved(
     before: Mapping[str, Call] | None = None,
     clock: Callable[[Call, torch.device], float] = seconds,
 ) -> dict[str, list[float]]:
-    """Seconds of each call, a round at a time; every round begins one further on, so that each has every place.
+    """Seconds of each call, a round at a time; every round begins one further on, so that each has every
+    place.
 
-    Warmed-up calls only: nothing is left out. `before` holds what each has run ahead of it, outside the clock. Ends early, with whole
-    rounds and no fewer than three, when `most_seconds` have passed.
-    """
+    Warmed-up calls only: nothing is left out. `before` holds what each has run ahead of it, outside the
+    clock. Ends early, with whole rounds and no fewer than three, when `most_seconds` have passed."""
     names = list(calls)
     samples: dict[str, list[float]] = {name: [] for name in names}
     collecting, begun = gc.isenabled(), time.perf_counter()

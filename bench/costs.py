@@ -1,4 +1,5 @@
-"""What a step must cost, by the graph's traffic model, and what this machine could do it in, by its own rates."""
+"""What a step must cost, by the graph's traffic model, and what this machine could do it in, by its own
+rates."""
 
 from __future__ import annotations
 
@@ -11,19 +12,22 @@ from torch import fx
 from bench.cases import Case
 from bench.clock import kernel_seconds
 from bench.providers import Provider
-from fastbn.planning import traffic
-from fastbn.graph.read import read
 from fastbn.engine.reference import Reference
 from fastbn.engine.region import FusedRegion
+from fastbn.graph.read import read
+from fastbn.planning import traffic
 
 BYTES = {"fp32": 4, "amp-fp16": 2, "amp-bf16": 2, "bf16": 2, "mixed": 2}  # an element of what is stored
 
 
 def machine_rates(device: torch.device, small: bool = False) -> dict[str, float]:
-    """A Record's `machine`: the bytes a second of a large copy, read and written, and the FLOP/s of a large matrix product, fp32
-    and never TF32; on CUDA in bfloat16 too. The fastest of seven: what else runs could only slow them."""
+    """A Record's `machine`: the bytes a second of a large copy, read and written, and the FLOP/s of a large
+    matrix product, fp32 and never TF32; on CUDA in bfloat16 too. The fastest of seven: what else runs could
+    only slow them."""
     torch.backends.cuda.matmul.allow_tf32 = False
-    elements, side = (1 << 20, 256) if small else (1 << 28, 8192) if device.type == "cuda" else (1 << 25, 2048)
+    elements, side = (
+        (1 << 20, 256) if small else (1 << 28, 8192) if device.type == "cuda" else (1 << 25, 2048)
+    )
     source = torch.ones(elements, device=device)
     target = torch.empty_like(source)
 
@@ -39,8 +43,8 @@ def machine_rates(device: torch.device, small: bool = False) -> dict[str, float]
 
 
 def least_seconds(cost: traffic.Cost, machine: dict[str, float], precision: str) -> float:
-    """The seconds that this cost can't be done under, by the machine's own rates in this precision; of a CPU by float32's, in which
-    fastbn computes there whatever it stores."""
+    """The seconds that this cost can't be done under, by the machine's own rates in this precision; of a CPU
+    by float32's, in which fastbn computes there whatever it stores."""
     wide = machine["matmul_flops_per_second"]
     products = wide if precision == "fp32" else machine.get("matmul_bf16_flops_per_second", wide)
     return traffic.roofline(cost, machine["copy_bytes_per_second"], products)
@@ -48,7 +52,8 @@ def least_seconds(cost: traffic.Cost, machine: dict[str, float], precision: str)
 
 @functools.lru_cache(64)
 def regions(case: Case) -> tuple[tuple[Any, tuple[Any, ...], tuple[bool, ...]], ...]:
-    """Of this case's network: each region with the shapes of its inputs, and which of them require a gradient."""
+    """Of this case's network: each region with the shapes of its inputs, and which of them require a
+    gradient."""
     with torch.device("meta"):
         model = case.network()
         images = torch.empty(case.batch_size, 3, case.size, case.size)
@@ -59,7 +64,9 @@ def regions(case: Case) -> tuple[tuple[Any, tuple[Any, ...], tuple[bool, ...]], 
             module = self.fetch_attr(target)
             if not isinstance(module, FusedRegion):
                 return super().call_module(target, args, kwargs)
-            found.append((module.region, tuple(tuple(x.shape) for x in args), tuple(x.requires_grad for x in args)))
+            found.append(
+                (module.region, tuple(tuple(x.shape) for x in args), tuple(x.requires_grad for x in args))
+            )
             return module._stock[0](*args)
 
     _, program = read(model, {}, Reference(), {})
@@ -67,13 +74,14 @@ def regions(case: Case) -> tuple[tuple[Any, tuple[Any, ...], tuple[bool, ...]], 
     return tuple(found)
 
 
-def plan(case: Case, provider: Provider) -> traffic.Plan:
-    """What this provider's forward and backward are by the model; pooling, the head, the loss and the update aside."""
+def plan(case: Case, provider: Provider) -> traffic.TrafficPlan:
+    """What this provider's forward and backward are by the model; pooling, the head, the loss and the
+    update aside."""
     size, all_trains = BYTES[provider.precision], provider.trains == "all"
-    found = traffic.Plan()
+    found = traffic.TrafficPlan()
     for region, shapes, wanted in regions(case):
         # where the first region trains its weights, what it hands on requires a gradient just the same
-        each = traffic.Case(region, shapes, size, size, wanted)
+        each = traffic.TrafficCase(region, shapes, size, size, wanted)
         found += traffic.stock(each, all_trains) if provider.stock else traffic.fused(each)
     return found
 
@@ -88,5 +96,8 @@ def figures(case: Case, provider: Provider) -> dict[str, int]:
 def roofline_share(case: Case, provider: Provider, seconds: float, machine: dict[str, float]) -> float:
     """The least time of forward and backward, over the time that the whole step took."""
     found = plan(case, provider)
-    least = sum(least_seconds(traffic.total(passes), machine, provider.precision) for passes in (found.forward, found.backward))
+    least = sum(
+        least_seconds(traffic.total(passes), machine, provider.precision)
+        for passes in (found.forward, found.backward)
+    )
     return least / seconds

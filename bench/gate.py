@@ -1,10 +1,11 @@
-"""The gate before the clock: every provider's gradients of γ and β against float64, on the very step that is timed.
+"""The gate before the clock: every provider's gradients of γ and β against float64, on the very step that is
+timed.
 
-The network is flip-free, β = ±6, so that no ReLU's sign hangs on a rounding; and its logits are small, so that no softmax saturates.
-Allowed is 32·ε·√depth: a few roundings a layer, Winograd's transforms among them, that grow as independent ones do; ε is that of the
-shortest numbers which a gradient passes. And √M·ε of float32 for sums over M = N·H·W pixels: stock's own, taken one after another, are
-off by as much on a CPU. A mistake in a formula shows as 1e-2 and more in float32.
-"""
+The network is flip-free, β = ±6, so that no ReLU's sign hangs on a rounding; and its logits are small, so
+that no softmax saturates. Allowed is 32·ε·√depth: a few roundings a layer, Winograd's transforms among them,
+that grow as independent ones do; ε is that of the shortest numbers which a gradient passes. And √M·ε of
+float32 for sums over M = N·H·W pixels: stock's own, taken one after another, are off by as much on a CPU. A
+mistake in a formula shows as 1e-2 and more in float32."""
 
 from __future__ import annotations
 
@@ -28,9 +29,12 @@ def norms(model: nn.Module) -> list[nn.BatchNorm2d]:
 
 
 def allowed(case: Case, provider: Provider) -> float:
-    """The norm-wise relative error of all γ's and β's gradients together. At half precision it is no sharp test, and can't be:
-    at depth 56 bfloat16's is capped at one half."""
-    return min(max(32 * EPS[provider.precision] * math.sqrt(case.depth), summing(case.batch_size * case.size**2)), 0.5)
+    """The norm-wise relative error of all γ's and β's gradients together. At half precision it is no sharp
+    test, and can't be: at depth 56 bfloat16's is capped at one half."""
+    return min(
+        max(32 * EPS[provider.precision] * math.sqrt(case.depth), summing(case.batch_size * case.size**2)),
+        0.5,
+    )
 
 
 def summing(m: int) -> float:
@@ -58,7 +62,8 @@ def expected(case: Case, device: torch.device) -> Tensor:
 
 
 def gradient(model: nn.Module) -> Tensor:
-    """Of every γ and β, in one float64 vector: in short arithmetic the ones that are all rounding drown in it."""
+    """Of every γ and β, in one float64 vector: in short arithmetic the ones that are all rounding drown in
+    it."""
     found = [p.grad for norm in norms(model) for p in (norm.weight, norm.bias)]
     return torch.cat([g.detach().double().flatten() for g in found if g is not None])
 
@@ -73,9 +78,12 @@ def relative(found: Tensor, wanted: Tensor) -> float:
 
 @contextlib.contextmanager
 def flip_free(model: nn.Module) -> Iterator[None]:
-    """Inside, β = 6 where channel % 3 > 0, else −6, and logits are small; what a step moves is put back at the end, in place."""
+    """Inside, β = 6 where channel % 3 > 0, else −6, and logits are small; what a step moves is put back at
+    the end, in place."""
     linear = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
-    moved = {id(t): t for t in (*(p for p in model.parameters() if p.requires_grad), *model.buffers(), *linear)}
+    moved = {
+        id(t): t for t in (*(p for p in model.parameters() if p.requires_grad), *model.buffers(), *linear)
+    }
     before = [(t, t.detach().clone()) for t in moved.values()]
     with torch.no_grad():
         for norm in norms(model):

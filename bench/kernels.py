@@ -1,14 +1,19 @@
-"""The kernel level: each operation of an identity block, fused, and the sequence of stock operations that it replaces.
+"""The kernel level: each operation of an identity block, fused, and the sequence of stock operations that it
+replaces.
 
-    conv2   z = relu(scale·y + shift) as it is loaded, the convolution, its output's statistics    stock: BatchNorm, ReLU, conv
-    conv1   the same with a residual added; z and its mask are written                             stock: … addition …
-    ∇conv2  the input gradient, masked by what y says, and dγ, dβ      stock: gradients of conv, ReLU, BatchNorm (which makes dy too)
-    ∇conv1  the same with the residual's gradient added, masked by the saved bits                  stock: … addition …
+    conv2   z = relu(scale·y + shift) as it is loaded, the convolution, its output's statistics    stock:
+    BatchNorm, ReLU, conv
+    conv1   the same with a residual added; z and its mask are written                             stock: …
+    addition …
+    ∇conv2  the input gradient, masked by what y says, and dγ, dβ      stock: gradients of conv, ReLU,
+    BatchNorm (which makes dy too)
+    ∇conv1  the same with the residual's gradient added, masked by the saved bits                  stock: …
+    addition …
     form    z of the last addition, which no convolution reads: stock BatchNorm, addition, ReLU
 
-Both sides do as many statistics, normalisations and products; only at which end of the operation the statistics lie differs.
-Warm, what the model counts as moved may come from a cache: there the share of roofline can exceed 1.
-"""
+Both sides do as many statistics, normalisations and products; only at which end of the operation the
+statistics lie differs. Warm, what the model counts as moved may come from a cache: there the share of
+roofline can exceed 1."""
 
 from __future__ import annotations
 
@@ -25,13 +30,14 @@ from bench import clock, costs
 from bench.cases import Blocks
 from bench.gate import EPS, relative, summing
 from bench.rows import Row
-from fastbn.planning import traffic
+from fastbn.engine.interface import BackpropPath, Engine, LazyActivation, Mask, NormTarget, NormVectors
 from fastbn.engine.select import choose
 from fastbn.graph.regions import Conv, Join, Region
-from fastbn.engine.interface import Activation, Engine, Mask, Norm, Path, Target
+from fastbn.planning import traffic
 
 OPERATIONS = ("conv2", "conv1", "∇conv2", "∇conv1", "form")
-CACHES = ("cold", "warm")  # before each clocked call: a buffer larger than any cache is written; or the very call is made
+# before each clocked call: a buffer larger than any cache is written; or the very call is made
+CACHES = ("cold", "warm")
 FLUSH = {"cpu": 1 << 27, "cuda": 1 << 28}  # bytes of that buffer
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 EPSILON = 1e-5  # of BatchNorm
@@ -42,7 +48,8 @@ Results = Callable[[], list[Tensor]]  # a forward's: [output]; a gradient's: [ds
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """The tensors of an operation, the same for both sides. Flip-free: β is 6 or −6 by channel, γ is at most 1."""
+    """The tensors of an operation, the same for both sides. Flip-free: β is 6 or −6 by channel, γ is at
+    most 1."""
 
     y: Tensor  # (N, C, H, W) in channels-last memory, like the three that follow
     residual: Tensor
@@ -59,7 +66,9 @@ class Inputs:
 def inputs(blocks: Blocks, device: torch.device) -> Inputs:
     n, c, size, dtype = blocks.batch_size, blocks.channels, blocks.size, DTYPES[blocks.precision]
     draw = torch.Generator().manual_seed(0)
-    drawn = (torch.randn(n, size, size, c, generator=draw).to(device, dtype).permute(0, 3, 1, 2) for _ in range(4))
+    drawn = (
+        torch.randn(n, size, size, c, generator=draw).to(device, dtype).permute(0, 3, 1, 2) for _ in range(4)
+    )
     y, residual, dy, added = drawn
     weight = (torch.randn(c, c, 3, 3, generator=draw) / (9 * c) ** 0.5).to(device, dtype)
     gamma, beta = torch.rand(c, generator=draw) / 2 + 0.5, torch.where(torch.arange(c) % 3 > 0, 6.0, -6.0)
@@ -73,14 +82,20 @@ def region(channels: int) -> Region:
     def conv(name: str, source: int) -> Conv:
         return Conv(name, f"{name}_bn", source, channels, channels, (3, 3), (1, 1), (1, 1), (1, 1), 1, 0)
 
-    joins = [Join(2 * k + 1 + j, (conv(f"{k}.{'ab'[j]}", 2 * k + j),), 2 * k if j else None, True) for k in (0, 1) for j in (0, 1)]
+    joins = [
+        Join(2 * k + 1 + j, (conv(f"{k}.{'ab'[j]}", 2 * k + j),), 2 * k if j else None, True)
+        for k in (0, 1)
+        for j in (0, 1)
+    ]
     return Region(1, tuple(joins), (4,))
 
 
 def cost(blocks: Blocks, operation: str, fused: bool) -> traffic.Cost:
     """Of one operation, by the traffic model."""
     size = costs.BYTES[blocks.precision]
-    case = traffic.Case(region(blocks.channels), ((blocks.batch_size, blocks.channels, blocks.size, blocks.size),), size, size)
+    case = traffic.TrafficCase(
+        region(blocks.channels), ((blocks.batch_size, blocks.channels, blocks.size, blocks.size),), size, size
+    )
     plan = traffic.fused(case) if fused else traffic.stock(case)
     names = {
         "conv2": (["1.b"], ["1.a_bn", "1.a_bn relu", "1.b"]),
@@ -94,16 +109,19 @@ def cost(blocks: Blocks, operation: str, fused: bool) -> traffic.Cost:
 
 
 def fused(operation: str, own: Engine, given: Inputs) -> Results:
-    """By an engine's own operation. Of a gradient it returns ds, dγ, dβ and the coefficients of dy, which the next operation forms."""
+    """By an engine's own operation. Of a gradient it returns ds, dγ, dβ and the coefficients of dy, which
+    the next operation forms."""
     n, c, h, w = given.y.shape
     device, with_residual = given.y.device, operation in ("conv1", "∇conv1", "form")
     conv = region(c).convs[0]
     rows = given.y.double().permute(0, 2, 3, 1).reshape(-1, c)
     mean, rstd = rows.mean(0), (rows.var(0, correction=0) + EPSILON).rsqrt()
     scale = given.gamma * rstd
-    norm = Norm(torch.stack([mean, rstd, scale, given.beta - mean * scale]).float(), True)
-    target = Target(nn.BatchNorm2d(c).to(device), None, Norm(torch.empty(4, c, device=device), True))
-    source = Activation((given.y,), (norm,), given.residual if with_residual else None, True)
+    norm = NormVectors(torch.stack([mean, rstd, scale, given.beta - mean * scale]).float(), True)
+    target = NormTarget(
+        nn.BatchNorm2d(c).to(device), None, NormVectors(torch.empty(4, c, device=device), True)
+    )
+    source = LazyActivation((given.y,), (norm,), given.residual if with_residual else None, True)
     packed = own.pack(conv, given.weight, given.y.dtype)
 
     def forward() -> list[Tensor]:
@@ -121,7 +139,8 @@ def fused(operation: str, own: Engine, given: Inputs) -> Results:
     affine = torch.empty(2, c, device=device)
     mask = Mask(True, own.form(source, True).mask if with_residual else None, (given.y,), (norm,), (affine,))
     one, zero = torch.ones(c, device=device), torch.zeros(c, device=device)
-    path = Path(conv, packed, given.dy, given.residual, (one, zero, zero))  # its y is multiplied by zero, and read all the same
+    # its y is multiplied by zero, and read all the same
+    path = BackpropPath(conv, packed, given.dy, given.residual, (one, zero, zero))
 
     def gradient() -> list[Tensor]:
         ds, coefficients = own.gradient([path], [given.added] if with_residual else [], mask, (n, c, h, w))
@@ -132,12 +151,15 @@ def fused(operation: str, own: Engine, given: Inputs) -> Results:
 
 
 def stock(operation: str, given: Inputs) -> Results:
-    """The operations that autograd calls, by their own names: nothing of autograd's is in the time. In float64 it is the oracle."""
+    """The operations that autograd calls, by their own names: nothing of autograd's is in the time. In
+    float64 it is the oracle."""
     aten, with_residual = torch.ops.aten, operation in ("conv1", "∇conv1", "form")
     running = torch.zeros_like(given.gamma), torch.ones_like(given.gamma)
 
     def normalised() -> Any:
-        return aten._batch_norm_impl_index(given.y, given.gamma, given.beta, *running, True, 0.1, EPSILON, True)
+        return aten._batch_norm_impl_index(
+            given.y, given.gamma, given.beta, *running, True, 0.1, EPSILON, True
+        )
 
     def formed(n: Tensor) -> Tensor:
         return F.relu(n + given.residual if with_residual else n)
@@ -156,7 +178,19 @@ def stock(operation: str, given: Inputs) -> Results:
     def gradient() -> list[Tensor]:
         dz = aten.convolution_backward(given.dy, z, given.weight, None, *conv)[0]
         ds = aten.threshold_backward(dz + given.added if with_residual else dz, z, 0)
-        batch_norm = kind, given.y, ds, given.gamma, *running, mean, rstd, True, EPSILON, [True, True, True], reserve
+        batch_norm = (
+            kind,
+            given.y,
+            ds,
+            given.gamma,
+            *running,
+            mean,
+            rstd,
+            True,
+            EPSILON,
+            [True, True, True],
+            reserve,
+        )
         dy, dgamma, dbeta = aten._batch_norm_impl_index_backward(*batch_norm)
         return [ds, dgamma, dbeta, dy]
 
@@ -172,8 +206,12 @@ def error(found: list[Tensor], exact: list[Tensor], given: Inputs) -> float:
 
 
 def allowed(blocks: Blocks) -> float:
-    """A few dozen roundings, Winograd's transforms among them, bfloat16's few; and those of dγ's and dβ's sums."""
-    return max((64 if blocks.precision == "fp32" else 8) * EPS[blocks.precision], summing(blocks.batch_size * blocks.size**2))
+    """A few dozen roundings, Winograd's transforms among them, bfloat16's few; and those of dγ's and dβ's
+    sums."""
+    return max(
+        (64 if blocks.precision == "fp32" else 8) * EPS[blocks.precision],
+        summing(blocks.batch_size * blocks.size**2),
+    )
 
 
 @torch.no_grad()
@@ -186,7 +224,10 @@ def measure(
     given, ours = inputs(blocks, device), f"fastbn {engine.name}"
     exact = stock(operation, given.double())()
     rows, calls = {}, {}
-    for name, make in ((STOCK, lambda: stock(operation, given)), (ours, lambda: fused(operation, engine, given))):
+    for name, make in (
+        (STOCK, lambda: stock(operation, given)),
+        (ours, lambda: fused(operation, engine, given)),
+    ):
         spent = cost(blocks, operation, name == ours)
         row = Row(level="kernel", case="", provider=name, trains="", width=blocks.channels, size=blocks.size)
         row.batch_size, row.precision = blocks.batch_size, blocks.precision

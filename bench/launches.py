@@ -1,4 +1,5 @@
-"""The Triton engine's launches of a training step, without a GPU: it walks a network on fake tensors, and what it launches is noted."""
+"""The Triton engine's launches of a training step, without a GPU: it walks a network on fake tensors, and
+what it launches is noted."""
 
 from __future__ import annotations
 
@@ -13,14 +14,18 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from triton.runtime.jit import JITFunction
 
-from fastbn.engine.triton import tuning, tuning_table, engine as triton_engine
+from fastbn.engine.triton import engine as triton_engine
+from fastbn.engine.triton import tuning, tuning_table
 from fastbn.graph.read import read
 from fastbn.models.resnet import FastBNOnlyResNet
 
-NETWORKS = {"cifar": ((20, 32),), "imagenet": ((50, 224), (18, 224))}  # depth, image size; CIFAR-866 launches what CIFAR-20 does
+# depth, image size; CIFAR-866 launches what CIFAR-20 does
+NETWORKS = {"cifar": ((20, 32),), "imagenet": ((50, 224), (18, 224))}
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32, "fp32": torch.float32}
 PRECISIONS = {"tf32": "tf32", "fp32": "tf32x3"}  # of float32's products
-POINTERS = {torch.uint8: "*u8", torch.int32: "*i32", torch.int64: "*i64"} | {dtype: f"*{name}" for name, dtype in DTYPES.items()}
+POINTERS = {torch.uint8: "*u8", torch.int32: "*i32", torch.int64: "*i64"} | {
+    dtype: f"*{name}" for name, dtype in DTYPES.items()
+}
 OPTIONS = ("num_warps", "num_stages", "maxnreg", "enable_fp_fusion", "launch_pdl")
 BATCH = 128  # a multiple of 16, like the usual ones: an argument's divisibility is part of what is compiled
 
@@ -53,7 +58,12 @@ def launch(kernel: Any, given: dict[str, Any]) -> Launch:
             constexprs.append((name, value))
         else:
             signature.append((name, kind(value).removesuffix(":16" if name in loose else "")))
-    return Launch(kernel, tuple(signature), tuple(constexprs), tuple((name, given[name]) for name in OPTIONS if name in given))
+    return Launch(
+        kernel,
+        tuple(signature),
+        tuple(constexprs),
+        tuple((name, given[name]) for name in OPTIONS if name in given),
+    )
 
 
 def kind(value: Tensor | float) -> str:
@@ -70,13 +80,16 @@ def kind(value: Tensor | float) -> str:
 
 
 def launches(family: str, dtype: str, capability: int, **switches: bool) -> dict[Launch, int]:
-    """A step's distinct launches, in order, and how many of each there are. switches: `dependent`, `packed`, as configurations has them;
-    off."""
+    """A step's distinct launches, in order, and how many of each there are. switches: `dependent`, `packed`,
+    as configurations has them; off."""
     found: dict[Launch, int] = {}
     for depth, size in NETWORKS[family]:
         model = FastBNOnlyResNet(depth, family=family, engine="stock")
         model.fc = nn.Identity()  # which stays PyTorch's, and asks for its own dtype
-        with noted(found, PRECISIONS.get(dtype, "ieee"), **switches), FakeTensorMode(allow_non_fake_inputs=True):
+        with (
+            noted(found, PRECISIONS.get(dtype, "ieee"), **switches),
+            FakeTensorMode(allow_non_fake_inputs=True),
+        ):
             _, program = read(model, {}, triton_engine.Triton(capability), {})
             y = program(torch.empty((BATCH, 3, size, size), dtype=DTYPES[dtype]))
             y.backward(torch.empty_like(y))
@@ -84,7 +97,9 @@ def launches(family: str, dtype: str, capability: int, **switches: bool) -> dict
 
 
 @contextlib.contextmanager
-def noted(found: dict[Launch, int], precision: str, dependent: bool = False, packed: bool = False) -> Iterator[None]:
+def noted(
+    found: dict[Launch, int], precision: str, dependent: bool = False, packed: bool = False
+) -> Iterator[None]:
     """Launches are counted in `found` rather than carried out."""
 
     def run(kernel: Any, *args: Any, grid: Any, warmup: bool, **given: Any) -> None:

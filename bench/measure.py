@@ -1,4 +1,5 @@
-"""A case measured: everyone made ready and let through the gate, then timed in turn. What comes of it are Rows."""
+"""A case measured: everyone made ready and let through the gate, then timed in turn. What comes of it are
+Rows."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ ROOM = 0.6  # of the free memory: what all providers of a case may save for thei
 @dataclass
 class Measured:
     row: Row
-    samples: list[float] = field(default_factory=list)  # seconds, in the order in which they were taken; none where it failed
+    # seconds, in the order in which they were taken; none where it failed
+    samples: list[float] = field(default_factory=list)
 
 
 Results = dict[str, Measured]  # by provider
@@ -42,8 +44,8 @@ def steps(
     most_seconds: float = float("inf"),
     machine: dict[str, float] | None = None,
 ) -> Results:
-    """A step of each provider, in turn; one after another, and marked as such, where they don't fit into memory together.
-    Without the machine's rates there is no share of roofline."""
+    """A step of each provider, in turn; one after another, and marked as such, where they don't fit into
+    memory together. Without the machine's rates there is no share of roofline."""
     torch._dynamo.reset()  # a case's compilations are its own
     wanted = gate.expected(case, device)
     found: Results = {}
@@ -52,8 +54,20 @@ def steps(
     for group in groups:
         ready: dict[str, Ready] = {}
         for provider in group:
-            row = Row(level=level, case=case.title, provider=provider.name, trains=provider.trains, precision=provider.precision)
-            row.depth, row.family, row.width, row.size, row.batch_size = case.depth, case.family, case.width, case.size, case.batch_size
+            row = Row(
+                level=level,
+                case=case.title,
+                provider=provider.name,
+                trains=provider.trains,
+                precision=provider.precision,
+            )
+            row.depth, row.family, row.width, row.size, row.batch_size = (
+                case.depth,
+                case.family,
+                case.width,
+                case.size,
+                case.batch_size,
+            )
             row.alone = alone or None
             found[provider.name] = Measured(row)
             try:
@@ -76,7 +90,8 @@ def steps(
 
 
 def admit(row: Row, case: Case, provider: Provider, wanted: torch.Tensor, device: torch.device) -> Ready:
-    """Made, compiled, let through the gate or not, and warm; the row has what can be told before the clock."""
+    """Made, compiled, let through the gate or not, and warm; the row has what can be told before the
+    clock."""
     for name, value in costs.figures(case, provider).items():
         setattr(row, name, value)
     held = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
@@ -92,7 +107,8 @@ def admit(row: Row, case: Case, provider: Provider, wanted: torch.Tensor, device
     if error > allowed:
         row.failed = f"gradients of γ and β are off by {error:.1e} against float64, allowed {allowed:.1e}"
         return ready
-    row.saved_bytes = None if provider.way == "graph" else saved_bytes(ready)  # a graph's forward is not autograd's to look into
+    # a graph's forward is not autograd's to look into
+    row.saved_bytes = None if provider.way == "graph" else saved_bytes(ready)
     for _ in range(WARM):
         ready.step()
     if device.type == "cuda":
@@ -124,8 +140,13 @@ def energy(ready: Ready, device: torch.device) -> float | None:
 
 
 def best(rows: Iterable[Row], *, trains: str | None = None) -> Row | None:
-    """The fastest stock provider among these, of those that train "all" or "bn" where asked; None if none was timed."""
-    timed = [row for row in rows if row.seconds and row.provider.startswith("stock") and trains in (None, row.trains)]
+    """The fastest stock provider among these, of those that train "all" or "bn" where asked; None if none
+    was timed."""
+    timed = [
+        row
+        for row in rows
+        if row.seconds and row.provider.startswith("stock") and trains in (None, row.trains)
+    ]
     return min(timed, key=lambda row: row.seconds or 0.0, default=None)
 
 
@@ -133,7 +154,11 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if MEMINFO.exists():
-        line = next(line for line in MEMINFO.read_text(encoding="utf-8").splitlines() if line.startswith("MemAvailable:"))
+        line = next(
+            line
+            for line in MEMINFO.read_text(encoding="utf-8").splitlines()
+            if line.startswith("MemAvailable:")
+        )
         return int(line.split()[1]) * 1024
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 

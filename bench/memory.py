@@ -1,8 +1,9 @@
-"""python -m bench.memory --depth 32: the peak resident memory of a training step of stock PyTorch and of fastbn, a fresh process each.
+"""python -m bench.memory --depth 32: the peak resident memory of a training step of stock PyTorch and of
+fastbn, a fresh process each.
 
-What counts is the peak over building the network and three steps, less what the process held with everything imported and
-torch's threads and oneDNN at work. Prints a table and writes bench/results/memory-resnet<depth>-<size>px-b<batch>-<engine>-<date>.json.
-"""
+What counts is the peak over building the network and three steps, less what the process held with everything
+imported and torch's threads and oneDNN at work. Prints a table and writes
+bench/results/memory-resnet<depth>-<size>px-b<batch>-<engine>-<date>.json."""
 
 from __future__ import annotations
 
@@ -23,20 +24,25 @@ from bench.record import RESULTS, conditions
 from fastbn.errors import MachineError
 
 CPU = torch.device("cpu")
-STEPS = 3  # the first packs or compiles, and allocates; the second has the optimizer's momentum from its start
+# the first packs or compiles, and allocates; the second has the optimizer's momentum from its start
+STEPS = 3
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def resident_bytes(field: str) -> int:
-    """VmRSS, what is resident now, or VmHWM, the most that was. (ru_maxrss also counts what the parent held at the fork.)"""
+    """VmRSS, what is resident now, or VmHWM, the most that was. (ru_maxrss also counts what the parent
+    held at the fork.)"""
     if not STATUS.exists():
         raise MachineError(f"bench.memory reads {STATUS}, and finds none on {sys.platform}: run it on Linux")
-    line = next(line for line in STATUS.read_text(encoding="utf-8").splitlines() if line.startswith(f"{field}:"))
+    line = next(
+        line for line in STATUS.read_text(encoding="utf-8").splitlines() if line.startswith(f"{field}:")
+    )
     return int(line.split()[1]) * 1024
 
 
 def reset_peak() -> bool:
-    """Sets VmHWM back to VmRSS. False where that is forbidden: the peak then counts the imports too, which could only raise it."""
+    """Sets VmHWM back to VmRSS. False where that is forbidden: the peak then counts the imports too, which
+    could only raise it."""
     try:
         RESET.write_text("5", encoding="utf-8")
     except OSError:
@@ -45,7 +51,8 @@ def reset_peak() -> bool:
 
 
 def warm(compiled: bool) -> None:
-    """What a process pays once, whatever its network: thread pools, oneDNN, autograd; and the compiler, if it is asked for."""
+    """What a process pays once, whatever its network: thread pools, oneDNN, autograd; and the compiler, if
+    it is asked for."""
     weight = torch.randn(16, 16, 3, 3, requires_grad=True)
 
     def small(x: torch.Tensor) -> torch.Tensor:
@@ -56,8 +63,8 @@ def warm(compiled: bool) -> None:
 
 
 def measure(provider: Provider, case: Case) -> dict[str, Any]:
-    """In a process of its own: bytes resident when idle, the peak beyond them, over all and from the second step on, and
-    whether it was counted from idle on."""
+    """In a process of its own: bytes resident when idle, the peak beyond them, over all and from the second
+    step on, and whether it was counted from idle on."""
     warm(provider.way == "compiled")
     idle = resident_bytes("VmRSS")
     reset = reset_peak()
@@ -68,7 +75,12 @@ def measure(provider: Provider, case: Case) -> dict[str, Any]:
     for _ in range(STEPS - 1):
         step()
     later = resident_bytes("VmHWM") - idle
-    return {"idle_bytes": idle, "peak_less_idle_bytes": max(first, later), "later_less_idle_bytes": later, "counted_from_idle": reset}
+    return {
+        "idle_bytes": idle,
+        "peak_less_idle_bytes": max(first, later),
+        "later_less_idle_bytes": later,
+        "counted_from_idle": reset,
+    }
 
 
 def fresh(provider: Provider, case: Case) -> dict[str, Any]:
@@ -76,8 +88,18 @@ def fresh(provider: Provider, case: Case) -> dict[str, Any]:
     network = ["--depth", case.depth, "--family", case.family, "--width", case.width]
     images = ["--batch-size", case.batch_size, "--size", case.size]
     compiled = ["--compiled"] * (provider.way == "compiled")
-    command = [sys.executable, "-m", "bench.memory", *map(str, network + images), *compiled, "--only", provider.name]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=Path(__file__).parent.parent)
+    command = [
+        sys.executable,
+        "-m",
+        "bench.memory",
+        *map(str, network + images),
+        *compiled,
+        "--only",
+        provider.name,
+    ]
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, check=True, cwd=Path(__file__).parent.parent
+    )
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -86,7 +108,9 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m bench.memory", description=__doc__)
     parser.add_argument("--depth", type=int, default=32)
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=3, help="processes a provider, taken in turn; their median counts")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="processes a provider, taken in turn; their median counts"
+    )
     parser.add_argument("--family", default=None)
     parser.add_argument("--width", type=int, default=None)
     parser.add_argument("--size", type=int, default=32, help="of the images")
@@ -106,24 +130,43 @@ def main() -> None:
         for row in rows:
             row["runs"].append(fresh(made[row["provider"]], case))
     for row in rows:
-        row |= {key: int(statistics.median(run[key] for run in row["runs"])) for key in row["runs"][0] if key.endswith("bytes")}
+        row |= {
+            key: int(statistics.median(run[key] for run in row["runs"]))
+            for key in row["runs"][0]
+            if key.endswith("bytes")
+        }
     if not all(run["counted_from_idle"] for row in rows for run in row["runs"]):
         print(f"{RESET} can't be written here: the peaks count the imports too", file=sys.stderr)
-    least = {kind: min(r["peak_less_idle_bytes"] for r in rows if r["provider"].startswith(kind)) for kind in ("stock", "stock-full")}
+    least = {
+        kind: min(r["peak_less_idle_bytes"] for r in rows if r["provider"].startswith(kind))
+        for kind in ("stock", "stock-full")
+    }
     header = f"{'':42}{'idle MB':>9}{'peak less idle MB':>19}{'least … most':>14}{'from step 2':>13}"
     print(f"{header}{'/ least stock':>15}{'/ least stock-full':>20}")
     for row in rows:
         peak, every = row["peak_less_idle_bytes"], [run["peak_less_idle_bytes"] for run in row["runs"]]
-        row |= {"of_least_stock": round(peak / least["stock"], 3), "of_least_stock_all": round(peak / least["stock-full"], 3)}
+        row |= {
+            "of_least_stock": round(peak / least["stock"], 3),
+            "of_least_stock_all": round(peak / least["stock-full"], 3),
+        }
         spread = f"{min(every) / 1e6:.0f} … {max(every) / 1e6:.0f}"
         print(
             f"{row['provider']:42}{row['idle_bytes'] / 1e6:9.0f}{peak / 1e6:19.1f}{spread:>14}{row['later_less_idle_bytes'] / 1e6:13.1f}"
             f"{row['of_least_stock']:15.2f}{row['of_least_stock_all']:20.2f}"
         )
-    record = {"depth": asked.depth, "batch_size": asked.batch_size, "size": asked.size, "precision": "fp32", **found}
+    record = {
+        "depth": asked.depth,
+        "batch_size": asked.batch_size,
+        "size": asked.size,
+        "precision": "fp32",
+        **found,
+    }
     record |= {"family": asked.family, "steps": STEPS, "rows": rows}
     engine = next(name for name in made if name.startswith("fastbn")).split()[1]
-    target = RESULTS / f"memory-resnet{asked.depth}-{asked.size}px-b{asked.batch_size}-{engine}-{found['date']}.json"
+    target = (
+        RESULTS
+        / f"memory-resnet{asked.depth}-{asked.size}px-b{asked.batch_size}-{engine}-{found['date']}.json"
+    )
     target.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(target)
 

@@ -1,8 +1,9 @@
-"""python -m bench.plan --depth 110 --batch-size 128: what a plan predicts against what its steps take, saving everything and in segments.
+"""python -m bench.plan --depth 110 --batch-size 128: what a plan predicts against what its steps take, saving
+everything and in segments.
 
-A fresh process a plan and repeat, in turn; medians. Memory: of a GPU the most that PyTorch allocated, of a CPU the process's peak
-beyond what it held with everything imported. Writes bench/results/plan-resnet<depth>-<device>-<date>.json and prints a table.
-"""
+A fresh process a plan and repeat, in turn; medians. Memory: of a GPU the most that PyTorch allocated, of a
+CPU the process's peak beyond what it held with everything imported. Writes
+bench/results/plan-resnet<depth>-<device>-<date>.json and prints a table."""
 
 from __future__ import annotations
 
@@ -19,14 +20,13 @@ import torch
 
 from bench.memory import reset_peak, resident_bytes, warm
 from bench.record import RESULTS, conditions
-from fastbn import FastBNOnlyResNet, freeze
-from fastbn.run.config import Recipe
+from fastbn import FastBNOnlyResNet, devices, freeze
 from fastbn.data.feed import Resident
 from fastbn.data.images import Images
-from fastbn.planning import data_sheets, roofline, precision
-from fastbn import devices
+from fastbn.planning import data_sheets, precision, roofline
 from fastbn.planning.plan import planner_of
-from fastbn.training.step import Step, Totals
+from fastbn.run.config import Recipe
+from fastbn.training.step import Totals, TrainingStep
 
 UNTIMED, TIMED = 2, 5  # steps: the first compiles, the second is captured
 
@@ -45,7 +45,7 @@ def measure(depth: int, batch: int, memory: float | None, device: torch.device) 
     recipe = Recipe(batch_size=batch, memory=memory).resolved(160, precision.automatic("auto", device))
     planner = planner_of(model, source, recipe)
     assert planner is not None
-    step, totals = Step(model, source, recipe, planner=planner), Totals.zero(device)
+    step, totals = TrainingStep(model, source, recipe, planner=planner), Totals.zero(device)
     assert step.plan is not None
     seconds = []
     with precision.arithmetic(recipe.precision, device):
@@ -73,20 +73,39 @@ def measure(depth: int, batch: int, memory: float | None, device: torch.device) 
 
 def fresh(asked: argparse.Namespace, batch: int, memory: float | None) -> dict[str, Any]:
     """The same by a new process, which prints it as one line."""
-    command = [sys.executable, "-m", "bench.plan", "--depth", str(asked.depth), "--batch-size", str(batch), "--alone"]
+    command = [
+        sys.executable,
+        "-m",
+        "bench.plan",
+        "--depth",
+        str(asked.depth),
+        "--batch-size",
+        str(batch),
+        "--alone",
+    ]
     command += ["--memory", str(memory)] if memory is not None else []
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=Path(__file__).parent.parent)
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, check=True, cwd=Path(__file__).parent.parent
+    )
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser("python -m bench.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m bench.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--depth", type=int, default=110)
     parser.add_argument("--batch-size", type=int, nargs="+", default=[128])
-    parser.add_argument("--memory", type=float, help="GB for the plan in segments; half of what the whole one needs, and its weights")
+    parser.add_argument(
+        "--memory",
+        type=float,
+        help="GB for the plan in segments; half of what the whole one needs, and its weights",
+    )
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--alone", action="store_true", help="one plan, in this process: prints its figures as a line of JSON")
+    parser.add_argument(
+        "--alone", action="store_true", help="one plan, in this process: prints its figures as a line of JSON"
+    )
     asked = parser.parse_args()
     device = devices.choose_device("auto")
     if asked.alone:
@@ -97,20 +116,32 @@ def main() -> None:
     target = RESULTS / f"plan-resnet{asked.depth}-{slug}-{found['date']}.json"
     for batch in asked.batch_size:
         whole = fresh(asked, batch, None)
-        half = asked.memory or (whole["predicted_bytes"] - whole["saved_bytes"] / 2) / data_sheets.GB / (1 - data_sheets.SPARE)
+        half = asked.memory or (whole["predicted_bytes"] - whole["saved_bytes"] / 2) / data_sheets.GB / (
+            1 - data_sheets.SPARE
+        )
         runs: dict[str, list[dict[str, Any]]] = {"whole": [], "in segments": []}
         for _ in range(asked.repeats):
             runs["whole"].append(fresh(asked, batch, None))
             runs["in segments"].append(fresh(asked, batch, half))
         for name, every in runs.items():
             middle = sorted(every, key=lambda run: run["seconds"])[len(every) // 2]
-            row = {"batch_size": batch, "plan": name, **middle, "images_per_second": batch / middle["seconds"], "runs": len(every)}
+            row = {
+                "batch_size": batch,
+                "plan": name,
+                **middle,
+                "images_per_second": batch / middle["seconds"],
+                "runs": len(every),
+            }
             rows.append(row)
             print(
-                f"batch {batch:6,} {name:12} predicted {row['predicted_bytes'] / 1e6:9,.0f} MB, took {row['measured_bytes'] / 1e6:9,.0f}"
-                f"; at least {row['least_seconds'] * 1e3:8,.1f} ms, took {row['seconds'] * 1e3:8,.1f}; again {row['computed_again']:.0%}"
+                f"batch {batch:6,} {name:12} predicted {row['predicted_bytes'] / 1e6:9,.0f} MB, took "
+                f"{row['measured_bytes'] / 1e6:9,.0f}"
+                f"; at least {row['least_seconds'] * 1e3:8,.1f} ms, took {row['seconds'] * 1e3:8,.1f}; "
+                f"again {row['computed_again']:.0%}"
             )
-        target.write_text(json.dumps({"depth": asked.depth, **found, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+        target.write_text(
+            json.dumps({"depth": asked.depth, **found, "rows": rows}, indent=1) + "\n", encoding="utf-8"
+        )
     print(target)
 
 

@@ -1,11 +1,13 @@
-"""Who takes a training step: stock PyTorch in every way that a user could make it fast, and fastbn, on the same network and images.
+"""Who takes a training step: stock PyTorch in every way that a user could make it fast, and fastbn, on the
+same network and images.
 
 stock-full   everything trains            plain        contiguous, eager             channels-last   eager
-stock-bn     BatchNorm's γ and β alone    compiled     channels-last, torch.compile  graph           channels-last, the step as a CUDA graph
+stock-bn     BatchNorm's γ and β alone    compiled     channels-last, torch.compile  graph
+channels-last, the step as a CUDA graph
 fastbn       the same by its auto engine  amp-…        under autocast, channels-last
 
-Stock is the network's own stock path, the tests' oracle. All take torch.optim.SGD's step; the ratio that counts is to the best of stock.
-"""
+Stock is the network's own stock path, the tests' oracle. All take torch.optim.SGD's step; the ratio that
+counts is to the best of stock."""
 
 from __future__ import annotations
 
@@ -21,14 +23,16 @@ from torch import Tensor, nn
 from bench.cases import Case
 from fastbn import freeze, fuse
 from fastbn.engine import fused_forward
-from fastbn.engine.select import choose
 from fastbn.engine.region import mixed
+from fastbn.engine.select import choose
 from fastbn.errors import MachineError
 from fastbn.models.resnet import BasicBlock, Bottleneck
 
 AUTOCAST = {"amp-fp16": torch.float16, "amp-bf16": torch.bfloat16}
-WHOLE = {"cuda": 56, "cpu": 56}  # the deepest network that is compiled whole; on a CPU by blocks it is slower than eager
-RECOMPILE_LIMIT = 64  # kinds of blocks × cases; a provider that reaches it raises, where torch would go on eagerly in silence
+# the deepest network that is compiled whole; on a CPU by blocks it is slower than eager
+WHOLE = {"cuda": 56, "cpu": 56}
+# kinds of blocks × cases; a provider that reaches it raises, where torch would go on eagerly in silence
+RECOMPILE_LIMIT = 64
 SCALE = 1024.0  # of fp16's loss at first
 
 
@@ -44,7 +48,8 @@ class Ready:
 
     @torch.no_grad()
     def reset(self) -> None:
-        """What trains as it was drawn, and no momentum: as if no step had been taken. In place, for a graph's sake."""
+        """What trains as it was drawn, and no momentum: as if no step had been taken. In place, for a
+        graph's sake."""
         for parameter, drawn in self.start.items():
             parameter.copy_(drawn)
         for state in self.optimizer.state.values():
@@ -104,10 +109,13 @@ class Provider:
 
 
 def providers(case: Case, device: torch.device, compiled: bool = False) -> list[Provider]:
-    """Everyone who can take this case's step on this device; torch.compile only if asked for, since it compiles for minutes."""
+    """Everyone who can take this case's step on this device; torch.compile only if asked for, since it
+    compiles for minutes."""
     cuda, found = device.type == "cuda", []
     if case.precision == "mixed" and not cuda:
-        raise MachineError(f"{case.title}: mixed precision is measured on CUDA, this is {device.type}; ask for fp32 or bf16")
+        raise MachineError(
+            f"{case.title}: mixed precision is measured on CUDA, this is {device.type}; ask for fp32 or bf16"
+        )
     amps = [amp for amp in AUTOCAST if case.precision in ("mixed", amp.removeprefix("amp-"))]
     ways = [*(["compiled"] if compiled else []), *(["graph"] if cuda else [])]
     for name, trains in (("stock-full", "all"), ("stock-bn", "bn")):
@@ -118,10 +126,17 @@ def providers(case: Case, device: torch.device, compiled: bool = False) -> list[
         else:
             found += [Provider(f"{name} channels-last {amp}", trains, precision=amp) for amp in amps]
             # a GradScaler asks the host at every step, which no graph can: bf16 needs none
-            found += [Provider(f"{name} {way} amp-bf16", trains, way=way, precision="amp-bf16") for way in ways]
+            found += [
+                Provider(f"{name} {way} amp-bf16", trains, way=way, precision="amp-bf16") for way in ways
+            ]
     engine, _ = choose("auto", device, torch.bfloat16 if case.precision == "bf16" else torch.float32)
     assert engine is not None
-    own = Provider(f"fastbn {engine.name}", "bn", "auto", precision="amp-bf16" if case.precision == "bf16" else case.precision)
+    own = Provider(
+        f"fastbn {engine.name}",
+        "bn",
+        "auto",
+        precision="amp-bf16" if case.precision == "bf16" else case.precision,
+    )
     found.append(own)
     if cuda and engine.name == "triton":  # a step that is launches alone, as fastbn.fit captures it
         found.append(dataclasses.replace(own, name=f"{own.name} graph", way="graph"))
@@ -130,7 +145,9 @@ def providers(case: Case, device: torch.device, compiled: bool = False) -> list[
 
 def few(everyone: list[Provider], way: str) -> list[Provider]:
     """One of each kind, taking steps this way: for a curve of many cases, for runs, for the guard."""
-    return [p for p in everyone if p.way == way and p.layout == torch.channels_last and p.precision != "amp-fp16"]
+    return [
+        p for p in everyone if p.way == way and p.layout == torch.channels_last and p.precision != "amp-fp16"
+    ]
 
 
 def likely_best(device: torch.device) -> str:
@@ -143,11 +160,14 @@ def left_out(device: torch.device, compiled: bool) -> list[str]:
     if device.type == "cuda":
         return []
     said = ["automatic mixed precision, CUDA graphs and energy: there is no CUDA device here"]
-    return said if compiled else [*said, "stock under torch.compile: --compiled adds it, a minute or two a case"]
+    return (
+        said if compiled else [*said, "stock under torch.compile: --compiled adds it, a minute or two a case"]
+    )
 
 
 def saved_bytes(ready: Ready) -> int:
-    """Bytes kept for the backward: each storage once, parameters aside, and what the model holds besides (fastbn's packed weights)."""
+    """Bytes kept for the backward: each storage once, parameters aside, and what the model holds besides
+    (fastbn's packed weights)."""
     storages: dict[int, int] = {}
 
     def pack(t: Tensor) -> Tensor:
@@ -161,10 +181,15 @@ def saved_bytes(ready: Ready) -> int:
 
 
 def packed_bytes(model: nn.Module) -> int:
-    """Bytes of the frozen weights as fastbn's engine packed them, beside the parameters themselves; 0 for a stock model."""
+    """Bytes of the frozen weights as fastbn's engine packed them, beside the parameters themselves; 0 for
+    a stock model."""
     fused = fused_forward(model)
-    packs = [pack for by_weight in fused._packs.values() for _, _, pack in by_weight.values()] if fused else []
-    tensors = [t for pack in packs for t in ([pack] if isinstance(pack, Tensor) else [pack.forward, pack.backward])]
+    packs = (
+        [pack for by_weight in fused._packs.values() for _, _, pack in by_weight.values()] if fused else []
+    )
+    tensors = [
+        t for pack in packs for t in ([pack] if isinstance(pack, Tensor) else [pack.forward, pack.backward])
+    ]
     return sum(t.untyped_storage().nbytes() for t in tensors)
 
 
@@ -182,7 +207,8 @@ def _compiled(model: nn.Module, case: Case, device: torch.device) -> Callable[[T
 
 
 def _graph(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
-    """The whole step, recorded after three that were not: they compile, choose algorithms, and make the optimizer's state."""
+    """The whole step, recorded after three that were not: they compile, choose algorithms, and make the
+    optimizer's state."""
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):

@@ -1,8 +1,7 @@
 """What the benchmarks record: one row a provider and case, in long format, under bench/results/.
 
-A file holds the conditions once (device, versions, commit, date, the machine's own rates) and its rows. Rows of one (level, case) were
-measured side by side in one process, in turn: only they are compared.
-"""
+A file holds the conditions once (device, versions, commit, date, the machine's own rates) and its rows. Rows
+of one (level, case) were measured side by side in one process, in turn: only they are compared."""
 
 from __future__ import annotations
 
@@ -29,7 +28,8 @@ class Row:
     case: str  # what was done, the same for every provider beside it: "ResNet-32, 32×32, batch 128, fp32"
     provider: str  # "stock-full", "stock-full channels-last", "stock-bn compiled", "fastbn native", …
     trains: str  # "all" or "bn"; for a kernel "" (it is a part of both)
-    alone: bool | None = None  # True: no room for all providers at once, so timed one after another and not in turn
+    # True: no room for all providers at once, so timed one after another and not in turn
+    alone: bool | None = None
     failed: str | None = None  # why it has no figures: a wrong gradient, a recompile limit, out of memory
     depth: int | None = None
     family: str | None = None
@@ -42,13 +42,15 @@ class Row:
     q3: float | None = None
     n: int | None = None
     first_seconds: float | None = None  # of the first call: compiling, packing, allocating
-    gradient_error: float | None = None  # norm-wise against float64, by the gate before the clock; of a kernel, of its results
+    # norm-wise against float64, by the gate before the clock; of a kernel, of its results
+    gradient_error: float | None = None
     peak_memory_bytes: int | None = None  # beyond the idle process on a CPU, of the allocator on a GPU
     saved_bytes: int | None = None  # kept for the backward
     launches: int | None = None  # a step's, as the graph counts them
     moved_bytes: int | None = None  # read and written, by the traffic model
     flops: int | None = None
-    roofline_share: float | None = None  # the model's least time by this machine's own rates, over the time measured
+    # the model's least time by this machine's own rates, over the time measured
+    roofline_share: float | None = None
     energy_joules: float | None = None
     accuracy: float | None = None  # of a run, on its test set
     epochs: int | None = None
@@ -70,9 +72,16 @@ class Record:
         """<folder>/<name>-<device>-<date>.json, written whole."""
         device = re.sub(r"[^a-z0-9]+", "-", str(self.conditions["device"]).lower()).strip("-")
         target = folder / f"{name}-{device}-{self.conditions['date']}.json"
-        body = {"format": FORMAT, "conditions": self.conditions, "machine": self.machine, "rows": [_short(row) for row in self.rows]}
+        body = {
+            "format": FORMAT,
+            "conditions": self.conditions,
+            "machine": self.machine,
+            "rows": [_short(row) for row in self.rows],
+        }
         part = target.with_suffix(".part")
-        part.write_text(json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        part.write_text(
+            json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+        )
         part.replace(target)
         return target
 
@@ -83,8 +92,17 @@ def load(paths: Iterable[Path]) -> list[Record]:
     for path in paths:
         body = json.loads(path.read_text(encoding="utf-8"))
         if body.get("format") != FORMAT:
-            raise ValueError(f"{path}: not a benchmark record of format {FORMAT}; make one with pytest bench/ --benchmark-only")
-        found.append(Record(conditions=body["conditions"], machine=body["machine"], rows=[Row(**row) for row in body["rows"]]))
+            raise ValueError(
+                f"{path}: not a benchmark record of format {FORMAT}; make one with pytest bench/ "
+                "--benchmark-only"
+            )
+        found.append(
+            Record(
+                conditions=body["conditions"],
+                machine=body["machine"],
+                rows=[Row(**row) for row in body["rows"]],
+            )
+        )
     return found
 
 

@@ -1,8 +1,9 @@
-"""The run level: epochs of the embedded digits by fastbn.fit, and how long everyone takes to the accuracy that BN-only reaches.
+"""The run level: epochs of the embedded digits by fastbn.fit, and how long everyone takes to the accuracy
+that BN-only reaches.
 
-A row an epoch: the seconds of training so far, and the accuracy at its end. Evaluation, and what compiles before the first epoch, are
-outside. Runs follow one another, each once: a few seconds each, they could only be interleaved by the epoch.
-"""
+A row an epoch: the seconds of training so far, and the accuracy at its end. Evaluation, and what compiles
+before the first epoch, are outside. Runs follow one another, each once: a few seconds each, they could only
+be interleaved by the epoch."""
 
 from __future__ import annotations
 
@@ -24,32 +25,56 @@ PRECISION = {"fp32": "fp32", "amp-bf16": "bf16", "mixed": "mixed"}  # a provider
 
 
 def case_of(run: Run, device: torch.device) -> Case:
-    return Case(run.depth, run.batch_size, 32, width=run.width, precision="fp32" if device.type == "cpu" else "mixed")
+    return Case(
+        run.depth, run.batch_size, 32, width=run.width, precision="fp32" if device.type == "cpu" else "mixed"
+    )
 
 
 def everyone(run: Run, device: torch.device) -> list[Provider]:
-    """One of each kind, as fit runs them: eagerly, but for fastbn's own steps, which it captures as CUDA graphs."""
+    """One of each kind, as fit runs them: eagerly, but for fastbn's own steps, which it captures as CUDA
+    graphs."""
     return few(providers(case_of(run, device), device), "eager")
 
 
 def measure(run: Run, device: torch.device) -> dict[str, list[Measured]]:
-    """By provider: an epoch after the other, the last being the whole run; one failed row where the gate is shut."""
+    """By provider: an epoch after the other, the last being the whole run; one failed row where the gate
+    is shut."""
     case, train, test = case_of(run, device), *load_digits()
     train = train.limit(run.limit)
     wanted = gate.expected(case, device)
     found = {}
     for provider in everyone(run, device):
-        row = Row(level="run", case=run.title, provider=provider.name, trains=provider.trains, precision=provider.precision)
-        row.depth, row.family, row.width, row.size, row.batch_size = case.depth, case.family, case.width, case.size, case.batch_size
+        row = Row(
+            level="run",
+            case=run.title,
+            provider=provider.name,
+            trains=provider.trains,
+            precision=provider.precision,
+        )
+        row.depth, row.family, row.width, row.size, row.batch_size = (
+            case.depth,
+            case.family,
+            case.width,
+            case.size,
+            case.batch_size,
+        )
         step = dataclasses.replace(row)
         admit(step, case, provider, wanted, device)
-        row.gradient_error, row.failed, row.first_seconds = step.gradient_error, step.failed, step.first_seconds
+        row.gradient_error, row.failed, row.first_seconds = (
+            step.gradient_error,
+            step.failed,
+            step.first_seconds,
+        )
         if row.failed:
             found[provider.name] = [Measured(row)]
             continue
         model = freeze(case.network(), provider.trains).to(device)
         model = model.to(memory_format=provider.layout) if provider.stock else fuse(model, provider.engine)  # type: ignore[call-overload]
-        settings: dict[str, Any] = {"epochs": run.epochs, "batch_size": run.batch_size, "precision": PRECISION[provider.precision]}
+        settings: dict[str, Any] = {
+            "epochs": run.epochs,
+            "batch_size": run.batch_size,
+            "precision": PRECISION[provider.precision],
+        }
         try:
             history = fit(model, train, test, progress=False, **settings)
         except Stopped as stopped:  # fit took the signal; it was meant for the session
@@ -65,7 +90,9 @@ def _epochs(row: Row, history: list[dict[str, Any]], device: torch.device) -> li
     for line in history:
         seconds += line["seconds"]
         joules += line["energy_joules"] or 0.0
-        own = dataclasses.replace(row, epochs=line["epoch"] + 1, accuracy=line["test_accuracy"], seconds=seconds, n=1)
+        own = dataclasses.replace(
+            row, epochs=line["epoch"] + 1, accuracy=line["test_accuracy"], seconds=seconds, n=1
+        )
         own.energy_joules = joules if line["energy_joules"] is not None else None
         own.peak_memory_bytes = line["peak_memory_bytes"] if device.type == "cuda" else None
         found.append(Measured(own, [seconds]))
@@ -73,9 +100,14 @@ def _epochs(row: Row, history: list[dict[str, Any]], device: torch.device) -> li
 
 
 def reaching(found: dict[str, list[Measured]], provider: str) -> Measured | None:
-    """The first epoch at whose end this provider is at the accuracy with which fastbn's run ends; None if it never is, or none ran."""
+    """The first epoch at whose end this provider is at the accuracy with which fastbn's run ends; None if
+    it never is, or none ran."""
     ours = next((own[-1].row.accuracy for name, own in found.items() if name.startswith("fastbn")), None)
-    there = (own for own in found[provider] if ours is not None and own.row.accuracy is not None and own.row.accuracy >= ours)
+    there = (
+        own
+        for own in found[provider]
+        if ours is not None and own.row.accuracy is not None and own.row.accuracy >= ours
+    )
     return next(there, None)
 
 
@@ -92,6 +124,9 @@ def said(found: dict[str, list[Measured]]) -> list[str]:
             if first is None:
                 text += "; it never was where fastbn ends"
             else:
-                text += f"; where fastbn ends it was after {first.row.seconds:.1f} s, {first.row.epochs} of {row.epochs} epochs"
+                text += (
+                    f"; where fastbn ends it was after {first.row.seconds:.1f} s, {first.row.epochs} of "
+                    f"{row.epochs} epochs"
+                )
         lines.append(text)
     return lines

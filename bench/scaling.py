@@ -44,10 +44,15 @@ class Curve:
 
     def __str__(self) -> str:
         axis, first, last = self.axis.replace("_size", ""), self.points[0][0], self.points[-1][0]
-        return f"{self.provider}: {self.value} ∝ {axis}^{self.exponent:.2f} from {first} to {last}, at the steepest {self.steepest:.2f}"
+        return (
+            f"{self.provider}: {self.value} ∝ {axis}^{self.exponent:.2f} from {first} to {last}, at the "
+            f"steepest {self.steepest:.2f}"
+        )
 
 
-def curves(rows: Iterable[Row], values: tuple[str, ...] = ("seconds", "saved_bytes", "peak_memory_bytes")) -> list[Curve]:
+def curves(
+    rows: Iterable[Row], values: tuple[str, ...] = ("seconds", "saved_bytes", "peak_memory_bytes")
+) -> list[Curve]:
     """Every curve of at least three points among these rows of the scaling level."""
     scaling = [row for row in rows if row.level == "scaling" and not row.failed]
     found = []
@@ -55,7 +60,13 @@ def curves(rows: Iterable[Row], values: tuple[str, ...] = ("seconds", "saved_byt
         groups: dict[tuple[object, ...], dict[int, float]] = {}
         for row in scaling:
             if getattr(row, value):
-                held = tuple(getattr(row, other) for other in (*AXES, "size", "family", "precision") if other != axis)
+                held = tuple(
+                    getattr(row, other) for other in (*AXES, "size", "family", "precision") if other != axis
+                )
                 groups.setdefault((row.provider, *held), {})[getattr(row, axis)] = getattr(row, value)
-        found += [Curve(axis, value, str(key[0]), tuple(sorted(own.items()))) for key, own in groups.items() if len(own) >= LEAST]
+        found += [
+            Curve(axis, value, str(key[0]), tuple(sorted(own.items())))
+            for key, own in groups.items()
+            if len(own) >= LEAST
+        ]
     return found

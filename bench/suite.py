@@ -1,4 +1,5 @@
-"""One session of benchmarks: each case measured once, when a test first asks for it, and every row kept for the record."""
+"""One session of benchmarks: each case measured once, when a test first asks for it, and every row kept
+for the record."""
 
 from __future__ import annotations
 
@@ -46,7 +47,9 @@ class Suite:
         if case in self.grid.memory:
             for provider in self.few(case):
                 if not found[provider.name].row.failed:
-                    found[provider.name].row.peak_memory_bytes = memory.fresh(provider, case)["peak_less_idle_bytes"]
+                    found[provider.name].row.peak_memory_bytes = memory.fresh(provider, case)[
+                        "peak_less_idle_bytes"
+                    ]
         return found
 
     @functools.cache  # noqa: B019
@@ -84,10 +87,13 @@ SUITE = pytest.StashKey[Suite]()  # where a pytest config keeps it
 
 
 def play(benchmark: Any, measured: Measured, what: str = "") -> None:
-    """One provider's test: its samples as the benchmark's rounds; red where it failed. `what` is said beside the case."""
+    """One provider's test: its samples as the benchmark's rounds; red where it failed. `what` is said
+    beside the case."""
     row = measured.row
     if row.failed:
         pytest.fail(f"{row.case}: {row.provider}: {row.failed}", pytrace=False)
     benchmark.group = f"{row.level}: {row.case}{what}"
-    benchmark.extra_info.update({name: value for name, value in dataclasses.asdict(row).items() if value is not None})
+    benchmark.extra_info.update(
+        {name: value for name, value in dataclasses.asdict(row).items() if value is not None}
+    )
     played.play(benchmark, measured.samples)

@@ -1,4 +1,5 @@
-"""A record in words, for the terminal: every case with its ratio to the best stock provider, the curves' exponents, the runs."""
+"""A record in words, for the terminal: every case with its ratio to the best stock provider, the curves'
+exponents, the runs."""
 
 from __future__ import annotations
 
@@ -31,13 +32,19 @@ def lines(record: Record) -> list[str]:
 
 
 def _row(row: Row, beside: list[Row]) -> str:
-    """As in: fastbn native    79.70 ms (79.10 … 80.20)    1606 images/s   22% of roofline  1.82× stock-bn …  2.32× stock-full …"""
+    """As in: fastbn native    79.70 ms (79.10 … 80.20)    1606 images/s   22% of roofline  1.82× stock-bn
+    …  2.32× stock-full …"""
     if row.failed or not row.seconds:
         return f"{row.provider:32} failed: {row.failed}"
-    spread = f" ({1e3 * row.q1:.2f} … {1e3 * row.q3:.2f})" if row.q1 is not None and row.q3 is not None else ""
+    spread = (
+        f" ({1e3 * row.q1:.2f} … {1e3 * row.q3:.2f})" if row.q1 is not None and row.q3 is not None else ""
+    )
     text = f"{row.provider:32}{1e3 * row.seconds:10.2f} ms{spread:22}"
     if row.level == "kernel":
-        text += f"{(row.moved_bytes or 0) / row.seconds / 1e9:7.1f} GB/s{(row.flops or 0) / row.seconds / 1e9:8.0f} GFLOP/s"
+        text += (
+            f"{(row.moved_bytes or 0) / row.seconds / 1e9:7.1f} "
+            f"GB/s{(row.flops or 0) / row.seconds / 1e9:8.0f} GFLOP/s"
+        )
     else:
         text += f"{row.images_per_second:9.0f} images/s"
     if row.roofline_share is not None:

@@ -1,4 +1,5 @@
-"""pytest bench/test_scaling.py --benchmark-only: a step's time and saved bytes against depth, batch and width; exponents at the end."""
+"""pytest bench/test_scaling.py --benchmark-only: a step's time and saved bytes against depth, batch and
+width; exponents at the end."""
 
 from typing import Any
 
@@ -10,7 +11,8 @@ from bench.suite import SUITE, Suite, play
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     suite = metafunc.config.stash[SUITE]
-    cases = dict.fromkeys(case for grown in suite.grid.scaling.values() for case in grown)  # where curves cross, once
+    # where curves cross, once
+    cases = dict.fromkeys(case for grown in suite.grid.scaling.values() for case in grown)
     chosen = [(case, provider.name) for case in cases for provider in suite.few(case)]
     metafunc.parametrize("case, provider", chosen, ids=[f"{case.key}-{name}" for case, name in chosen])
 

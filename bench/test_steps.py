@@ -1,4 +1,5 @@
-"""pytest bench/test_steps.py --benchmark-only: forward, backward and update of whole networks, by everyone."""
+"""pytest bench/test_steps.py --benchmark-only: forward, backward and update of whole networks, by
+everyone."""
 
 from typing import Any
 

@@ -1,7 +1,8 @@
-"""python -m bench.xla: a training step of ResNet-14 by --device xla beside the CPU's own, in one process and in turn.
+"""python -m bench.xla: a training step of ResNet-14 by --device xla beside the CPU's own, in one process and
+in turn.
 
-Needs torch_xla (`.ci/xla` makes an environment that has it). Writes bench/results/step-resnet14-32px-b128-xla-<date>.json.
-"""
+Needs torch_xla (`.ci/xla` makes an environment that has it). Writes
+bench/results/step-resnet14-32px-b128-xla-<date>.json."""
 
 from __future__ import annotations
 
@@ -14,12 +15,12 @@ import torch
 
 from bench.record import RESULTS, conditions
 from fastbn import FastBNOnlyResNet, fuse
-from fastbn.run.config import Recipe
 from fastbn.data.feed import Resident
 from fastbn.data.images import Images
-from fastbn.training import xla
 from fastbn.devices import carry_out
-from fastbn.training.step import Step, Totals
+from fastbn.run.config import Recipe
+from fastbn.training import xla
+from fastbn.training.step import Totals, TrainingStep
 
 BATCH, UNTIMED, TIMED = 128, 3, 11
 PROVIDERS = (("xla, stock", "xla", "stock"), ("cpu, stock", "cpu", "stock"), ("cpu, native", "cpu", "native"))
@@ -27,14 +28,17 @@ PROVIDERS = (("xla, stock", "xla", "stock"), ("cpu, stock", "cpu", "stock"), ("c
 
 def main() -> None:
     draw = torch.Generator().manual_seed(0)
-    images = Images(torch.randint(0, 256, (4 * BATCH, 32, 32, 3), dtype=torch.uint8, generator=draw), torch.arange(4 * BATCH) % 10)
+    images = Images(
+        torch.randint(0, 256, (4 * BATCH, 32, 32, 3), dtype=torch.uint8, generator=draw),
+        torch.arange(4 * BATCH) % 10,
+    )
     found, ready, seconds = conditions(), {}, {}
     for name, kind, engine in PROVIDERS:
         device = xla.device() if kind == "xla" else torch.device("cpu")
         model = fuse(FastBNOnlyResNet(14, engine="stock").to(device), engine).train()
         source = Resident(images.to(device))
         source.begin(0, 0)
-        step = Step(model, source, Recipe(batch_size=BATCH).resolved(2))
+        step = TrainingStep(model, source, Recipe(batch_size=BATCH).resolved(2))
         ready[name], seconds[name] = (device, step, itertools.cycle(list(source.batches(BATCH)))), []
     for _ in range(UNTIMED + TIMED):
         for name, (device, step, batches) in ready.items():
@@ -46,10 +50,23 @@ def main() -> None:
     rows = []
     for name, every in seconds.items():
         timed = every[UNTIMED:]
-        rows.append({"provider": name, "ms_median": 1e3 * statistics.median(timed), "ms_least": 1e3 * min(timed), "n": TIMED})
-        print(f"{name:12} {rows[-1]['ms_median']:8.1f} ms, least {rows[-1]['ms_least']:8.1f}; the first step {every[0]:.2f} s")
+        rows.append(
+            {
+                "provider": name,
+                "ms_median": 1e3 * statistics.median(timed),
+                "ms_least": 1e3 * min(timed),
+                "n": TIMED,
+            }
+        )
+        print(
+            f"{name:12} {rows[-1]['ms_median']:8.1f} ms, least {rows[-1]['ms_least']:8.1f}; the first step "
+            f"{every[0]:.2f} s"
+        )
     target = RESULTS / f"step-resnet14-32px-b{BATCH}-xla-{found['date']}.json"
-    target.write_text(json.dumps({"depth": 14, "batch_size": BATCH, "size": 32, **found, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    target.write_text(
+        json.dumps({"depth": 14, "batch_size": BATCH, "size": 32, **found, "rows": rows}, indent=1) + "\n",
+        encoding="utf-8",
+    )
     print(target)
 
 

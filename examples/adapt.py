@@ -1,8 +1,9 @@
-"""A network meets images worse than those it learned, and adapts its γ and β to them without a label:  python examples/adapt.py
+"""A network meets images worse than those it learned, and adapts its γ and β to them without a label:  python
+examples/adapt.py
 
-Tent (Wang et al. 2021, Fully Test-Time Adaptation by Entropy Minimization): BatchNorm by each batch's own statistics, and a step on
-γ and β down the entropy of the predictions, batch by batch as they come. `reset` takes it all back.
-"""
+Tent (Wang et al. 2021, Fully Test-Time Adaptation by Entropy Minimization): BatchNorm by each batch's own
+statistics, and a step on γ and β down the entropy of the predictions, batch by batch as they come. `reset`
+takes it all back."""
 
 import argparse
 
@@ -14,7 +15,8 @@ from fastbn.data import batch, load
 
 
 class Tent:
-    """Adapts a model to the batches that it is called with. Only γ and β move, so what it remembers to take back is some KB."""
+    """Adapts a model to the batches that it is called with. Only γ and β move, so what it remembers to
+    take back is some KB."""
 
     def __init__(self, model: nn.Module, lr: float = 1e-3):
         self.model = fastbn.freeze(model, "bn")
@@ -47,12 +49,22 @@ def corrupted(images: fastbn.Images) -> fastbn.Images:
     """Half the contrast, darker, and noise."""
     noise = 30 * torch.randn(images.images.shape, generator=torch.Generator().manual_seed(0))
     worse = (images.images.float() * 0.5 + noise).clamp(0, 255).to(torch.uint8)
-    return fastbn.Images(worse, images.labels, images.classes, mean=images.mean, std=images.std, name=f"{images.name}, corrupted")
+    return fastbn.Images(
+        worse,
+        images.labels,
+        images.classes,
+        mean=images.mean,
+        std=images.std,
+        name=f"{images.name}, corrupted",
+    )
 
 
 def accuracy(predict, images: fastbn.Images) -> float:
     """In batches of 100, in the order in which they come."""
-    found = [predict(batch(images, indices, None)).argmax(1) == images.labels[indices] for indices in torch.arange(len(images)).split(100)]
+    found = [
+        predict(batch(images, indices, None)).argmax(1) == images.labels[indices]
+        for indices in torch.arange(len(images)).split(100)
+    ]
     return torch.cat(found).float().mean().item()
 
 
@@ -75,7 +87,9 @@ asked.add_argument("--epochs", type=int, default=5)
 asked = asked.parse_args()
 
 data = load(asked.dataset, asked.data_dir)
-model = fastbn.freeze(fastbn.FastBNOnlyResNet(asked.depth, len(data.train.classes), engine="stock", gamma_init="ones"), "all")
+model = fastbn.freeze(
+    fastbn.FastBNOnlyResNet(asked.depth, len(data.train.classes), engine="stock", gamma_init="ones"), "all"
+)
 recipe = {"epochs": asked.epochs, "batch_size": 64, "lr": 0.05, "schedule": "cosine", "progress": False}
 fastbn.fit(model, data.train.limit(asked.images), None, **recipe)
 

@@ -1,6 +1,8 @@
-"""A network learns five classes, is frozen, and learns five others by its BatchNorm and its head alone:  python examples/finetune.py
+"""A network learns five classes, is frozen, and learns five others by its BatchNorm and its head alone:  python
+examples/finetune.py
 
-CIFAR-10 where it lies in data/ (or --data-dir), else the embedded digits. A table of accuracies, seconds, and the KB that the second
+CIFAR-10 where it lies in data/ (or --data-dir), else the embedded digits. A table of accuracies, seconds, and
+the KB that the second
 task adds: what trains, and the running statistics where they move.
 """
 
@@ -16,7 +18,13 @@ from fastbn.data import load
 def task(images: fastbn.Images, first: int) -> fastbn.Images:
     """The five classes from `first` on, as 0 … 4."""
     part = images.take(((images.labels >= first) & (images.labels < first + 5)).nonzero().flatten())
-    like = {"mean": images.mean, "std": images.std, "name": images.name, "flip": images.flip, "pad": images.pad}
+    like = {
+        "mean": images.mean,
+        "std": images.std,
+        "name": images.name,
+        "flip": images.flip,
+        "pad": images.pad,
+    }
     return fastbn.Images(part.images, part.labels - first, images.classes[first : first + 5], **like)
 
 
@@ -47,7 +55,12 @@ history = fastbn.fit(model, train, test, **recipe)
 print(f"{data.why}; ResNet-{asked.depth} on {', '.join(train.classes)}: {history[-1]['test_accuracy']:.3f}")
 print(f"then on {', '.join(other_train.classes)}, {len(other_train):,} images, {asked.epochs} epochs:\n")
 print(f"{'trains':12}{'statistics':12}{'engine':10}{'accuracy':>9}{'seconds':>9}{'KB':>9}")
-for trains, statistics in (("output", "frozen"), ("bn+output", "batch"), ("bn+output", "frozen"), ("all", "batch")):
+for trains, statistics in (
+    ("output", "frozen"),
+    ("bn+output", "batch"),
+    ("bn+output", "frozen"),
+    ("all", "batch"),
+):
     tuned = copy.deepcopy(model)
     torch.manual_seed(0)
     tuned.fc.reset_parameters()

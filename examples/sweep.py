@@ -1,8 +1,8 @@
-"""A search over learning rate, batch size and γ's initialisation by Optuna:  python examples/sweep.py --trials 20
+"""A search over learning rate, batch size and γ's initialisation by Optuna:  python examples/sweep.py
+--trials 20
 
-Chooses by held-out training images, never by the test set. With --storage sqlite:///sweep.db the search is kept: the same command
-continues it, and several processes may share it.
-"""
+Chooses by held-out training images, never by the test set. With --storage sqlite:///sweep.db the search is
+kept: the same command continues it, and several processes may share it."""
 
 import argparse
 import sys
@@ -52,4 +52,6 @@ study = optuna.create_study(
     load_if_exists=True,
 )
 study.optimize(objective, n_trials=asked.trials)
-print(f"best of {len(study.trials)} trials on held-out images: {study.best_value:.3f} with {study.best_params}")
+print(
+    f"best of {len(study.trials)} trials on held-out images: {study.best_value:.3f} with {study.best_params}"
+)

@@ -19,10 +19,10 @@ from fastbn.version import VERSION
 if TYPE_CHECKING:
     from fastbn.analysis.pruning import prune
     from fastbn.data.images import Images
-    from fastbn.planning.explain import explain
     from fastbn.engine import fuse
     from fastbn.models.export import fold_bn, to_exported, to_onnx, to_torch
     from fastbn.models.resnet import FastBNOnlyResNet
+    from fastbn.planning.explain import explain
     from fastbn.trainable import freeze
     from fastbn.training.checkpoint import load, save
     from fastbn.training.fit import fit

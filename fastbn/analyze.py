@@ -1,4 +1,5 @@
-"""python -m fastbn.analyze RUN [RUN …] -o report.html: what trained networks have become, as one self-contained page."""
+"""python -m fastbn.analyze RUN [RUN …] -o report.html: what trained networks have become, as one
+self-contained page."""
 
 from __future__ import annotations
 
@@ -7,21 +8,48 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastbn.run.config import Parser
 from fastbn.errors import MachineError, UsageError
+from fastbn.run.config import Parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done; 2 a wrong argument, a run that is half written or damaged, or missing data."""
-    parser = Parser("python -m fastbn.analyze", description="Writes a report on one or several runs: curves, γ and β, features, pruning.")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="what python -m fastbn.train wrote; seeds of one run are averaged")
-    parser.add_argument("-o", "--out", type=Path, default=Path("report.html"), metavar="FILE", help="the page (report.html)")
+    parser = Parser(
+        "python -m fastbn.analyze",
+        description="Writes a report on one or several runs: curves, γ and β, features, pruning.",
+    )
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="what python -m fastbn.train wrote; seeds of one run are averaged",
+    )
+    parser.add_argument(
+        "-o", "--out", type=Path, default=Path("report.html"), metavar="FILE", help="the page (report.html)"
+    )
     parser.add_argument("--data-dir", metavar="DIR", help="where the data sets lie now")
-    parser.add_argument("--no-data", action="store_true", help="leave out what needs the test set: dead features, pictures, pruning")
-    parser.add_argument("--limit-test", type=int, metavar="N", help="look at this many test images only; as many as the run did")
-    parser.add_argument("--layer", metavar="NAME", help="the BatchNorm whose maps and most exciting images are shown (layer1.0.bn1, …)")
+    parser.add_argument(
+        "--no-data",
+        action="store_true",
+        help="leave out what needs the test set: dead features, pictures, pruning",
+    )
+    parser.add_argument(
+        "--limit-test",
+        type=int,
+        metavar="N",
+        help="look at this many test images only; as many as the run did",
+    )
+    parser.add_argument(
+        "--layer",
+        metavar="NAME",
+        help="the BatchNorm whose maps and most exciting images are shown (layer1.0.bn1, …)",
+    )
     parser.add_argument("--thresholds", type=thresholds, metavar="0.01,0.1", help="of |γ|, to prune by")
-    parser.add_argument("--weights", metavar="FILE", help="where the frozen weights' file lies now, if the runs began from one")
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="where the frozen weights' file lies now, if the runs began from one",
+    )
     try:
         print(analyze(parser.parse_args(arguments)))
     except (UsageError, MachineError) as error:
@@ -36,7 +64,9 @@ def thresholds(text: str) -> tuple[float, ...]:
     except ValueError:
         found = ()
     if not found or not all(0 <= t < float("inf") for t in found) or list(found) != sorted(set(found)):
-        raise argparse.ArgumentTypeError(f"must be rising numbers from 0 on, separated by commas, as in 0.01,0.1; got {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"must be rising numbers from 0 on, separated by commas, as in 0.01,0.1; got {text!r}"
+        )
     return found
 
 
@@ -54,7 +84,9 @@ def analyze(asked: argparse.Namespace) -> str:
     try:
         asked.out.write_text(content, encoding="utf-8")
     except OSError as error:
-        raise MachineError(f"cannot write {asked.out}: {error.strerror or error}; choose another -o") from error
+        raise MachineError(
+            f"cannot write {asked.out}: {error.strerror or error}; choose another -o"
+        ) from error
     return f"{asked.out}: {len(runs)} run{'s' if len(runs) > 1 else ''}, {len(content) / 1e6:.1f} MB"
 
 

@@ -1,4 +1,5 @@
-"""The names a caller chooses from, and what a wrong one is told. Imports no torch, so a command line can list them at once."""
+"""The names a caller chooses from, and what a wrong one is told. Imports no torch, so a command line can
+list them at once."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ AUGMENTATIONS = ("flip", "crop", "brightness")
 PIXELS = ("standard", "unit")
 TRAIN_MODES = ("bn", "gamma", "beta", "output", "shortcut", "random", "all", "all-bn", "none")
 TRAINS_CONVOLUTIONS = frozenset({"shortcut", "random", "all", "all-bn"})
-WHERE = re.compile(r"[\w.*?\[\]!-]+")  # a selector's characters: of module names, and of glob patterns over them
+# a selector's characters: of module names, and of glob patterns over them
+WHERE = re.compile(r"[\w.*?\[\]!-]+")
 
 
 class Term(NamedTuple):
@@ -30,7 +32,11 @@ class Term(NamedTuple):
     where: str | None = None  # the layers that the selector after @ names
 
     def __str__(self) -> str:
-        return self.name + (f"={self.number}" if self.number is not None else "") + (f"@{self.where}" if self.where is not None else "")
+        return (
+            self.name
+            + (f"={self.number}" if self.number is not None else "")
+            + (f"@{self.where}" if self.where is not None else "")
+        )
 
 
 def one_of(what: str, value: object, known: Iterable[str]) -> str:
@@ -39,19 +45,26 @@ def one_of(what: str, value: object, known: Iterable[str]) -> str:
     if isinstance(value, str) and value in names:
         return value
     near = difflib.get_close_matches(str(value), names, n=1)
-    raise UsageError(f"{what} must be one of {', '.join(names)}, got {value!r}" + (f"; nearest: {near[0]}" if near else ""))
+    raise UsageError(
+        f"{what} must be one of {', '.join(names)}, got {value!r}" + (f"; nearest: {near[0]}" if near else "")
+    )
 
 
 def augmentations(how: str | None) -> tuple[str, ...] | None:
-    """The names in `how`, as in "crop+brightness"; () for none, None where the data set decides. UsageError for another."""
+    """The names in `how`, as in "crop+brightness"; () for none, None where the data set decides.
+    UsageError for another."""
     if how is None:
         return None
-    return () if how == "none" else tuple(one_of("augment", name.strip(), AUGMENTATIONS) for name in how.split("+"))
+    return (
+        ()
+        if how == "none"
+        else tuple(one_of("augment", name.strip(), AUGMENTATIONS) for name in how.split("+"))
+    )
 
 
 def train_terms(train: str) -> tuple[Term, ...]:
-    """The terms of `train`, as in "bn@first-9+output"; UsageError for a name that is not in TRAIN_MODES, a number or a selector
-    that cannot be."""
+    """The terms of `train`, as in "bn@first-9+output"; UsageError for a name that is not in TRAIN_MODES, a
+    number or a selector that cannot be."""
     if not isinstance(train, str):
         raise UsageError(f"train must be names from {', '.join(TRAIN_MODES)} joined by '+', got {train!r}")
     return tuple(_term(part.strip()) for part in train.split("+"))
@@ -62,9 +75,14 @@ def _term(text: str) -> Term:
     name, equals, count = rest.partition("=")
     one_of("train", name, TRAIN_MODES)
     if name == "random" and not (count.isdecimal() and int(count) > 0):
-        raise UsageError(f"train random=K needs the number of weights a channel that train, at least 1 (random=2), got {text!r}")
+        raise UsageError(
+            "train random=K needs the number of weights a channel that train, at least 1 (random=2), got "
+            f"{text!r}"
+        )
     if name != "random" and equals:
         raise UsageError(f"train {name} takes no number, got {text!r}; random=K alone does")
     if at and not WHERE.fullmatch(where):
-        raise UsageError(f"train {name}@… needs first-N, last-N, or a module's name or pattern after the @, got {text!r}")
+        raise UsageError(
+            f"train {name}@… needs first-N, last-N, or a module's name or pattern after the @, got {text!r}"
+        )
     return Term(name, int(count) if equals else None, where if at else None)

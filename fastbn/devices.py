@@ -18,7 +18,10 @@ from fastbn.version import VERSION
 def choose_device(name: str) -> torch.device:
     """'auto' is CUDA where there is one. Raises MachineError for a device that this machine lacks."""
     if name == "cuda" and not torch.cuda.is_available():
-        raise MachineError("--device cuda: torch finds no CUDA device here; use --device cpu, or install a CUDA build of torch")
+        raise MachineError(
+            "--device cuda: torch finds no CUDA device here; use --device cpu, or install a CUDA build of "
+            "torch"
+        )
     if name == "xla":
         from fastbn.training import xla
 
@@ -31,7 +34,10 @@ def choose_device(name: str) -> torch.device:
 def check_recipe(bn_stats: str, device: torch.device) -> None:
     """Raises MachineError for a way to train that this device has not."""
     if device.type == "xla" and bn_stats == "frozen":
-        raise MachineError("--bn-stats frozen: torch_xla has no gradient of a BatchNorm in evaluation mode; use --device cpu or cuda")
+        raise MachineError(
+            "--bn-stats frozen: torch_xla has no gradient of a BatchNorm in evaluation mode; use --device "
+            "cpu or cuda"
+        )
 
 
 def describe(device: torch.device) -> str:
@@ -55,8 +61,8 @@ def number(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def carry_out(device: torch.device, wait: bool = False) -> None:
-    """On XLA, which only notes down what it is told, has that done: one graph, compiled where it is new. Elsewhere it is done already.
-    `wait`: until a device that works beside its host has caught up."""
+    """On XLA, which only notes down what it is told, has that done: one graph, compiled where it is new.
+    Elsewhere it is done already. `wait`: until a device that works beside its host has caught up."""
     if device.type == "xla":
         from fastbn.training import xla
 
@@ -85,7 +91,8 @@ def free_unused(device: torch.device) -> None:
 
 
 class EnergyMeter:
-    """Joules that the GPU has used since the meter was made; None where NVML or its Python binding is not there."""
+    """Joules that the GPU has used since the meter was made; None where NVML or its Python binding is not
+    there."""
 
     def __init__(self, device: torch.device):
         self._nvml: Any = None
@@ -98,7 +105,9 @@ class EnergyMeter:
         try:
             pynvml.nvmlInit()
             uuid = str(torch.cuda.get_device_properties(device).uuid)
-            self._handle = pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
+            self._handle = pynvml.nvmlDeviceGetHandleByUUID(
+                uuid if uuid.startswith("GPU-") else f"GPU-{uuid}"
+            )
             self._start = pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)
         except pynvml.NVMLError:
             return

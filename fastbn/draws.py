@@ -1,9 +1,9 @@
 """Seeded draws that are the same bits on every CPU, thread count, device and version.
 
-A stream belongs to a seed and a name, so a parameter's values depend on nothing drawn before it. The raw bits are numpy's
-Philox (its raw output is fixed for good; its `Generator` methods are not), and everything after is + - * / sqrt in float64,
-which IEEE 754 rounds exactly. torch's own initialisers differ between CPU capabilities and thread counts.
-"""
+A stream belongs to a seed and a name, so a parameter's values depend on nothing drawn before it. The raw bits
+are numpy's Philox (its raw output is fixed for good; its `Generator` methods are not), and everything after
+is + - * / sqrt in float64, which IEEE 754 rounds exactly. torch's own initialisers differ between CPU
+capabilities and thread counts."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ def normal(seed: int, name: str, n: int, cut: float = np.inf) -> np.ndarray:
     """(n,) float64, standard normal by Marsaglia's polar method, those beyond ±cut rejected."""
     stream, pieces, have = raw(seed, name), [], 0
     while have < n:
-        u, v = (stream.random_raw(2 * CHUNK) >> np.uint64(11)).reshape(CHUNK, 2).T * 2.0**-52 - 1.0  # exact, in [-1, 1)
+        # exact, in [-1, 1)
+        u, v = (stream.random_raw(2 * CHUNK) >> np.uint64(11)).reshape(CHUNK, 2).T * 2.0**-52 - 1.0
         s = u * u + v * v
         inside = (s > 0) & (s < 1)
         u, v, s = u[inside], v[inside], s[inside]
@@ -55,7 +56,8 @@ def normal(seed: int, name: str, n: int, cut: float = np.inf) -> np.ndarray:
 
 
 def _log(x: np.ndarray) -> np.ndarray:
-    """Natural logarithm to 1e-15 relative from exactly rounded operations: x = m·2ᵉ, ln m = 2·artanh((m−1)/(m+1))."""
+    """Natural logarithm to 1e-15 relative from exactly rounded operations: x = m·2ᵉ, ln m =
+    2·artanh((m−1)/(m+1))."""
     m, e = np.frexp(x)
     low = m < SQRT_HALF
     m = np.where(low, 2.0 * m, m)

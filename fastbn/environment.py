@@ -1,4 +1,5 @@
-"""What torchrun tells a process that it started, by its environment. Imports no torch: the command line asks before that."""
+"""What torchrun tells a process that it started, by its environment. Imports no torch: the command line
+asks before that."""
 
 from __future__ import annotations
 
@@ -24,13 +25,19 @@ def place() -> Place:
     """This process's; of one that nobody else belongs to, rank 0 of 1."""
     if (given := _PLACED.get()) is not None:
         return given
-    names = {"rank": ("RANK", 0), "count": ("WORLD_SIZE", 1), "local": ("LOCAL_RANK", 0), "restarts": ("TORCHELASTIC_RESTART_COUNT", 0)}
+    names = {
+        "rank": ("RANK", 0),
+        "count": ("WORLD_SIZE", 1),
+        "local": ("LOCAL_RANK", 0),
+        "restarts": ("TORCHELASTIC_RESTART_COUNT", 0),
+    }
     return Place(**{field: int(os.environ.get(name, default)) for field, (name, default) in names.items()})
 
 
 @contextlib.contextmanager
 def placed(there: Place) -> Iterator[None]:
-    """Inside, that is this thread's place: another launcher than torchrun says so, which starts threads in processes."""
+    """Inside, that is this thread's place: another launcher than torchrun says so, which starts threads in
+    processes."""
     token = _PLACED.set(there)
     try:
         yield

@@ -1,18 +1,20 @@
-"""What the command line turns into one line and an exit code; a library user catches ValueError or RuntimeError. And how memory that ran
-out is known, whoever says it.
+"""What the command line turns into one line and an exit code; a library user catches ValueError or
+RuntimeError. And how memory that ran out is known, whoever says it.
 
 A message says what was asked, what was found, and what to do.
 """
 
 
 class UsageError(ValueError):
-    """The caller asked for something that cannot be: a wrong argument, missing data, a damaged file (exit code 2)."""
+    """The caller asked for something that cannot be: a wrong argument, missing data, a damaged file (exit
+    code 2)."""
 
     agreed = False  # whether every rank raised it together: the first alone says it then
 
 
 class MachineError(RuntimeError):
-    """This machine lacks what was asked for: an engine, a device, disk space; or another rank was lost (exit code 2)."""
+    """This machine lacks what was asked for: an engine, a device, disk space; or another rank was lost
+    (exit code 2)."""
 
     agreed = False  # as of a UsageError
 
@@ -34,8 +36,8 @@ NO_MEMORY = ("out of memory", "alloc_failed", "can't allocate memory")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocator had no more: CUDA's, a library's or this machine's; or whether that is what led to the error, as it leads to
-    one at the end of a capture."""
+    """Whether an allocator had no more: CUDA's, a library's or this machine's; or whether that is what led to
+    the error, as it leads to one at the end of a capture."""
     if isinstance(error, MemoryError) or any(words in str(error).lower() for words in NO_MEMORY):
         return True
     return error.__context__ is not None and is_out_of_memory(error.__context__)

@@ -8,21 +8,31 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fastbn import choices
-from fastbn.run.config import Parser
 from fastbn.data.names import DATASETS, DEFAULT_DIR, IMAGE_SIZE
 from fastbn.errors import MachineError, UsageError
+from fastbn.run.config import Parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 done; 2 a wrong argument, a damaged file, missing data, or an engine or device that is lacking."""
-    parser = Parser("python -m fastbn.evaluate", description="Tests the network of a run, or of a checkpoint file.")
-    parser.add_argument("run", help="the folder that python -m fastbn.train wrote, or a .safetensors file that fastbn.save wrote")
+    """Exit codes: 0 done; 2 a wrong argument, a damaged file, missing data, or an engine or device that is
+    lacking."""
+    parser = Parser(
+        "python -m fastbn.evaluate", description="Tests the network of a run, or of a checkpoint file."
+    )
+    parser.add_argument(
+        "run",
+        help="the folder that python -m fastbn.train wrote, or a .safetensors file that fastbn.save wrote",
+    )
     parser.add_argument("--dataset", choices=DATASETS, help="another than the run's own")
     parser.add_argument("--data-dir", metavar="DIR", help="where the data set lies now")
-    parser.add_argument("--weights", metavar="FILE", help="where the frozen weights' file lies now, if the run began from one")
+    parser.add_argument(
+        "--weights", metavar="FILE", help="where the frozen weights' file lies now, if the run began from one"
+    )
     parser.add_argument("--engine", default="auto", choices=choices.ENGINES, help="(auto)")
     parser.add_argument("--device", default="auto", choices=choices.DEVICES, help="(auto)")
-    parser.add_argument("--limit-test", type=int, metavar="N", help="test on this many images only; as many as the run did")
+    parser.add_argument(
+        "--limit-test", type=int, metavar="N", help="test on this many images only; as many as the run did"
+    )
     try:
         print(evaluate_run(parser.parse_args(arguments)))
     except (UsageError, MachineError) as error:
@@ -36,11 +46,11 @@ def evaluate_run(asked: argparse.Namespace) -> str:
     from fastbn.data.datasets import load as load_data
     from fastbn.data.feed import feed
     from fastbn.data.images import Images
+    from fastbn.devices import choose_device
+    from fastbn.planning.precision import arithmetic
     from fastbn.training import checked_file
     from fastbn.training.checkpoint import CHECKPOINT, build
     from fastbn.training.evaluation import evaluate
-    from fastbn.devices import choose_device
-    from fastbn.planning.precision import arithmetic
 
     path = Path(asked.run)
     tensors, header = checked_file.read(path / CHECKPOINT if path.is_dir() else path)
@@ -51,7 +61,11 @@ def evaluate_run(asked: argparse.Namespace) -> str:
     device = choose_device(asked.device)
     model = build(tensors, header, asked.engine, asked.weights).to(device)
     data_dir = asked.data_dir or config.get("data_dir", DEFAULT_DIR)
-    limit = config.get("limit_test") if asked.limit_test is None and dataset == config.get("dataset") else asked.limit_test
+    limit = (
+        config.get("limit_test")
+        if asked.limit_test is None and dataset == config.get("dataset")
+        else asked.limit_test
+    )
     test = load_data(dataset, data_dir, size=IMAGE_SIZE.get(model.spec.family, 32)).test.limit(limit)
     if isinstance(test, Images) and config.get("pixels", "standard") != "standard":
         test = test.prepared(pixels=config["pixels"])
@@ -62,7 +76,10 @@ def evaluate_run(asked: argparse.Namespace) -> str:
         found = evaluate(model, feed(test, device)).mean("test")
     accuracy, loss = found["test_accuracy"], found["test_loss"]
     top5 = f" (top-5 {found['test_top5_accuracy']:.4f})" if "test_top5_accuracy" in found else ""
-    return f"{model.spec.title} on {test.name}: test accuracy {accuracy:.4f}{top5}, loss {loss:.4f}, {len(test):,} images"
+    return (
+        f"{model.spec.title} on {test.name}: test accuracy {accuracy:.4f}{top5}, loss {loss:.4f}, "
+        f"{len(test):,} images"
+    )
 
 
 if __name__ == "__main__":

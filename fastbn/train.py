@@ -1,18 +1,19 @@
-"""python -m fastbn.train --depth 14: trains a ResNet, BatchNorm only unless told otherwise, and keeps the run in a folder."""
+"""python -m fastbn.train --depth 14: trains a ResNet, BatchNorm only unless told otherwise, and keeps the
+run in a folder."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 
-from fastbn.run.config import Config, parse
-from fastbn.errors import Diverged, MachineError, Stopped, UsageError
 from fastbn.environment import place
+from fastbn.errors import Diverged, MachineError, Stopped, UsageError
+from fastbn.run.config import Config, parse
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 done; 2 a wrong argument, missing data, or an engine or device that is lacking; 3 the training diverged;
-    130 and 143 stopped by a signal, after saving."""
+    """Exit codes: 0 done; 2 a wrong argument, missing data, or an engine or device that is lacking; 3 the
+    training diverged; 130 and 143 stopped by a signal, after saving."""
     first = place().rank == 0  # of torchrun's ranks: what happens to all, it alone says
 
     def say(text: str, everybody: bool = True) -> None:
@@ -20,7 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"fastbn: {text}", file=sys.stderr)
 
     try:
-        config = parse(arguments, "python -m fastbn.train", "Trains a ResNet on images, its BatchNorm layers only.")
+        config = parse(
+            arguments, "python -m fastbn.train", "Trains a ResNet on images, its BatchNorm layers only."
+        )
     except UsageError as error:
         say(f"error: {error}")
         return 2

@@ -13,14 +13,15 @@ from torch.nn.modules.batchnorm import _NormBase  # BatchNorm1d/2d/3d, SyncBatch
 
 from fastbn import draws
 from fastbn.choices import TRAIN_MODES, Term, train_terms
-from fastbn.graph.shortcuts import shortcuts
 from fastbn.errors import UsageError
+from fastbn.graph.shortcuts import shortcuts
 
 __all__ = ["NORMS", "TRAIN_MODES", "count", "entries", "freeze", "trainable"]
 
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 AFFINE = {"bn": ("weight", "bias"), "gamma": ("weight",), "beta": ("bias",)}
-ENTRIES, HOOK = "trained_entries", "_trained_entries_hook"  # on a module of whose weight only some entries train
+# on a module of whose weight only some entries train
+ENTRIES, HOOK = "trained_entries", "_trained_entries_hook"
 
 Layer = tuple[str, nn.Module, list[nn.Parameter]]  # name, module, those of its parameters that are meant
 
@@ -28,20 +29,21 @@ Layer = tuple[str, nn.Module, list[nn.Parameter]]  # name, module, those of its 
 def freeze(model: nn.Module, train: str = "bn", seed: int = 0) -> nn.Module:
     """Leave `requires_grad` on exactly the parameters that `train` names, and return the same model.
 
-    train: names joined by "+".
-        bn          weight and bias of every norm (BatchNorm, SyncBatchNorm, InstanceNorm, GroupNorm, LayerNorm, RMSNorm);
+    train: names joined by "+". bn          weight and bias of every norm (BatchNorm, SyncBatchNorm,
+        InstanceNorm, GroupNorm, LayerNorm, RMSNorm);
                     gamma: their weights; beta: their biases
         output      weight and bias of the last nn.Linear in module order
         shortcut    the convolutions on the shortcuts of residual blocks, found in a torch.fx trace
-        random=K    K weights of each channel of every convolution, drawn by `seed`; the other entries' gradient is zero, and `fit`
-                    leaves them alone (weight decay in an optimizer of yours would not)
+        random=K    K weights of each channel of every convolution, drawn by `seed`; the other entries'
+                    gradient is zero, and `fit` leaves them alone (weight decay in an optimizer of yours would
+                    not)
         all, all-bn (all but the norms' parameters), none
-    "@" after a name selects among its layers: `bn@first-9`, `bn@last-9` (in module order), `bn@layer1` (that module and what lies
-    in it), `bn@layer*.0.bn1` (a glob pattern over module names).
-    A frozen parameter's `.grad` is cleared, or an optimizer that already holds the parameter would still apply it.
+    "@" after a name selects among its layers: `bn@first-9`, `bn@last-9` (in module order), `bn@layer1` (that
+    module and what lies in it), `bn@layer*.0.bn1` (a glob pattern over module names). A frozen parameter's
+    `.grad` is cleared, or an optimizer that already holds the parameter would still apply it.
 
-    Raises UsageError, the model untouched, for an unknown name, and for one that selects nothing in this model.
-    """
+    Raises UsageError, the model untouched, for an unknown name, and for one that selects nothing in this
+    model."""
     wanted: set[int] = set()
     drawn: dict[int, tuple[nn.Module, Tensor]] = {}
     for term in train_terms(train):
@@ -49,7 +51,9 @@ def freeze(model: nn.Module, train: str = "bn", seed: int = 0) -> nn.Module:
             if term.number is None:
                 wanted.update(map(id, parameters))
             else:
-                drawn.update({id(weight): (module, _entries(name, weight, term.number, seed)) for weight in parameters})
+                drawn.update(
+                    {id(weight): (module, _entries(name, weight, term.number, seed)) for weight in parameters}
+                )
     for module in model.modules():
         if ENTRIES in module._buffers:
             module.__dict__.pop(HOOK).remove()
@@ -103,19 +107,40 @@ def _where(model: nn.Module, term: Term, layers: list[Layer]) -> list[Layer]:
     if counted := re.fullmatch(r"(first|last)-(\d+)", where):
         n = int(counted[2])
         if not 1 <= n <= len(layers):
-            raise UsageError(f"train={str(term)!r}: {type(model).__name__} has {len(layers)} such layers; ask for 1 … {len(layers)}")
+            raise UsageError(
+                f"train={str(term)!r}: {type(model).__name__} has {len(layers)} such layers; ask for 1 … "
+                f"{len(layers)}"
+            )
         return layers[:n] if counted[1] == "first" else layers[-n:]
-    chosen = [layer for layer in layers if fnmatch.fnmatchcase(layer[0], where) or fnmatch.fnmatchcase(layer[0], f"{where}.*")]
+    chosen = [
+        layer
+        for layer in layers
+        if fnmatch.fnmatchcase(layer[0], where) or fnmatch.fnmatchcase(layer[0], f"{where}.*")
+    ]
     if not chosen:
-        names = ", ".join(name or "the model itself" for name, _, _ in layers[:3]) + (", …" if len(layers) > 3 else "")
-        raise UsageError(f"train={str(term)!r} selects none of the {len(layers)} such layers of {type(model).__name__} ({names})")
+        names = ", ".join(name or "the model itself" for name, _, _ in layers[:3]) + (
+            ", …" if len(layers) > 3 else ""
+        )
+        raise UsageError(
+            f"train={str(term)!r} selects none of the {len(layers)} such layers of {type(model).__name__} "
+            f"({names})"
+        )
     return chosen
 
 
-def _owned(model: nn.Module, kinds: tuple[str, ...] | None, belongs: Callable[[nn.Module], bool]) -> list[Layer]:
+def _owned(
+    model: nn.Module, kinds: tuple[str, ...] | None, belongs: Callable[[nn.Module], bool]
+) -> list[Layer]:
     """Every module that belongs, with the parameters it owns itself (of these kinds)."""
-    owned = [(name, module, dict(module.named_parameters(recurse=False))) for name, module in model.named_modules() if belongs(module)]
-    return [(name, module, [p for kind, p in own.items() if kinds is None or kind in kinds]) for name, module, own in owned]
+    owned = [
+        (name, module, dict(module.named_parameters(recurse=False)))
+        for name, module in model.named_modules()
+        if belongs(module)
+    ]
+    return [
+        (name, module, [p for kind, p in own.items() if kinds is None or kind in kinds])
+        for name, module, own in owned
+    ]
 
 
 def _norms(kind: str) -> Callable[[nn.Module], list[Layer]]:
@@ -124,12 +149,16 @@ def _norms(kind: str) -> Callable[[nn.Module], list[Layer]]:
 
 def _output(model: nn.Module) -> list[Layer]:
     linears = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    return [(name, module, list(module.parameters())) for name, module in linears[-1:]]  # a parametrised weight lies deeper
+    # a parametrised weight lies deeper
+    return [(name, module, list(module.parameters())) for name, module in linears[-1:]]
 
 
 def _shortcut(model: nn.Module) -> list[Layer]:
     names = shortcuts(model, NORMS)
-    return [(name, model.get_submodule(name), list(model.get_submodule(name).parameters(recurse=False))) for name in names]
+    return [
+        (name, model.get_submodule(name), list(model.get_submodule(name).parameters(recurse=False)))
+        for name in names
+    ]
 
 
 SELECT: dict[str, Callable[[nn.Module], list[Layer]]] = {
@@ -138,7 +167,9 @@ SELECT: dict[str, Callable[[nn.Module], list[Layer]]] = {
     "beta": _norms("beta"),
     "output": _output,
     "shortcut": _shortcut,
-    "random": lambda model: _owned(model, ("weight",), lambda module: isinstance(module, nn.modules.conv._ConvNd)),
+    "random": lambda model: _owned(
+        model, ("weight",), lambda module: isinstance(module, nn.modules.conv._ConvNd)
+    ),
     "all": lambda model: _owned(model, None, lambda module: True),
     "all-bn": lambda model: _owned(model, None, lambda module: not isinstance(module, NORMS)),
     "none": lambda model: [],
@@ -150,17 +181,30 @@ def _lacking(model: nn.Module, term: Term) -> str:
     kind = type(model).__name__
     if term.name in AFFINE:
         norms = sum(isinstance(module, NORMS) for module in model.modules())
-        found = f"{norms} norm layers, none with such a parameter (affine=False?)" if norms else "no norm layer"
+        found = (
+            f"{norms} norm layers, none with such a parameter (affine=False?)" if norms else "no norm layer"
+        )
         return f"needs norm layers with {' or '.join(AFFINE[term.name])}, and {kind} has {found}"
-    needs = {"output": "an nn.Linear", "shortcut": "a residual block with a convolution on its shortcut", "random": "a convolution"}
-    return f"needs {needs.get(term.name, 'a parameter')}, and {kind} has none; choose another of {', '.join(TRAIN_MODES)}"
+    needs = {
+        "output": "an nn.Linear",
+        "shortcut": "a residual block with a convolution on its shortcut",
+        "random": "a convolution",
+    }
+    return (
+        f"needs {needs.get(term.name, 'a parameter')}, and {kind} has none; choose another of "
+        f"{', '.join(TRAIN_MODES)}"
+    )
 
 
 def _entries(name: str, weight: nn.Parameter, k: int, seed: int) -> Tensor:
-    """A bool mask of the weight's shape with k entries of each of its output channels, drawn by (seed, the layer's name)."""
+    """A bool mask of the weight's shape with k entries of each of its output channels, drawn by (seed, the
+    layer's name)."""
     channels, fan_in = weight.shape[0], weight[0].numel()
     if k > fan_in:
-        raise UsageError(f"train=random={k}: a channel of {name or 'the layer'} has {fan_in} weights; ask for at most {fan_in}")
+        raise UsageError(
+            f"train=random={k}: a channel of {name or 'the layer'} has {fan_in} weights; ask for at most "
+            f"{fan_in}"
+        )
     keys = draws.raw(seed, f"{name}.weight/random").random_raw(channels * fan_in).reshape(channels, fan_in)
     order = np.argsort(keys, axis=1, kind="stable")
     mask = torch.zeros(channels, fan_in, dtype=torch.bool)

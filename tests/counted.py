@@ -1,4 +1,5 @@
-"""Counts the bytes of tensors: every storage that torch makes, and every block that the native engine lends."""
+"""Counts the bytes of tensors: every storage that torch makes, and every block that the native engine
+lends."""
 
 from __future__ import annotations
 
@@ -6,8 +7,8 @@ from unittest import mock
 
 import torch
 
-from fastbn.planning import step_memory
 from fastbn.engine.buffers import Buffers
+from fastbn.planning import step_memory
 
 
 class Counted(step_memory.Counted):

@@ -1,4 +1,5 @@
-"""Kernels compiled for GPUs that are not here, in a process of its own: where Triton interprets, nothing can be compiled."""
+"""Kernels compiled for GPUs that are not here, in a process of its own: where Triton interprets, nothing
+can be compiled."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ CHILD = "import crosscompile; crosscompile.answer()"
 
 @dataclass(frozen=True)
 class Request:
-    """One kernel for one capability, as bench.audit.compile_and_count takes it; `kernel` is the function's name in `module`."""
+    """One kernel for one capability, as bench.audit.compile_and_count takes it; `kernel` is the function's
+    name in `module`."""
 
     module: str
     kernel: str
@@ -34,7 +36,14 @@ def costs(requests: Sequence[Request]) -> list[Any]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     asked = pickle.dumps(list(requests))
-    done = subprocess.run([sys.executable, "-c", CHILD], input=asked, capture_output=True, env=environment, cwd=ROOT, timeout=600)
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD],
+        input=asked,
+        capture_output=True,
+        env=environment,
+        cwd=ROOT,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stderr.decode()[-4000:]
     return pickle.loads(done.stdout)
 
@@ -46,5 +55,7 @@ def answer() -> None:
     found = []
     for asked in pickle.loads(sys.stdin.buffer.read()):
         kernel = getattr(importlib.import_module(asked.module), asked.kernel)
-        found.append(compile_and_count(kernel, asked.signature, asked.constexprs, asked.options, asked.capability))
+        found.append(
+            compile_and_count(kernel, asked.signature, asked.constexprs, asked.options, asked.capability)
+        )
     sys.stdout.buffer.write(pickle.dumps(found))

@@ -25,7 +25,11 @@ def random_set(count: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.
 
 def python_blob(planes: np.ndarray, labels: np.ndarray, labels_key: str = "labels") -> bytes:
     """A python batch as the official ones are: protocol 2, written under numpy's old module name."""
-    content = {b"batch_label": b"some", labels_key.encode(): [int(k) for k in labels], b"data": planes.reshape(len(planes), -1)}
+    content = {
+        b"batch_label": b"some",
+        labels_key.encode(): [int(k) for k in labels],
+        b"data": planes.reshape(len(planes), -1),
+    }
     return pickletools.optimize(pickle.dumps(content, protocol=2)).replace(b"numpy._core", b"numpy.core")
 
 
@@ -39,8 +43,11 @@ def describe(name: str, blob: bytes, sized: bool = True) -> File:
     return File(name, hashlib.md5(blob).hexdigest(), len(blob) if sized else None)
 
 
-def tiny(name: str = "cifar10", classes: int = 10, label_bytes: int = 1) -> tuple[Cifar, dict[str, bytes], tuple, tuple]:
-    """A set of two training files and a test file in both forms: (its description, path -> content, (planes, labels) of each split)."""
+def tiny(
+    name: str = "cifar10", classes: int = 10, label_bytes: int = 1
+) -> tuple[Cifar, dict[str, bytes], tuple, tuple]:
+    """A set of two training files and a test file in both forms: (its description, path -> content,
+    (planes, labels) of each split)."""
     train, test = random_set(2 * PER_FILE, classes, 1), random_set(PER_FILE, classes, 2)
     key = "fine_labels" if label_bytes == 2 else "labels"
     parts = {"one": [a[:PER_FILE] for a in train], "two": [a[PER_FILE:] for a in train], "test": list(test)}
@@ -53,9 +60,29 @@ def tiny(name: str = "cifar10", classes: int = 10, label_bytes: int = 1) -> tupl
     def files(folder: str, *names: str) -> tuple[File, ...]:
         return tuple(describe(n, blobs[f"{folder}/{n}"]) for n in names)
 
-    python = Form("tiny-py", True, files("tiny-py", "one", "two"), files("tiny-py", "test"), files("tiny-py", "meta"), key)
-    binary = Form("tiny-bin", False, files("tiny-bin", "one.bin", "two.bin"), files("tiny-bin", "test.bin"), label_bytes=label_bytes)
-    spec = Cifar(name, "Tiny-CIFAR", tuple(f"name {k}" for k in range(classes)), (python, binary), "http://127.0.0.1:9/tiny.tar.gz", "")
+    python = Form(
+        "tiny-py",
+        True,
+        files("tiny-py", "one", "two"),
+        files("tiny-py", "test"),
+        files("tiny-py", "meta"),
+        key,
+    )
+    binary = Form(
+        "tiny-bin",
+        False,
+        files("tiny-bin", "one.bin", "two.bin"),
+        files("tiny-bin", "test.bin"),
+        label_bytes=label_bytes,
+    )
+    spec = Cifar(
+        name,
+        "Tiny-CIFAR",
+        tuple(f"name {k}" for k in range(classes)),
+        (python, binary),
+        "http://127.0.0.1:9/tiny.tar.gz",
+        "",
+    )
     return spec, blobs, train, test
 
 

@@ -12,14 +12,17 @@ import pytest
 Image = pytest.importorskip("PIL.Image", reason="needs Pillow, the extra fastbn[images]")
 
 CLASSES = ("ant", "bee", "cow")
-SIZES = [(40, 33), (64, 48), (31, 90), (120, 25), (16, 16), (200, 151), (9, 7)]  # width, height: smaller and larger than 2·16, long ones
+# width, height: smaller and larger than 2·16, long ones
+SIZES = [(40, 33), (64, 48), (31, 90), (120, 25), (16, 16), (200, 151), (9, 7)]
 
 
 def content(k: int, kind: str = "JPEG") -> bytes:
     """An image file: smooth, with a colour of its own; every fifth grey, every seventh CMYK."""
     width, height = SIZES[k % len(SIZES)]
     draw = np.random.default_rng(k)
-    image = Image.fromarray(draw.integers(0, 256, (4, 5, 3), np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+    image = Image.fromarray(draw.integers(0, 256, (4, 5, 3), np.uint8)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
     mode = "L" if k % 5 == 3 else "CMYK" if k % 7 == 4 and kind == "JPEG" else "RGB"
     file = io.BytesIO()
     image.convert(mode).save(file, kind, **({"quality": 95} if kind == "JPEG" else {}))
@@ -51,7 +54,11 @@ def samples(first: int, n: int, offset: int = 0) -> dict[str, bytes]:
     members = {}
     for k in range(first, first + n):
         suffix, kind = ("png", "PNG") if k % 9 == 5 else ("JPG" if k % 9 == 2 else "jpeg", "JPEG")
-        members |= {f"s{k:05d}.json": b"{}", f"s{k:05d}.cls": str(k % 3).encode(), f"s{k:05d}.{suffix}": content(offset + k, kind)}
+        members |= {
+            f"s{k:05d}.json": b"{}",
+            f"s{k:05d}.cls": str(k % 3).encode(),
+            f"s{k:05d}.{suffix}": content(offset + k, kind),
+        }
     return members
 
 

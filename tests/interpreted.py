@@ -1,7 +1,8 @@
-"""Imported first by the tests that run Triton kernels: on the GPU where there is one, else in Triton's interpreter on CPU tensors.
+"""Imported first by the tests that run Triton kernels: on the GPU where there is one, else in Triton's
+interpreter on CPU tensors.
 
-What is interpreted is decided when Triton is imported, so conftest.py sets TRITON_INTERPRET before any test module is read.
-"""
+What is interpreted is decided when Triton is imported, so conftest.py sets TRITON_INTERPRET before any test
+module is read."""
 
 import pytest
 import torch

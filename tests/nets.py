@@ -14,7 +14,8 @@ def norms(model: nn.Module) -> list[nn.BatchNorm2d]:
 
 
 def scattered(model: nn.Module, seed: int = 0) -> nn.Module:
-    """γ of both signs, β, running statistics and frozen biases drawn: nothing is at a value that hides a mistake."""
+    """γ of both signs, β, running statistics and frozen biases drawn: nothing is at a value that hides a
+    mistake."""
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for norm in norms(model):
@@ -48,7 +49,9 @@ def frozen_convolutions(model: nn.Module) -> nn.Module:
         for module in model.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear, nn.ConvTranspose2d)):
                 for parameter in module.parameters():
-                    parameter.copy_(torch.randn(parameter.shape, generator=draw) / parameter[0].numel() ** 0.5)
+                    parameter.copy_(
+                        torch.randn(parameter.shape, generator=draw) / parameter[0].numel() ** 0.5
+                    )
                     parameter.requires_grad_(False)
     return scattered(model)
 
@@ -57,7 +60,15 @@ def resnet(depth: int = 8, width: int = 4, family: str | None = None, **options)
     return scattered(FastBNOnlyResNet(depth, width=width, family=family, engine="stock", **options))
 
 
-def images(batch: int, height: int = 8, width: int = 8, channels: int = 3, seed: int = 1, dtype=torch.float64, grad=False) -> Tensor:
+def images(
+    batch: int,
+    height: int = 8,
+    width: int = 8,
+    channels: int = 3,
+    seed: int = 1,
+    dtype=torch.float64,
+    grad=False,
+) -> Tensor:
     """A mean of its own in every channel, well away from 0."""
     draw = torch.Generator().manual_seed(seed)
     x = torch.randn(batch, channels, height, width, generator=draw, dtype=torch.float64)

@@ -1,4 +1,5 @@
-"""What every engine's operations are held to, one by one: the same formula in float64, on odd shapes, fed the same rounded inputs."""
+"""What every engine's operations are held to, one by one: the same formula in float64, on odd shapes, fed
+the same rounded inputs."""
 
 from __future__ import annotations
 
@@ -9,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastbn.engine.interface import BackpropPath, Engine, LazyActivation, Mask, NormTarget, NormVectors
 from fastbn.graph.regions import Conv
-from fastbn.engine.interface import Activation, Engine, Mask, Norm, Path, Target
 
 WIDE = torch.float64
 
@@ -30,7 +31,9 @@ class Case:
     groups: int = 1
 
     def conv(self) -> Conv:
-        kernel, stride, padding, dilation = ((x, x) for x in (self.kernel, self.stride, self.padding, self.dilation))
+        kernel, stride, padding, dilation = (
+            (x, x) for x in (self.kernel, self.stride, self.padding, self.dilation)
+        )
         return Conv("conv", "norm", 0, self.c, self.oc, kernel, stride, padding, dilation, self.groups, 0)
 
     @property
@@ -50,16 +53,23 @@ def draw(*shape: int, seed: int, device: str = "cpu") -> Tensor:
 
 
 def activation(
-    n: int, c: int, h: int, w: int, seed: int, dtype: torch.dtype = torch.float32, mean: float = 0.5, device: str = "cpu"
+    n: int,
+    c: int,
+    h: int,
+    w: int,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    mean: float = 0.5,
+    device: str = "cpu",
 ) -> Tensor:
     return (draw(n, h, w, c, seed=seed, device=device) + mean).to(dtype).permute(0, 3, 1, 2)
 
 
-def norm(c: int, seed: int, batch: bool = True, device: str = "cpu") -> Norm:
-    return Norm(draw(4, c, seed=seed, device=device), batch)
+def norm(c: int, seed: int, batch: bool = True, device: str = "cpu") -> NormVectors:
+    return NormVectors(draw(4, c, seed=seed, device=device), batch)
 
 
-def target(c: int, batch: bool = True, seed: int = 20, device: str = "cpu") -> Target:
+def target(c: int, batch: bool = True, seed: int = 20, device: str = "cpu") -> NormTarget:
     """A BatchNorm's request, its vectors full of NaN, two of their rows beside them."""
     module = nn.BatchNorm2d(c).to(device)
     with torch.no_grad():
@@ -67,7 +77,9 @@ def target(c: int, batch: bool = True, seed: int = 20, device: str = "cpu") -> T
             t.copy_(draw(c, seed=seed + i))
         module.running_var.abs_()
     module.train(batch)
-    return Target(module, None, Norm(torch.full((4, c + 3), float("nan"), device=device)[:, 1 : c + 1], batch))
+    return NormTarget(
+        module, None, NormVectors(torch.full((4, c + 3), float("nan"), device=device)[:, 1 : c + 1], batch)
+    )
 
 
 def affine(c: int, device: str = "cpu") -> Tensor:
@@ -86,19 +98,24 @@ def error(found: Tensor, expected: Tensor) -> float:
     return ((found.to(WIDE) - expected).norm() / expected.norm()).item()
 
 
-def source(kind: str, case: Case, dtype: torch.dtype = torch.float32, device: str = "cpu") -> tuple[Tensor | Activation, Tensor]:
+def source(
+    kind: str, case: Case, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> tuple[Tensor | LazyActivation, Tensor]:
     """A convolution's source, and z in float64."""
     y, first = activation(*case.source, seed=1, dtype=dtype, device=device), norm(case.c, 2, device=device)
     if kind == "formed":
         return y, y.to(WIDE)
     z = y.to(WIDE) * channels(first.scale) + channels(first.shift)
     if kind == "scale-shift-relu":
-        return Activation((y,), (first,), None, True), z.relu()
-    other, second = activation(*case.source, seed=3, dtype=dtype, device=device), norm(case.c, 4, device=device)
+        return LazyActivation((y,), (first,), None, True), z.relu()
+    other, second = (
+        activation(*case.source, seed=3, dtype=dtype, device=device),
+        norm(case.c, 4, device=device),
+    )
     if kind == "residual":
-        return Activation((y,), (first,), other, True), (z + other.to(WIDE)).relu()
+        return LazyActivation((y,), (first,), other, True), (z + other.to(WIDE)).relu()
     return (
-        Activation((y, other), (first, second), None, True),
+        LazyActivation((y, other), (first, second), None, True),
         (z + other.to(WIDE) * channels(second.scale) + channels(second.shift)).relu(),
     )
 
@@ -107,32 +124,55 @@ Error = tuple[str, float, float]  # of what, how large, and what it must stay be
 
 
 def check_forward(
-    engine: Engine, case: Case, kind: str, dtype: torch.dtype, tolerance: float, batch: bool = True, device: str = "cpu"
+    engine: Engine,
+    case: Case,
+    kind: str,
+    dtype: torch.dtype,
+    tolerance: float,
+    batch: bool = True,
+    device: str = "cpu",
 ) -> None:
-    """y, z, the mask, the target's vectors and the running statistics. `tolerance`: of y; the statistics are those of the stored y."""
+    """y, z, the mask, the target's vectors and the running statistics. `tolerance`: of y; the statistics
+    are those of the stored y."""
     for what, found, most in forward_errors(engine, case, kind, dtype, tolerance, batch, device):
         assert found < most, f"{what}: {found:.1e}, allowed {most:.1e}"
 
 
 def check_gradient(
-    engine: Engine, case: Case, masked: str, dtype: torch.dtype, tolerance: float, batch: bool = True, device: str = "cpu"
+    engine: Engine,
+    case: Case,
+    masked: str,
+    dtype: torch.dtype,
+    tolerance: float,
+    batch: bool = True,
+    device: str = "cpu",
 ) -> None:
-    """One path and an added term, masked, with dγ and dβ and the coefficients of the raw outputs that the value was made of."""
+    """One path and an added term, masked, with dγ and dβ and the coefficients of the raw outputs that the
+    value was made of."""
     for what, found, most in gradient_errors(engine, case, masked, dtype, tolerance, batch, device):
         assert found < most, f"{what}: {found:.1e}, allowed {most:.1e}"
 
 
 def forward_errors(
-    engine: Engine, case: Case, kind: str, dtype: torch.dtype, tolerance: float, batch: bool, device: str, exact: float = 1e-6
+    engine: Engine,
+    case: Case,
+    kind: str,
+    dtype: torch.dtype,
+    tolerance: float,
+    batch: bool,
+    device: str,
+    exact: float = 1e-6,
 ) -> Iterator[Error]:
-    """What check_forward holds to its tolerance, one by one. `exact`: the tolerance of what is float32 in every precision."""
+    """What check_forward holds to its tolerance, one by one. `exact`: the tolerance of what is float32 in
+    every precision."""
     conv, (read, z) = case.conv(), source(kind, case, dtype, device)
     weight = case.weight().to(device, dtype)
     wanted = target(case.oc, batch, device=device)
     before = [wanted.module.running_mean.to(WIDE), wanted.module.running_var.to(WIDE)]
     y, formed = engine.convolve(conv, engine.pack(conv, weight, dtype), read, True, True, wanted)
     engine.ready(wanted.norm)
-    kept = z.to(dtype).to(WIDE) if kind == "formed" or dtype != torch.float32 else z  # what the convolution reads is stored precision
+    # what the convolution reads is stored precision
+    kept = z.to(dtype).to(WIDE) if kind == "formed" or dtype != torch.float32 else z
     expected = F.conv2d(kept, weight.to(WIDE), None, conv.stride, conv.padding, conv.dilation, conv.groups)
     assert y.dtype == dtype and y.is_contiguous(memory_format=torch.channels_last)
     yield "y", error(y, expected), tolerance
@@ -152,25 +192,36 @@ def forward_errors(
     assert (formed is None) == (kind == "formed")
     if formed is not None:
         yield "z", error(formed.z, z), max(exact, torch.finfo(dtype).eps)
-        assert isinstance(read, Activation)
+        assert isinstance(read, LazyActivation)
         mask = Mask(True, formed.mask, read.ys, read.norms, tuple(affine(case.c, device) for _ in read.ys))
         opened, _ = engine.gradient([], [torch.ones_like(formed.z)], mask, case.source)
         yield "elements of the mask", ((opened != 0) != (formed.z != 0)).sum().item(), 1
 
 
 def gradient_errors(
-    engine: Engine, case: Case, masked: str, dtype: torch.dtype, tolerance: float, batch: bool, device: str, exact: float = 2e-6
+    engine: Engine,
+    case: Case,
+    masked: str,
+    dtype: torch.dtype,
+    tolerance: float,
+    batch: bool,
+    device: str,
+    exact: float = 2e-6,
 ) -> Iterator[Error]:
     """What check_gradient holds to its tolerance, one by one."""
     conv, size = case.conv(), case.source
     weight = case.weight().to(device, dtype)
     out = conv.shape(size)
-    ds, y, added = (activation(*s, seed=seed, dtype=dtype, device=device) for s, seed in ((out, 6), (out, 7), (size, 8)))
+    ds, y, added = (
+        activation(*s, seed=seed, dtype=dtype, device=device) for s, seed in ((out, 6), (out, 7), (size, 8))
+    )
     c1, c2, c0 = draw(3, case.oc, seed=9, device=device)
-    path = Path(conv, engine.pack(conv, weight, dtype), ds, y, (c1, c2, c0) if batch else (c1, None, None))
+    path = BackpropPath(
+        conv, engine.pack(conv, weight, dtype), ds, y, (c1, c2, c0) if batch else (c1, None, None)
+    )
     ys = tuple(activation(*size, seed=s, dtype=dtype, device=device) for s in (10, 11))
     norms = (norm(case.c, 12, batch, device), norm(case.c, 13, batch, device))
-    saved = engine.form(Activation(ys, norms, None, True), True)
+    saved = engine.form(LazyActivation(ys, norms, None, True), True)
     outs = (affine(case.c, device), affine(case.c, device))
     mask = {
         "saved": Mask(True, saved.mask, ys, norms, outs),
@@ -182,19 +233,23 @@ def gradient_errors(
 
     dy = ds.to(WIDE) * channels(c1) + (y.to(WIDE) * channels(c2) + channels(c0) if batch else 0)
     dy = dy.to(dtype).to(WIDE) if dtype != torch.float32 else dy  # as the matrix unit reads it
-    expected = torch.nn.grad.conv2d_input(size, weight.to(WIDE), dy, conv.stride, conv.padding, conv.dilation, conv.groups)
+    expected = torch.nn.grad.conv2d_input(
+        size, weight.to(WIDE), dy, conv.stride, conv.padding, conv.dilation, conv.groups
+    )
     expected = expected + added.to(WIDE)
     if masked == "saved":
         expected = expected * (saved.z != 0)
     if masked == "again":
-        expected = expected * (engine.form(Activation(ys[:1], norms[:1], None, True), False).z != 0)
+        expected = expected * (engine.form(LazyActivation(ys[:1], norms[:1], None, True), False).z != 0)
     yield "ds", error(found, expected), tolerance
     assert len(coefficients) == (0 if mask is None else len(mask.ys))
     coefficients = [engine.settle(c) for c in coefficients]
     if mask is None:
         return
     m = found.numel() // case.c
-    for raw, own, affine_out, (a1, a2, a0) in zip(mask.ys, mask.norms, mask.affine, coefficients, strict=True):
+    for raw, own, affine_out, (a1, a2, a0) in zip(
+        mask.ys, mask.norms, mask.affine, coefficients, strict=True
+    ):
         dbias = rows(found).sum(0)
         dweight = (rows(found) * (rows(raw) - own.mean)).sum(0) * own.rstd
         # the sums of a stored half gradient are those of what was rounded, or of what was not: both are right
@@ -209,16 +264,22 @@ def gradient_errors(
             yield "c0", error(a0, -own.scale.to(WIDE) * affine_out[1].to(WIDE) / m - e2 * own.mean), exact
 
 
-def two_paths(engine: Engine, dtype: torch.dtype = torch.float32, device: str = "cpu") -> tuple[Tensor, Tensor]:
-    """A projection block's input: conv1ᵀ + projᵀ, of different kernels at stride 2, and three added terms: found and expected."""
+def two_paths(
+    engine: Engine, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """A projection block's input: conv1ᵀ + projᵀ, of different kernels at stride 2, and three added terms:
+    found and expected."""
     size = (3, 24, 9, 11)
-    three, one = Case("", 3, 9, 11, 24, 40, stride=2).conv(), Case("", 3, 9, 11, 24, 40, kernel=1, stride=2, padding=0).conv()
+    three, one = (
+        Case("", 3, 9, 11, 24, 40, stride=2).conv(),
+        Case("", 3, 9, 11, 24, 40, kernel=1, stride=2, padding=0).conv(),
+    )
     paths, expected = [], torch.zeros(size, dtype=WIDE, device=device)
     for seed, conv in ((20, three), (30, one)):
         weight = draw(40, 24, *conv.kernel, seed=seed).to(device, dtype)
         ds, y = (activation(*conv.shape(size), seed=seed + k, dtype=dtype, device=device) for k in (1, 2))
         c1 = draw(40, seed=seed + 3, device=device)
-        paths.append(Path(conv, engine.pack(conv, weight, dtype), ds, y, (c1, None, None)))
+        paths.append(BackpropPath(conv, engine.pack(conv, weight, dtype), ds, y, (c1, None, None)))
         dy = (ds.to(WIDE) * channels(c1)).to(dtype).to(WIDE)
         expected += torch.nn.grad.conv2d_input(size, weight.to(WIDE), dy, conv.stride, conv.padding)
     added = [activation(*size, seed=40 + k, dtype=dtype, device=device) for k in range(3)]

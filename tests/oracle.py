@@ -1,4 +1,5 @@
-"""The oracle of the engine's tests: the model's own stock path under autograd, in float64, with random upstream gradients."""
+"""The oracle of the engine's tests: the model's own stock path under autograd, in float64, with random
+upstream gradients."""
 
 from __future__ import annotations
 
@@ -9,8 +10,8 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from fastbn.planning.explain import explain
 from fastbn.engine import fuse
+from fastbn.planning.explain import explain
 
 
 @dataclasses.dataclass
@@ -24,23 +25,25 @@ class Run:
 
 
 def tolerance(dtype: torch.dtype, layers: int = 1) -> float:
-    """The norm-wise relative error to allow: each layer rounds an activation a few times, forward and backward.
+    """The norm-wise relative error to allow: each layer rounds an activation a few times, forward and
+    backward.
 
-    float64 is the real test and its figure is fixed: far above eps·layers, far below any mistake in a formula.
-    """
+    float64 is the real test and its figure is fixed: far above eps·layers, far below any mistake in a
+    formula."""
     return 1e-9 if dtype == torch.float64 else 2 * torch.finfo(dtype).eps * layers
 
 
 def error(found: Tensor, expected: Tensor) -> float:
-    """Norm-wise, relative to the expected tensor; NaN where either holds one. Below a norm of 0.1 it turns absolute:
-    some gradients are zero but for rounding (β, where no ReLU closes before the next BatchNorm)."""
+    """Norm-wise, relative to the expected tensor; NaN where either holds one. Below a norm of 0.1 it turns
+    absolute: some gradients are zero but for rounding (β, where no ReLU closes before the next BatchNorm)."""
     assert found.shape == expected.shape
     found, expected = found.detach().double(), expected.detach().double()
     return ((found - expected).norm() / expected.norm().clamp(min=0.1)).item()
 
 
 def flat_gradient(found: Run) -> Tensor:
-    """Every parameter's gradient in one vector: in short arithmetic the ones that are all rounding drown in it."""
+    """Every parameter's gradient in one vector: in short arithmetic the ones that are all rounding drown
+    in it."""
     return torch.cat([g.double().flatten() for g in found.parameters.values() if g is not None])
 
 
@@ -93,9 +96,12 @@ def assert_same(found: Run, expected: Run, tol: float) -> None:
             assert torch.equal(ours, theirs), name
 
 
-def assert_like_stock(model: nn.Module, *inputs: Tensor, warning: str | None = None, calls: int = 1) -> nn.Module:
-    """Fused equals stock, both in float64: outputs, every gradient, running statistics. Something does run fused, and
-    nothing falls back, unless `warning` says which one warning is expected. Returns the fused model."""
+def assert_like_stock(
+    model: nn.Module, *inputs: Tensor, warning: str | None = None, calls: int = 1
+) -> nn.Module:
+    """Fused equals stock, both in float64: outputs, every gradient, running statistics. Something does run
+    fused, and nothing falls back, unless `warning` says which one warning is expected. Returns the fused
+    model."""
     model = copy.deepcopy(model).double()
     inputs = tuple(x.detach().double().requires_grad_(x.requires_grad) for x in inputs)
     ours, theirs = fused(model), stock(model)

@@ -1,4 +1,5 @@
-"""Real processes that train together over gloo: this module's functions run in each, and torchrun's command line."""
+"""Real processes that train together over gloo: this module's functions run in each, and torchrun's
+command line."""
 
 from __future__ import annotations
 
@@ -25,7 +26,13 @@ def free_port():
 
 def _rank(rank, count, port, folder, act, arguments, named):
     torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(count),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
     result = act(*arguments, **named)
     (Path(folder) / f"rank{rank}.pickle").write_bytes(pickle.dumps(result))
 
@@ -46,7 +53,14 @@ def together(count, folder, act, *arguments, **named):
 def torchrun(count, *arguments, restarts=0):
     """A process of torchrun's that trains by `count` ranks, one thread each."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", f"--max-restarts={restarts}"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={count}",
+        f"--max-restarts={restarts}",
+    ]
     return subprocess.Popen(
         [*command, "-m", "fastbn.train", *map(str, arguments)],
         cwd=REPOSITORY,
@@ -59,7 +73,11 @@ def torchrun(count, *arguments, restarts=0):
 
 def children(pid):
     """Its rank processes, by rank."""
-    pids = [int(word) for path in Path(f"/proc/{pid}/task").glob("*/children") for word in path.read_text().split()]
+    pids = [
+        int(word)
+        for path in Path(f"/proc/{pid}/task").glob("*/children")
+        for word in path.read_text().split()
+    ]
     found = {}
     for child in pids:
         try:
@@ -73,16 +91,27 @@ def children(pid):
 
 
 def start(count, *arguments, folders=None):
-    """The processes of `count` ranks, as torchrun would start them, each in the repository or in a folder of its own."""
+    """The processes of `count` ranks, as torchrun would start them, each in the repository or in a folder
+    of its own."""
     port, found = free_port(), []
     for rank in range(count):
-        environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | {"OMP_NUM_THREADS": "1"}
-        own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | {
+            "OMP_NUM_THREADS": "1"
+        }
+        own = {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": count,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
         found.append(
             subprocess.Popen(
                 [sys.executable, "-m", "fastbn.train", *map(str, arguments)],
                 cwd=folders[rank] if folders else REPOSITORY,
-                env=environment | {name: str(value) for name, value in own.items()} | {"PYTHONPATH": str(REPOSITORY)},
+                env=environment
+                | {name: str(value) for name, value in own.items()}
+                | {"PYTHONPATH": str(REPOSITORY)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,

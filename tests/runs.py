@@ -1,4 +1,5 @@
-"""Tiny runs of python -m fastbn.train, in this process or as processes of their own, and what they leave behind."""
+"""Tiny runs of python -m fastbn.train, in this process or as processes of their own, and what they leave
+behind."""
 
 import json
 import os
@@ -13,11 +14,31 @@ from fastbn.models.resnet import FastBNOnlyResNet
 from fastbn.train import main
 from fastbn.training import checked_file
 
-TINY = ["--depth", "8", "--width", "4", "--dataset", "digits", "--limit-train", "64", "--limit-test", "32", "--batch-size", "24"]
+TINY = [
+    "--depth",
+    "8",
+    "--width",
+    "4",
+    "--dataset",
+    "digits",
+    "--limit-train",
+    "64",
+    "--limit-test",
+    "32",
+    "--batch-size",
+    "24",
+]
 STEPS = 3  # an epoch: 24, 24 and a ragged 16
 REPOSITORY = Path(__file__).parents[1]
 # what no two runs share
-TIMES = {"images_per_second", "seconds", "evaluation_seconds", "peak_memory_bytes", "planned_memory_bytes", "energy_joules"}
+TIMES = {
+    "images_per_second",
+    "seconds",
+    "evaluation_seconds",
+    "peak_memory_bytes",
+    "planned_memory_bytes",
+    "energy_joules",
+}
 
 
 def digits(train=64, test=32):
@@ -36,7 +57,9 @@ def train(out, *arguments, epochs=2):
 
 def _environment():
     """One thread; without what the kernels' own tests set."""
-    return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | {"OMP_NUM_THREADS": "1"}
+    return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | {
+        "OMP_NUM_THREADS": "1"
+    }
 
 
 def start(*arguments, module="fastbn.train"):
@@ -54,7 +77,9 @@ def start(*arguments, module="fastbn.train"):
 def python(code, *arguments):
     """A finished process that ran this code, one thread."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, cwd=REPOSITORY, env=_environment(), capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        command, cwd=REPOSITORY, env=_environment(), capture_output=True, text=True, timeout=120
+    )
 
 
 def at_call(monkeypatch, owner, name, number, act):
@@ -85,12 +110,16 @@ def contents(out):
 
 
 def assert_same_run(out, other):
-    """Bit for bit: parameters, running statistics, optimizer state, position, and the metrics but for the times."""
+    """Bit for bit: parameters, running statistics, optimizer state, position, and the metrics but for the
+    times."""
     (tensors, header), (expected, wanted) = checkpoint(out), checkpoint(other)
     assert tensors.keys() == expected.keys()
     for name, tensor in tensors.items():
         assert tensor.dtype == expected[name].dtype and torch.equal(tensor, expected[name]), name
     assert {**header, "config": None} == {**wanted, "config": None}
-    known = [[{k: v for k, v in line.items() if k not in TIMES} for line in metrics(folder)] for folder in (out, other)]
+    known = [
+        [{k: v for k, v in line.items() if k not in TIMES} for line in metrics(folder)]
+        for folder in (out, other)
+    ]
     assert known[0] == known[1]
     assert not list(out.glob("*.part"))

@@ -21,7 +21,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def matplotlib():
-    return pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install -e '.[analysis]'")
+    return pytest.importorskip(
+        "matplotlib", reason="matplotlib is not installed: pip install -e '.[analysis]'"
+    )
 
 
 def points(ax, i=0):
@@ -55,10 +57,14 @@ def test_curves_and_courses(matplotlib, tmp_path):
     run = read(tmp_path / "run")
     assert points(axes.curves([run])) == [line["test_accuracy"] for line in run.lines]
     ax = axes.curves([run], "train_loss", "seconds")
-    assert ax.lines[0].get_xdata().tolist() == pytest.approx(np.cumsum([line["seconds"] for line in run.lines]))
+    assert ax.lines[0].get_xdata().tolist() == pytest.approx(
+        np.cumsum([line["seconds"] for line in run.lines])
+    )
     assert not axes.curves([run], against="joules").lines
     ax = axes.course({"run": run.lines}, "gamma_std")
-    assert [points(ax, i) for i in range(9)] == np.transpose([line["norms"]["gamma_std"] for line in run.lines]).tolist()
+    assert [points(ax, i) for i in range(9)] == np.transpose(
+        [line["norms"]["gamma_std"] for line in run.lines]
+    ).tolist()
 
 
 def test_pictures(matplotlib):
@@ -72,7 +78,9 @@ def test_pictures(matplotlib):
     weight = filters(model).weight[3]
     expected = (weight / weight.abs().max() + 1) / 2
     assert np.allclose(drawn[4:7, 0:3], expected.permute(1, 2, 0))
-    assert axes.feature_maps(model, images(2, 9, 9, dtype=torch.float32), "bn1").images[0].get_array().shape == (19, 39, 3)
+    assert axes.feature_maps(model, images(2, 9, 9, dtype=torch.float32), "bn1").images[
+        0
+    ].get_array().shape == (19, 39, 3)
     test = digits()[1]
     shown = axes.exciting(model, test, "layer1.0.bn2", [0, 2], 3).images[0].get_array()
     assert shown.shape == (65, 98, 3)

@@ -45,7 +45,10 @@ class Relus(nn.Module):
 
 def watched(model, x):
     seen = {}
-    hooks = [getattr(model, f"relu{i}").register_forward_hook(lambda m, a, z, i=i: seen.update({f"bn{i}": z})) for i in (1, 2)]
+    hooks = [
+        getattr(model, f"relu{i}").register_forward_hook(lambda m, a, z, i=i: seen.update({f"bn{i}": z}))
+        for i in (1, 2)
+    ]
     with torch.no_grad():
         model.eval()(x)
     for hook in hooks:
@@ -68,7 +71,9 @@ def test_firing_is_what_hooks_see(trains):
         assert one.dead == sum(bool((z[:, c] == 0).all()) for c in range(5)) / 5
         assert one.always == sum(bool((z[:, c] > 0).all()) for c in range(5)) / 5
     assert found[0].dead >= 0.2 and found[0].always >= 0.2
-    assert {p.requires_grad for p in model.conv1.parameters()} == {trains == "all"} and model.bn1.bias.grad is None
+    assert {p.requires_grad for p in model.conv1.parameters()} == {
+        trains == "all"
+    } and model.bn1.bias.grad is None
 
 
 def test_every_engine_and_every_relu_of_a_resnet():
@@ -79,8 +84,11 @@ def test_every_engine_and_every_relu_of_a_resnet():
     assert len(found["auto"]) == 13  # one a convolution of the 14 layers
     for one, other in zip(found["auto"], found["reference"], strict=True):
         assert (one.name, one.seen) == (other.name, other.seen)
-        assert (one.fired - other.fired).abs().max() <= 0.01 * one.seen  # float32: a ReLU that hangs on a rounding
-    assert model.training and all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+        # float32: a ReLU that hangs on a rounding
+        assert (one.fired - other.fired).abs().max() <= 0.01 * one.seen
+    assert model.training and all(
+        torch.equal(value, before[name]) for name, value in model.state_dict().items()
+    )
 
 
 def test_exciting_images():
@@ -90,7 +98,9 @@ def test_exciting_images():
     for c in range(5):
         order = sorted(range(len(TEST)), key=lambda n, c=c: -float(peaks[n, c]))[:3]
         assert found.values[c].tolist() == pytest.approx([float(peaks[n, c]) for n in order])
-        assert [float(peaks[n, c]) for n in found.indices[c]] == pytest.approx([float(peaks[n, c]) for n in order])
+        assert [float(peaks[n, c]) for n in found.indices[c]] == pytest.approx(
+            [float(peaks[n, c]) for n in order]
+        )
     with pytest.raises(UsageError, match=r"'fc'.*bn1, bn2"):
         exciting(model, TEST, "fc", engine="reference")
 
@@ -112,7 +122,9 @@ def test_filters_and_feature_maps():
     maps = feature_maps(fastbn.fuse(model, "reference"), x, "bn1")
     raw = F.conv2d(x, model.conv1.weight, padding=1)
     assert torch.allclose(maps.raw, raw)
-    assert torch.allclose(maps.normalised, F.batch_norm(raw, norm.running_mean, norm.running_var, norm.weight, norm.bias))
+    assert torch.allclose(
+        maps.normalised, F.batch_norm(raw, norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    )
     with pytest.raises(UsageError, match=r"'layer9'.*bn1"):
         feature_maps(model, x, "layer9")
     with pytest.raises(UsageError, match="no Conv2d"):
@@ -136,17 +148,25 @@ def test_gamma_and_beta():
     assert counted.shares.sum() == pytest.approx(1) and counted.layers.shape == (9, 12)
 
 
-@pytest.mark.parametrize("low, high", [(0.0, 1.0), (-1.0, 0.0), (0.5, 0.6), (-3.0, 0.001), (-0.001, 3.0), (0.0, 0.0)])
+@pytest.mark.parametrize(
+    "low, high", [(0.0, 1.0), (-1.0, 0.0), (0.5, 0.6), (-3.0, 0.001), (-0.001, 3.0), (0.0, 0.0)]
+)
 def test_edges_hold_everything(low, high):
     found = values.Affine(["a"], [np.array([low, high])], [np.zeros(2)])
     at = values.edges([found], "gamma", 7)
-    assert len(at) == 8 and np.allclose(np.diff(at), at[1] - at[0]) and values.histogram(found, "gamma", at).counts.sum() == 2
+    assert (
+        len(at) == 8
+        and np.allclose(np.diff(at), at[1] - at[0])
+        and values.histogram(found, "gamma", at).counts.sum() == 2
+    )
 
 
 def test_a_network_without_batchnorm():
     with pytest.raises(UsageError, match=r"Sequential has no BatchNorm2d"):
         values.affine(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, affine=False)))
-    assert statistics(nn.Linear(2, 2)) == {name: [] for name in ("gamma_mean", "gamma_std", "gamma_small", "beta_mean", "beta_std")}
+    assert statistics(nn.Linear(2, 2)) == {
+        name: [] for name in ("gamma_mean", "gamma_std", "gamma_small", "beta_mean", "beta_std")
+    }
 
 
 def test_what_is_recorded_each_epoch():
@@ -154,12 +174,19 @@ def test_what_is_recorded_each_epoch():
     history = fastbn.fit(model, train, test, epochs=2, batch_size=24, progress=False)
     for which in ("gamma", "beta"):
         own = [(norm.weight if which == "gamma" else norm.bias).detach().double() for norm in norms(model)]
-        for what, expected in (("mean", [v.mean() for v in own]), ("std", [v.std(unbiased=False) for v in own])):
-            assert history[-1]["norms"][f"{which}_{what}"] == pytest.approx([float(v) for v in expected], rel=1e-3)
+        for what, expected in (
+            ("mean", [v.mean() for v in own]),
+            ("std", [v.std(unbiased=False) for v in own]),
+        ):
+            assert history[-1]["norms"][f"{which}_{what}"] == pytest.approx(
+                [float(v) for v in expected], rel=1e-3
+            )
         assert values.course(history, f"{which}_mean").shape == (2, 9)
         mean, std = values.overall(history, values.affine(model), which)
         whole = torch.cat(own)
-        assert (mean[-1], std[-1]) == pytest.approx((float(whole.mean()), float(whole.std(unbiased=False))), rel=1e-3, abs=1e-4)
+        assert (mean[-1], std[-1]) == pytest.approx(
+            (float(whole.mean()), float(whole.std(unbiased=False))), rel=1e-3, abs=1e-4
+        )
     assert history[0]["norms"] != history[1]["norms"]
     with pytest.raises(UsageError, match="earlier version"):
         values.course([{"epoch": 0}], "gamma_mean")

@@ -1,4 +1,5 @@
-"""fastbn.prune: channels of |γ| < t are zeroed, then gone, and the outputs are those of the zeroed network, in every case of a border."""
+"""fastbn.prune: channels of |γ| < t are zeroed, then gone, and the outputs are those of the zeroed
+network, in every case of a border."""
 
 import copy
 
@@ -16,13 +17,14 @@ from fastbn.data.digits import load_digits
 from fastbn.errors import UsageError
 from fastbn.trainable import count
 
-# depth, width, family, image side (odd: the strided convolutions' borders differ), in both families and kinds of block
+# depth, width, family, image side (odd: the strided convolutions' borders differ), in both families and kinds
+# of block
 NETWORKS = [(14, 6, None, 13), (18, 5, None, 37), (50, 4, "imagenet", 37)]
 
 
 def dying(depth, width, family, dtype=torch.float64):
-    """γ of both signs about 0, β too: a channel that goes leaves 0 or a constant above it. Channels 1 and 4 of all that feed the
-    first stream are 0, so the stream itself gets narrower."""
+    """γ of both signs about 0, β too: a channel that goes leaves 0 or a constant above it. Channels 1 and 4
+    of all that feed the first stream are 0, so the stream itself gets narrower."""
     model = resnet(depth, width, family).to(dtype).eval()
     with torch.no_grad():
         for norm in norms(model):
@@ -147,22 +149,35 @@ def test_the_table_by_threshold():
     cuts = by_threshold(model, test, (0.3, 0.9), batch_size=8, rounds=1)
     whole, *cut = cuts
     gamma = [value for norm in norms(model) for value in norm.weight.tolist()]
-    x = torch.stack([torch.from_numpy(image.numpy()) for image in test.images]).permute(0, 3, 1, 2).float() / 255
+    x = (
+        torch.stack([torch.from_numpy(image.numpy()) for image in test.images]).permute(0, 3, 1, 2).float()
+        / 255
+    )
     x = (x - torch.tensor(test.mean).view(3, 1, 1)) / torch.tensor(test.std).view(3, 1, 1)
     for one, threshold in zip(cut, (0.3, 0.9), strict=True):
         plain = by_hand(model, threshold).eval()
         with torch.no_grad():
-            accuracy = sum(int(k) == int(label) for k, label in zip(plain(x).argmax(1), test.labels, strict=True)) / 40
+            accuracy = (
+                sum(int(k) == int(label) for k, label in zip(plain(x).argmax(1), test.labels, strict=True))
+                / 40
+            )
         assert one.accuracy == accuracy
         assert one.zeroed == pytest.approx(sum(abs(g) < threshold for g in gamma) / len(gamma))
-        assert one.parameters == sum(p.numel() for p in prune(model, threshold).parameters()) < whole.parameters
+        assert (
+            one.parameters == sum(p.numel() for p in prune(model, threshold).parameters()) < whole.parameters
+        )
         assert 0 < one.flops < whole.flops and one.seconds > 0
         assert one.speed_up == pytest.approx(whole.seconds / one.seconds)
     assert (whole.threshold, whole.zeroed, whole.speed_up, whole.parameters) == (None, 0.0, 1.0, 5214)
     table = arrays(cuts)
-    assert table["threshold"].tolist() == [0.0, 0.3, 0.9] and table["flops"].tolist() == [one.flops for one in cuts]
+    assert table["threshold"].tolist() == [0.0, 0.3, 0.9] and table["flops"].tolist() == [
+        one.flops for one in cuts
+    ]
 
 
 def test_flops_by_hand():
-    model = nn.Sequential(nn.Conv2d(3, 5, 3, 2, 1, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 7))
-    assert flops(model, torch.zeros(2, 3, 9, 9)) == 2 * (2 * 5 * 5 * 5 * 3 * 9 + 2 * 5 * 7)  # 5×5 places, 27 taps; fc
+    model = nn.Sequential(
+        nn.Conv2d(3, 5, 3, 2, 1, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 7)
+    )
+    # 5×5 places, 27 taps; fc
+    assert flops(model, torch.zeros(2, 3, 9, 9)) == 2 * (2 * 5 * 5 * 5 * 3 * 9 + 2 * 5 * 7)

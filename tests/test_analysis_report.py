@@ -1,4 +1,5 @@
-"""python -m fastbn.analyze: the page says what the runs' files say, computed here anew, and a folder that is no run is refused."""
+"""python -m fastbn.analyze: the page says what the runs' files say, computed here anew, and a folder that
+is no run is refused."""
 
 import base64
 import json
@@ -16,25 +17,37 @@ import torch
 from runs import checkpoint, metrics, train
 
 import fastbn
-from fastbn.page import pictures
 from fastbn.analysis import runs as runs_of
 from fastbn.analysis.curves import curves
 from fastbn.analysis.published import published
 from fastbn.analyze import main
 from fastbn.data.digits import load_digits
 from fastbn.errors import UsageError
+from fastbn.page import pictures
 from fastbn.train import main as trained
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SECTIONS = ["result", "curves", "batchnorm-and", "dead-features", "what-the-features-see", "pruning", "recipe-and-machine"]
+SECTIONS = [
+    "result",
+    "curves",
+    "batchnorm-and",
+    "dead-features",
+    "what-the-features-see",
+    "pruning",
+    "recipe-and-machine",
+]
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     """BN only with seeds 0 and 1, and everything: not to be written to."""
     root = tmp_path_factory.mktemp("runs")
-    assert train(root / "bn-s0") == 0 and train(root / "bn-s1", "--seed", "1") == 0 and train(root / "all-s0", "--train", "all") == 0
+    assert (
+        train(root / "bn-s0") == 0
+        and train(root / "bn-s1", "--seed", "1") == 0
+        and train(root / "all-s0", "--train", "all") == 0
+    )
     return [root / name for name in ("bn-s0", "bn-s1", "all-s0")]
 
 
@@ -54,7 +67,9 @@ def tree(content):
 def tables(content, section):
     """Each table of a section: header and rows of texts."""
     (own,) = [one for one in tree(content).iter("section") if one.get("id") == section]
-    return [[["".join(cell.itertext()) for cell in row] for row in one.iter("tr")] for one in own.iter("table")]
+    return [
+        [["".join(cell.itertext()) for cell in row] for row in one.iter("tr")] for one in own.iter("table")
+    ]
 
 
 def refused(arguments, capfd, *patterns):
@@ -66,32 +81,48 @@ def refused(arguments, capfd, *patterns):
 
 
 def gamma_of(out):
-    """γ of every channel, from the checkpoint's flat vector alone: of each BatchNorm its weight, then its bias."""
+    """γ of every channel, from the checkpoint's flat vector alone: of each BatchNorm its weight, then its
+    bias."""
     names = [name for name, _ in fastbn.load(out).named_parameters()]
     tensors, header = checkpoint(out)
     shapes = {name: p.shape for name, p in fastbn.load(out).named_parameters()}
     stored = [name for name in names if name in header["trains"] or re.search(r"bn\d|downsample\.1", name)]
-    parts = dict(zip(stored, tensors["parameters"].split([shapes[name].numel() for name in stored]), strict=True))
-    return [float(g) for name in stored if re.search(r"(bn\d|downsample\.1)\.weight", name) for g in parts[name]]
+    parts = dict(
+        zip(stored, tensors["parameters"].split([shapes[name].numel() for name in stored]), strict=True)
+    )
+    return [
+        float(g) for name in stored if re.search(r"(bn\d|downsample\.1)\.weight", name) for g in parts[name]
+    ]
 
 
 def test_the_page_stands_alone(found):
     assert [one.get("id") for one in tree(found).iter("section")] == SECTIONS
     assert not re.search(r"https?:|<link|<script|@import|url\(", found)
     assert set(re.findall(r'src="([^,"]*),', found)) == {"data:image/png;base64"}
-    assert all(one.get("aria-label") for one in tree(found).iter("svg")) and all(one.get("alt") for one in tree(found).iter("img"))
+    assert all(one.get("aria-label") for one in tree(found).iter("svg")) and all(
+        one.get("alt") for one in tree(found).iter("img")
+    )
     assert str(sys.prefix) not in found and "nan" not in re.sub(r"base64,[^\"]*", "", found).lower().split()
 
 
 def test_results_and_seeds(found, pair):
     header, *rows = tables(found, "result")[0]
-    assert [row[0] for row in rows] == ["BatchNorm only, 2 seeds, seed 0", "BatchNorm only, 2 seeds, seed 1", "everything, seed 0"]
+    assert [row[0] for row in rows] == [
+        "BatchNorm only, 2 seeds, seed 0",
+        "BatchNorm only, 2 seeds, seed 1",
+        "everything, seed 0",
+    ]
     for row, out in zip(rows, pair, strict=True):
         last = metrics(out)[-1]
         cells = dict(zip(header, row, strict=True))
-        assert (cells["test accuracy"], cells["training accuracy"]) == (f"{last['test_accuracy']:.4f}", f"{last['train_accuracy']:.4f}")
+        assert (cells["test accuracy"], cells["training accuracy"]) == (
+            f"{last['test_accuracy']:.4f}",
+            f"{last['train_accuracy']:.4f}",
+        )
         assert cells["epochs"] == "2" and cells["trained"].endswith("of 5,214")
-        assert float(cells["seconds"]) == pytest.approx(sum(line["seconds"] for line in metrics(out)), rel=5e-3)
+        assert float(cells["seconds"]) == pytest.approx(
+            sum(line["seconds"] for line in metrics(out)), rel=5e-3
+        )
     ends = [metrics(out)[-1]["test_accuracy"] for out in pair[:2]]
     over = f"{statistics.mean(ends):.4f} ± {statistics.stdev(ends):.4f}"
     assert tables(found, "result")[1][1:] == [["BatchNorm only, 2 seeds", "2", over]]
@@ -103,7 +134,9 @@ def test_curves(pair):
     for epoch in range(2):
         own = [line[epoch]["test_accuracy"] for line in lines[:2]]
         assert (bn.mean[epoch], bn.std[epoch]) == pytest.approx((statistics.mean(own), statistics.stdev(own)))
-        assert bn.seconds[epoch] == pytest.approx(statistics.mean(sum(one["seconds"] for one in line[: epoch + 1]) for line in lines[:2]))
+        assert bn.seconds[epoch] == pytest.approx(
+            statistics.mean(sum(one["seconds"] for one in line[: epoch + 1]) for line in lines[:2])
+        )
     assert (bn.runs, everything.runs, bn.joules, everything.std.tolist()) == (2, 1, None, [0.0, 0.0])
     assert curves([runs_of.read(pair[0])], "val_accuracy") == []
 
@@ -121,25 +154,38 @@ def test_gamma(found, pair):
 
 def test_dead_features(found, pair):
     test = load_digits()[1].limit(32)
-    x = (test.images.permute(0, 3, 1, 2).float() / 255 - torch.tensor(test.mean).view(3, 1, 1)) / torch.tensor(test.std).view(3, 1, 1)
+    x = (
+        test.images.permute(0, 3, 1, 2).float() / 255 - torch.tensor(test.mean).view(3, 1, 1)
+    ) / torch.tensor(test.std).view(3, 1, 1)
     _, *rows = tables(found, "dead-features")[0]
     for row, out in zip(rows, (pair[0], pair[2]), strict=True):
         plain = fastbn.load(out, engine="stock").eval().to_torch()
         (output,) = (node for node in plain.graph.nodes if node.op == "output")
-        output.args = (tuple(node for node in plain.graph.nodes if getattr(node.target, "__name__", "") == "relu"),)
+        output.args = (
+            tuple(node for node in plain.graph.nodes if getattr(node.target, "__name__", "") == "relu"),
+        )
         plain.recompile()
         with torch.no_grad():
             zs = plain(x)
         channels = [z[:, c] for z in zs for c in range(z.shape[1])]
         dead, always = sum(bool((z <= 0).all()) for z in channels), sum(bool((z > 0).all()) for z in channels)
-        assert row[1:] == [str(len(channels)), str(dead), f"{dead / len(channels):.4f}", str(always), f"{always / len(channels):.4f}", "32"]
+        assert row[1:] == [
+            str(len(channels)),
+            str(dead),
+            f"{dead / len(channels):.4f}",
+            str(always),
+            f"{always / len(channels):.4f}",
+            "32",
+        ]
 
 
 def test_pruning(found, pair):
     for table, out in zip(tables(found, "pruning"), (pair[0], pair[2]), strict=True):
         assert [row[0] for row in table[1:]] == ["none", "0.05", "0.5"]
         gamma = gamma_of(out)
-        assert [row[1] for row in table[1:]] == [f"{sum(abs(g) < t for g in gamma) / len(gamma):.4f}" for t in (0, 0.05, 0.5)]
+        assert [row[1] for row in table[1:]] == [
+            f"{sum(abs(g) < t for g in gamma) / len(gamma):.4f}" for t in (0, 0.05, 0.5)
+        ]
         assert table[1][2] == f"{metrics(out)[-1]['test_accuracy']:.4f}"
         smaller = fastbn.prune(fastbn.load(out), 0.5)
         assert table[3][4] == f"{sum(p.numel() for p in smaller.parameters()):,}"
@@ -158,7 +204,11 @@ def test_pictures_are_what_they_should_be(found):
     images = rng.integers(0, 256, (5, 3, 4, 3), np.uint8)
     grid = pictures.grid(images, 3)
     assert grid.shape == (7, 14, 4)
-    assert (grid[4:7, 5:9, :3] == images[4]).all() and grid[3].max() == 0 == grid[4:, 10:].max() and grid[0, 0, 3] == 255
+    assert (
+        (grid[4:7, 5:9, :3] == images[4]).all()
+        and grid[3].max() == 0 == grid[4:, 10:].max()
+        and grid[0, 0, 3] == 255
+    )
     file = pictures.png(grid)
     assert file[:8] == b"\x89PNG\r\n\x1a\n" and struct.unpack(">II", file[16:24]) == (14, 7)
     size = struct.unpack(">I", file[33:37])[0]
@@ -175,7 +225,12 @@ def test_without_data(pair, tmp_path, capfd):
     out = tmp_path / "short.html"
     assert main([str(pair[0]), "-o", str(out), "--no-data"]) == 0
     content = out.read_text(encoding="utf-8")
-    assert [one.get("id") for one in tree(content).iter("section")] == ["result", "curves", "batchnorm-and", "recipe-and-machine"]
+    assert [one.get("id") for one in tree(content).iter("section")] == [
+        "result",
+        "curves",
+        "batchnorm-and",
+        "recipe-and-machine",
+    ]
     assert "without dead features" in content and "1 run" in capfd.readouterr().out
 
 
@@ -213,11 +268,16 @@ def test_what_is_no_finished_run(pair, tmp_path, capfd):
 def test_a_run_without_batchnorm(norm, trains, tmp_path, capfd):
     assert train(tmp_path / "run", "--norm", norm, "--train", trains, epochs=1) == 0
     capfd.readouterr()
-    refused([tmp_path / "run", "-o", tmp_path / "x.html"], capfd, str(tmp_path / "run"), "no BatchNorm2d layer")
+    refused(
+        [tmp_path / "run", "-o", tmp_path / "x.html"], capfd, str(tmp_path / "run"), "no BatchNorm2d layer"
+    )
 
 
 def test_a_network_that_is_no_resnet(tmp_path):
-    arguments = "--family vgg --depth 11 --width 2 --dataset digits --limit-train 48 --limit-test 16 --batch-size 24 --epochs 1 --out"
+    arguments = (
+        "--family vgg --depth 11 --width 2 --dataset digits --limit-train 48 --limit-test 16 "
+        "--batch-size 24 --epochs 1 --out"
+    )
     assert trained([*arguments.split(), str(tmp_path / "run")]) == 0
     assert main([str(tmp_path / "run"), "-o", str(tmp_path / "x.html")]) == 0
     content = (tmp_path / "x.html").read_text(encoding="utf-8")
@@ -230,7 +290,14 @@ def test_published_figures_are_those_of_the_same_network():
     assert published(cifar | {"depth": 866, "train": "bn"}) == pytest.approx(0.82)
     assert published(cifar | {"depth": 110, "train": "all"}) == pytest.approx(0.934)
     assert published(cifar | {"depth": 14, "train": "bn", "width": 512}) == pytest.approx(0.734)
-    others = ({"depth": 20}, {"width": 32}, {"train": "bn+output"}, {"dataset": "digits"}, {"norm": "group"}, {"family": "vgg"})
+    others = (
+        {"depth": 20},
+        {"width": 32},
+        {"train": "bn+output"},
+        {"dataset": "digits"},
+        {"norm": "group"},
+        {"family": "vgg"},
+    )
     assert all(published(cifar | {"depth": 56, "train": "bn"} | other) is None for other in others)
 
 
@@ -239,9 +306,14 @@ def test_wrong_arguments(pair, tmp_path, capfd):
     for given in ("0.5,0.1", "x", "-1", "", "nan"):
         refused([pair[0], f"--thresholds={given}"], capfd, "thresholds", "0.01,0.1")
     refused([pair[0], "--layer", "layer9", "-o", tmp_path / "x.html"], capfd, "layer9", "layer1.0.bn1")
-    refused([pair[0], "--no-data", "-o", tmp_path / "no" / "x.html"], capfd, "cannot write", "choose another -o")
+    refused(
+        [pair[0], "--no-data", "-o", tmp_path / "no" / "x.html"], capfd, "cannot write", "choose another -o"
+    )
     moved = shutil.copytree(pair[0], tmp_path / "cifar")
-    config = json.loads((moved / "config.json").read_text()) | {"dataset": "cifar10", "data_dir": str(tmp_path)}
+    config = json.loads((moved / "config.json").read_text()) | {
+        "dataset": "cifar10",
+        "data_dir": str(tmp_path),
+    }
     (moved / "config.json").write_text(json.dumps(config))
     refused([moved, "-o", tmp_path / "x.html"], capfd, "CIFAR-10", str(tmp_path))
     with pytest.raises(UsageError):

@@ -1,4 +1,5 @@
-"""bench.gpu's stages at toy sizes in the interpreter: their records are whole, and what is wrong is reported and never timed."""
+"""bench.gpu's stages at toy sizes in the interpreter: their records are whole, and what is wrong is
+reported and never timed."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ from bench.gpu import kernels, networks, step, trial
 from bench.gpu.bars import bars
 from bench.gpu.correctness import judge, selected
 from bench.gpu.measure import Sink
-from fastbn.engine.triton.tuning import LIBRARY, ROLLING, TAPS
 from fastbn.engine.triton.engine import Triton
+from fastbn.engine.triton.tuning import LIBRARY, ROLLING, TAPS
 
 if interpreted.DEVICE != "cpu":
     pytest.skip("on a GPU the stages are run whole", allow_module_level=True)
@@ -68,7 +69,9 @@ def read(path) -> dict:
 def test_correctness_of_a_few_kernels(tmp_path):
     assert stage(tmp_path, "correctness", "--match", "float16: one pixel") == 0
     found = read(tmp_path / "correctness.json")
-    assert set(found) >= CONDITIONS and found["finished"] and found["failures"] == [] and found["checked"] == 8
+    assert (
+        set(found) >= CONDITIONS and found["finished"] and found["failures"] == [] and found["checked"] == 8
+    )
     for row in found["rows"]:
         assert 0 <= row["error"] < row["tolerance"] and row["worst"]
 
@@ -82,7 +85,12 @@ def test_a_wrong_gradient_is_a_failure(tmp_path, wrong_gradient):
 
 def test_a_resumed_correctness_goes_on(tmp_path):
     """What was running when a process died is a failure of its own, and is not tried again."""
-    dead = {"rows": [], "running": "forward formed, float32: one pixel, 3×16→32×1×1, tap by tap", "finished": False, "unchecked": 0}
+    dead = {
+        "rows": [],
+        "running": "forward formed, float32: one pixel, 3×16→32×1×1, tap by tap",
+        "finished": False,
+        "unchecked": 0,
+    }
     (tmp_path / "correctness-0.json").write_text(json.dumps(dead))
     assert stage(tmp_path, "correctness", "--match", "forward formed, float32: one pixel", "--resume") == 1
     (failed,) = read(tmp_path / "correctness.json")["failures"]
@@ -115,15 +123,29 @@ def test_a_record_is_json_whatever_is_measured(tmp_path):
 
 
 def row(who, way, train, ms, precision="fp16", **others):
-    return {"who": who, "way": way, "train": train, "precision": precision, "ms_median": ms, "peak_memory_bytes": int(ms * 1e6), **others}
+    return {
+        "who": who,
+        "way": way,
+        "train": train,
+        "precision": precision,
+        "ms_median": ms,
+        "peak_memory_bytes": int(ms * 1e6),
+        **others,
+    }
 
 
 def test_bars():
-    rows = [row("fastbn", "fit", "bn", 8.0), row("stock", "eager", "all", 50.0), row("stock", "graph", "all", 15.0)]
+    rows = [
+        row("fastbn", "fit", "bn", 8.0),
+        row("stock", "eager", "all", 50.0),
+        row("stock", "graph", "all", 15.0),
+    ]
     rows.append({"who": "stock", "way": "graph", "train": "all", "precision": "bf16", "skipped": "no time"})
     found = {bar["bar"]: bar for bar in bars("866x128", rows)}
     assert [bar["met"] for bar in found.values()] == [True, True, False, None, True]
-    assert found["best graphed or compiled, everything trained, over fit"]["measured"] == pytest.approx(15 / 8)
+    assert found["best graphed or compiled, everything trained, over fit"]["measured"] == pytest.approx(
+        15 / 8
+    )
     (image, *_) = bars("866x1024", [row("fastbn", "fit", "bn", 60.0)])
     assert image["measured"] == pytest.approx(58.59, abs=0.01) and image["met"] is False
 
@@ -154,7 +176,12 @@ def test_trial(tmp_path, monkeypatch):
     found = read(tmp_path / "trial.json")
     assert set(found) >= CONDITIONS and found["failures"] == [] and len(found["rows"]) == 16
     for each in found["rows"]:
-        assert each["microseconds_median"] > 0 and each["bytes_per_second"] > 0 and each["of_copy"] > 0 and each["of_matmul"] > 0
+        assert (
+            each["microseconds_median"] > 0
+            and each["bytes_per_second"] > 0
+            and each["of_copy"] > 0
+            and each["of_matmul"] > 0
+        )
 
 
 @pytest.mark.slow
@@ -162,7 +189,9 @@ def test_a_wrong_gradient_is_not_timed_in_the_trial(tmp_path, monkeypatch, wrong
     monkeypatch.setattr(trial, "SMALL", (((16, 4),), (2,), (torch.float16,)))
     assert stage(tmp_path, "trial") == 1
     found = read(tmp_path / "trial.json")
-    assert [(each["pass"], "microseconds_median" in each) for each in found["failures"]] == [("gradient", False)] * 2
+    assert [(each["pass"], "microseconds_median" in each) for each in found["failures"]] == [
+        ("gradient", False)
+    ] * 2
 
 
 @pytest.mark.slow
@@ -172,12 +201,17 @@ def test_step(tmp_path):
     assert set(found) >= CONDITIONS and found["failures"] == [] and found["left_out"]
     assert {each["who"] for each in found["rows"]} == {"fastbn", "stock"}
     for each in found["rows"]:
-        assert each["ms_quartile_1"] <= each["ms_median"] <= each["ms_quartile_3"] and each["first_step_seconds"] > 0
+        assert (
+            each["ms_quartile_1"] <= each["ms_median"] <= each["ms_quartile_3"]
+            and each["first_step_seconds"] > 0
+        )
     late = [found["rows"][0], {**found["rows"][1], "untimed": True}]  # as a process that ended leaves it
     (tmp_path / "step-8x4.json").write_text(json.dumps(found | {"rows": late}), encoding="utf-8")
     assert stage(tmp_path, "step", "--resume") == 0
     again = read(tmp_path / "step-8x4.json")["rows"]
-    assert again[0] == late[0] and [each["provider"] for each in again] == [each["provider"] for each in found["rows"]]
+    assert again[0] == late[0] and [each["provider"] for each in again] == [
+        each["provider"] for each in found["rows"]
+    ]
     assert all("untimed" not in each for each in again)
 
 
@@ -185,7 +219,11 @@ def test_step(tmp_path):
 def test_a_step_of_replicas(tmp_path, capsys):
     assert stage(tmp_path, "step", "--config", "110x128-replicas") == 0
     found = read(tmp_path / "step-8x4-replicas.json")
-    assert set(found) >= CONDITIONS and found["failures"] == [] and [each["replicas"] for each in found["rows"]] == [1, 2]
+    assert (
+        set(found) >= CONDITIONS
+        and found["failures"] == []
+        and [each["replicas"] for each in found["rows"]] == [1, 2]
+    )
     assert all(each["ms_a_replica"] == each["ms_median"] / each["replicas"] for each in found["rows"])
     assert stage(tmp_path, "merge", "--results", str(tmp_path / "results")) == 0
     assert capsys.readouterr().out.count("ms a replica") == 2
@@ -222,7 +260,9 @@ def test_other_bits_of_kernels_that_begin_early_are_failures(tmp_path, monkeypat
     monkeypatch.setattr(networks, "begun_early", racing)
     assert stage(tmp_path, "correctness", "--match", "begin early, torch.float32") == 1
     found = read(tmp_path / "correctness.json")
-    assert found["checked"] == 1 and "elements that differ, gradient, call 0" in {failed["what"] for failed in found["failures"]}
+    assert found["checked"] == 1 and "elements that differ, gradient, call 0" in {
+        failed["what"] for failed in found["failures"]
+    }
 
 
 @pytest.mark.slow
@@ -238,7 +278,11 @@ def test_train_is_resumed(tmp_path):
     for epochs in (1, 2):
         assert stage(tmp_path, "train", "--depth", "8", "--epochs", str(epochs)) == 0
         found = read(tmp_path / "train-resnet8.json")
-        assert found["epochs_done"] == epochs and len(found["rows"]) == epochs and found["summary"]["test_accuracy"] >= 0
+        assert (
+            found["epochs_done"] == epochs
+            and len(found["rows"]) == epochs
+            and found["summary"]["test_accuracy"] >= 0
+        )
 
 
 def test_the_script_is_bash_and_names_every_stage():

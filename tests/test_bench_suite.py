@@ -1,4 +1,5 @@
-"""The benchmarks themselves: what they record, in which order they time, and that the gate and the guard turn red."""
+"""The benchmarks themselves: what they record, in which order they time, and that the gate and the guard
+turn red."""
 
 import json
 import os
@@ -19,8 +20,8 @@ from bench.providers import few, left_out, providers  # noqa: E402
 from bench.rows import Row, load  # noqa: E402
 from bench.scaling import curves  # noqa: E402
 from fastbn.engine.native import build  # noqa: E402
-from fastbn.engine.select import choose  # noqa: E402
 from fastbn.engine.region import FusedRegion  # noqa: E402
+from fastbn.engine.select import choose  # noqa: E402
 from fastbn.errors import MachineError, UsageError  # noqa: E402
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:.*Benchmark")]
@@ -36,9 +37,21 @@ def engine():
 
 @pytest.mark.slow
 def test_the_tiny_grid_is_recorded(tmp_path):
-    arguments = ["bench/", "--benchmark-only", "--grid", "tiny", "--record", "--results", tmp_path, "-q", "-p", "no:cacheprovider"]
+    arguments = [
+        "bench/",
+        "--benchmark-only",
+        "--grid",
+        "tiny",
+        "--record",
+        "--results",
+        tmp_path,
+        "-q",
+        "-p",
+        "no:cacheprovider",
+    ]
     arguments += ["--device", "cpu", f"--benchmark-json={tmp_path}/pytest.json"]
-    alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}  # xdist's would turn it off
+    # xdist's would turn it off
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     command = [sys.executable, "-m", "pytest", *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, env=alone, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-4000:]
@@ -59,7 +72,9 @@ def test_the_tiny_grid_is_recorded(tmp_path):
     assert {row.provider.split()[0] for row in epochs} == {"stock-full", "stock-bn", "fastbn"}
     assert all(row.seconds and row.epochs == 1 and 0 <= row.accuracy <= 1 for row in epochs)
     kernel = [row.case for row in record.rows if row.level == "kernel"]
-    assert len(kernel) == 2 * 2 * len(kernels.OPERATIONS) and all("caches cold" in case or "caches warm" in case for case in kernel)
+    assert len(kernel) == 2 * 2 * len(kernels.OPERATIONS) and all(
+        "caches cold" in case or "caches warm" in case for case in kernel
+    )
     assert "left out: automatic mixed precision, CUDA graphs" in done.stdout
     assert "scaling: stock-full channels-last: seconds ∝ batch^" in done.stdout
     played = {own["extra_info"]["provider"]: own for own in json.loads((tmp_path / "pytest.json").read_text())["benchmarks"]
@@ -113,8 +128,12 @@ def test_a_wrong_gradient_is_a_failed_row_and_is_never_timed(engine, monkeypatch
     monkeypatch.setattr(type(engine), "gradient", wrong)
     found = measure.steps("step", TINY, providers(TINY, CPU), CPU, 3)
     (ours,) = [own for name, own in found.items() if name.startswith("fastbn")]
-    assert "gradients of γ and β are off by" in ours.row.failed and ours.row.seconds is None and not ours.samples
-    assert all(own.row.seconds and not own.row.failed for name, own in found.items() if name.startswith("stock"))
+    assert (
+        "gradients of γ and β are off by" in ours.row.failed and ours.row.seconds is None and not ours.samples
+    )
+    assert all(
+        own.row.seconds and not own.row.failed for name, own in found.items() if name.startswith("stock")
+    )
     with pytest.raises(guard.Slow, match="off by"):
         guard.check(TINY, 0.0, CPU, (3,))
     (_, samples), = [own for (cache, name), own in kernels.measure(Blocks(8, 8, 2), "∇conv2", CPU, RATES, 3).items()
@@ -123,9 +142,12 @@ def test_a_wrong_gradient_is_a_failed_row_and_is_never_timed(engine, monkeypatch
 
 
 def test_a_slowed_engine_turns_the_guard_red(engine, monkeypatch, tmp_path, capsys):
-    # the kernels of a net this small are no faster than stock's; a region 200 ms late makes 0.02× on any machine
+    # the kernels of a net this small are no faster than stock's; a region 200 ms late makes 0.02× on any
+    # machine
     floors = tmp_path / "floors.json"
-    floors.write_text(json.dumps({engine.name: [{"depth": 8, "batch_size": 4, "size": 8, "width": 8, "floor": 0.1}]}))
+    floors.write_text(
+        json.dumps({engine.name: [{"depth": 8, "batch_size": 4, "size": 8, "width": 8, "floor": 0.1}]})
+    )
     assert guard.main(floors, (3,)) == 0
     right = FusedRegion.forward
 
@@ -173,7 +195,8 @@ def test_what_does_not_fit_side_by_side_is_timed_alone_and_says_so(monkeypatch):
 def test_fused_and_stock_kernels_are_float64s(monkeypatch):
     monkeypatch.setitem(kernels.FLUSH, "cpu", 1 << 20)  # of which nothing is measured here
     for operation in kernels.OPERATIONS:
-        found = kernels.measure(Blocks(8, 7, 3), operation, CPU, RATES, 3)  # 7: no whole number of Winograd's tiles
+        # 7: no whole number of Winograd's tiles
+        found = kernels.measure(Blocks(8, 7, 3), operation, CPU, RATES, 3)
         assert {cache for cache, _ in found} == set(kernels.CACHES)
         for row, samples in found.values():
             assert row.failed is None and len(samples) == 3 and row.moved_bytes
@@ -190,7 +213,8 @@ def test_stock_gradient_kernels_are_autograds_own():
 
 
 def test_an_identity_block_costs_what_the_design_says():
-    """In units of A, one activation: fused 6 forward and 9 backward, a bit an element of mask aside; stock 17 and 23."""
+    """In units of A, one activation: fused 6 forward and 9 backward, a bit an element of mask aside; stock
+    17 and 23."""
     blocks = Blocks(16, 8, 4)
     A = 4 * 4 * 16 * 8 * 8
 
@@ -205,7 +229,9 @@ def test_an_identity_block_costs_what_the_design_says():
 def test_costs_of_a_network_with_pooling_between_its_regions():
     case = Case(18, 2, 32, width=8)
     (_, first, wanted), (_, second, passed) = costs.regions(case)
-    assert first == ((2, 3, 32, 32),) and wanted == (False,) and second == ((2, 8, 8, 8),) and passed == (True,)
+    assert (
+        first == ((2, 3, 32, 32),) and wanted == (False,) and second == ((2, 8, 8, 8),) and passed == (True,)
+    )
 
 
 def test_the_time_to_the_accuracy_at_which_fastbn_ends():
@@ -214,24 +240,48 @@ def test_the_time_to_the_accuracy_at_which_fastbn_ends():
                 for i, a in enumerate(accuracies)]  # fmt: skip
         return [measure.Measured(row, [row.seconds]) for row in rows]
 
-    found = {"stock-full": epochs("stock-full", 0.3, 0.6, 0.9), "fastbn native": epochs("fastbn native", 0.2, 0.3, 0.5)}
-    assert runs.reaching(found, "stock-full").row.epochs == 2 and runs.reaching(found, "fastbn native").row.epochs == 3
+    found = {
+        "stock-full": epochs("stock-full", 0.3, 0.6, 0.9),
+        "fastbn native": epochs("fastbn native", 0.2, 0.3, 0.5),
+    }
+    assert (
+        runs.reaching(found, "stock-full").row.epochs == 2
+        and runs.reaching(found, "fastbn native").row.epochs == 3
+    )
     assert runs.said(found)[0].endswith("where fastbn ends it was after 4.0 s, 2 of 3 epochs")
     found["stock-full"] = epochs("stock-full", 0.3, 0.4)
-    assert runs.reaching(found, "stock-full") is None and runs.said(found)[0].endswith("it never was where fastbn ends")
+    assert runs.reaching(found, "stock-full") is None and runs.said(found)[0].endswith(
+        "it never was where fastbn ends"
+    )
 
 
 def test_a_known_exponent_is_found():
     def row(batch, seconds):
-        return Row(level="scaling", case="", provider="p", trains="bn", depth=8, width=8, size=8, batch_size=batch, seconds=seconds)
+        return Row(
+            level="scaling",
+            case="",
+            provider="p",
+            trains="bn",
+            depth=8,
+            width=8,
+            size=8,
+            batch_size=batch,
+            seconds=seconds,
+        )
 
     (curve,) = curves([row(2, 1.0), row(4, 2.0), row(8, 8.0)])
-    assert curve.axis == "batch_size" and curve.exponent == pytest.approx(1.5) and curve.steepest == pytest.approx(2.0)
+    assert (
+        curve.axis == "batch_size"
+        and curve.exponent == pytest.approx(1.5)
+        and curve.steepest == pytest.approx(2.0)
+    )
     assert curves([row(2, 1.0), row(4, 2.0)]) == []
 
 
 def test_a_cpu_offers_no_provider_of_cudas():
-    assert not any("amp" in provider.name or "graph" in provider.name for provider in providers(TINY, CPU, compiled=True))
+    assert not any(
+        "amp" in provider.name or "graph" in provider.name for provider in providers(TINY, CPU, compiled=True)
+    )
     assert left_out(CPU, True) and not any(case.precision != "fp32" for case in grid("full", CPU).steps)
     with pytest.raises(MachineError, match="mixed precision is measured on CUDA"):
         providers(Case(8, 4, 8, precision="mixed"), CPU)
@@ -243,11 +293,21 @@ def test_a_gpu_has_every_provider(monkeypatch):
     """By name only: nothing runs."""
     monkeypatch.setattr("bench.providers.choose", lambda *_: (type("Engine", (), {"name": "triton"}), ""))
     cuda = torch.device("cuda")
-    full = {provider.name.removeprefix("stock-full ") for provider in providers(TINY, cuda, True) if provider.trains == "all"}
+    full = {
+        provider.name.removeprefix("stock-full ")
+        for provider in providers(TINY, cuda, True)
+        if provider.trains == "all"
+    }
     assert full == {"stock-full", "channels-last", "compiled", "graph"}
-    mixed = {provider.name for provider in providers(Case(8, 4, 8, precision="mixed"), cuda, True) if provider.trains == "bn"}
+    mixed = {
+        provider.name
+        for provider in providers(Case(8, 4, 8, precision="mixed"), cuda, True)
+        if provider.trains == "bn"
+    }
     assert mixed == {
-        "stock-bn channels-last amp-fp16", "stock-bn channels-last amp-bf16", "stock-bn compiled amp-bf16", "stock-bn graph amp-bf16",
+        "stock-bn channels-last amp-fp16", "stock-bn channels-last "
+                                           "amp-bf16", "stock-bn compiled "
+                                                       "amp-bf16", "stock-bn graph amp-bf16",
         "fastbn triton", "fastbn triton graph",
     }  # fmt: skip
 

@@ -1,4 +1,5 @@
-"""bench.tune: the Triton engine's table, at toy sizes in the interpreter, and that the engine reads what it holds."""
+"""bench.tune: the Triton engine's table, at toy sizes in the interpreter, and that the engine reads what
+it holds."""
 
 from __future__ import annotations
 
@@ -11,7 +12,9 @@ import pytest
 import torch
 
 if torch.cuda.is_available():
-    pytest.skip("it would measure this GPU for minutes; bench/gpu_check.sh is for that", allow_module_level=True)
+    pytest.skip(
+        "it would measure this GPU for minutes; bench/gpu_check.sh is for that", allow_module_level=True
+    )
 
 from nets import flip_free, images, resnet
 from operations import Case
@@ -21,9 +24,9 @@ from bench.tune import __main__ as command
 from bench.tune import compete, convolutions, launches, rolling
 from fastbn import explain, fuse
 from fastbn.engine.triton import tuning, tuning_table
-from fastbn.engine.triton.tuning import LIBRARY, ROLLING, TAPS
-from fastbn.engine.triton.tuning_table import Choice, Key, Layer
 from fastbn.engine.triton.engine import Triton
+from fastbn.engine.triton.tuning import LIBRARY, ROLLING, TAPS
+from fastbn.engine.triton.tuning_table import Choice, Key, TunedLayer
 from fastbn.kernels.triton.conv import Tile
 
 CONV, PARTS = Case("", 2, 6, 6, 16, 16).conv(), ("conditions", "launches", "convolutions", "rolling")
@@ -32,7 +35,8 @@ TILE = Tile(64, 32, 32, 4, 1)
 
 @pytest.fixture
 def table(monkeypatch, tmp_path):
-    """A table of this test's own: written by calling it with some of its parts' rows, and read as the shipped one is."""
+    """A table of this test's own: written by calling it with some of its parts' rows, and read as the
+    shipped one is."""
     path = tmp_path / "configurations.json"
     monkeypatch.setattr(tuning_table, "TABLE", path)
 
@@ -69,7 +73,9 @@ def test_a_row_holds_the_fastest_of_what_agrees(table, monkeypatch):
     assert other == hopper and [row["capability"] for row in own] == [0] * 4
     for row in own:
         key = Key(0, row["backward"], 16, 3, row["wide"])
-        assert (row["rows"], row["warps"]) == (2, tuning.rule(key).warps) and row["rows"] != tuning.rule(key).rows
+        assert (row["rows"], row["warps"]) == (2, tuning.rule(key).warps) and row["rows"] != tuning.rule(
+            key
+        ).rows
         assert len(row["measured"]) == 4 and not row["left_out"]
         assert tuning_table.rolls()[key] == Choice(row["row"], 2, row["warps"], row["keep"])
 
@@ -86,14 +92,21 @@ def test_a_candidate_that_fails_is_left_out():
         return lambda: torch.ones(2) / candidate
 
     middle, left_out = compete.compete([1, 0, "none", 1 + 1e-7], make, 1e-5, 1)
-    assert list(middle) == [1, 1 + 1e-7] and left_out[0] == "differs by inf" and left_out["none"].startswith("TypeError")
+    assert (
+        list(middle) == [1, 1 + 1e-7]
+        and left_out[0] == "differs by inf"
+        and left_out["none"].startswith("TypeError")
+    )
 
 
 def test_a_row_without_candidates_stays(table, monkeypatch, capsys):
     monkeypatch.setattr(rolling, "SHAPES", ((16, 3),))
     monkeypatch.setattr(compete, "relative", lambda found, expected: float("inf"))
     assert command.main(["--engine", "triton", "--images", "1", "--only", "rolling"]) == 0
-    assert capsys.readouterr().out.count("stays as it was: no candidate is left") == 4 and kept(table)["rolling"] == []
+    assert (
+        capsys.readouterr().out.count("stays as it was: no candidate is left") == 4
+        and kept(table)["rolling"] == []
+    )
 
 
 def test_rows_for_which_no_time_is_left_stay(table, capsys):
@@ -102,16 +115,22 @@ def test_rows_for_which_no_time_is_left_stay(table, capsys):
 
 
 LAYERS = {
-    Layer(0, 16, 16, 3, 1, 3): [(TAPS, 2), (ROLLING, 1), (LIBRARY, 1)],
-    Layer(0, 16, 24, 1, 2, 3): [(TAPS, 2), (LIBRARY, 1)],
-    Layer(0, 3, 16, 3, 1, 3): [(TAPS, 2), (LIBRARY, 1)],
+    TunedLayer(0, 16, 16, 3, 1, 3): [(TAPS, 2), (ROLLING, 1), (LIBRARY, 1)],
+    TunedLayer(0, 16, 24, 1, 2, 3): [(TAPS, 2), (LIBRARY, 1)],
+    TunedLayer(0, 3, 16, 3, 1, 3): [(TAPS, 2), (LIBRARY, 1)],
 }
 
 
-@pytest.mark.parametrize("layer", [pytest.param(layer, marks=pytest.mark.slow if layer.kernel == 1 else ()) for layer in LAYERS], ids=str)
+@pytest.mark.parametrize(
+    "layer",
+    [pytest.param(layer, marks=pytest.mark.slow if layer.kernel == 1 else ()) for layer in LAYERS],
+    ids=str,
+)
 def test_a_layer_takes_what_is_fastest_forward_and_backward_together(layer, table, monkeypatch):
     """Every algorithm once in turn, the second cut of those tap by tap before the first."""
-    monkeypatch.setattr(convolutions, "tiles", lambda rule, written: [TILE, dataclasses.replace(TILE, warps=8)])
+    monkeypatch.setattr(
+        convolutions, "tiles", lambda rule, written: [TILE, dataclasses.replace(TILE, warps=8)]
+    )
     monkeypatch.setattr(convolutions, "layers", lambda: [layer])
     for fastest, _ in LAYERS[layer]:
         each = [
@@ -121,7 +140,10 @@ def test_a_layer_takes_what_is_fastest_forward_and_backward_together(layer, tabl
         ]
         seconds = itertools.cycle(each)
         monkeypatch.setattr(compete, "device_seconds", lambda call, seconds=seconds: next(seconds))
-        assert command.main(["--engine", "triton", "--images", "1", "--rounds", "1", "--only", "convolutions"]) == 0
+        assert (
+            command.main(["--engine", "triton", "--images", "1", "--rounds", "1", "--only", "convolutions"])
+            == 0
+        )
         (row,) = kept(table)["convolutions"]
         assert row["algorithm"] == fastest and not row["left_out"]
         assert len(row["measured"]) == len(each) * (2 if layer.in_channels == 16 else 1)
@@ -129,7 +151,8 @@ def test_a_layer_takes_what_is_fastest_forward_and_backward_together(layer, tabl
         assert Triton().algorithm(conv, size) == fastest
         cuts = [tuning.tile(conv, size, torch.float16, 0, backward) for backward in (False, True)]
         second = dataclasses.replace(TILE, warps=8)
-        assert cuts == [second, second if layer.in_channels == 16 else TILE]  # nobody wants the images' gradient
+        # nobody wants the images' gradient
+        assert cuts == [second, second if layer.in_channels == 16 else TILE]
 
 
 def test_the_layers_of_the_networks(monkeypatch):
@@ -137,24 +160,39 @@ def test_the_layers_of_the_networks(monkeypatch):
     monkeypatch.setattr(convolutions, "NETWORKS", {"cifar": ((20, 32),)})
     sizes = [(3, 16, 3, 1, 32), (16, 16, 3, 1, 32), (32, 32, 3, 1, 16), (64, 64, 3, 1, 8)]
     down = [(16, 32, 3, 2, 32), (16, 32, 1, 2, 32), (32, 64, 3, 2, 16), (32, 64, 1, 2, 16)]
-    assert sorted(convolutions.layers(), key=str) == sorted((Layer(0, *layer) for layer in sizes + down), key=str)
+    assert sorted(convolutions.layers(), key=str) == sorted(
+        (TunedLayer(0, *layer) for layer in sizes + down), key=str
+    )
 
 
 def test_cuts_that_are_tried():
     """No more channels a program than are written, rounded up."""
     rule = tuning.cut(64, 256, torch.float16, 90)
     tried = {(cut.block_m, cut.block_n, cut.warps) for cut in convolutions.tiles(rule, 256)}
-    assert tried == {(128, 64, 4), (128, 64, 8), (128, 128, 4), (128, 128, 8), (128, 256, 8), (256, 64, 8), (64, 64, 4)}
+    assert tried == {
+        (128, 64, 4),
+        (128, 64, 8),
+        (128, 128, 4),
+        (128, 128, 8),
+        (128, 256, 8),
+        (256, 64, 8),
+        (64, 64, 4),
+    }
     assert {cut.block_n for cut in convolutions.tiles(rule, 64)} == {64}
 
 
 def test_a_convolution_that_is_not_measured_goes_by_rule(table):
     row = {"algorithm": LIBRARY, "forward": dataclasses.asdict(TILE), "backward": dataclasses.asdict(TILE)}
-    table(convolutions=[dataclasses.asdict(Layer(90, 16, 16, 3, 1, 32)) | row])
+    table(convolutions=[dataclasses.asdict(TunedLayer(90, 16, 16, 3, 1, 32)) | row])
     shape = {"n": 2, "h": 32, "w": 32, "c": 16, "oc": 16}
     same, spread = Case("", **shape).conv(), Case("", **shape, padding=2, dilation=2).conv()
     assert Triton(90).algorithm(same, (32, 32)) == LIBRARY
-    assert Triton(90).algorithm(same) == Triton(90).algorithm(same, (32, 16)) == Triton(80).algorithm(same, (32, 32)) == ROLLING
+    assert (
+        Triton(90).algorithm(same)
+        == Triton(90).algorithm(same, (32, 16))
+        == Triton(80).algorithm(same, (32, 32))
+        == ROLLING
+    )
     assert Triton(90).algorithm(spread, (32, 32)) == TAPS
     tiles = [tuning.tile(same, (32, 32), dtype, 90, True) for dtype in (torch.float16, torch.float32)]
     assert tiles == [TILE, tuning.cut(16, 16, torch.float32, 90)]
@@ -166,15 +204,20 @@ def gradients(model, x):
 
 @pytest.mark.parametrize("by", [pytest.param(TAPS, marks=pytest.mark.slow), LIBRARY])
 def test_a_network_takes_what_was_measured(by, table):
-    """All of its convolutions of one shape by another kernel than the rule's, to the same result; explain() says so."""
+    """All of its convolutions of one shape by another kernel than the rule's, to the same result;
+    explain() says so."""
     model = flip_free(resnet(8, 16)).float()
     right = gradients(fuse(copy.deepcopy(model), "triton"), images(2, 8, 8, dtype=torch.float32))
     row = {"algorithm": by, "forward": dataclasses.asdict(TILE), "backward": dataclasses.asdict(TILE)}
-    table(convolutions=[dataclasses.asdict(Layer(0, 16, 16, 3, 1, 8)) | row])
+    table(convolutions=[dataclasses.asdict(TunedLayer(0, 16, 16, 3, 1, 8)) | row])
     fused = fuse(model, "triton")
     found = gradients(fused, images(2, 8, 8, dtype=torch.float32))
     assert 0 < error(found, right) < 2e-5
-    assert explain(fused, (3, 8, 8)).algorithms == {TAPS: 5 + 2 * (by == TAPS), ROLLING: 2, **({LIBRARY: 2} if by == LIBRARY else {})}
+    assert explain(fused, (3, 8, 8)).algorithms == {
+        TAPS: 5 + 2 * (by == TAPS),
+        ROLLING: 2,
+        **({LIBRARY: 2} if by == LIBRARY else {}),
+    }
 
 
 def test_the_engine_takes_what_was_measured_and_else_the_rule(table):
@@ -183,19 +226,37 @@ def test_the_engine_takes_what_was_measured_and_else_the_rule(table):
     found = tuning.roll(CONV, (32, 32), torch.float16, 90, False)
     assert (found.rows, found.warps, found.keep) == (2, 8, False)
     ruled = tuning.roll(CONV, (32, 32), torch.float16, 90, True)
-    assert (ruled.rows, ruled.warps, ruled.keep) == (tuning.rule(dataclasses.replace(key, backward=True)).rows, 4, True)
+    assert (ruled.rows, ruled.warps, ruled.keep) == (
+        tuning.rule(dataclasses.replace(key, backward=True)).rows,
+        4,
+        True,
+    )
 
 
 def test_kernels_begin_early_where_that_was_measured_and_can_be(table):
     switches = {80: (True, True), 90: (True, False), 100: (False, True)}
-    table(launches=[{"capability": device, "dependent": early, "packed": packed} for device, (early, packed) in switches.items()])
-    assert [tuning_table.dependent(device) for device in (0, 80, 90, 100, 120)] == [False, False, True, False, False]
+    table(
+        launches=[
+            {"capability": device, "dependent": early, "packed": packed}
+            for device, (early, packed) in switches.items()
+        ]
+    )
+    assert [tuning_table.dependent(device) for device in (0, 80, 90, 100, 120)] == [
+        False,
+        False,
+        True,
+        False,
+        False,
+    ]
     rolls = [tuning.roll(CONV, (32, 32), torch.float16, device, True) for device in (0, 80, 90, 100)]
     assert [roll.packed for roll in rolls] == [False, True, False, True]
 
 
 def test_bands_of_one_row_are_tried_at_64_channels_and_of_eight_at_16():
-    tried = {channels: [choice.rows for choice in rolling.candidates(Key(90, False, channels, 8, False))] for channels in (16, 32, 64)}
+    tried = {
+        channels: [choice.rows for choice in rolling.candidates(Key(90, False, channels, 8, False))]
+        for channels in (16, 32, 64)
+    }
     assert tried == {16: [4, 2, 8, 4], 32: [2, 4, 2], 64: [2, 4, 1, 2]}
     assert rolling.candidates(Key(90, False, 64, 8, False))[0] == Choice(64, 2, 4, True)
 
@@ -210,14 +271,19 @@ def launched(monkeypatch, seconds, packed=False):
 @pytest.mark.slow
 def test_kernels_begin_early_where_that_is_faster(monkeypatch):
     found = launched(monkeypatch, [2.0, 1.0, 1.0])
-    assert found["dependent"] and found["elements_that_differ_early"] == 0 and not found["packed"]  # which was not asked for
+    # which was not asked for
+    assert found["dependent"] and found["elements_that_differ_early"] == 0 and not found["packed"]
     assert 1e-5 < found["relative_difference_packed"] < 1e-2
 
 
 @pytest.mark.slow
 def test_packed_where_it_is_asked_for_and_faster(monkeypatch):
     found = launched(monkeypatch, [2.0, 3.0, 1.0], True)
-    assert not found["dependent"] and found["packed"] and found["microseconds"] == {"ordinary": 2e6, "early": 3e6, "packed": 1e6}
+    assert (
+        not found["dependent"]
+        and found["packed"]
+        and found["microseconds"] == {"ordinary": 2e6, "early": 3e6, "packed": 1e6}
+    )
 
 
 @pytest.mark.slow
@@ -236,10 +302,18 @@ def test_other_bits_do_not_begin_early(monkeypatch):
 
 
 def test_what_ships_can_be_read():
-    assert all(isinstance(row[switch], bool) for row in tuning_table.read("launches") for switch in ("dependent", "packed"))
+    assert all(
+        isinstance(row[switch], bool)
+        for row in tuning_table.read("launches")
+        for switch in ("dependent", "packed")
+    )
     assert all(isinstance(choice, Choice) for choice in tuning_table.rolls().values())
     assert all(way.algorithm in (TAPS, ROLLING, LIBRARY) for way in tuning_table.ways().values())
-    assert all(tuning_table.read(part) or part != "conditions" for part in PARTS[1:] if tuning_table.read("conditions"))
+    assert all(
+        tuning_table.read(part) or part != "conditions"
+        for part in PARTS[1:]
+        if tuning_table.read("conditions")
+    )
 
 
 def test_without_a_gpu_it_says_so(monkeypatch, capsys):

@@ -1,4 +1,5 @@
-"""The charts of distributions: histograms and strips stand where their numbers say, bands around their curves."""
+"""The charts of distributions: histograms and strips stand where their numbers say, bands around their
+curves."""
 
 import re
 import xml.etree.ElementTree as ET
@@ -11,7 +12,11 @@ from fastbn.page.scales import Scale
 
 def path(svg, kind):
     """(x, y) of the corners of the one path of this class."""
-    (found,) = [one for one in ET.fromstring(svg).iter("path") if one.get("class", "").startswith(kind) and one.get("d", "").count("L") > 1]
+    (found,) = [
+        one
+        for one in ET.fromstring(svg).iter("path")
+        if one.get("class", "").startswith(kind) and one.get("d", "").count("L") > 1
+    ]
     return [tuple(map(float, pair.split())) for pair in re.findall(r"[\d.]+ [\d.]+", found.get("d"))]
 
 
@@ -26,7 +31,9 @@ def test_a_histogram_is_its_outline():
 
 
 def test_strips_shade_by_the_row_s_most():
-    svg = charts.strips("γ by layer", [("bn1 <a>", [0, 2, 4]), ("bn2", [1, 0, 0])], [0.0, 1.0, 2.0, 3.0], "γ", 2)
+    svg = charts.strips(
+        "γ by layer", [("bn1 <a>", [0, 2, 4]), ("bn2", [1, 0, 0])], [0.0, 1.0, 2.0, 3.0], "γ", 2
+    )
     cells = [one for one in ET.fromstring(svg).iter("rect") if one.get("class") == "cell k2"]
     assert [cell.get("fill-opacity") for cell in cells] == ["0.50", "1.00", "1.00"]
     first, second, other = (float(cell.get("x")) for cell in cells)

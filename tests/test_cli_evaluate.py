@@ -34,7 +34,10 @@ def test_a_run_s_own_accuracy(run, capfd, engine, target):
     out, err = capfd.readouterr()
     last = metrics(run)[-1]
     assert err == "" and out.count("\n") == 1
-    assert f"accuracy {last['test_accuracy']:.4f}, loss {last['test_loss']:.4f}, 32 images" in out and "digits" in out
+    assert (
+        f"accuracy {last['test_accuracy']:.4f}, loss {last['test_loss']:.4f}, 32 images" in out
+        and "digits" in out
+    )
 
 
 def test_the_number_of_images_can_be_another(run, capfd):

@@ -18,8 +18,13 @@ def said(capsys, *arguments):
 def test_the_plan_here(capsys):
     code, text = said(capsys, "--depth", "14", "--memory", "0.17", "--batch-size", "256")
     assert code == 0
-    lines = dict(line.split(maxsplit=1) for line in text.out.splitlines() if line.startswith(("plan", "time")))
-    assert "batch 256; raw outputs computed again in segments of" in lines["plan"] and "of 0.162 GB at the peak" in lines["plan"]
+    lines = dict(
+        line.split(maxsplit=1) for line in text.out.splitlines() if line.startswith(("plan", "time"))
+    )
+    assert (
+        "batch 256; raw outputs computed again in segments of" in lines["plan"]
+        and "of 0.162 GB at the peak" in lines["plan"]
+    )
     assert "at least" in lines["time"] and "measured here" in lines["time"]
 
 
@@ -31,7 +36,11 @@ def test_slices_are_called_another_model(capsys):
 def test_a_device_that_is_not_here(capsys):
     code, text = said(capsys, "--depth", "20", "--on", "h200", "--batch-size", "4096")
     assert code == 0
-    assert "NVIDIA H200 141GB SXM" in text.out and "triton, mixed" in text.out and "of 134 GB at the peak" in text.out
+    assert (
+        "NVIDIA H200 141GB SXM" in text.out
+        and "triton, mixed" in text.out
+        and "of 134 GB at the peak" in text.out
+    )
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,16 @@ from runs import STEPS, TINY, assert_same_run, at_call, checkpoint, metrics, sta
 
 from fastbn.data.feed import Resident
 from fastbn.errors import Stopped
-from fastbn.train import main
 from fastbn.run import folder
-from fastbn.training.step import Step
+from fastbn.train import main
+from fastbn.training.step import TrainingStep
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-KINDS = {"sgd": ["--nesterov"], "adam": ["--optimizer", "adam", "--lr", "0.01", "--schedule", "cosine", "--val", "8"]}
+KINDS = {
+    "sgd": ["--nesterov"],
+    "adam": ["--optimizer", "adam", "--lr", "0.01", "--schedule", "cosine", "--val", "8"],
+}
 EPOCHS = 2
 
 
@@ -42,15 +45,20 @@ def resumed_equals(whole, out):
     assert_same_run(out, expected)
     best = expected / "best.safetensors"
     if best.exists():
-        assert folder.container.read(out / "best.safetensors")[1]["epoch"] == folder.container.read(best)[1]["epoch"]
+        assert (
+            folder.container.read(out / "best.safetensors")[1]["epoch"]
+            == folder.container.read(best)[1]["epoch"]
+        )
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize(
+    "number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"]
+)
 @pytest.mark.parametrize("step", [0, 1, STEPS, 2 * STEPS - 2])
 def test_a_signal_in_an_epoch(whole, tmp_path, monkeypatch, capfd, number, code, step):
     handlers = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
     with monkeypatch.context() as patched:
-        at_call(patched, Step, "__call__", step, raise_signal(number))
+        at_call(patched, TrainingStep, "__call__", step, raise_signal(number))
         assert train(tmp_path, *whole[0], epochs=EPOCHS) == code
     steps = -(-(56 if "--val" in whole[0] else 64) // 24)
     position = checkpoint(tmp_path)[1]["position"]
@@ -64,7 +72,7 @@ def test_a_signal_in_an_epoch(whole, tmp_path, monkeypatch, capfd, number, code,
 
 def test_the_folder_alone_says_how_to_go_on(whole, tmp_path, monkeypatch, capfd):
     with monkeypatch.context() as patched:
-        at_call(patched, Step, "__call__", 1, raise_signal(signal.SIGTERM))
+        at_call(patched, TrainingStep, "__call__", 1, raise_signal(signal.SIGTERM))
         assert train(tmp_path, *whole[0], epochs=EPOCHS) == 143
     assert main(["--resume", "--out", str(tmp_path)]) == 0
     assert_same_run(tmp_path, whole[1])
@@ -93,7 +101,7 @@ def test_stopped_again_and_again(whole, tmp_path, monkeypatch):
     code, stops = 143, 0
     while code == 143:
         with monkeypatch.context() as patched:
-            at_call(patched, Step, "__call__", 0, raise_signal(signal.SIGTERM))
+            at_call(patched, TrainingStep, "__call__", 0, raise_signal(signal.SIGTERM))
             code = train(tmp_path, "--resume", *whole[0], epochs=EPOCHS)
         stops += code == 143
     assert (code, stops) == (0, EPOCHS * STEPS)
@@ -130,7 +138,7 @@ def test_a_second_signal_ends_at_once(tmp_path, monkeypatch, capfd):
     assert train(tmp_path, epochs=1) == 0
     before = (tmp_path / "checkpoint.safetensors").read_bytes()
     with monkeypatch.context() as patched:
-        at_call(patched, Step, "__call__", 1, twice)
+        at_call(patched, TrainingStep, "__call__", 1, twice)
         assert train(tmp_path, "--resume", epochs=3) == 130
     err = capfd.readouterr().err
     assert "Traceback" not in err and "intact" in err.splitlines()[-1]
@@ -138,7 +146,7 @@ def test_a_second_signal_ends_at_once(tmp_path, monkeypatch, capfd):
 
 
 def test_a_signal_after_divergence_saves_nothing(tmp_path, monkeypatch, capfd):
-    at_call(monkeypatch, Step, "__call__", 2, raise_signal(signal.SIGTERM))
+    at_call(monkeypatch, TrainingStep, "__call__", 2, raise_signal(signal.SIGTERM))
     assert train(tmp_path, "--lr", "1e30") == 3
     assert "diverged" in capfd.readouterr().err
     assert not (tmp_path / "checkpoint.safetensors").exists()
@@ -164,7 +172,9 @@ def wait_for_lines(running, out, number):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGKILL, -9)], ids=["SIGTERM", "SIGKILL"])
+@pytest.mark.parametrize(
+    "number, code", [(signal.SIGTERM, 143), (signal.SIGKILL, -9)], ids=["SIGTERM", "SIGKILL"]
+)
 def test_a_process_that_is_ended_while_it_trains(tmp_path, number, code):
     epochs, out = 40, tmp_path / "run"
     running = process(out, epochs)
@@ -180,7 +190,8 @@ def test_a_process_that_is_ended_while_it_trains(tmp_path, number, code):
 
 @pytest.mark.slow
 def test_a_process_that_is_killed_at_random_until_it_is_done(tmp_path):
-    """From torch's import to the last write; the moments differ from run to run, on purpose, and are printed."""
+    """From torch's import to the last write; the moments differ from run to run, on purpose, and are
+    printed."""
     epochs, out, kills = 200, tmp_path / "run", []
     while True:
         running = process(out, epochs)

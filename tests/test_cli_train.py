@@ -9,7 +9,19 @@ import sys
 
 import pytest
 import torch
-from runs import REPOSITORY, STEPS, TIMES, TINY, assert_same_run, checkpoint, contents, metrics, network, python, train
+from runs import (
+    REPOSITORY,
+    STEPS,
+    TIMES,
+    TINY,
+    assert_same_run,
+    checkpoint,
+    contents,
+    metrics,
+    network,
+    python,
+    train,
+)
 
 from fastbn import evaluate
 from fastbn.engine.select import choose
@@ -51,14 +63,43 @@ def refused(code, capfd, *patterns):
 def test_a_run_s_folder(tmp_path, capfd):
     out = tmp_path / "deep" / "run"
     assert train(out) == 0
-    assert {path.name for path in out.iterdir()} == {"config.json", "metrics.jsonl", "checkpoint.safetensors", "summary.json", "lock"}
+    assert {path.name for path in out.iterdir()} == {
+        "config.json",
+        "metrics.jsonl",
+        "checkpoint.safetensors",
+        "summary.json",
+        "lock",
+    }
 
     config = json.loads((out / "config.json").read_text())
     open_ones = {name for name, value in config.items() if value in (None, "auto")}
-    assert open_ones == {"weights", "val", "augment", "vectors", "devices", "step_seconds", "on", "memory", "bn_batch", "track"}
-    expected = {"dataset": "digits", "family": "cifar", "width": 4, "engine": AUTO, "device": "cpu", "precision": "fp32"}
+    assert open_ones == {
+        "weights",
+        "val",
+        "augment",
+        "vectors",
+        "devices",
+        "step_seconds",
+        "on",
+        "memory",
+        "bn_batch",
+        "track",
+    }
+    expected = {
+        "dataset": "digits",
+        "family": "cifar",
+        "width": 4,
+        "engine": AUTO,
+        "device": "cpu",
+        "precision": "fp32",
+    }
     assert expected.items() <= config.items()
-    assert (config["epochs"], config["milestones"], config["lr"], config["threads"]) == (2, [1], 0.1, torch.get_num_threads())
+    assert (config["epochs"], config["milestones"], config["lr"], config["threads"]) == (
+        2,
+        [1],
+        0.1,
+        torch.get_num_threads(),
+    )
 
     lines = metrics(out)
     assert [set(line) for line in lines] == [LINE, LINE]
@@ -68,7 +109,15 @@ def test_a_run_s_folder(tmp_path, capfd):
     summary = json.loads((out / "summary.json").read_text())
     assert summary["test_accuracy"] == lines[-1]["test_accuracy"]
     assert (summary["trained_parameters"], summary["parameters"], summary["epochs"]) == (168, 5214, 2)
-    assert {"engine", "engine_why", "device", "versions", "dataset", "dataset_why", "peak_memory_bytes"} <= summary.keys()
+    assert {
+        "engine",
+        "engine_why",
+        "device",
+        "versions",
+        "dataset",
+        "dataset_why",
+        "peak_memory_bytes",
+    } <= summary.keys()
 
     tensors, header = checkpoint(out)
     assert header["config"] == config and header["position"]["epoch"] == 2 and header["position"]["step"] == 0
@@ -76,7 +125,12 @@ def test_a_run_s_folder(tmp_path, capfd):
     assert (out / "checkpoint.safetensors").stat().st_size < 8192
 
     said, progress = capfd.readouterr()
-    assert said.count("\n") == 1 and f"{summary['test_accuracy']:.4f}" in said and "digits" in said and str(out) in said
+    assert (
+        said.count("\n") == 1
+        and f"{summary['test_accuracy']:.4f}" in said
+        and "digits" in said
+        and str(out) in said
+    )
     heads = [line.split()[0] for line in progress.splitlines()]
     assert heads == ["device", "engine", "data", "network", "recipe", "plan", "epoch", "epoch"]
 
@@ -155,13 +209,20 @@ def test_explain_says_the_plan_and_writes_nothing(tmp_path, monkeypatch, capfd, 
         assert said in out
 
 
-@pytest.mark.parametrize("names, engine, some", [("all", "auto", 5214), ("bn+output", "reference", 338), ("output", "reference", 170)])
+@pytest.mark.parametrize(
+    "names, engine, some",
+    [("all", "auto", 5214), ("bn+output", "reference", 338), ("output", "reference", 170)],
+)
 def test_what_trains_can_be_chosen(tmp_path, names, engine, some):
     assert train(tmp_path, "--train", names, "--engine", engine) == 0
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["trained_parameters"], summary["engine"]) == (some, "stock" if names == "all" else engine)
     model, drawn = load(tmp_path), FastBNOnlyResNet(8, width=4)
-    moved = sum(p.numel() for p, start in zip(model.parameters(), drawn.parameters(), strict=True) if not torch.equal(p, start))
+    moved = sum(
+        p.numel()
+        for p, start in zip(model.parameters(), drawn.parameters(), strict=True)
+        if not torch.equal(p, start)
+    )
     assert moved == some
 
 
@@ -293,7 +354,9 @@ def test_a_damaged_folder_is_refused_and_left_alone(run, capfd, name, alter):
     out, err = capfd.readouterr()
     last = err.splitlines()[-1]
     assert out == "" and last.startswith("fastbn: error: ") and name in last and "Traceback" not in err
-    assert {k: v for k, v in contents(run).items() if k != "config.json"} == {k: v for k, v in before.items() if k != "config.json"}
+    assert {k: v for k, v in contents(run).items() if k != "config.json"} == {
+        k: v for k, v in before.items() if k != "config.json"
+    }
     if name == "config.json":
         assert contents(run) == before
 
@@ -330,15 +393,32 @@ def test_help_imports_no_torch():
 
 
 def test_help_names_every_option_and_its_default():
-    done = subprocess.run([sys.executable, "-m", "fastbn.train", "--help"], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-m", "fastbn.train", "--help"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     text = " ".join(done.stdout.split())
     assert done.returncode == 0 and done.stderr == ""
     options = (
-        "depth width family dataset data-dir download train gamma-init beta-init weight-init weights bn-stats epochs batch-size bn-batch "
-        "optimizer lr momentum weight-decay milestones engine device precision seed out resume limit-train limit-test val "
+        "depth width family dataset data-dir download train gamma-init beta-init weight-init weights "
+        "bn-stats epochs batch-size bn-batch "
+        "optimizer lr momentum weight-decay milestones engine device precision seed out resume limit-train "
+        "limit-test val "
         "explain memory on"
     )
     for option in options.split():
         assert f" --{option}" in text
-    for default in ("; 128, or", "(0.9)", "(0.0001)", "(uniform)", "(zeros)", "(kaiming_normal)", "160", "0.1 for sgd"):
+    for default in (
+        "; 128, or",
+        "(0.9)",
+        "(0.0001)",
+        "(uniform)",
+        "(zeros)",
+        "(kaiming_normal)",
+        "160",
+        "0.1 for sgd",
+    ):
         assert default in text

@@ -1,4 +1,5 @@
-"""Batches by indexing equal a naive loop over the images, bit for bit; the draws are fixed and belong to the sample."""
+"""Batches by indexing equal a naive loop over the images, bit for bit; the draws are fixed and belong to
+the sample."""
 
 import hashlib
 
@@ -47,7 +48,8 @@ def naive(images, indices, epoch):
 def test_equals_the_naive_loop(height, width, pad, flip):
     images = make(40, height, width, pad, flip)
     epoch = draw_epoch(40, seed=1, epoch=2, pad=pad, flip=flip)
-    for indices in (epoch.order[:16], epoch.order[16:17], torch.tensor([3, 3, 0])):  # a batch, a ragged one, a sample twice
+    # a batch, a ragged one, a sample twice
+    for indices in (epoch.order[:16], epoch.order[16:17], torch.tensor([3, 3, 0])):
         got = batch(images, indices, epoch)
         assert got.shape == (len(indices), 3, height, width) and got.dtype == torch.float32
         assert got.is_contiguous(memory_format=torch.channels_last)
@@ -84,10 +86,12 @@ def test_draws_cover_their_ranges():
     assert torch.equal(epoch.order.sort().values, torch.arange(n)) and epoch.order.dtype == torch.int64
     for axis in range(2):
         counts = epoch.offsets[:, axis].bincount(minlength=9)
-        assert len(counts) == 9 and (counts - n / 9).abs().max() < 5 * (n / 9) ** 0.5  # five standard deviations
+        # five standard deviations
+        assert len(counts) == 9 and (counts - n / 9).abs().max() < 5 * (n / 9) ** 0.5
     assert abs(int(epoch.flips.sum()) - n / 2) < 5 * (n / 4) ** 0.5
     joint = torch.stack([epoch.offsets[:, 0], epoch.offsets[:, 1], epoch.flips]).double()
-    assert (torch.corrcoef(joint) - torch.eye(3)).abs().max() < 5 / n**0.5  # rows, columns and mirroring are independent
+    # rows, columns and mirroring are independent
+    assert (torch.corrcoef(joint) - torch.eye(3)).abs().max() < 5 / n**0.5
 
 
 def test_draws_belong_to_seed_and_epoch():
@@ -103,12 +107,21 @@ def test_golden_draws():
     """A change of these bits changes every run: resumed runs and published results would no longer repeat."""
     drawn = draw_epoch(5, seed=0, epoch=1, pad=4, flip=True)
     assert drawn.order.tolist() == [4, 2, 0, 3, 1]
-    assert drawn.offsets.tolist() == [[6, 2], [2, 0], [5, 7], [6, 6], [4, 2]] and drawn.flips.tolist() == [False, False, True, True, False]
+    assert drawn.offsets.tolist() == [[6, 2], [2, 0], [5, 7], [6, 6], [4, 2]] and drawn.flips.tolist() == [
+        False,
+        False,
+        True,
+        True,
+        False,
+    ]
 
 
 def test_a_sample_has_its_own_crop_wherever_it_stands():
     images, epoch = make(), draw_epoch(19, 0, 0, 4, True)
-    together, backwards = batch(images, torch.arange(19), epoch), batch(images, torch.arange(18, -1, -1), epoch)
+    together, backwards = (
+        batch(images, torch.arange(19), epoch),
+        batch(images, torch.arange(18, -1, -1), epoch),
+    )
     assert torch.equal(together, backwards.flip(0))
 
 
@@ -134,7 +147,9 @@ def test_cuda_gives_the_cpus_bits_without_a_synchronisation():
         got = [batch(there, drawn.order, drawn), batch(there, drawn.order, None)]
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert torch.equal(got[0].cpu(), batch(images, epoch.order, epoch)) and torch.equal(got[1].cpu(), batch(images, epoch.order, None))
+    assert torch.equal(got[0].cpu(), batch(images, epoch.order, epoch)) and torch.equal(
+        got[1].cpu(), batch(images, epoch.order, None)
+    )
 
 
 def test_brightness_adds_to_the_pixels_and_cuts_off():

@@ -1,4 +1,5 @@
-"""Which set is chosen, where from, and what is said: `auto` falls back on absence alone, a name never does."""
+"""Which set is chosen, where from, and what is said: `auto` falls back on absence alone, a name never
+does."""
 
 import dataclasses
 import socket
@@ -14,12 +15,17 @@ from fastbn.errors import UsageError
 
 @pytest.fixture
 def tiny(monkeypatch, tmp_path):
-    """The tiny set in CIFAR-10's place and in CIFAR-100's, the working directory empty, nobody answering at its address."""
+    """The tiny set in CIFAR-10's place and in CIFAR-100's, the working directory empty, nobody answering
+    at its address."""
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))  # not listening: a connection is refused
         spec, blobs, *_ = data_cifar.tiny()
-        spec = data_cifar.served(spec, f"http://127.0.0.1:{silent.getsockname()[1]}/tiny.tar.gz", data_cifar.archive(blobs))
-        monkeypatch.setattr(datasets, "CIFARS", {"cifar10": spec, "cifar100": dataclasses.replace(spec, name="cifar100")})
+        spec = data_cifar.served(
+            spec, f"http://127.0.0.1:{silent.getsockname()[1]}/tiny.tar.gz", data_cifar.archive(blobs)
+        )
+        monkeypatch.setattr(
+            datasets, "CIFARS", {"cifar10": spec, "cifar100": dataclasses.replace(spec, name="cifar100")}
+        )
         for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.chdir(tmp_path)
@@ -46,7 +52,12 @@ def test_found_in_the_folder(tiny, online, tmp_path, dataset, folder):
     _spec, blobs = tiny
     data_cifar.write(blobs, folder, tmp_path / "mine")
     loaded = load(dataset, "mine")
-    assert loaded.why == "Tiny-CIFAR found in mine" and len(loaded.train) == 14 and len(loaded.test) == 7 and online == []
+    assert (
+        loaded.why == "Tiny-CIFAR found in mine"
+        and len(loaded.train) == 14
+        and len(loaded.test) == 7
+        and online == []
+    )
     assert loaded.name == loaded.train.name == ("cifar100" if dataset == "cifar100" else "cifar10")
 
 
@@ -64,8 +75,14 @@ def test_another_folder_downloads_when_asked(online, dataset):
 
 def test_another_folder_is_left_alone(online, tmp_path):
     loaded = load("auto", "mine")
-    assert loaded.name == "digits" and loaded.why == "digits, embedded: Tiny-CIFAR is not in mine and --download was not given"
-    with pytest.raises(UsageError, match=r"is not in mine .*tiny-py or tiny-bin.*add --download, or put the official folder there"):
+    assert (
+        loaded.name == "digits"
+        and loaded.why == "digits, embedded: Tiny-CIFAR is not in mine and --download was not given"
+    )
+    with pytest.raises(
+        UsageError,
+        match=r"is not in mine .*tiny-py or tiny-bin.*add --download, or put the official folder there",
+    ):
         load("cifar10", "mine")
     assert online == [] and list(tmp_path.iterdir()) == []
 
@@ -78,7 +95,10 @@ def test_the_default_folder_can_be_another(online):
 def test_offline_auto_is_the_digits_and_says_why(tiny):
     loaded = load("auto", "data")
     assert loaded.name == "digits" and len(loaded.train) == 1437
-    assert loaded.why.startswith("digits, embedded: Tiny-CIFAR is not in data and could not be downloaded (") and "refused" in loaded.why
+    assert (
+        loaded.why.startswith("digits, embedded: Tiny-CIFAR is not in data and could not be downloaded (")
+        and "refused" in loaded.why
+    )
 
 
 @pytest.mark.parametrize("download", [True, False])
@@ -129,4 +149,6 @@ def test_every_name_is_understood(tiny, tmp_path):
 
 
 def test_the_names_stand_for_the_official_sets():
-    assert datasets.CIFARS["cifar10"] is CIFAR10 and datasets.CIFARS["cifar100"].url.endswith("/cifar-100-python.tar.gz")
+    assert datasets.CIFARS["cifar10"] is CIFAR10 and datasets.CIFARS["cifar100"].url.endswith(
+        "/cifar-100-python.tar.gz"
+    )

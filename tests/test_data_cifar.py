@@ -1,4 +1,5 @@
-"""CIFAR's readers on tiny sets in the official forms, every kind of damage, and pickles that are not what they should be."""
+"""CIFAR's readers on tiny sets in the official forms, every kind of damage, and pickles that are not what
+they should be."""
 
 import dataclasses
 import os
@@ -41,7 +42,9 @@ def test_absent_names_the_place_and_the_source(tmp_path):
 def test_damage_is_refused_in_one_line(tmp_path, folder, sized):
     spec, blobs, *_ = data_cifar.tiny()
     if not sized:
-        unsized = [dataclasses.replace(f, train=tuple(File(x.name, x.md5) for x in f.train)) for f in spec.forms]
+        unsized = [
+            dataclasses.replace(f, train=tuple(File(x.name, x.md5) for x in f.train)) for f in spec.forms
+        ]
         spec = dataclasses.replace(spec, forms=tuple(unsized))
     data_cifar.write(blobs, folder, tmp_path)
     path = next(p for p in sorted((tmp_path / folder).iterdir()) if p.name.startswith("two"))
@@ -49,12 +52,20 @@ def test_damage_is_refused_in_one_line(tmp_path, folder, sized):
 
     flipped = bytearray(good)
     flipped[-1] ^= 1  # one bit of one pixel
-    for bad, said in [(good[:-1], "bytes, found" if sized else "expected MD5"), (bytes(flipped), "expected MD5"), (b"", "damaged")]:
+    for bad, said in [
+        (good[:-1], "bytes, found" if sized else "expected MD5"),
+        (bytes(flipped), "expected MD5"),
+        (b"", "damaged"),
+    ]:
         path.write_bytes(bad)
         with pytest.raises(UsageError, match=said) as caught:
             read_cifar(spec, tmp_path)
         message = str(caught.value)
-        assert str(path) in message and "\n" not in message and f"delete the folder {tmp_path / folder}" in message
+        assert (
+            str(path) in message
+            and "\n" not in message
+            and f"delete the folder {tmp_path / folder}" in message
+        )
     path.unlink()
     with pytest.raises(UsageError, match="is missing; delete the folder"):
         read_cifar(spec, tmp_path)
@@ -88,7 +99,11 @@ class Command:
 
 def test_a_malicious_pickle_is_refused_unrun(tmp_path):
     witness = tmp_path / "witness"
-    for command in (Command(os.system, f"touch {witness}"), Command(eval, f"open({str(witness)!r}, 'w')"), Command(Path, "x")):
+    for command in (
+        Command(os.system, f"touch {witness}"),
+        Command(eval, f"open({str(witness)!r}, 'w')"),
+        Command(Path, "x"),
+    ):
         for content in (command, {b"data": command, b"labels": []}):
             for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
                 with pytest.raises(UsageError, match=r"names .*nothing of it was run"):
@@ -122,7 +137,15 @@ def test_unexpected_content_is_refused(content, message):
 
 
 @pytest.mark.parametrize(
-    "blob", [b"", b"\x80\x02", b"no pickle at all", pickle.dumps({b"data": ROWS}, 2)[:-20], b"\x80\x02}b.", b"\x80\x02Pid\n."]
+    "blob",
+    [
+        b"",
+        b"\x80\x02",
+        b"no pickle at all",
+        pickle.dumps({b"data": ROWS}, 2)[:-20],
+        b"\x80\x02}b.",
+        b"\x80\x02Pid\n.",
+    ],
 )
 def test_what_is_no_pickle_is_refused(blob):
     with pytest.raises(UsageError, match=r"batch .*; delete it"):
@@ -146,7 +169,15 @@ def test_python_2s_pickles_and_fortran_order_are_read():
     labels = b"U\x06labels](" + b"".join(b"K" + bytes([k]) for k in LABELS) + b"eu."
     for fortran, order in ((b"\x89", "C"), (b"\x88", "F")):
         text = ROWS.tobytes(order=order)
-        state = b"(K\x01K\x07M\x00\x0c\x86" + dtype + fortran + b"T" + len(text).to_bytes(4, "little") + text + b"tb"
+        state = (
+            b"(K\x01K\x07M\x00\x0c\x86"
+            + dtype
+            + fortran
+            + b"T"
+            + len(text).to_bytes(4, "little")
+            + text
+            + b"tb"
+        )
         rows, got = read_batch(header + state + labels, "batch", "labels")
         assert np.array_equal(rows, ROWS) and np.array_equal(got, LABELS)
 
@@ -162,7 +193,8 @@ def test_the_official_descriptions_are_whole():
 
 @pytest.mark.slow
 def test_the_real_test_images(tmp_path):
-    """Ten thousand official test images, a thousand a class; their channel means are published to three digits."""
+    """Ten thousand official test images, a thousand a class; their channel means are published to three
+    digits."""
     given = os.environ.get("FASTBN_CIFAR10")
     script = Path(__file__).resolve().parents[2] / "shared/data/cifar10/unpack.py"
     if given:

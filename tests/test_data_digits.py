@@ -22,7 +22,10 @@ def test_the_sets_and_their_settings():
 
 
 def test_the_same_bytes_everywhere():
-    digests = [hashlib.sha256(part.images.numpy().tobytes() + part.labels.numpy().tobytes()).hexdigest()[:16] for part in load_digits()]
+    digests = [
+        hashlib.sha256(part.images.numpy().tobytes() + part.labels.numpy().tobytes()).hexdigest()[:16]
+        for part in load_digits()
+    ]
     assert digests == ["1cb15e662fb3d077", "f11dd6bb9e4bb879"]
 
 
@@ -44,7 +47,9 @@ def test_mean_and_std_are_the_training_sets():
 
 def test_enlarged_as_bilinear_interpolation():
     levels = np.random.default_rng(0).integers(0, 17, (5, 8, 8)).astype(float)
-    expected = torch.nn.functional.interpolate(torch.from_numpy(levels)[:, None] * 255 / 16, scale_factor=4, mode="bilinear")[:, 0]
+    expected = torch.nn.functional.interpolate(
+        torch.from_numpy(levels)[:, None] * 255 / 16, scale_factor=4, mode="bilinear"
+    )[:, 0]
     assert np.abs(_enlarge(levels) - expected.numpy()).max() <= 0.5 + 1e-9  # rounded to the nearest byte
     for level, byte in ((0, 0), (16, 255)):  # white and ink stay what they are
         assert (_enlarge(np.full((1, 8, 8), float(level))) == byte).all()

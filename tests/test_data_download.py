@@ -84,14 +84,23 @@ def test_download_is_verified_and_renamed(server, tmp_path, path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("path", "reason"), [("/absent", "HTTP 404"), ("/truncated", "after 4,990 of 5,000 bytes|IncompleteRead"), ("/tiny.tar.gz", "MD5 is")]
+    ("path", "reason"),
+    [
+        ("/absent", "HTTP 404"),
+        ("/truncated", "after 4,990 of 5,000 bytes|IncompleteRead"),
+        ("/tiny.tar.gz", "MD5 is"),
+    ],
 )
 def test_failures_leave_nothing(server, tmp_path, path, reason):
     server.content = b"x" * 5000
     with pytest.raises(DownloadFailed, match=reason) as caught:
         download(server.url + path, tmp_path / "file", "0" * 32, progress=False)
     message = str(caught.value)
-    assert isinstance(caught.value, UsageError) and "\n" not in message and f"put file into {tmp_path}" in message
+    assert (
+        isinstance(caught.value, UsageError)
+        and "\n" not in message
+        and f"put file into {tmp_path}" in message
+    )
     assert caught.value.reason in message and visible(tmp_path) == []
 
 
@@ -99,7 +108,9 @@ def test_connection_refused_is_said_at_once(tmp_path):
     with socket.socket() as taken:  # bound, not listening: nobody else can answer there
         taken.bind(("127.0.0.1", 0))
         with pytest.raises(DownloadFailed, match="refused"):
-            download(f"http://127.0.0.1:{taken.getsockname()[1]}/x", tmp_path / "file", "0" * 32, progress=False)
+            download(
+                f"http://127.0.0.1:{taken.getsockname()[1]}/x", tmp_path / "file", "0" * 32, progress=False
+            )
     assert visible(tmp_path) == []
 
 
@@ -115,7 +126,8 @@ def test_the_connection_has_its_own_limit(server, tmp_path, monkeypatch):
     """Its seconds do not limit the bytes that follow: a stall longer than they allow is survived."""
     server.content = b"x" * 5000
     threading.Timer(0.6, server.release.set).start()
-    with pytest.raises(DownloadFailed, match=r"1,000 of 5,000|IncompleteRead"):  # the server's own end, not a time-out
+    # the server's own end, not a time-out
+    with pytest.raises(DownloadFailed, match=r"1,000 of 5,000|IncompleteRead"):
         download(f"{server.url}/stalls", tmp_path / "file", "0" * 32, progress=False, connect_seconds=0.2)
 
 
@@ -171,7 +183,9 @@ def test_an_archive_of_other_content_is_refused(server, tmp_path, change, messag
     spec, blobs, *_ = data_cifar.tiny()
     server.content = data_cifar.archive(change(blobs))
     with pytest.raises(UsageError, match=message):
-        fetch_cifar(data_cifar.served(spec, f"{server.url}/tiny.tar.gz", server.content), tmp_path, progress=False)
+        fetch_cifar(
+            data_cifar.served(spec, f"{server.url}/tiny.tar.gz", server.content), tmp_path, progress=False
+        )
     assert not (tmp_path / "tiny-py").exists() and not list(tmp_path.glob(".*.part"))
 
 
@@ -189,7 +203,12 @@ def test_other_members_are_not_written(server, tmp_path):
     """No extractall: a member that climbs out of the folder, or is absolute, is never opened."""
     spec, blobs, *_ = data_cifar.tiny()
     inside = tmp_path / "inside"
-    extra = {"../climbed": b"x", str(tmp_path / "absolute"): b"x", "tiny-py/extra": b"x", "tiny-py/../../climbed": b"x"}
+    extra = {
+        "../climbed": b"x",
+        str(tmp_path / "absolute"): b"x",
+        "tiny-py/extra": b"x",
+        "tiny-py/../../climbed": b"x",
+    }
     server.content = data_cifar.archive(blobs, extra)
     fetch_cifar(data_cifar.served(spec, f"{server.url}/tiny.tar.gz", server.content), inside, progress=False)
     assert visible(tmp_path) == ["inside"] and not (inside / "tiny-py/extra").exists()

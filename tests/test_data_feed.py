@@ -15,7 +15,11 @@ N = 23  # a ragged last batch of 3 at 5
 
 def make() -> Resident:
     draw = torch.Generator().manual_seed(3)
-    return Resident(Images(torch.randint(0, 256, (N, 7, 9, 3), dtype=torch.uint8, generator=draw), torch.arange(N) % 4, pad=2))
+    return Resident(
+        Images(
+            torch.randint(0, 256, (N, 7, 9, 3), dtype=torch.uint8, generator=draw), torch.arange(N) % 4, pad=2
+        )
+    )
 
 
 def test_batches_are_the_epochs_order_and_load_augments_by_its_draws():
@@ -26,7 +30,9 @@ def test_batches_are_the_epochs_order_and_load_augments_by_its_draws():
         x, labels = source.load(indices)
         assert torch.equal(x, batch(source.images, expected, drawn))
         assert torch.equal(labels, source.images.labels[expected])
-    assert [inputs[0].tolist() for inputs in source.batches(5, 3)] == [part.tolist() for part in drawn.order.split(5)[3:]]
+    assert [inputs[0].tolist() for inputs in source.batches(5, 3)] == [
+        part.tolist() for part in drawn.order.split(5)[3:]
+    ]
 
 
 @pytest.mark.parametrize("ranks", [2, 4])  # 4 divides no batch of 5 or 3: the last ranks get one less

@@ -1,4 +1,5 @@
-"""Which part of an image a sample is: torchvision's rule, seeded by the sample; and never more bytes than promised."""
+"""Which part of an image a sample is: torchvision's rule, seeded by the sample; and never more bytes than
+promised."""
 
 import math
 
@@ -55,8 +56,11 @@ def test_area_and_ratio_are_spread_as_asked():
         _, _, h, w = random_box(draws.uniform(k, "u", UNIFORMS).tolist(), 3000, 3000)
         areas.append(h * w / 9e6)
         ratios.append(w / h)
-    assert 0.0999 < min(areas) < 0.11 and 0.8 * 0.999 < min(ratios) < 0.81 and 1.24 < max(ratios) < 1.25 * 1.001
-    # a try fits unless w or h exceeds the side, which keeps large areas rarer; below the largest that always fits they are uniform
+    assert (
+        0.0999 < min(areas) < 0.11 and 0.8 * 0.999 < min(ratios) < 0.81 and 1.24 < max(ratios) < 1.25 * 1.001
+    )
+    # a try fits unless w or h exceeds the side, which keeps large areas rarer; below the largest that always
+    # fits they are uniform
     small = [area for area in areas if area < 1 / RATIO[1]]
     assert abs(np.mean(small) - (0.1 + 0.8) / 2) < 5 * 0.2 / math.sqrt(len(small))
     assert abs(np.mean(np.log(ratios))) < 5 * 0.13 / math.sqrt(len(ratios))
@@ -86,7 +90,9 @@ def test_the_centre_is_what_torchvision_cuts_out(height, width, size):
     assert not flip
     # bilinear sampling reads within half a pixel of the box
     assert first <= max(0, math.floor(top - 0.5)) and first + rows >= min(height, math.ceil(top + tall + 0.5))
-    assert start <= max(0, math.floor(left - 0.5)) and start + columns >= min(width, math.ceil(left + wide + 0.5))
+    assert start <= max(0, math.floor(left - 0.5)) and start + columns >= min(
+        width, math.ceil(left + wide + 0.5)
+    )
     assert first >= 0 and start >= 0 and first + rows <= height and start + columns <= width
 
 

@@ -1,4 +1,5 @@
-"""An image file's bytes -> the pixels of a crop: Pillow's own where nothing is reduced, and where something is, in the right place."""
+"""An image file's bytes -> the pixels of a crop: Pillow's own where nothing is reduced, and where
+something is, in the right place."""
 
 import io
 
@@ -51,12 +52,18 @@ def test_other_modes_become_rgb(mode):
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 @pytest.mark.parametrize(("height", "width"), [(400, 611), (1203, 800), (333, 1999)])
 def test_a_large_crop_is_reduced_in_place(height, width, kind):
-    """A ramp tells where each pixel came from: the box, cut out of the reduced image, spans what it spans in the large one."""
-    content, size = encoded(ramp(height, width), kind, **({"quality": 100, "subsampling": 0} if kind == "JPEG" else {})), 16
+    """A ramp tells where each pixel came from: the box, cut out of the reduced image, spans what it spans
+    in the large one."""
+    content, size = (
+        encoded(ramp(height, width), kind, **({"quality": 100, "subsampling": 0} if kind == "JPEG" else {})),
+        16,
+    )
     for view in [*(RandomCrop(0, e, size) for e in range(6)), CentreCrop(size)]:
         (top, left, tall, wide), _, _ = view(5, height, width)
         pixels, (new_top, new_left, new_tall, new_wide), _ = decode(content, 5, view, size)
-        assert min(new_tall, new_wide) == pytest.approx(2 * size, abs=1) and min(pixels.shape[:2]) < 2 * size + 4
+        assert (
+            min(new_tall, new_wide) == pytest.approx(2 * size, abs=1) and min(pixels.shape[:2]) < 2 * size + 4
+        )
         # the colour at the box's centre, by the reduced image's own pixels around there
         for axis, (begin, length, side), (start, span) in (
             (0, (top, tall, height), (new_top, new_tall)),
@@ -72,7 +79,9 @@ def test_a_large_jpeg_is_decoded_smaller(monkeypatch):
     from PIL.JpegImagePlugin import JpegImageFile
 
     drafted, real = [], JpegImageFile.draft
-    monkeypatch.setattr(JpegImageFile, "draft", lambda image, *more: drafted.append((real(image, *more), image.size)))
+    monkeypatch.setattr(
+        JpegImageFile, "draft", lambda image, *more: drafted.append((real(image, *more), image.size))
+    )
     decode(encoded(ramp(640, 960), "JPEG"), 0, CentreCrop(14), 14)  # a centre of 560 is brought to 28
     assert [size for _, size in drafted] == [(120, 80)]  # libjpeg's 1/8
     decode(encoded(ramp(32, 32), "JPEG"), 0, CentreCrop(14), 14)  # exactly 28: nothing to reduce
@@ -91,7 +100,9 @@ def test_reduction_averages_all_pixels():
     assert found.shape == (40, 40, 3) and (abs(found.astype(int) - 127) < 3).all()
 
 
-@pytest.mark.parametrize("content", [b"", b"no image", encoded(ramp(30, 30), "JPEG")[:300], encoded(ramp(30, 30))[:90]])
+@pytest.mark.parametrize(
+    "content", [b"", b"no image", encoded(ramp(30, 30), "JPEG")[:300], encoded(ramp(30, 30))[:90]]
+)
 def test_what_is_no_image_raises(content):
     with pytest.raises(Exception):  # noqa: B017  # each decoder's own
         decode(content, 0, CentreCrop(8), 8)

@@ -1,4 +1,5 @@
-"""A stream's batches: the same whatever reads them, in parts or resumed; broken images replaced, counted and named."""
+"""A stream's batches: the same whatever reads them, in parts or resumed; broken images replaced, counted
+and named."""
 
 from __future__ import annotations
 
@@ -52,11 +53,16 @@ def test_batches_are_what_training_takes(train):
     batches = collected(train)
     assert len(train) == N and [len(labels) for _, labels in batches] == [8, 8, 8, 6]
     for x, labels in batches:
-        assert x.shape == (len(labels), 3, SIZE, SIZE) and x.dtype == torch.float32 and labels.dtype == torch.int64
+        assert (
+            x.shape == (len(labels), 3, SIZE, SIZE)
+            and x.dtype == torch.float32
+            and labels.dtype == torch.int64
+        )
         assert x.is_contiguous(memory_format=torch.channels_last) and torch.isfinite(x).all()
     labels = torch.cat([labels for _, labels in batches])
     assert labels.bincount().tolist() == [10, 10, 10]  # each sample once
-    assert min(x.min() for x, _ in batches) > -2.2 and max(x.max() for x, _ in batches) < 2.7  # black and white, normalised
+    # black and white, normalised
+    assert min(x.min() for x, _ in batches) > -2.2 and max(x.max() for x, _ in batches) < 2.7
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -99,13 +105,18 @@ def test_the_ranks_shares_make_up_the_batch(train, ranks):
     """Also of the last batch of 6 among 4."""
     shares = [collected(train, first=1, share=(rank, ranks)) for rank in range(ranks)]
     for (x, labels), *parts in zip(collected(train, first=1), *shares, strict=True):
-        assert torch.equal(torch.cat([part for part, _ in parts]), x) and torch.equal(torch.cat([part for _, part in parts]), labels)
+        assert torch.equal(torch.cat([part for part, _ in parts]), x) and torch.equal(
+            torch.cat([part for _, part in parts]), labels
+        )
         assert max(len(part) for _, part in parts) - min(len(part) for _, part in parts) <= 1
 
 
 def test_ranks_have_as_many_batches_each(train):
     """The last batch of 6 has nothing for ranks 6 and 7, and they have it all the same."""
-    assert [[len(labels) for _, labels in collected(train, share=(rank, 8))] for rank in (0, 7)] == [[1, 1, 1, 1], [1, 1, 1, 0]]
+    assert [[len(labels) for _, labels in collected(train, share=(rank, 8))] for rank in (0, 7)] == [
+        [1, 1, 1, 1],
+        [1, 1, 1, 0],
+    ]
 
 
 def test_a_samples_crop_does_not_depend_on_the_batch(train):
@@ -141,7 +152,11 @@ def test_evaluation_is_in_order_and_without_draws(root):
 
 def test_limits_are_nested_and_splits_part_the_set(train):
     five, nine = train.limit(5), train.limit(9)
-    assert set(five.indices) < set(nine.indices) and len(nine) == 9 and list(nine.indices) == sorted(nine.indices)
+    assert (
+        set(five.indices) < set(nine.indices)
+        and len(nine) == 9
+        and list(nine.indices) == sorted(nine.indices)
+    )
     assert train.limit(None) is train and train.limit(N) is train
     assert list(five.indices) != list(range(5))
     rest, held = train.split(6, seed=3)
@@ -159,7 +174,10 @@ def test_it_is_a_feed_and_says_what_it_is(train, root):
     moved = train.to("meta")
     assert moved.device.type == "meta" and train.device.type == "cpu" and len(moved) == N
     layout = train.source.layout
-    assert repr(train) == f"Stream('imagenet', 30 of 16×16, 3 classes, {layout}, cpu)" and train.default_epochs == 90
+    assert (
+        repr(train) == f"Stream('imagenet', 30 of 16×16, 3 classes, {layout}, cpu)"
+        and train.default_epochs == 90
+    )
     assert train.classes == (CLASSES if layout == "class folders" else ("class 0", "class 1", "class 2"))
 
 
@@ -209,7 +227,10 @@ def test_broken_images_are_replaced_by_the_next_and_named(tmp_path, capfd):
     same(collected(other, 64), batches)
     same(collected(other, 64, first=2), batches[2:])
     halves = [collected(stream, 64, share=(rank, 2)) for rank in range(2)]
-    same([tuple(torch.cat(pair) for pair in zip(*parts, strict=True)) for parts in zip(*halves, strict=True)], batches)
+    same(
+        [tuple(torch.cat(pair) for pair in zip(*parts, strict=True)) for parts in zip(*halves, strict=True)],
+        batches,
+    )
     capfd.readouterr()
     collected(stream, 64)
     assert capfd.readouterr().err == ""  # said once
@@ -231,7 +252,9 @@ def test_in_evaluation_they_are_left_out(tmp_path, capfd):
 def test_too_many_broken_are_an_error_with_examples(tmp_path, capfd):
     names = broken_folders(tmp_path, 4)
     stream, _ = read_imagenet(tmp_path, SIZE, workers=2)
-    with pytest.raises(UsageError, match=r"4 of the 300 images of imagenet can't be read.*; repair or remove") as caught:
+    with pytest.raises(
+        UsageError, match=r"4 of the 300 images of imagenet can't be read.*; repair or remove"
+    ) as caught:
         collected(stream, 64)
     assert "\n" not in str(caught.value) and sum(name in str(caught.value) for name in names) == 3
     assert not stream.crew._resting
@@ -278,7 +301,10 @@ def test_shards_are_read_one_after_another_and_shuffled_within_the_window(window
 @pytest.mark.parametrize("make", [lambda path: path, lambda path: path / "nowhere"])
 def test_neither_layout_is_one_line_that_names_both(tmp_path, make):
     where = make(tmp_path)
-    with pytest.raises(UsageError, match=r"neither class folders .*/train/CLASS.*, nor WebDataset shards .*-train-000000\.tar") as caught:
+    with pytest.raises(
+        UsageError,
+        match=r"neither class folders .*/train/CLASS.*, nor WebDataset shards .*-train-000000\.tar",
+    ) as caught:
         read_imagenet(where)
     assert str(caught.value).startswith(f"ImageNet is not in {where}") and "\n" not in str(caught.value)
 

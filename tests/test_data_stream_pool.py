@@ -1,4 +1,5 @@
-"""The processes that decode: they import no torch, end with their parent however it dies, and say in one line what ended them."""
+"""The processes that decode: they import no torch, end with their parent however it dies, and say in one
+line what ended them."""
 
 from __future__ import annotations
 
@@ -20,6 +21,8 @@ from fastbn.data.imagenet.worker import Decode, Members
 from fastbn.errors import MachineError
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
 def task(path, n=3):
     return Decode(0, [(k, Location(str(path), 0, -1)) for k in range(n)], CentreCrop(8), 8, [])
 
@@ -52,7 +55,11 @@ def test_results_come_to_their_tasks(picture, workers):
     assert pool.result(first) == ["FileNotFoundError: [Errno 2] No such file or directory: 'nowhere'"]
     for n, job in reversed(list(enumerate(jobs, 1))):
         rows = pool.result(job)
-        assert len(rows) == n and rows[0].start == 0 and rows[-1].start == (n - 1) * 3 * rows[0].height * rows[0].width
+        assert (
+            len(rows) == n
+            and rows[0].start == 0
+            and rows[-1].start == (n - 1) * 3 * rows[0].height * rows[0].width
+        )
     assert pool.memory[: 3 * rows[0].height * rows[0].width].any()
     pool.close()
 
@@ -79,7 +86,9 @@ def test_a_worker_that_is_killed_is_one_line(picture):
     pool.result(pool.submit(task(picture)))
     pids = [worker.process.pid for worker in pool._workers]
     os.kill(pids[0], signal.SIGKILL)
-    with pytest.raises(MachineError, match=r"ended \(killed by signal 9\); where memory is short, ask for fewer workers"):
+    with pytest.raises(
+        MachineError, match=r"ended \(killed by signal 9\); where memory is short, ask for fewer workers"
+    ):
         for job in [pool.submit(task(picture)) for _ in range(4)]:
             pool.result(job)
     assert gone(pids)
@@ -144,7 +153,12 @@ print("ready", flush=True)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "then"), [(signal.SIGKILL, "time.sleep(60)"), (signal.SIGINT, "time.sleep(60)"), (None, "time.sleep(1); sys.exit(3)")]
+    ("number", "then"),
+    [
+        (signal.SIGKILL, "time.sleep(60)"),
+        (signal.SIGINT, "time.sleep(60)"),
+        (None, "time.sleep(1); sys.exit(3)"),
+    ],
 )
 def test_however_the_parent_ends_its_workers_do(tmp_path, number, then):
     """Killed, interrupted from the terminal as a whole group, or left in the middle of an epoch."""
@@ -170,7 +184,14 @@ def test_a_script_without_a_main_guard_streams(tmp_path):
     folders(tmp_path / "data", 9, 4)
     (tmp_path / "script.py").write_text(READY)
     command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "data")]
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        command,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "ready\n", "")
 
 

@@ -1,16 +1,18 @@
-"""The device's crops against float64: F.interpolate of the same crop, mirrored and normalised by the formula."""
+"""The device's crops against float64: F.interpolate of the same crop, mirrored and normalised by the
+formula."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from fastbn.data.images import IMAGENET_MEAN, IMAGENET_STD
 from fastbn.data.imagenet import resample as module
 from fastbn.data.imagenet.crops import CentreCrop
 from fastbn.data.imagenet.resample import ROW, resample
 from fastbn.data.imagenet.upload import Upload
+from fastbn.data.images import IMAGENET_MEAN, IMAGENET_STD
 
-SIZES = [(5, 7), (1, 1), (1, 9), (30, 30), (13, 40), (64, 2), (32, 32)]  # height, width: enlarged, reduced, a single row
+# height, width: enlarged, reduced, a single row
+SIZES = [(5, 7), (1, 1), (1, 9), (30, 30), (13, 40), (64, 2), (32, 32)]
 SIZE = 15
 # three products and sums of numbers up to 255 in float32, divided by 255·0.22: 4·2⁻²⁴·255/57
 TOLERANCE = 2e-6
@@ -23,7 +25,9 @@ def packed(images, boxes, flips):
         rows.append((start, *image.shape[:2], *box, flip, k))
         content.append(image.reshape(-1))
         start += image.numel()
-    return torch.cat([*content, torch.zeros(5, dtype=torch.uint8)]), torch.tensor(rows, dtype=torch.float64).view(-1, ROW)
+    return torch.cat([*content, torch.zeros(5, dtype=torch.uint8)]), torch.tensor(
+        rows, dtype=torch.float64
+    ).view(-1, ROW)
 
 
 def images(sizes=SIZES):
@@ -32,7 +36,9 @@ def images(sizes=SIZES):
 
 
 def normalised(x):
-    return (x / 255 - torch.tensor(IMAGENET_MEAN, dtype=torch.float64)[:, None, None]) / torch.tensor(IMAGENET_STD).double()[:, None, None]
+    return (x / 255 - torch.tensor(IMAGENET_MEAN, dtype=torch.float64)[:, None, None]) / torch.tensor(
+        IMAGENET_STD
+    ).double()[:, None, None]
 
 
 def resized(image, size):
@@ -46,7 +52,11 @@ def test_whole_images_are_interpolated(flip, at_once, monkeypatch):
     given = images()
     content, rows = packed(given, [(0, 0, *image.shape[:2]) for image in given], [flip] * len(given))
     x = resample(content, rows, SIZE)
-    assert x.shape == (len(given), 3, SIZE, SIZE) and x.dtype == torch.float32 and x.is_contiguous(memory_format=torch.channels_last)
+    assert (
+        x.shape == (len(given), 3, SIZE, SIZE)
+        and x.dtype == torch.float32
+        and x.is_contiguous(memory_format=torch.channels_last)
+    )
     for found, image in zip(x, given, strict=True):
         expected = normalised(resized(image, (SIZE, SIZE)))
         assert (found - (expected.flip(2) if flip else expected)).abs().max() < TOLERANCE

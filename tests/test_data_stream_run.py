@@ -1,4 +1,5 @@
-"""A run on a streamed set from the command line: trained, stopped in mid-epoch, resumed bit for bit, tested again."""
+"""A run on a streamed set from the command line: trained, stopped in mid-epoch, resumed bit for bit,
+tested again."""
 
 from __future__ import annotations
 
@@ -17,7 +18,20 @@ from fastbn.models.resnet import FastBNOnlyResNet
 from fastbn.train import main
 from fastbn.training import fit as fit_module
 
-SIZES = ["--depth", "18", "--width", "2", "--dataset", "imagenet", "--batch-size", "12", "--epochs", "2", "--engine", "reference"]
+SIZES = [
+    "--depth",
+    "18",
+    "--width",
+    "2",
+    "--dataset",
+    "imagenet",
+    "--batch-size",
+    "12",
+    "--epochs",
+    "2",
+    "--engine",
+    "reference",
+]
 STEPS = 3  # an epoch: 12, 12 and a ragged 6
 
 
@@ -25,7 +39,8 @@ STEPS = 3  # an epoch: 12, 12 and a ragged 6
 def cache(tmp_path_factory, one_thread):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr("fastbn.data.imagenet.stream.cores", lambda: 0)  # decoded here: starting processes is tested elsewhere
+        # decoded here: starting processes is tested elsewhere
+        patch.setattr("fastbn.data.imagenet.stream.cores", lambda: 0)
         patch.setattr("fastbn.run.resolve.IMAGE_SIZE", {"imagenet": 32})
         patch.setattr("fastbn.evaluate.IMAGE_SIZE", {"imagenet": 32})
         yield
@@ -68,10 +83,22 @@ def test_a_run_that_is_stopped_and_resumed_equals_one_that_is_not(make, layout, 
 
 
 def test_its_limits_and_its_validation_set(tmp_path, capsys):
-    more = ["--limit-train", "20", "--limit-test", "5", "--val", "4", "--epochs", "1", "--out", str(tmp_path / "out")]
+    more = [
+        "--limit-train",
+        "20",
+        "--limit-test",
+        "5",
+        "--val",
+        "4",
+        "--epochs",
+        "1",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     assert main([*SIZES, "--data-dir", str(folders(tmp_path / "data")), *more]) == 0
     (line,) = metrics(tmp_path / "out")
-    assert line["step"] == 2 and {"val_accuracy", "test_accuracy", "train_accuracy"} <= line.keys()  # 16 images at 12
+    # 16 images at 12
+    assert line["step"] == 2 and {"val_accuracy", "test_accuracy", "train_accuracy"} <= line.keys()
 
 
 def test_imagenet_implies_its_family(tmp_path, capsys):
@@ -85,7 +112,11 @@ def test_imagenet_implies_its_family(tmp_path, capsys):
 def test_no_imagenet_is_one_line_and_exit_code_2(tmp_path, capsys):
     assert main([*SIZES, "--data-dir", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")]) == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1 and err.startswith(f"fastbn: error: ImageNet is not in {tmp_path}/nowhere: neither class")
+    assert (
+        out == ""
+        and err.count("\n") == 1
+        and err.startswith(f"fastbn: error: ImageNet is not in {tmp_path}/nowhere: neither class")
+    )
 
 
 def test_fit_takes_streams(tmp_path):
@@ -99,6 +130,12 @@ def test_fit_takes_streams(tmp_path):
 def test_a_stop_in_the_middle_of_an_epoch_leaves_no_pool_behind(tmp_path):
     train, _ = read_imagenet(folders(tmp_path), 32)
     with stopped_after(1), pytest.raises(Stopped):
-        fit(FastBNOnlyResNet(18, 3, width=2, engine="reference"), train, epochs=1, batch_size=12, progress=False)
+        fit(
+            FastBNOnlyResNet(18, 3, width=2, engine="reference"),
+            train,
+            epochs=1,
+            batch_size=12,
+            progress=False,
+        )
     with pytest.raises(UsageError, match=r"train must be"):
         fit(FastBNOnlyResNet(18, 3, width=2, engine="reference"), torch.zeros(3), epochs=1)

@@ -1,4 +1,5 @@
-"""WebDataset shards: found by name, indexed by their headers, as the webdataset package reads them; and what is wrong with one."""
+"""WebDataset shards: found by name, indexed by their headers, as the webdataset package reads them; and
+what is wrong with one."""
 
 from __future__ import annotations
 
@@ -54,11 +55,17 @@ def test_what_its_writer_writes_is_read(tmp_path):
     (tmp_path / "data").mkdir()
     keys = ["a/b.c/0001", "n01440764/" + "x" * 120, "plain"]  # b.c: a dot in a folder's name
     for split in ("train", "validation"):
-        with webdataset.ShardWriter(str(tmp_path / "data" / f"in1k-{split}-%04d.tar"), maxcount=2, verbose=0) as writer:
+        with webdataset.ShardWriter(
+            str(tmp_path / "data" / f"in1k-{split}-%04d.tar"), maxcount=2, verbose=0
+        ) as writer:
             for k, key in enumerate(keys):
                 writer.write({"__key__": key, "jpg": content(k), "cls": k, "seg.png": b"-", "json": {"a": 1}})
     train, test = sources(tmp_path / "data")
-    assert [key.decode() for key in train.keys] == keys and train.labels.tolist() == [0, 1, 2] and train.shard.tolist() == [0, 0, 1]
+    assert (
+        [key.decode() for key in train.keys] == keys
+        and train.labels.tolist() == [0, 1, 2]
+        and train.shard.tolist() == [0, 0, 1]
+    )
     assert [read(test.location(k)) for k in range(3)] == [content(k) for k in range(3)]
     assert train.classes == ("class 0", "class 1", "class 2")
 
@@ -82,7 +89,9 @@ def test_shards_are_found_by_their_names(tmp_path, names, train, test):
 
 def test_the_index_is_kept_until_a_shard_changes(root, cache, monkeypatch):
     counted = []
-    monkeypatch.setattr(module, "_scan", lambda *more, scan=module._scan: counted.append(more[1]) or scan(*more))
+    monkeypatch.setattr(
+        module, "_scan", lambda *more, scan=module._scan: counted.append(more[1]) or scan(*more)
+    )
     first = sources(root)
     assert len(counted) == 2 and len(list(cache.iterdir())) == 2
     again = sources(root)
@@ -106,10 +115,15 @@ def test_a_long_reading_of_headers_is_announced(root, monkeypatch, capfd):
 
 
 def test_shards_are_fetched_from_end_to_end_ahead_of_the_samples(root, monkeypatch):
-    """What is asked of the system, in order: each shard's images as they lie, once; all but the window that reading begins with."""
+    """What is asked of the system, in order: each shard's images as they lie, once; all but the window
+    that reading begins with."""
     told = []
     monkeypatch.setattr(stream_module, "draw", functools.partial(order.draw, window=5))
-    monkeypatch.setattr(os, "posix_fadvise", lambda fd, start, size, advice: told.append((os.readlink(f"/proc/self/fd/{fd}"), start, size)))
+    monkeypatch.setattr(
+        os,
+        "posix_fadvise",
+        lambda fd, start, size, advice: told.append((os.readlink(f"/proc/self/fd/{fd}"), start, size)),
+    )
     stream, _ = read_imagenet(root, SIZE, workers=0)
     stream.begin(3, 1)
     assert sum(len(labels) for _, labels in stream.batches(8)) == 30
@@ -129,16 +143,27 @@ def test_a_shard_that_is_cut_off_is_used_so_far_and_named(root, cut, capfd):
     found, wrong = members(str(path))
     assert len(found) == 27 and wrong == ""
     last = found[-1]  # an image; its json and its class come before
-    end = {"within": last.start + last.size // 2, "header": last.start - 100, "between": last.start - 512, "middle": found[9].start}[cut]
+    end = {
+        "within": last.start + last.size // 2,
+        "header": last.start - 100,
+        "between": last.start - 512,
+        "middle": found[9].start,
+    }[cut]
     with open(path, "r+b") as file:
         file.truncate(end)
     expected = {"within": 8, "header": 8, "between": 8, "middle": 3}[cut]
     stream, _ = read_imagenet(root, SIZE, workers=1)
     assert len(stream) == 30 - 9 + expected
     err = capfd.readouterr().err
-    assert err.count("fastbn: skipped") == 1 and f"skipped {path} (" in err and "members before that are used" in err
+    assert (
+        err.count("fastbn: skipped") == 1
+        and f"skipped {path} (" in err
+        and "members before that are used" in err
+    )
     stream.begin(0, 0)
-    assert sum(len(labels) for _, labels in stream.batches(8)) == 21 + expected and capfd.readouterr().err == ""
+    assert (
+        sum(len(labels) for _, labels in stream.batches(8)) == 21 + expected and capfd.readouterr().err == ""
+    )
     read_imagenet(root, SIZE, workers=0)
     assert f"skipped {path} (" in capfd.readouterr().err  # the kept index says it too
 
@@ -168,16 +193,26 @@ def test_samples_without_image_or_class_are_named_and_too_many_an_error(root, ca
         if n == 2:
             assert len(sources(root)[0]) == 30
             err = capfd.readouterr().err
-            assert "skipped x in" in err and "(no jpg, jpeg or png)" in err and "skipped y in" in err and "(no class)" in err
+            assert (
+                "skipped x in" in err
+                and "(no jpg, jpeg or png)" in err
+                and "skipped y in" in err
+                and "(no class)" in err
+            )
         else:
-            with pytest.raises(UsageError, match=r"3 of the 33 samples and shards of .* can't be read, .*z in .* \(no class\)"):
+            with pytest.raises(
+                UsageError,
+                match=r"3 of the 33 samples and shards of .* can't be read, .*z in .* \(no class\)",
+            ):
                 sources(root)
 
 
 def test_shards_that_hold_nothing_are_an_error(root):
     for path in root.glob("imagenet-val-*.tar"):
         shard(path, {"a.txt": b"1", "b.cls": b"2"})
-    with pytest.raises(UsageError, match=r"imagenet-val-000000\.tar … hold no sample with an image .* \(a in "):
+    with pytest.raises(
+        UsageError, match=r"imagenet-val-000000\.tar … hold no sample with an image .* \(a in "
+    ):
         sources(root)
 
 

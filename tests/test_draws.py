@@ -13,13 +13,19 @@ N = 1_000_000
 # The first of stream (0, "fc.weight"); floats in hex, every bit.
 GOLDEN_RAW = [11964193979308283131, 12409886909693698136]
 GOLDEN_UNIFORM = ["0x1.4c12b60000000p-1", "0x1.58718c0000000p-1"]
-GOLDEN_NORMAL = ["0x1.27fc69063066ap+0", "0x1.581dfac55dcd0p+0", "0x1.3e920d9e3e2ccp+0", "0x1.79dc48b83c8b1p-1"]
+GOLDEN_NORMAL = [
+    "0x1.27fc69063066ap+0",
+    "0x1.581dfac55dcd0p+0",
+    "0x1.3e920d9e3e2ccp+0",
+    "0x1.79dc48b83c8b1p-1",
+]
 GOLDEN_INTEGERS = [7, 8, 7, 1, 0, 5]
 GOLDEN_PERMUTATION = [6, 5, 4, 0, 3, 1, 2, 7]
 
 
 def within(value, expected, std, n=N):
-    """Five standard errors of a mean of n values with this standard deviation: one seed in 1.7 million would miss."""
+    """Five standard errors of a mean of n values with this standard deviation: one seed in 1.7 million
+    would miss."""
     assert abs(value - expected) < 5 * std / math.sqrt(n), (value, expected)
 
 
@@ -39,7 +45,8 @@ def test_a_stream_belongs_to_its_seed_and_name():
         assert not np.isin(one, other).any()
 
 
-@pytest.mark.parametrize("n", [0, 1, 3, 51_000, 120_001])  # none; odd: half a pair; about one chunk's yield; several chunks
+# none; odd: half a pair; about one chunk's yield; several chunks
+@pytest.mark.parametrize("n", [0, 1, 3, 51_000, 120_001])
 def test_a_shorter_draw_is_a_prefix_of_a_longer_one(n):
     assert np.array_equal(draws.normal(3, "x", n), draws.normal(3, "x", 200_000)[:n])
     assert draws.normal(3, "x", n).shape == draws.uniform(3, "x", n).shape == (n,)
@@ -49,7 +56,8 @@ def test_a_shorter_draw_is_a_prefix_of_a_longer_one(n):
 def test_uniform():
     x = draws.uniform(5, "u", N)
     assert x.min() >= 0 and x.max() < 1
-    assert np.array_equal(x, x.astype(np.float32)) and x.astype(np.float32).max() < 1  # a float64 near 1 would round up to 1
+    # a float64 near 1 would round up to 1
+    assert np.array_equal(x, x.astype(np.float32)) and x.astype(np.float32).max() < 1
     assert np.array_equal(x * 2**24, np.round(x * 2**24))
     within(x.mean(), 1 / 2, math.sqrt(1 / 12))
     within(x.var(), 1 / 12, math.sqrt(1 / 80 - 1 / 144))
@@ -83,7 +91,8 @@ def test_normal_cut_rejects_and_does_not_clamp():
 def test_logarithm_is_accurate():
     below_one = 1 - 2.0 ** -np.arange(1, 54)  # where a logarithm loses its relative accuracy first
     small = 2.0 ** -np.arange(1, 105)  # the polar method's s is a sum of squares of multiples of 2⁻⁵²
-    around_half = draws.SQRT_HALF * (1 + np.arange(-50, 51) * 2.0**-52)  # either side of the reduction's branch
+    # either side of the reduction's branch
+    around_half = draws.SQRT_HALF * (1 + np.arange(-50, 51) * 2.0**-52)
     for x in (below_one, small, around_half, np.linspace(1e-3, 1 - 1e-3, 9973)):
         expected = np.array([math.log(value) for value in x])
         assert np.max(np.abs(draws._log(x) / expected - 1)) < 1e-15

@@ -1,4 +1,5 @@
-"""Where buffers lie: apart from all that is in use with them, and in hardly more memory than is in use at once."""
+"""Where buffers lie: apart from all that is in use with them, and in hardly more memory than is in use at
+once."""
 
 from __future__ import annotations
 
@@ -24,7 +25,11 @@ def drawn(seed):
     draw = random.Random(seed)
     sizes = [SIZE // 2, SIZE, 3 * SIZE, 8 * SIZE + 1]
     saved = [Span(draw.choice(sizes), call, draw.randint(40, 79)) for call in range(40)]
-    others = [Span(draw.choice(sizes), call, min(call + draw.randint(0, 5), 79 if call >= 40 else 39)) for call in range(80) for _ in "ab"]
+    others = [
+        Span(draw.choice(sizes), call, min(call + draw.randint(0, 5), 79 if call >= 40 else 39))
+        for call in range(80)
+        for _ in "ab"
+    ]
     return saved, others
 
 
@@ -42,7 +47,8 @@ def test_nothing_in_use_is_shared(seed):
 
 
 def test_a_chain_takes_what_is_in_use_at_once():
-    """Of 30 equal outputs each is read by the next call and by its own backward; gradients live for two calls."""
+    """Of 30 equal outputs each is read by the next call and by its own backward; gradients live for two
+    calls."""
     size, n = 4 * SIZE, 30
     saved = [Span(size, i, 2 * n - 1 - i) for i in range(n)]
     others = [Span(size, n + i, min(n + i + 1, 2 * n - 1)) for i in range(n)]

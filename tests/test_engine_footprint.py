@@ -9,10 +9,10 @@ import torch
 from counted import Counted
 from nets import images, resnet
 
-from fastbn.engine.select import choose
-from fastbn.planning.region_memory import footprint
-from fastbn.graph.read import read
 from fastbn.engine.recomputation import Recompute, recomputing, spans
+from fastbn.engine.select import choose
+from fastbn.graph.read import read
+from fastbn.planning.region_memory import footprint
 
 CPU = torch.device("cpu")
 CASES = {
@@ -30,21 +30,27 @@ def close(found: int, expected: int) -> bool:
 @pytest.mark.parametrize("policy", [None, Recompute(1), Recompute(3_000_000, 5_000_000)], ids=str)
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("engine", ["native", "reference"])
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if "imagenet" in name else ()) for name in CASES])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if "imagenet" in name else ()) for name in CASES]
+)
 def test_predicted_against_counted(name, engine, grad, policy):
     depth, width, family, size = CASES[name]
     own, _ = choose(engine, CPU, torch.float32)
     _, program = read(resnet(depth, width, family).float(), {}, own, {})
     regions = [module for module_name, module in program.named_children() if module_name.startswith("region")]
     region = regions[-1]  # ImageNet's stem is a region by itself, before the max pooling
-    x = images(*size, region.region.convs[0].in_channels, dtype=torch.float32, grad=grad).contiguous(memory_format=torch.channels_last)
+    x = images(*size, region.region.convs[0].in_channels, dtype=torch.float32, grad=grad).contiguous(
+        memory_format=torch.channels_last
+    )
     x = x.detach().requires_grad_(grad)
     with recomputing(policy):
         region(x)  # packs the weights, and writes the program down
     shapes = region.region.shapes((tuple(x.shape),))
     again = () if policy is None else spans(region.region, shapes, 4, policy)
     assert policy is None or again
-    expected = footprint(region.region, region.pairs, own, (tuple(x.shape),), (grad,), (torch.float32, torch.float32), again)
+    expected = footprint(
+        region.region, region.pairs, own, (tuple(x.shape),), (grad,), (torch.float32, torch.float32), again
+    )
     with Counted() as counted, recomputing(policy):
         outputs = region(x)
         assert close(counted.peak, expected.forward)
@@ -64,7 +70,9 @@ def test_evaluation_saves_nothing():
     for p in model.parameters():
         p.requires_grad_(False)
     region(x)
-    expected = footprint(region.region, region.pairs, own, (tuple(x.shape),), (False,), (torch.float32, torch.float32))
+    expected = footprint(
+        region.region, region.pairs, own, (tuple(x.shape),), (False,), (torch.float32, torch.float32)
+    )
     with Counted() as counted:
         outputs = region(x)
         assert close(counted.peak, expected.forward)

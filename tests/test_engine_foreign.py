@@ -9,8 +9,8 @@ from nets import frozen_convolutions, images
 from oracle import assert_like_stock, assert_same, error, fused, run, stock, tolerance
 from torch import nn
 
-from fastbn.planning.explain import explain
 from fastbn.engine import fuse
+from fastbn.planning.explain import explain
 
 ALONE = "its output does not go to a BatchNorm2d alone"
 IN_PLACE = "it shares a value with an in-place operation"
@@ -33,7 +33,8 @@ class Pair(nn.Module):
 
 
 class Net(nn.Module):
-    """Pairs a, b, c, … of 3 -> 4 (the first) and 4 -> 4 channels, and a head; what joins them is the test's own."""
+    """Pairs a, b, c, … of 3 -> 4 (the first) and 4 -> 4 channels, and a head; what joins them is the
+    test's own."""
 
     def __init__(self, pairs="ab", **modules):
         super().__init__()
@@ -47,7 +48,14 @@ class PreActivation(Net):
     """BatchNorm -> ReLU -> convolution: a BatchNorm with no convolution before it, and one that has."""
 
     def __init__(self):
-        super().__init__("a", first=nn.BatchNorm2d(4), conv1=conv3(4), second=nn.BatchNorm2d(4), conv2=conv3(4), last=nn.BatchNorm2d(4))
+        super().__init__(
+            "a",
+            first=nn.BatchNorm2d(4),
+            conv1=conv3(4),
+            second=nn.BatchNorm2d(4),
+            conv2=conv3(4),
+            last=nn.BatchNorm2d(4),
+        )
 
     def forward(self, x):
         x = self.a(x)
@@ -68,7 +76,9 @@ class DropoutAndCat(Net):
 
 class Depthwise(Net):
     def __init__(self):
-        super().__init__("a", deep=Pair(4, 4, groups=4), point=Pair(4, 8, 1), grouped=Pair(8, 8, groups=2, stride=2))
+        super().__init__(
+            "a", deep=Pair(4, 4, groups=4), point=Pair(4, 8, 1), grouped=Pair(8, 8, groups=2, stride=2)
+        )
 
     def forward(self, x):
         x = F.relu6(self.a(x))
@@ -96,7 +106,8 @@ class InPlace(Net):
 
 
 class EditedAfterARead(Net):
-    """b's value is read, and then changed under its reader's eyes: all that touches it stays stock, in the trace's order."""
+    """b's value is read, and then changed under its reader's eyes: all that touches it stays stock, in the
+    trace's order."""
 
     def __init__(self):
         super().__init__("abc")
@@ -273,7 +284,9 @@ class Optional(Net):
 
 class UNet(Net):
     def __init__(self):
-        super().__init__("a", down=Pair(4, 8, stride=2), mid=Pair(8, 8), up=nn.ConvTranspose2d(8, 4, 2, 2), out=Pair(8, 4))
+        super().__init__(
+            "a", down=Pair(4, 8, stride=2), mid=Pair(8, 8), up=nn.ConvTranspose2d(8, 4, 2, 2), out=Pair(8, 4)
+        )
 
     def forward(self, x):
         skip = F.relu(self.a(x))
@@ -309,7 +322,11 @@ class Misfits(Net):
 
     def __init__(self):
         super().__init__(
-            "a", free=conv3(4), reflect=Pair(4, padding_mode="reflect"), trained=Pair(4), even=nn.Conv2d(4, 4, 2, padding="same")
+            "a",
+            free=conv3(4),
+            reflect=Pair(4, padding_mode="reflect"),
+            trained=Pair(4),
+            even=nn.Conv2d(4, 4, 2, padding="same"),
         )
         self.even_bn, self.biased = nn.BatchNorm2d(4), Pair(4)
         self.biased.conv.bias = nn.Parameter(torch.zeros(4))
@@ -321,7 +338,8 @@ class Misfits(Net):
 
 
 class PlainParameters(Net):
-    """A buffer and a parameter of the network itself, read between the units and as a residual of full size."""
+    """A buffer and a parameter of the network itself, read between the units and as a residual of full
+    size."""
 
     def __init__(self):
         super().__init__("ab")
@@ -342,13 +360,26 @@ NETS = {  # the convolutions of each region; what runs stock, with its reason
     Depthwise: ([["a.conv"], ["deep.conv", "point.conv", "grouped.conv"]], [("relu6", "")]),
     InPlace: (
         [["a.conv", "b.conv", "c.conv", "d.conv", "e.conv"]],
-        [("f.conv", IN_PLACE), ("f.bn", ""), ("add_", ""), RELU],  # `out` is read again by the name that was changed
+        # `out` is read again by the name that was changed
+        [("f.conv", IN_PLACE), ("f.bn", ""), ("add_", ""), RELU],
     ),
     EditedAfterARead: (
         [["a.conv"]],
-        [("b.conv", IN_PLACE), ("b.bn", ""), ("mul", ""), ("add_", ""), ("c.conv", IN_PLACE), ("c.bn", ""), RELU, ADD],
+        [
+            ("b.conv", IN_PLACE),
+            ("b.bn", ""),
+            ("mul", ""),
+            ("add_", ""),
+            ("c.conv", IN_PLACE),
+            ("c.bn", ""),
+            RELU,
+            ADD,
+        ],
     ),
-    AddedIntoAnothersValue: ([["z.conv", "b.conv"]], [("a.conv", IN_PLACE), ("a.bn", ""), ("mul", ""), ("iadd", ""), ADD]),
+    AddedIntoAnothersValue: (
+        [["z.conv", "b.conv"]],
+        [("a.conv", IN_PLACE), ("a.bn", ""), ("mul", ""), ("iadd", ""), ADD],
+    ),
     AddedUnderAnotherName: (
         [["a.conv"], ["c.conv"]],
         [("b.conv", IN_PLACE), ("b.bn", ""), ("iadd", ""), ADD],
@@ -365,7 +396,10 @@ NETS = {  # the convolutions of each region; what runs stock, with its reason
     Inception: ([["a.conv", "b.conv", "c.conv", "d.conv", "e.conv"]], [ADD]),
     TwoProjections: ([["a.conv", "left.conv", "right.conv", "tail.conv"]], []),
     Sandwich: ([["a.conv"], ["b.conv", "c.conv"]], [("sigmoid", "")]),
-    SandwichOfBranches: ([["z.conv"], ["a.conv", "b.conv"], ["c.conv", "d.conv"]], [("sigmoid", ""), ("tanh", "")]),
+    SandwichOfBranches: (
+        [["z.conv"], ["a.conv", "b.conv"], ["c.conv", "d.conv"]],
+        [("sigmoid", ""), ("tanh", "")],
+    ),
     TwoInTwoOut: ([["a.conv", "b.conv", "other.conv"], ["far.conv"]], [("mean", "")]),
     Optional: ([["a.conv"], ["b.conv"]], [("dropout", ""), ("mul", "")]),
     UNet: (
@@ -458,7 +492,12 @@ def test_a_broadcast_addition_runs_its_region_stock():
             x = F.relu(self.a(x))
             return F.relu(self.gate(self.squeeze(x)) + self.b(x))
 
-    assert_like_stock(frozen_convolutions(Broadcast()), images(3, grad=True), calls=2, warning="broadcasts (3, 4, 1, 1) and (3, 4, 8, 8)")
+    assert_like_stock(
+        frozen_convolutions(Broadcast()),
+        images(3, grad=True),
+        calls=2,
+        warning="broadcasts (3, 4, 1, 1) and (3, 4, 8, 8)",
+    )
 
 
 def test_an_addition_of_a_number_that_the_shape_gives():
@@ -466,7 +505,9 @@ def test_an_addition_of_a_number_that_the_shape_gives():
         def forward(self, x):
             return F.relu(self.b(F.relu(self.a(x))) + x.shape[0])
 
-    assert_like_stock(frozen_convolutions(Counted()), images(3, grad=True), warning="an input is 3, not a tensor")
+    assert_like_stock(
+        frozen_convolutions(Counted()), images(3, grad=True), warning="an input is 3, not a tensor"
+    )
 
 
 def test_exchanged_parameters_and_buffers_are_seen():
@@ -533,7 +574,12 @@ def test_an_argument_that_a_trace_cannot_fix_runs_stock():
 
     net = frozen_convolutions(Listed()).double().eval()
     with pytest.warns(UserWarning, match="something other than tensors and plain values"):
-        assert error(fused(net)(images(2), [images(2, channels=4)]), stock(net)(images(2), [images(2, channels=4)])) <= 1e-9
+        assert (
+            error(
+                fused(net)(images(2), [images(2, channels=4)]), stock(net)(images(2), [images(2, channels=4)])
+            )
+            <= 1e-9
+        )
 
 
 def test_what_cannot_be_traced_is_refused_with_a_remedy():
@@ -574,7 +620,8 @@ def test_a_part_of_a_network():
 
 
 class Random(nn.Module):
-    """A random directed graph: pairs, additions, ReLUs and stock operations, each on values that came before."""
+    """A random directed graph: pairs, additions, ReLUs and stock operations, each on values that came
+    before."""
 
     def __init__(self, seed):
         super().__init__()
@@ -592,7 +639,12 @@ class Random(nn.Module):
     def forward(self, x):
         values = [self.stem(x)]
         for kind, first, second, pair in self.steps:
-            operations = {"pair": self.pairs[pair], "add": values[second].__add__, "relu": F.relu, "tanh": torch.tanh}
+            operations = {
+                "pair": self.pairs[pair],
+                "add": values[second].__add__,
+                "relu": F.relu,
+                "tanh": torch.tanh,
+            }
             values.append(operations[kind](values[first]))
         return values[-1], values[-2], sum(values[::3])
 

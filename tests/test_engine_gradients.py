@@ -1,4 +1,5 @@
-"""The fused gradients against stock autograd in float64: every output, γ, β, input gradient and running statistic."""
+"""The fused gradients against stock autograd in float64: every output, γ, β, input gradient and running
+statistic."""
 
 import copy
 
@@ -40,7 +41,12 @@ def every_second(model, change):
 
 
 def untracked(norm):
-    norm.track_running_stats, norm.running_mean, norm.running_var, norm.num_batches_tracked = False, None, None, None
+    norm.track_running_stats, norm.running_mean, norm.running_var, norm.num_batches_tracked = (
+        False,
+        None,
+        None,
+        None,
+    )
 
 
 MODES = {
@@ -52,14 +58,18 @@ MODES = {
     "eps": lambda m: every_second(m, lambda n: setattr(n, "eps", 0.5)),
     "untracked": lambda m: every_second(m, untracked),
     "untracked in eval": lambda m: every_second(m.eval(), untracked),
-    "tracking switched off, buffers kept": lambda m: every_second(m, lambda n: setattr(n, "track_running_stats", False)),
+    "tracking switched off, buffers kept": lambda m: every_second(
+        m, lambda n: setattr(n, "track_running_stats", False)
+    ),
     "no affine": lambda m: every_second(m, lambda n: (setattr(n, "weight", None), setattr(n, "bias", None))),
     "γ alone absent": lambda m: every_second(m, lambda n: setattr(n, "weight", None)),
     "one γ frozen": lambda m: norms(m)[3].weight.requires_grad_(False),
     "one β frozen": lambda m: norms(m)[3].bias.requires_grad_(False),
     "all frozen but one": lambda m: [p.requires_grad_(p is norms(m)[4].weight) for p in m.parameters()],
     "all frozen": lambda m: m.requires_grad_(False),
-    "dead and negative γ": lambda m: every_second(m, lambda n: nn.init.constant_(n.weight[: len(n.weight) // 2].data, 0.0)),
+    "dead and negative γ": lambda m: every_second(
+        m, lambda n: nn.init.constant_(n.weight[: len(n.weight) // 2].data, 0.0)
+    ),
 }
 
 
@@ -73,8 +83,15 @@ def test_modes_of_batchnorm(mode, grad):
 
 CONVOLUTIONS = {
     "bias": [nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 4, 1)],
-    "dilation": [nn.Conv2d(3, 6, 3, padding=2, dilation=2, bias=False), nn.Conv2d(6, 4, 3, stride=2, dilation=(1, 3), padding=3)],
-    "groups": [nn.Conv2d(3, 6, 3, groups=3), nn.Conv2d(6, 6, 3, groups=6, padding=1), nn.Conv2d(6, 4, 1, groups=2)],
+    "dilation": [
+        nn.Conv2d(3, 6, 3, padding=2, dilation=2, bias=False),
+        nn.Conv2d(6, 4, 3, stride=2, dilation=(1, 3), padding=3),
+    ],
+    "groups": [
+        nn.Conv2d(3, 6, 3, groups=3),
+        nn.Conv2d(6, 6, 3, groups=6, padding=1),
+        nn.Conv2d(6, 4, 1, groups=2),
+    ],
     "same": [nn.Conv2d(3, 6, 5, padding="same"), nn.Conv2d(6, 4, (1, 3), padding="same", dilation=2)],
     "valid": [nn.Conv2d(3, 6, 3, padding="valid"), nn.Conv2d(6, 4, 2, padding="valid")],
     "kernel 5, stride 3": [nn.Conv2d(3, 6, 5, stride=3, padding=2), nn.Conv2d(6, 4, 1, stride=(2, 1))],
@@ -113,8 +130,14 @@ def test_nothing_is_saved_before_the_first_trained_layer():
 
 @pytest.mark.parametrize("grad, count", [(True, 3), (False, 2)])
 def test_no_input_gradient_is_computed_that_nobody_reads(grad, count, monkeypatch):
-    net, calls, convolve = fused(chain(*(nn.Conv2d(3, 3, 3) for _ in range(3)))), [], torch.nn.functional.conv_transpose2d
-    monkeypatch.setattr(torch.nn.functional, "conv_transpose2d", lambda *args: (calls.append(1), convolve(*args))[1])
+    net, calls, convolve = (
+        fused(chain(*(nn.Conv2d(3, 3, 3) for _ in range(3)))),
+        [],
+        torch.nn.functional.conv_transpose2d,
+    )
+    monkeypatch.setattr(
+        torch.nn.functional, "conv_transpose2d", lambda *args: (calls.append(1), convolve(*args))[1]
+    )
     run(net, images(2, dtype=torch.float32, grad=grad))
     assert len(calls) == count
 
@@ -154,12 +177,13 @@ def test_float32_of_a_random_net():
     assert error(flat_gradient(ours), flat_gradient(exact)) < 5e-2
 
 
-@pytest.mark.parametrize("rows", [(2, 3, 3), (8, 16, 16), (16, 128, 256)])  # at the last, sums in one pass are off by whole deviations
+# at the last, sums in one pass are off by whole deviations
+@pytest.mark.parametrize("rows", [(2, 3, 3), (8, 16, 16), (16, 128, 256)])
 def test_statistics_at_a_mean_of_a_thousand_deviations(rows):
     """A 1×1 identity convolution hands the BatchNorm exactly the float32 values that the oracle reads.
 
-    Each of y, μ·scale and scale·y is rounded at 1000σ, so x̂ = O(1) carries up to about four errors of eps·1000.
-    """
+    Each of y, μ·scale and scale·y is rounded at 1000σ, so x̂ = O(1) carries up to about four errors of
+    eps·1000."""
     net = chain(nn.Conv2d(4, 4, 1, bias=False))
     with torch.no_grad():
         net.convs[0].weight.copy_(torch.eye(4).view(4, 4, 1, 1))
@@ -230,11 +254,16 @@ def test_half_input(dtype, parameters):
     exact = copy.deepcopy(net).to(dtype).double()
     x = images(4, 12, 12).to(dtype)
     expected = run(stock(exact), x.double().requires_grad_())
-    ours = run(fused(copy.deepcopy(exact).to(dtype) if parameters == "half" else copy.deepcopy(exact).float()), x.requires_grad_())
+    ours = run(
+        fused(copy.deepcopy(exact).to(dtype) if parameters == "half" else copy.deepcopy(exact).float()),
+        x.requires_grad_(),
+    )
     assert ours.outputs[0].dtype == ours.inputs[0].dtype == dtype
     assert error(ours.outputs[0], expected.outputs[0]) < tolerance(dtype, 3)
     assert error(ours.inputs[0], expected.inputs[0]) < tolerance(dtype, 3)
-    assert {g.dtype for g in ours.parameters.values() if g is not None} == {dtype if parameters == "half" else torch.float32}
+    assert {g.dtype for g in ours.parameters.values() if g is not None} == {
+        dtype if parameters == "half" else torch.float32
+    }
     assert error(flat_gradient(ours), flat_gradient(expected)) < tolerance(dtype, 3)
 
 

@@ -1,4 +1,5 @@
-"""The graph as data: shapes, uses, liveness; what matches and how it is gathered and ordered; what explain() prints."""
+"""The graph as data: shapes, uses, liveness; what matches and how it is gathered and ordered; what
+explain() prints."""
 
 import itertools
 import operator
@@ -9,23 +10,41 @@ import torch.nn.functional as F
 from nets import frozen_convolutions
 from torch import fx, nn
 
-from fastbn.planning.explain import explain
-from fastbn.graph.regions import Conv, Join, Region, Unfit
+from fastbn.engine.walk import live_values
 from fastbn.graph.match import fixed_padding, match
 from fastbn.graph.partition import order, partition
-from fastbn.engine.walk import live_values
+from fastbn.graph.regions import Conv, Join, Region, Unfit
 from fastbn.models.resnet import FastBNOnlyResNet
+from fastbn.planning.explain import explain
 
 
 def conv(name, source, inside, outside, kernel=3, stride=1, padding=1, dilation=1, slot=0):
-    return Conv(name, f"{name}_bn", source, inside, outside, (kernel,) * 2, (stride,) * 2, (padding,) * 2, (dilation,) * 2, 1, slot)
+    return Conv(
+        name,
+        f"{name}_bn",
+        source,
+        inside,
+        outside,
+        (kernel,) * 2,
+        (stride,) * 2,
+        (padding,) * 2,
+        (dilation,) * 2,
+        1,
+        slot,
+    )
 
 
 def block():
-    """Value 0 comes in; 1 = relu(a(0)); 2 = relu(b(1) + projection(0)), handed out; 3 = c(2) + 2; 4 = relu(d(2)), handed out."""
+    """Value 0 comes in; 1 = relu(a(0)); 2 = relu(b(1) + projection(0)), handed out; 3 = c(2) + 2; 4 =
+    relu(d(2)), handed out."""
     a, b, p = conv("a", 0, 3, 4, stride=2), conv("b", 1, 4, 6, slot=4), conv("p", 0, 3, 6, 1, 2, 0, slot=10)
     c, d = conv("c", 2, 6, 6, slot=16), conv("d", 2, 6, 2, padding=0, slot=22)
-    joins = (Join(1, (a,), None, True), Join(2, (b, p), None, True), Join(3, (c,), 2, False), Join(4, (d,), None, True))
+    joins = (
+        Join(1, (a,), None, True),
+        Join(2, (b, p), None, True),
+        Join(3, (c,), 2, False),
+        Join(4, (d,), None, True),
+    )
     return Region(1, joins, (2, 4))
 
 
@@ -33,18 +52,38 @@ def test_a_region_counts():
     region = block()
     assert [c.name for c in region.convs] == ["a", "b", "p", "c", "d"]
     assert region.channels == 24
-    assert [c.span for c in region.convs] == [slice(0, 4), slice(4, 10), slice(10, 16), slice(16, 22), slice(22, 24)]
-    assert [join.needs_mask for join in region.joins] == [False, True, False, False]  # value 3 has an addition, no ReLU
+    assert [c.span for c in region.convs] == [
+        slice(0, 4),
+        slice(4, 10),
+        slice(10, 16),
+        slice(16, 22),
+        slice(22, 24),
+    ]
+    # value 3 has an addition, no ReLU
+    assert [join.needs_mask for join in region.joins] == [False, True, False, False]
     assert [join.sources for join in region.joins] == [(0,), (1, 0), (2, 2), (2,)]
     assert region.uses() == {0: 2, 1: 1, 2: 4, 3: 0, 4: 1}
 
 
 def test_shapes():
-    assert block().shapes(((5, 3, 9, 7),)) == {0: (5, 3, 9, 7), 1: (5, 4, 5, 4), 2: (5, 6, 5, 4), 3: (5, 6, 5, 4), 4: (5, 2, 3, 2)}
+    assert block().shapes(((5, 3, 9, 7),)) == {
+        0: (5, 3, 9, 7),
+        1: (5, 4, 5, 4),
+        2: (5, 6, 5, 4),
+        3: (5, 6, 5, 4),
+        4: (5, 2, 3, 2),
+    }
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"stride": 2}, {"stride": 3, "padding": 0}, {"kernel": 5, "dilation": 2, "padding": 3}, {"kernel": 2}]
+    "options",
+    [
+        {},
+        {"stride": 2},
+        {"stride": 3, "padding": 0},
+        {"kernel": 5, "dilation": 2, "padding": 3},
+        {"kernel": 2},
+    ],
 )
 @pytest.mark.parametrize("size", [(9, 7), (16, 32), (11, 11)])
 def test_a_convolutions_shape_is_torchs(options, size):
@@ -53,7 +92,8 @@ def test_a_convolutions_shape_is_torchs(options, size):
     assert ours.shape((2, 3, *size)) == tuple(theirs(torch.zeros(2, 3, *size)).shape)
 
 
-@pytest.mark.parametrize("shape", [(2, 4, 8, 8), (0, 3, 8, 8), (2, 3, 0, 8)])  # channels; no image; no row (padding 0)
+# channels; no image; no row (padding 0)
+@pytest.mark.parametrize("shape", [(2, 4, 8, 8), (0, 3, 8, 8), (2, 3, 0, 8)])
 def test_shapes_that_are_none(shape):
     with pytest.raises(Unfit, match="a cannot read an input of shape"):
         conv("a", 0, 3, 4, padding=0).shape(shape)
@@ -71,7 +111,8 @@ def test_a_broadcast_is_unfit():
     [
         ([True], [False] * 5, {0, 1, 2, 4}),  # 3 is read by nobody
         ([False], [True] * 5, {1, 2, 4}),
-        ([False], [False, False, True, False, False], {2, 4}),  # the projection's, so the join is live and a is not
+        # the projection's, so the join is live and a is not
+        ([False], [False, False, True, False, False], {2, 4}),
         ([False], [False, False, False, False, True], {4}),
         ([False], [False, False, False, True, False], set()),
         ([False], [False] * 5, set()),
@@ -82,11 +123,19 @@ def test_live_values(inputs, trains, live):
 
 
 class Net(nn.Module):
-    """A stem, a projection block, a stock sigmoid, and two convolutions behind it that meet the block again."""
+    """A stem, a projection block, a stock sigmoid, and two convolutions behind it that meet the block
+    again."""
 
     def __init__(self):
         super().__init__()
-        for name, inside, outside in (("a", 3, 4), ("b", 4, 4), ("p", 4, 4), ("c", 4, 4), ("d", 4, 4), ("e", 4, 4)):
+        for name, inside, outside in (
+            ("a", 3, 4),
+            ("b", 4, 4),
+            ("p", 4, 4),
+            ("c", 4, 4),
+            ("d", 4, 4),
+            ("e", 4, 4),
+        ):
             self.add_module(f"{name}", nn.Conv2d(inside, outside, 3, padding=1, bias=False))
             self.add_module(f"{name}_bn", nn.BatchNorm2d(outside))
 
@@ -101,12 +150,22 @@ class Net(nn.Module):
 def traced(model=None, refuse=()):
     model = frozen_convolutions(model or Net())
     graph = fx.Tracer().trace(model)
-    units, refused = match(graph, dict(model.named_modules()), lambda name, conv: "not this one" if name in refuse else None)
+    units, refused = match(
+        graph, dict(model.named_modules()), lambda name, conv: "not this one" if name in refuse else None
+    )
     return graph, units, refused
 
 
 def described(units):
-    return [([str(c.target) for c, _ in unit.convs], unit.residual and str(unit.residual), unit.relu, str(unit.output)) for unit in units]
+    return [
+        (
+            [str(c.target) for c, _ in unit.convs],
+            unit.residual and str(unit.residual),
+            unit.relu,
+            str(unit.output),
+        )
+        for unit in units
+    ]
 
 
 def test_match():
@@ -172,7 +231,13 @@ def test_order_puts_a_region_at_its_last_unit():
     groups = partition(graph, units)
     assert names(groups) == [["a", "b"]]
     plan = order(graph, groups)
-    assert [item if isinstance(item, int) else item.name for item in plan] == ["x", 0, "sigmoid", "add", "output"]
+    assert [item if isinstance(item, int) else item.name for item in plan] == [
+        "x",
+        0,
+        "sigmoid",
+        "add",
+        "output",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -191,7 +256,16 @@ def test_fixed_padding(padding, kernel, dilation, expected):
 
 
 ADDITIONS = [operator.add, operator.iadd, torch.add, lambda x, y: x.add(y), lambda x, y: x.add_(y)]
-RELUS = [F.relu, torch.relu, F.relu_, torch.relu_, lambda x: x.relu(), lambda x: x.relu_(), nn.ReLU(), nn.ReLU(inplace=True)]
+RELUS = [
+    F.relu,
+    torch.relu,
+    F.relu_,
+    torch.relu_,
+    lambda x: x.relu(),
+    lambda x: x.relu_(),
+    nn.ReLU(),
+    nn.ReLU(inplace=True),
+]
 
 
 @pytest.mark.parametrize("addition", ADDITIONS)

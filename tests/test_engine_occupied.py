@@ -9,9 +9,9 @@ from counted import Counted
 from nets import images, resnet
 
 from fastbn.engine import fuse, fused_forward
-from fastbn.engine.select import choose
-from fastbn.planning.step_memory import Network
 from fastbn.engine.recomputation import Recompute, recomputing
+from fastbn.engine.select import choose
+from fastbn.planning.step_memory import NetworkMemory
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CASES = {
@@ -39,7 +39,9 @@ def test_within_five_percent(name, engine, policy):
         step(model, x)  # packs the weights, and writes the program down
     with Counted() as counted, recomputing(policy):
         step(model, x)
-    expected = Network(model, choose(engine, torch.device("cpu"), torch.float32)[0]).occupied(shape, FP32, policy)
+    expected = NetworkMemory(model, choose(engine, torch.device("cpu"), torch.float32)[0]).occupied(
+        shape, FP32, policy
+    )
     assert expected.peak == pytest.approx(counted.peak, rel=0.05)
     assert (expected.flops_again > 0) == (policy is not None)
 
@@ -51,10 +53,16 @@ def test_asking_leaves_no_trace():
     F.cross_entropy(model(x), torch.zeros(3, dtype=torch.int64)).backward()
     state = {name: t.clone() for name, t in model.state_dict().items()}
     gradients = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
-    Network(model, choose("native", torch.device("cpu"), torch.float32)[0]).occupied((64, 3, 32, 32), FP32, Recompute(1))
+    NetworkMemory(model, choose("native", torch.device("cpu"), torch.float32)[0]).occupied(
+        (64, 3, 32, 32), FP32, Recompute(1)
+    )
     assert all(torch.equal(t, state[name]) for name, t in model.state_dict().items())
     for p, before in zip(model.parameters(), gradients, strict=True):
-        assert (p.grad is None) if before is None else (type(p.grad) is torch.Tensor and torch.equal(p.grad, before))
+        assert (
+            (p.grad is None)
+            if before is None
+            else (type(p.grad) is torch.Tensor and torch.equal(p.grad, before))
+        )
 
 
 @pytest.mark.parametrize("engine", ["native", "reference"])
@@ -62,14 +70,22 @@ def test_packed_weights(engine):
     model = fuse(resnet(14, 16).float(), engine)
     model(images(1, 8, 8, dtype=torch.float32))
     found = [packed for _, _, packed in fused_forward(model)._packs[engine].values()]
-    size = sum(sum(t.nbytes for t in ((p,) if isinstance(p, torch.Tensor) else (p.forward, p.backward))) for p in found)
-    assert Network(model, choose(engine, torch.device("cpu"), torch.float32)[0]).packed_bytes((1, 3, 8, 8), FP32) == size
+    size = sum(
+        sum(t.nbytes for t in ((p,) if isinstance(p, torch.Tensor) else (p.forward, p.backward)))
+        for p in found
+    )
+    assert (
+        NetworkMemory(model, choose(engine, torch.device("cpu"), torch.float32)[0]).packed_bytes(
+            (1, 3, 8, 8), FP32
+        )
+        == size
+    )
 
 
 @pytest.mark.slow
 def test_a_batch_costs_nothing_to_ask_about():
     """8,192 images of ResNet-866 by the graph: saved in proportion to the batch."""
-    network = Network(resnet(866, 16).float(), choose("native", torch.device("cpu"), torch.float32)[0])
+    network = NetworkMemory(resnet(866, 16).float(), choose("native", torch.device("cpu"), torch.float32)[0])
     small, large = (network.occupied((n, 3, 32, 32), FP32) for n in (128, 8192))
     assert large.saved == 64 * small.saved
     segmented = network.occupied((8192, 3, 32, 32), FP32, Recompute(large.saved // 26))

@@ -13,11 +13,11 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from fastbn import freeze, fuse
-from fastbn.engine.native import build, program
 from fastbn.engine import walk
-from fastbn.engine.region import FusedRegion
 from fastbn.engine.executor import KEYS, Walks
+from fastbn.engine.native import build, program
 from fastbn.engine.recomputation import Recompute, recomputing
+from fastbn.engine.region import FusedRegion
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
 NETS = {
@@ -29,7 +29,12 @@ NETS = {
 
 
 def regions(model):
-    return [m for _, program in model.forward._programs.values() for m in program.children() if isinstance(m, FusedRegion)]
+    return [
+        m
+        for _, program in model.forward._programs.values()
+        for m in program.children()
+        if isinstance(m, FusedRegion)
+    ]
 
 
 def pair(model, batch=2):
@@ -52,7 +57,12 @@ def step(model, x, **keywords):
     z = model(x)
     z.backward(upstream([z])[0], **keywords)
     made = [p.grad.clone() for p in model.parameters() if p.grad is not None]
-    return [z.detach().clone(), *made, *(b.clone() for b in model.buffers()), *([] if x.grad is None else [x.grad.clone()])]
+    return [
+        z.detach().clone(),
+        *made,
+        *(b.clone() for b in model.buffers()),
+        *([] if x.grad is None else [x.grad.clone()]),
+    ]
 
 
 def assert_same_bits(found, expected):
@@ -81,7 +91,10 @@ def test_the_bits_of_the_walk(name, grad, policy):
     ours, theirs = pair(NETS[name]())
     for seed, batch in enumerate((3, 2, 3)):  # the ragged batch has a program of its own, in the same memory
         with recomputing(policy):
-            found, expected = (step(m, images(batch, 17, 15, dtype=torch.float32, seed=seed, grad=grad)) for m in (ours, theirs))
+            found, expected = (
+                step(m, images(batch, 17, 15, dtype=torch.float32, seed=seed, grad=grad))
+                for m in (ours, theirs)
+            )
         assert_same_bits(found, expected)
 
 
@@ -92,7 +105,10 @@ def test_bfloat16(policy):
         ours, theirs = pair(NETS["basic"]())
         for seed in range(2):
             with recomputing(policy):
-                found, expected = (step(m, images(3, 17, 15, dtype=torch.float32, seed=seed, grad=True)) for m in (ours, theirs))
+                found, expected = (
+                    step(m, images(3, 17, 15, dtype=torch.float32, seed=seed, grad=True))
+                    for m in (ours, theirs)
+                )
             assert_same_bits(found, expected)
     assert all(programs(ours)) and found[0].dtype == torch.bfloat16
 
@@ -142,7 +158,9 @@ def uncounted(model):
             module.num_batches_tracked = None
 
 
-@pytest.mark.parametrize("change", [evaluation, frozen_statistics, cumulative, untracked, uncounted], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "change", [evaluation, frozen_statistics, cumulative, untracked, uncounted], ids=lambda f: f.__name__
+)
 def test_states_of_batchnorm(change):
     model = NETS["basic"]()
     change(model)
@@ -182,7 +200,9 @@ def test_checkpointing(reentrant):
             assert a.grad is None or torch.equal(a.grad, b.grad)
 
 
-@pytest.mark.parametrize("move", [lambda t: t.clone(), lambda t: t.clone() if t.numel() > 5000 else t], ids=["all", "large ones"])
+@pytest.mark.parametrize(
+    "move", [lambda t: t.clone(), lambda t: t.clone() if t.numel() > 5000 else t], ids=["all", "large ones"]
+)
 def test_what_autograd_keeps_elsewhere_is_read_there(move):
     """As torch.autograd.graph.save_on_cpu does, or a hook that compresses."""
     ours, theirs = pair(NETS["basic"]())
@@ -266,7 +286,8 @@ def test_few_programs_are_kept():
 
 
 def test_a_program_touches_nothing_beside_its_memory(monkeypatch):
-    """Kept and scratch memory as large as the program says, between guards; and NaN wherever it has not yet written."""
+    """Kept and scratch memory as large as the program says, between guards; and NaN wherever it has not
+    yet written."""
     model, same = pair(NETS["bottlenecks"]())
     x = images(3, 17, 15, dtype=torch.float32)
     guards = []

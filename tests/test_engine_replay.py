@@ -1,4 +1,5 @@
-"""Replayed regions, with a recorder that launches again what it was given: a CUDA graph does the same on a GPU."""
+"""Replayed regions, with a recorder that launches again what it was given: a CUDA graph does the same on a
+GPU."""
 
 from __future__ import annotations
 
@@ -10,10 +11,10 @@ from nets import images, resnet
 from oracle import assert_same, fused, run, stock, tolerance, upstream
 from torch.utils.checkpoint import checkpoint
 
-from fastbn.engine.triton import tf32
+from fastbn.engine.executor import KEYS, Graphs, Recorded, uncollected
 from fastbn.engine.fuse import fused_forward
 from fastbn.engine.reference import Reference
-from fastbn.engine.executor import KEYS, Graphs, Recorded, uncollected
+from fastbn.engine.triton import tf32
 
 TOL = tolerance(torch.float64)
 
@@ -192,7 +193,9 @@ def test_where_memory_does_not_hold_a_recording_the_walk_goes_on(monkeypatch, mo
         asked.append(launches)
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8 GiB")
 
-    monkeypatch.setattr(Reference, "replays", lambda engine: Graphs(lambda device: record, lambda device: True))
+    monkeypatch.setattr(
+        Reference, "replays", lambda engine: Graphs(lambda device: record, lambda device: True)
+    )
     ours, theirs = fused(model), stock(model)
     with pytest.warns(UserWarning, match="memory does not hold a recording") as said:
         for step in range(4):
@@ -205,7 +208,9 @@ def test_another_error_of_a_recording_is_raised(monkeypatch, model):
     def record(launches):
         raise RuntimeError("another")
 
-    monkeypatch.setattr(Reference, "replays", lambda engine: Graphs(lambda device: record, lambda device: True))
+    monkeypatch.setattr(
+        Reference, "replays", lambda engine: Graphs(lambda device: record, lambda device: True)
+    )
     ours = fused(model)
     ours(images(3))
     with pytest.raises(RuntimeError, match="another"):

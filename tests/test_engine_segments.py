@@ -1,4 +1,5 @@
-"""Segments: a backward that computes raw outputs a second time gives the same bits, from less that was saved."""
+"""Segments: a backward that computes raw outputs a second time gives the same bits, from less that was
+saved."""
 
 from __future__ import annotations
 
@@ -38,8 +39,12 @@ def saved_bytes(model, *inputs):
     return sum(kept.values())
 
 
-@pytest.mark.parametrize("policy", [SMALLEST, Recompute(30_000), Recompute(1, 40_000), Recompute(30_000, 10**9)], ids=str)
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if "imagenet" in name else ()) for name in NETS])
+@pytest.mark.parametrize(
+    "policy", [SMALLEST, Recompute(30_000), Recompute(1, 40_000), Recompute(30_000, 10**9)], ids=str
+)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if "imagenet" in name else ()) for name in NETS]
+)
 def test_the_bits_stay(name, policy):
     model, x = NETS[name]()
     model = model.double()
@@ -50,7 +55,12 @@ def test_the_bits_stay(name, policy):
 
 @pytest.mark.parametrize(
     ("engine", "depth", "width", "family", "size"),
-    [("native", 14, 16, None, 9), ("native", 18, 16, "imagenet", 33), ("triton", 8, 16, None, 7), ("triton", 8, 4, None, 7)],
+    [
+        ("native", 14, 16, None, 9),
+        ("native", 18, 16, "imagenet", 33),
+        ("triton", 8, 16, None, 7),
+        ("triton", 8, 4, None, 7),
+    ],
 )
 def test_the_bits_stay_on_every_engine(engine, depth, width, family, size):
     model = resnet(depth, width, family).float()
@@ -104,7 +114,10 @@ def test_a_backward_may_be_repeated():
     y.backward(g, retain_graph=True)
     first = [p.grad.clone() for p in model.parameters() if p.requires_grad]
     y.backward(g)
-    assert all(torch.equal(p.grad, 2 * once) for p, once in zip((p for p in model.parameters() if p.requires_grad), first, strict=True))
+    assert all(
+        torch.equal(p.grad, 2 * once)
+        for p, once in zip((p for p in model.parameters() if p.requires_grad), first, strict=True)
+    )
 
 
 class Dense(nn.Module):
@@ -112,7 +125,9 @@ class Dense(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.convs = nn.ModuleList(nn.Conv2d(3, 3, 3, padding=1, bias=False).requires_grad_(False) for _ in range(4))
+        self.convs = nn.ModuleList(
+            nn.Conv2d(3, 3, 3, padding=1, bias=False).requires_grad_(False) for _ in range(4)
+        )
         self.bns = nn.ModuleList(nn.BatchNorm2d(3) for _ in range(4))
 
     def forward(self, x):
@@ -125,7 +140,8 @@ class Dense(nn.Module):
 def test_where_a_region_is_cut():
     region = explain(resnet(14)).graph.regions[0]
     shapes = region.shapes(((1, 3, 8, 8),))
-    assert cuts(region) == [0, 1, 3, 5, 7, 9, 11, 13]  # before and after the stem's join, and after each block's two
+    # before and after the stem's join, and after each block's two
+    assert cuts(region) == [0, 1, 3, 5, 7, 9, 11, 13]
     assert spans(region, shapes, 4, Recompute(10**9, 10**9)) == ()
     assert spans(region, shapes, 4, Recompute(10**9)) == (range(0, 13),)
     assert spans(region, shapes, 4, SMALLEST) == (range(0, 1), *(range(i, i + 2) for i in range(1, 13, 2)))

@@ -23,7 +23,12 @@ def test_it_is_what_was_set():
         torch.backends.cudnn.allow_tf32 = allowed
         assert tf32.convolutions() == allowed
         with tf32.allowed(not allowed):
-            assert tf32.convolutions() == torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == (not allowed)
+            assert (
+                tf32.convolutions()
+                == torch.backends.cudnn.allow_tf32
+                == torch.backends.cuda.matmul.allow_tf32
+                == (not allowed)
+            )
         assert tf32.convolutions() == torch.backends.cudnn.allow_tf32 == allowed
 
 

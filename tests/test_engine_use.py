@@ -1,4 +1,5 @@
-"""What ordinary use of a fused model does: each thing that a user of PyTorch expects, on float64 where values are compared."""
+"""What ordinary use of a fused model does: each thing that a user of PyTorch expects, on float64 where
+values are compared."""
 
 import copy
 import io
@@ -13,10 +14,10 @@ from oracle import assert_like_stock, assert_same, error, fused, run, stock, tol
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from fastbn.planning.explain import explain
 from fastbn.engine import fuse, fused_forward
 from fastbn.errors import MachineError, UsageError
 from fastbn.models.resnet import FastBNOnlyResNet
+from fastbn.planning.explain import explain
 
 EXACT = tolerance(torch.float64)
 
@@ -93,7 +94,8 @@ def test_gradients_of_two_calls_share_no_storage(model):
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("relu", [True, False])
 def test_outputs_may_be_edited_in_place(relu, layout):
-    """The edit is differentiated. (Stock refuses one after a ReLU, which saved that output; fused it needs no copy.)"""
+    """The edit is differentiated. (Stock refuses one after a ReLU, which saved that output; fused it needs
+    no copy.)"""
 
     class Edited(nn.Module):
         def __init__(self):
@@ -124,7 +126,9 @@ def test_double_backward_raises(model):
 
 
 def test_create_graph_alone_is_a_first_derivative(model):
-    expected = {name: g.clone() for name, g in run(fused(model), images(2)).parameters.items() if g is not None}
+    expected = {
+        name: g.clone() for name, g in run(fused(model), images(2)).parameters.items() if g is not None
+    }
     z = model(images(2))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's, about the cycle that this leaves
@@ -172,8 +176,8 @@ def test_loaded_weights_are_seen(model):
 
 
 def test_a_new_weight_at_a_freed_address_is_seen():
-    """Two exchanges with no forward between: the allocator may hand out the first weight's address again (295 KB are a
-    mapping of their own, which the next one of that size tends to get back)."""
+    """Two exchanges with no forward between: the allocator may hand out the first weight's address again (295
+    KB are a mapping of their own, which the next one of that size tends to get back)."""
     model = fused(chain(nn.Conv2d(3, 64, 1, bias=False), nn.Conv2d(64, 64, 3, bias=False))).double().eval()
     conv, shape = model.convs[1], (64, 64, 3, 3)
     for _ in range(5):
@@ -194,7 +198,9 @@ def test_a_weight_edited_between_forward_and_backward_raises(model):
 
 def test_a_step_between_forward_and_backward_leaves_the_gradient_of_the_forward(model):
     """γ and β are copied by the forward, so an optimizer's step before the backward does no harm."""
-    expected = {name: g.clone() for name, g in run(fused(model), images(2)).parameters.items() if g is not None}
+    expected = {
+        name: g.clone() for name, g in run(fused(model), images(2)).parameters.items() if g is not None
+    }
     z = model(images(2))
     with torch.no_grad():
         for norm in norms(model):
@@ -263,11 +269,15 @@ def test_modes_in_any_order(model):
 def test_a_hook_on_a_submodule_runs_stock(model):
     theirs = stock(model)
     fired = []
-    handle = model.layer1[0].bn1.register_forward_hook(lambda module, inputs, output: fired.append(output.shape))
+    handle = model.layer1[0].bn1.register_forward_hook(
+        lambda module, inputs, output: fired.append(output.shape)
+    )
     with pytest.warns(UserWarning) as caught:
         for _ in range(2):
             assert_same(run(model, images(2)), run(theirs, images(2)), EXACT)
-    assert [str(w.message) for w in caught] == ["fastbn runs FastBNOnlyResNet stock in this call: layer1.0.bn1 has a hook"]
+    assert [str(w.message) for w in caught] == [
+        "fastbn runs FastBNOnlyResNet stock in this call: layer1.0.bn1 has a hook"
+    ]
     assert fired == [(2, 4, 8, 8)] * 2
     handle.remove()
     assert is_fused(model)
@@ -284,12 +294,18 @@ def test_a_hook_on_the_model_runs_fused(model):
 def test_one_value_per_channel_raises_as_stock_does():
     net = chain(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.Conv2d(4, 4, 3, padding=1))
     for each in (fused(net), stock(net)):
-        with warnings.catch_warnings(), pytest.raises(ValueError, match="more than 1 value per channel when training"):
+        with (
+            warnings.catch_warnings(),
+            pytest.raises(ValueError, match="more than 1 value per channel when training"),
+        ):
             warnings.simplefilter("ignore")
             each(images(1, 2, 2, dtype=torch.float32))
     assert_like_stock(net.eval(), images(1, 2, 2))
     net.norms[0].train()
-    with warnings.catch_warnings(), pytest.raises(ValueError, match="more than 1 value per channel when training"):
+    with (
+        warnings.catch_warnings(),
+        pytest.raises(ValueError, match="more than 1 value per channel when training"),
+    ):
         warnings.simplefilter("ignore")
         fused(net)(images(1, 2, 2, dtype=torch.float32))
 
@@ -367,7 +383,9 @@ def test_functional_call(model):
     assert error(z, expected) <= EXACT
     z.backward(upstream([z])[0])
     expected.backward(upstream([expected])[0])
-    assert all(error(state[n].grad, p.grad) <= EXACT for n, p in other.named_parameters() if p.grad is not None)
+    assert all(
+        error(state[n].grad, p.grad) <= EXACT for n, p in other.named_parameters() if p.grad is not None
+    )
     assert model.bn1.num_batches_tracked == 1 and state["bn1.num_batches_tracked"] == 1
 
 
@@ -412,7 +430,8 @@ def test_an_input_of_odd_strides():
 
 
 def saved_bytes(model, x):
-    """Bytes of distinct storages held between forward and backward, parameters aside; with what the model keeps packed."""
+    """Bytes of distinct storages held between forward and backward, parameters aside; with what the model
+    keeps packed."""
     held = {}
 
     def hold(tensor):
@@ -432,14 +451,20 @@ def saved_bytes(model, x):
 
 
 def test_saved_bytes_are_fewer_than_stock():
-    """Stock saves each convolution's output and each ReLU's; fused the former and, in this engine, a byte an element
-    for a ReLU after an addition: 9 bytes where stock has 16. Both grow with the batch; the packed weights, which do not,
-    still weigh on the ratio at 32 images, as they would not at a training batch."""
+    """Stock saves each convolution's output and each ReLU's; fused the former and, in this engine, a byte an
+    element
+    for a ReLU after an addition: 9 bytes where stock has 16. Both grow with the batch; the packed weights,
+    which do not, still weigh on the ratio at 32 images, as they would not at a training batch."""
     model = FastBNOnlyResNet(32, engine="reference")
     x = images(32, 32, 32, dtype=torch.float32)
     assert saved_bytes(model, x) <= 0.6 * saved_bytes(stock(model), x)
 
 
 def test_saved_bytes_are_linear_in_depth():
-    at = {d: saved_bytes(FastBNOnlyResNet(d, width=4, engine="reference"), images(4, 32, 32, dtype=torch.float32)) for d in (8, 14, 20)}
+    at = {
+        d: saved_bytes(
+            FastBNOnlyResNet(d, width=4, engine="reference"), images(4, 32, 32, dtype=torch.float32)
+        )
+        for d in (8, 14, 20)
+    }
     assert at[20] - at[14] == at[14] - at[8] > 0

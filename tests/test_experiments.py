@@ -1,4 +1,5 @@
-"""python -m fastbn.experiments: every preset is sound and runs; what is done is not done again; the table of what is there."""
+"""python -m fastbn.experiments: every preset is sound and runs; what is done is not done again; the table
+of what is there."""
 
 import csv
 import dataclasses
@@ -17,26 +18,44 @@ from runs import REPOSITORY, python
 from fastbn.data.names import DATASETS
 from fastbn.experiments import launch
 from fastbn.experiments.__main__ import listing, main, show
-from fastbn.experiments.results import outcome
 from fastbn.experiments.preset import GRADES, Line, jobs, shard
 from fastbn.experiments.presets import PRESETS
+from fastbn.experiments.results import outcome
 from fastbn.experiments.table import table
-from fastbn.train import main as train_main
 from fastbn.run.build import spec_of
 from fastbn.run.folder import json_ready
+from fastbn.train import main as train_main
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 NAMES = [
-    *("paper-depth", "paper-width", "paper-what-trains", "paper-bn-init", "paper-weight-init", "paper-random-params", "paper-frozen-bn"),
-    *("paper-imagenet", "wandb-full-vs-bn", "wandb-batch-size", "wandb-schedules", "wandb-all-frozen", "keras-resnets"),
+    *(
+        "paper-depth",
+        "paper-width",
+        "paper-what-trains",
+        "paper-bn-init",
+        "paper-weight-init",
+        "paper-random-params",
+        "paper-frozen-bn",
+    ),
+    *(
+        "paper-imagenet",
+        "wandb-full-vs-bn",
+        "wandb-batch-size",
+        "wandb-schedules",
+        "wandb-all-frozen",
+        "keras-resnets",
+    ),
     *("torri-mlp", "torri-lstm", "torri-lstm-glove", "bn-then-all", "lower-layers", "instance-norm"),
 ]
 TINY = ["--limit-train", "48", "--limit-test", "16", "--epochs", "1", "--batch-size", "24", "--device", "cpu"]
 
 
 def test_list_names_them_all_and_imports_no_torch():
-    said = python("import sys; from fastbn.experiments.__main__ import main; main(['list']); print('torch' in sys.modules)").stdout
+    said = python(
+        "import sys; from fastbn.experiments.__main__ import main; main(['list']); print('torch' in "
+        "sys.modules)"
+    ).stdout
     *lines, torch = said.splitlines()
     assert [line.split()[0] for line in lines] == NAMES == list(PRESETS) and torch == "False"
     assert said.startswith(listing())
@@ -48,11 +67,19 @@ def test_a_preset_is_sound(name, quick, tmp_path):
     preset = PRESETS[name]
     assert len({line.name for line in preset.lines}) == len(preset.lines)
     assert set(preset.quick.lines) <= {line.name for line in preset.lines}
-    assert all(figure.grade in GRADES and 0 < figure.value < 100 for line in preset.lines for figure in line.published)
+    assert all(
+        figure.grade in GRADES and 0 < figure.value < 100
+        for line in preset.lines
+        for figure in line.published
+    )
     found = jobs(preset, tmp_path, quick)
     if name == "paper-imagenet" and not quick and "imagenet" not in DATASETS:
         pytest.skip("this version reads no ImageNet")
-    assert len({job.out for job in found}) == len(found) == len(preset.cut(quick)) * (1 if quick else preset.seeds)
+    assert (
+        len({job.out for job in found})
+        == len(found)
+        == len(preset.cut(quick)) * (1 if quick else preset.seeds)
+    )
     for job in found:
         config = job.config
         assert (config.seed, config.out) == (job.seed, str(job.out)) and config.dataset in DATASETS
@@ -66,13 +93,30 @@ def test_published_figures():
     """As the studies have them, by line."""
 
     def published(name, of="test_accuracy"):
-        return {line.name: next((f.value for f in line.published if f.of == of), None) for line in PRESETS[name].lines}
+        return {
+            line.name: next((f.value for f in line.published if f.of == of), None)
+            for line in PRESETS[name].lines
+        }
 
     assert published("paper-depth")["866 bn"] == 82.0 and published("paper-depth")["110 all"] == 93.4
-    assert published("paper-depth", "gamma_below_0.01")["110 bn"] == 27 and published("paper-depth", "gamma_below_0.01")["110 all"] == 9
-    assert published("paper-width")["14 width 512 bn"] == 73.4 and published("paper-what-trains")["110 shortcut+output"] == 19.1
-    assert published("wandb-batch-size") == {"bn batch 256": 48.9, "bn batch 512": 44.5, "bn batch 1024": 42.6, "bn batch 2048": 39.1}
-    assert published("keras-resnets", "train_accuracy")["152 bn"] == 62 and published("keras-resnets")["101 bn"] == 52
+    assert (
+        published("paper-depth", "gamma_below_0.01")["110 bn"] == 27
+        and published("paper-depth", "gamma_below_0.01")["110 all"] == 9
+    )
+    assert (
+        published("paper-width")["14 width 512 bn"] == 73.4
+        and published("paper-what-trains")["110 shortcut+output"] == 19.1
+    )
+    assert published("wandb-batch-size") == {
+        "bn batch 256": 48.9,
+        "bn batch 512": 44.5,
+        "bn batch 1024": 42.6,
+        "bn batch 2048": 39.1,
+    }
+    assert (
+        published("keras-resnets", "train_accuracy")["152 bn"] == 62
+        and published("keras-resnets")["101 bn"] == 52
+    )
     assert published("torri-lstm-glove") == {"all": 78.0, "bn": 74.0}
 
 
@@ -81,7 +125,9 @@ def text(tmp_path_factory):
     """A folder of tweets and vectors for them."""
     folder = tmp_path_factory.mktemp("text")
     with open(folder / "t.csv", "w", newline="") as file:
-        csv.writer(file).writerows([str(4 * (i % 2)), i, "", "", "", "love sun" if i % 2 else "hate rain"] for i in range(100))
+        csv.writer(file).writerows(
+            [str(4 * (i % 2)), i, "", "", "", "love sun" if i % 2 else "hate rain"] for i in range(100)
+        )
     (folder / "g.txt").write_text("love 1 2 3\nrain 3 2 1\n")
     return folder
 
@@ -90,7 +136,9 @@ def tiny(job, text):
     """The job's arguments with next to no data, and narrow."""
     more = [*TINY, "--width", "16" if job.config.family == "mlp" else "8"]
     if job.config.family == "lstm":
-        more += ["--data-dir", str(text), "--embedding", "3"] + (["--vectors", str(text / "g.txt")] if job.config.vectors else [])
+        more += ["--data-dir", str(text), "--embedding", "3"] + (
+            ["--vectors", str(text / "g.txt")] if job.config.vectors else []
+        )
     else:
         more += ["--dataset", "digits"]
     return [*job.arguments, *more, "--out", str(job.out)]
@@ -99,13 +147,18 @@ def tiny(job, text):
 CHEAP = ("wandb-all-frozen", "bn-then-all", "torri-lstm-glove")
 
 
-@pytest.mark.parametrize("name", [name if name in CHEAP else pytest.param(name, marks=pytest.mark.slow) for name in NAMES])
+@pytest.mark.parametrize(
+    "name", [name if name in CHEAP else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+)
 def test_every_preset_runs(name, tmp_path, text):
     """Its quick lines, one epoch of two steps."""
     preset = PRESETS[name]
     for job in jobs(preset, tmp_path, quick=True):
         assert train_main(tiny(job, text)) == 0, job.line.name
-    tried = [dataclasses.replace(job, arguments=tuple(tiny(job, text)[:-2])) for job in jobs(preset, tmp_path, quick=True)]
+    tried = [
+        dataclasses.replace(job, arguments=tuple(tiny(job, text)[:-2]))
+        for job in jobs(preset, tmp_path, quick=True)
+    ]
     said = table(preset, tried, True)
     rows = re.findall(r"^\|.*\| 1 of 1 \| \d+\.\d \|", said, re.M)
     assert len(rows) >= len(preset.quick.lines) and f"{len(tried)} of {len(tried)} runs finished" in said
@@ -117,8 +170,11 @@ def pretend(job, accuracies, epochs=160):
     job.out.mkdir(parents=True)
     config = json_ready(job.config.resolved(epochs))
     (job.out / "config.json").write_text(json.dumps(config))
-    lines = [{"epoch": i, "test_accuracy": value, "train_accuracy": 0.5} for i, value in enumerate(accuracies)]
-    (job.out / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"epoch": 1')  # being written
+    lines = [
+        {"epoch": i, "test_accuracy": value, "train_accuracy": 0.5} for i, value in enumerate(accuracies)
+    ]
+    # being written
+    (job.out / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"epoch": 1')
     if len(accuracies) == epochs:
         (job.out / "summary.json").write_text(json.dumps({"test_accuracy": accuracies[-1]}))
 
@@ -137,11 +193,22 @@ def test_the_table_of_what_is_there(tmp_path):
     said = table(preset, list(found.values()), False)
     rows = {line.split("|")[1].strip(): line for line in said.splitlines() if line.startswith("| 14")}
     assert "3 of 54 runs finished" in said
-    assert rows["14 width 16 bn"] == "| 14 width 16 bn | test accuracy | 2 of 3 | 48.0 ± 1.4 | 48.2 (digitised) | ✓ -0.2 |"
-    assert rows["14 width 32 bn"] == "| 14 width 32 bn | test accuracy | 1 of 3 | 40.0 | 53.3 (digitised) | ✗ -13.3 |"
-    assert rows["14 width 64 bn"] == "| 14 width 64 bn | test accuracy | 0 of 3 | (epoch 1 of 2: 30.0) | 59.5 (digitised) | — |"
+    assert (
+        rows["14 width 16 bn"]
+        == "| 14 width 16 bn | test accuracy | 2 of 3 | 48.0 ± 1.4 | 48.2 (digitised) | ✓ -0.2 |"
+    )
+    assert (
+        rows["14 width 32 bn"]
+        == "| 14 width 32 bn | test accuracy | 1 of 3 | 40.0 | 53.3 (digitised) | ✗ -13.3 |"
+    )
+    assert (
+        rows["14 width 64 bn"]
+        == "| 14 width 64 bn | test accuracy | 0 of 3 | (epoch 1 of 2: 30.0) | 59.5 (digitised) | — |"
+    )
     assert "| failed: the loss stopped being finite |" in rows["14 width 128 bn"]
-    assert rows["14 width 512 all"] == "| 14 width 512 all | test accuracy | 0 of 3 | — | 95.2 (digitised) | — |"
+    assert (
+        rows["14 width 512 all"] == "| 14 width 512 all | test accuracy | 0 of 3 | — | 95.2 (digitised) | — |"
+    )
     assert "±0.5" in said
 
 
@@ -158,7 +225,10 @@ def test_a_run_with_other_settings_is_named(tmp_path, capfd):
     job = jobs(PRESETS["paper-width"], tmp_path)[0]
     pretend(dataclasses.replace(job, arguments=(*job.arguments, "--lr", "0.2")), [0.4] * 160)
     assert main(["table", "paper-width", "--out", str(tmp_path)]) == 2
-    assert "14-width-16-bn-s0 holds a run with other settings (lr: saved 0.2, asked 0.1" in capfd.readouterr().err
+    assert (
+        "14-width-16-bn-s0 holds a run with other settings (lr: saved 0.2, asked 0.1"
+        in capfd.readouterr().err
+    )
 
 
 class Pretended:
@@ -183,7 +253,9 @@ def test_runs_lie_side_by_side_and_wait_for_what_they_start_from(tmp_path, monke
     def launch(group, place):
         (job,) = group
         begun.append((job.line.name, job.seed, place))
-        return Pretended(job, 3 if job.line.name == "bn" else 8, 3 if job.seed and job.line.name == "bn" else 0)
+        return Pretended(
+            job, 3 if job.line.name == "bn" else 8, 3 if job.seed and job.line.name == "bn" else 0
+        )
 
     monkeypatch.setattr(launch, "_launch", launch)
     monkeypatch.setattr(launch, "_last_line", lambda job: "the loss stopped being finite")
@@ -193,8 +265,12 @@ def test_runs_lie_side_by_side_and_wait_for_what_they_start_from(tmp_path, monke
     assert order[:2] == [("bn", 0), ("all", 0)] and [place for _, _, place in begun[:2]] == ["0", "5"]
     assert order.index(("bn, then all", 0)) > order.index(("bn", 0)) and ("bn, then all", 1) not in order
     assert {outcome(job).state for job in found if job.seed == 0} == {"done"}
-    failed = {job.line.name: outcome(job).error for job in found if job.seed == 1 and outcome(job).state == "failed"}
-    assert failed["bn"] == "the loss stopped being finite" and failed["bn, then all"].startswith("the run that it starts from failed")
+    failed = {
+        job.line.name: outcome(job).error for job in found if job.seed == 1 and outcome(job).state == "failed"
+    }
+    assert failed["bn"] == "the loss stopped being finite" and failed["bn, then all"].startswith(
+        "the run that it starts from failed"
+    )
     begun.clear()
     assert launch.run([job for job in found if job.seed == 0], [None]) == 0 and begun == []
     assert "3 of 3 runs done before" in capfd.readouterr().err
@@ -246,17 +322,48 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capfd, arguments, said):
 @pytest.mark.slow
 def test_a_line_that_cannot_run_fails_alone(tmp_path, monkeypatch, capfd):
     """The others go on; the table says why; the exit code too."""
-    preset = dataclasses.replace(PRESETS["wandb-all-frozen"], lines=(Line("none", {"depth": 8, "train": "none", "dataset": "cifar10"}),))
+    preset = dataclasses.replace(
+        PRESETS["wandb-all-frozen"],
+        lines=(Line("none", {"depth": 8, "train": "none", "dataset": "cifar10"}),),
+    )
     monkeypatch.setitem(PRESETS, "wandb-all-frozen", preset)
-    assert main(["run", "wandb-all-frozen", "--seeds", "1", "--data-dir", str(tmp_path / "nowhere"), "--out", str(tmp_path / "e")]) == 1
+    assert (
+        main(
+            [
+                "run",
+                "wandb-all-frozen",
+                "--seeds",
+                "1",
+                "--data-dir",
+                str(tmp_path / "nowhere"),
+                "--out",
+                str(tmp_path / "e"),
+            ]
+        )
+        == 1
+    )
     said = capfd.readouterr()
     assert "| failed: CIFAR-10 is not in" in said.out
     assert (tmp_path / "e" / "wandb-all-frozen" / "table.md").read_text() == said.out
 
 
 def command(out, *more):
-    words = ["run", "bn-then-all", "--quick", "--out", str(out), "--", "--dataset", "digits", "--device", "cpu", *more]
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | {"OMP_NUM_THREADS": "1"}
+    words = [
+        "run",
+        "bn-then-all",
+        "--quick",
+        "--out",
+        str(out),
+        "--",
+        "--dataset",
+        "digits",
+        "--device",
+        "cpu",
+        *more,
+    ]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | {
+        "OMP_NUM_THREADS": "1"
+    }
     return subprocess.Popen(
         [sys.executable, "-m", "fastbn.experiments", *words],
         cwd=REPOSITORY,
@@ -270,7 +377,8 @@ def command(out, *more):
 
 @pytest.mark.slow
 def test_stopped_killed_and_taken_up_again(tmp_path):
-    """SIGTERM saves; kill -9 of it all loses what was not saved; the same command ends it; once more does nothing."""
+    """SIGTERM saves; kill -9 of it all loses what was not saved; the same command ends it; once more does
+    nothing."""
     more = ["--epochs", "3", "--limit-train", "400", "--limit-test", "50", "--width", "4"]
     folder = tmp_path / "bn-then-all-quick"
 
@@ -290,7 +398,14 @@ def test_stopped_killed_and_taken_up_again(tmp_path):
     wait_for(folder / "bn-then-all-s0" / "metrics.jsonl")
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=300)
-    assert outcome(jobs(PRESETS["bn-then-all"], tmp_path, True, more=["--dataset", "digits", "--device", "cpu", *more])[0]).state == "done"
+    assert (
+        outcome(
+            jobs(
+                PRESETS["bn-then-all"], tmp_path, True, more=["--dataset", "digits", "--device", "cpu", *more]
+            )[0]
+        ).state
+        == "done"
+    )
 
     process = command(tmp_path, *more)
     out, err = process.communicate(timeout=300)
@@ -299,6 +414,7 @@ def test_stopped_killed_and_taken_up_again(tmp_path):
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*/metrics.jsonl")}
     assert len(before) == 3
     again = command(tmp_path, *more)
-    assert again.communicate(timeout=300)[0] == out and {path: path.stat().st_mtime_ns for path in before} == before
-
-
+    assert (
+        again.communicate(timeout=300)[0] == out
+        and {path: path.stat().st_mtime_ns for path in before} == before
+    )

@@ -15,23 +15,32 @@ from test_experiments import Pretended
 
 from fastbn.errors import MachineError
 from fastbn.experiments import launch
-from fastbn.experiments.results import outcome
 from fastbn.experiments.preset import Line, jobs, shard
 from fastbn.experiments.presets import PRESETS
 from fastbn.experiments.replicas import main
+from fastbn.experiments.results import outcome
 from fastbn.run.folder import RunFolder
-from fastbn.training.step import Step
+from fastbn.training.step import TrainingStep
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SEEDS, EPOCHS = (0, 1, 2), 2
-ADAM = ("--optimizer", "adam", "--lr", "0.01", "--val", "8")  # each holds out others, by its seed; 56 are left: 24, 24 and a ragged 8
+# each holds out others, by its seed; 56 are left: 24, 24 and a ragged 8
+ADAM = ("--optimizer", "adam", "--lr", "0.01", "--val", "8")
 
 
 def words(folder, *more, epochs=EPOCHS, **own):
     """The arguments of three replicas; own: those of one alone, as s1=[…]."""
     found = []
     for seed in SEEDS:
-        found += ["--"] * bool(found) + [*TINY, "--epochs", str(epochs), "--seed", str(seed), *more, *own.get(f"s{seed}", [])]
+        found += ["--"] * bool(found) + [
+            *TINY,
+            "--epochs",
+            str(epochs),
+            "--seed",
+            str(seed),
+            *more,
+            *own.get(f"s{seed}", []),
+        ]
         found += ["--out", str(folder / f"s{seed}"), "--resume"]
     return found
 
@@ -67,7 +76,10 @@ def test_the_folders_of_replicas_are_those_of_runs(whole, tmp_path, capfd):
         assert found.keys() == wanted.keys() and found["test_accuracy"] == wanted["test_accuracy"]
         assert (found["replicas"], wanted["replicas"]) == (3, 1)
         assert "replicas  3 networks in this process, in turns" in log(tmp_path, seed)
-        assert log(tmp_path, seed).count(f"seed {seed}\n") == 1 and "test accuracy" in log(tmp_path, seed).splitlines()[-1]
+        assert (
+            log(tmp_path, seed).count(f"seed {seed}\n") == 1
+            and "test accuracy" in log(tmp_path, seed).splitlines()[-1]
+        )
     before = contents(tmp_path / "s1")
     assert main(words(tmp_path, *whole[0])) == 0
     assert contents(tmp_path / "s1")["checkpoint.safetensors"] == before["checkpoint.safetensors"]
@@ -76,11 +88,12 @@ def test_the_folders_of_replicas_are_those_of_runs(whole, tmp_path, capfd):
 @pytest.mark.parametrize("step", [0, 4])
 def test_a_signal_stops_all_and_they_go_on(whole, tmp_path, monkeypatch, step):
     with monkeypatch.context() as patched:
-        at_call(patched, Step, "__call__", step, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        at_call(patched, TrainingStep, "__call__", step, lambda: os.kill(os.getpid(), signal.SIGTERM))
         assert main(words(tmp_path, *whole[0])) == 143
     positions = [checkpoint(tmp_path / f"s{seed}")[1]["position"] for seed in SEEDS]
     taken = sum(position["epoch"] * STEPS + position["step"] for position in positions)
-    assert taken == max(step + 1, 3)  # one that has not begun its epoch takes a step of it, to have something to save
+    # one that has not begun its epoch takes a step of it, to have something to save
+    assert taken == max(step + 1, 3)
     assert all("continue with --resume" in log(tmp_path, seed).splitlines()[-1] for seed in SEEDS)
     assert main(words(tmp_path, *whole[0])) == 0
     assert_same_runs(tmp_path, whole)
@@ -89,7 +102,13 @@ def test_a_signal_stops_all_and_they_go_on(whole, tmp_path, monkeypatch, step):
 def test_begun_alone_continued_beside_others_and_alone_again(whole, tmp_path, monkeypatch):
     def stopped_at(number):
         patched = monkeypatch.context()
-        at_call(patched.__enter__(), Step, "__call__", number, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        at_call(
+            patched.__enter__(),
+            TrainingStep,
+            "__call__",
+            number,
+            lambda: os.kill(os.getpid(), signal.SIGTERM),
+        )
         return patched
 
     patched = stopped_at(3)
@@ -108,7 +127,10 @@ def test_one_that_fails_fails_alone(whole, tmp_path):
     """By its learning rate; by its folder, before it has begun and while it trains."""
     rates = {"s1": ["--lr", "1e30"]}
     assert main(words(tmp_path / "a", *whole[0], **rates)) == 3
-    assert "fastbn: diverged: the loss" in log(tmp_path / "a", 1) and not (tmp_path / "a" / "s1" / "summary.json").exists()
+    assert (
+        "fastbn: diverged: the loss" in log(tmp_path / "a", 1)
+        and not (tmp_path / "a" / "s1" / "summary.json").exists()
+    )
     held = RunFolder(tmp_path / "b" / "s2")
     assert main(words(tmp_path / "b", *whole[0])) == 2
     held.close()
@@ -144,7 +166,10 @@ def test_nothing_to_train(tmp_path):
     "own, said",
     [
         ({"s1": ["--width", "5"]}, "--seed, --lr and --weights alone"),
-        ({"s0": ["--batch-size", "auto"], "s1": ["--batch-size", "auto"], "s2": ["--batch-size", "auto"]}, "--batch-size auto is for"),
+        (
+            {"s0": ["--batch-size", "auto"], "s1": ["--batch-size", "auto"], "s2": ["--batch-size", "auto"]},
+            "--batch-size auto is for",
+        ),
         ({"s1": ["--bogus"]}, "--bogus"),
     ],
 )
@@ -181,7 +206,12 @@ def test_seeds_of_a_line_are_begun_together(tmp_path, monkeypatch, capfd):
     assert launch.run(found, ["0", "5"], 2) == 2
     bn, everything, after = ("bn", "all", "bn, then all")
     assert begun[:2] == [([(bn, 0), (bn, 1)], "0"), ([(everything, 0), (everything, 1)], "5")]
-    assert sorted(group for group, _ in begun[2:]) == [[(everything, 2)], [(bn, 2)], [(after, 0)], [(after, 2)]]
+    assert sorted(group for group, _ in begun[2:]) == [
+        [(everything, 2)],
+        [(bn, 2)],
+        [(after, 0)],
+        [(after, 2)],
+    ]
     assert "4 at a time" in capfd.readouterr().err
     assert {outcome(job).state for job in found if job.seed != 1} == {"done"}
     begun.clear()
@@ -195,7 +225,9 @@ def test_shards_keep_replicas_together(tmp_path):
         assert sorted(job.out for part in parts for job in part) == sorted(job.out for job in whole)
         for part in parts:
             lines = [job.line.name for job in part]
-            assert all(lines.count(job.line.name) == 3 and (job.line.after or job.line.name) in lines for job in part)
+            assert all(
+                lines.count(job.line.name) == 3 and (job.line.after or job.line.name) in lines for job in part
+            )
 
 
 def process(folder, *more):
@@ -203,10 +235,15 @@ def process(folder, *more):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGKILL, -9)], ids=["SIGTERM", "SIGKILL"])
+@pytest.mark.parametrize(
+    "number, code", [(signal.SIGTERM, 143), (signal.SIGKILL, -9)], ids=["SIGTERM", "SIGKILL"]
+)
 def test_a_process_that_is_ended_while_it_trains(tmp_path, number, code):
     replicas, deadline = process(tmp_path), time.monotonic() + 120
-    while not ((tmp_path / "s2" / "metrics.jsonl").exists() and len(metrics(tmp_path / "s2")) > 2) and time.monotonic() < deadline:
+    while (
+        not ((tmp_path / "s2" / "metrics.jsonl").exists() and len(metrics(tmp_path / "s2")) > 2)
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.01)
     replicas.send_signal(number)
     assert replicas.communicate(timeout=60) == ("", "") and replicas.returncode == code
@@ -222,12 +259,24 @@ def test_an_experiment_by_replicas(tmp_path, monkeypatch, capfd):
     """Three seeds of two lines in two processes; one of a line that diverges is told in the table."""
     from fastbn.experiments.__main__ import main as experiments
 
-    tiny = {"depth": 8, "width": 4, "dataset": "digits", "limit_train": 48, "limit_test": 16, "epochs": 1, "batch_size": 24}
+    tiny = {
+        "depth": 8,
+        "width": 4,
+        "dataset": "digits",
+        "limit_train": 48,
+        "limit_test": 16,
+        "epochs": 1,
+        "batch_size": 24,
+    }
     lines = (Line("bn", tiny), Line("wild", {**tiny, "lr": 1e30}))
     monkeypatch.setitem(PRESETS, "paper-width", dataclasses.replace(PRESETS["paper-width"], lines=lines))
     assert experiments(["run", "paper-width", "--seeds", "3", "--replicas", "3", "--out", str(tmp_path)]) == 1
     said = capfd.readouterr()
-    assert "3 of 3 |" in said.out and "| failed: diverged: the loss" in said.out and said.err.count("begins") == 6
+    assert (
+        "3 of 3 |" in said.out
+        and "| failed: diverged: the loss" in said.out
+        and said.err.count("begins") == 6
+    )
     summaries = [json.loads(path.read_text()) for path in tmp_path.glob("paper-width/bn-s*/summary.json")]
     assert [summary["replicas"] for summary in summaries] == [3, 3, 3]
     assert experiments(["run", "paper-width", "--seeds", "3", "--replicas", "0", "--out", str(tmp_path)]) == 2

@@ -26,7 +26,14 @@ def rows(n=200, index=False):
     draws = np.random.default_rng(0)
     for i in range(n):
         words = [str(draws.choice(POSITIVE if i % 2 else NEGATIVE)) for _ in range(1 + i % 7)]
-        row = ["4" if i % 2 else "0", str(i), "Mon May 11", "NO_QUERY", "user", f"@bob {' '.join(words)}, http://t.co/x{i}"]
+        row = [
+            "4" if i % 2 else "0",
+            str(i),
+            "Mon May 11",
+            "NO_QUERY",
+            "user",
+            f"@bob {' '.join(words)}, http://t.co/x{i}",
+        ]
         yield [str(i), *row] if index else row
 
 
@@ -53,7 +60,9 @@ def test_tokens():
 def test_read_tweets(tmp_path, index):
     train, test = read_tweets(write(tmp_path / "t.csv", rows(index=index)))
     assert (len(train), len(test)) == (160, 40) and train.vocabulary == test.vocabulary
-    assert train.vocabulary[:2] == ("<pad>", "<unknown>") and {"love", "hate", "user", "link"} <= set(train.vocabulary)
+    assert train.vocabulary[:2] == ("<pad>", "<unknown>") and {"love", "hate", "user", "link"} <= set(
+        train.vocabulary
+    )
     assert train.words.shape == (160, LONGEST) and int(train.lengths.min()) >= 3
     for words, length, label in zip(train.words, train.lengths, train.labels, strict=True):
         assert (words[length:] == PAD).all() and (words[:length] != PAD).all()
@@ -85,7 +94,10 @@ def test_broken_rows_are_counted_and_skipped(tmp_path, capfd):
     assert len(train) + len(test) == 298
     assert "2 broken rows" in capfd.readouterr().err
     write(tmp_path / "t.csv", [*rows(100), ["4", "too", "short"], ["2", "", "", "", "", "neutral"]])
-    with pytest.raises(UsageError, match=r"2 of 102 rows of .*t.csv are broken, more than 1% \(line 101: 3 fields, polarity '4'\)"):
+    with pytest.raises(
+        UsageError,
+        match=r"2 of 102 rows of .*t.csv are broken, more than 1% \(line 101: 3 fields, polarity '4'\)",
+    ):
         read_tweets(tmp_path)
 
 
@@ -99,7 +111,8 @@ def test_no_csv_and_too_many(tmp_path):
         load_data("tweets", tmp_path / "t.csv")
 
 
-VECTORS = {"love": [1.0, 2.0, -3.5], "hate": [0.25, -1.0, 4.0], ". .": [7.0, 8.0, 9.0]}  # a word may hold a space
+# a word may hold a space
+VECTORS = {"love": [1.0, 2.0, -3.5], "hate": [0.25, -1.0, 4.0], ". .": [7.0, 8.0, 9.0]}
 
 
 def glove(path):
@@ -137,8 +150,34 @@ def test_a_glove_file_that_cannot_be_used(tmp_path, content, message):
 
 
 def run(folder, out, *arguments):
-    recipe = ["--epochs", "3", "--batch-size", "16", "--optimizer", "adam", "--lr", "0.01", "--width", "8", "--embedding", "3"]
-    return main(["--family", "lstm", "--dataset", "tweets", "--data-dir", str(folder), *recipe, "--out", str(out), *arguments])
+    recipe = [
+        "--epochs",
+        "3",
+        "--batch-size",
+        "16",
+        "--optimizer",
+        "adam",
+        "--lr",
+        "0.01",
+        "--width",
+        "8",
+        "--embedding",
+        "3",
+    ]
+    return main(
+        [
+            "--family",
+            "lstm",
+            "--dataset",
+            "tweets",
+            "--data-dir",
+            str(folder),
+            *recipe,
+            "--out",
+            str(out),
+            *arguments,
+        ]
+    )
 
 
 def test_an_lstm_learns_tweets(folder, tmp_path, capfd):

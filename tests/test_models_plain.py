@@ -27,8 +27,12 @@ def test_to_torch(depth, width, family, side, training):
     assert error(plain(x), model(x)) < 1e-10
     found = plain.state_dict()
     assert found.keys() == model.state_dict().keys()
-    assert all(torch.equal(found[name], value) or "running" in name for name, value in model.state_dict().items())
-    assert [n for n, p in plain.named_parameters() if p.requires_grad] == [n for n, p in model.named_parameters() if p.requires_grad]
+    assert all(
+        torch.equal(found[name], value) or "running" in name for name, value in model.state_dict().items()
+    )
+    assert [n for n, p in plain.named_parameters() if p.requires_grad] == [
+        n for n, p in model.named_parameters() if p.requires_grad
+    ]
     assert plain.training == training and not plain.bn1.training
     assert not any(type(module).__module__.startswith("fastbn") for module in plain.modules())
 

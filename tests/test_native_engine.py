@@ -1,4 +1,5 @@
-"""The native engine as a whole: whole networks against float64, its build, its memory, its manners in the process."""
+"""The native engine as a whole: whole networks against float64, its build, its memory, its manners in the
+process."""
 
 from __future__ import annotations
 
@@ -15,10 +16,10 @@ from nets import flip_free, images, resnet
 from oracle import error, flat_gradient, fused, run, stock
 
 from fastbn import FastBNOnlyResNet, explain, fuse
-from fastbn.engine.native import build
 from fastbn.engine import select
-from fastbn.engine.native.algorithms import algorithm
 from fastbn.engine.buffers import Buffers
+from fastbn.engine.native import build
+from fastbn.engine.native.algorithms import algorithm
 from fastbn.errors import MachineError
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
@@ -35,12 +36,17 @@ NETS = {
 
 @pytest.mark.parametrize("name", NETS)
 def test_gradients_without_a_flip(name):
-    """β = ±6: no ReLU hangs on a rounding. 2e-5 is float32's own; Winograd's F(4×4) transforms cost a few bits more: 1e-4."""
+    """β = ±6: no ReLU hangs on a rounding. 2e-5 is float32's own; Winograd's F(4×4) transforms cost a few
+    bits more: 1e-4."""
     model = flip_free(NETS[name]()).float()
     x = images(5, 33, 31, dtype=torch.float32, grad=True)
     found = run(fused(model, "native"), x)
     expected = run(stock(model).double(), x.detach().double().requires_grad_())
-    tolerance = 1e-4 if any(algorithm(conv, False) for conv in explain(fused(model, "native")).graph.regions[-1].convs) else 2e-5
+    tolerance = (
+        1e-4
+        if any(algorithm(conv, False) for conv in explain(fused(model, "native")).graph.regions[-1].convs)
+        else 2e-5
+    )
     assert error(flat_gradient(found), flat_gradient(expected)) < tolerance
     assert error(found.inputs[0], expected.inputs[0]) < tolerance
     for buffer in expected.buffers:
@@ -52,7 +58,13 @@ def test_gradients_of_random_nets(name):
     """A sanity check: one ReLU that flips moves stock itself by 1e-3 to 3e-2."""
     model = NETS[name]().float()
     x = images(5, 32, 32, dtype=torch.float32)
-    assert error(flat_gradient(run(fused(model, "native"), x)), flat_gradient(run(stock(model).double(), x.double()))) < 5e-2
+    assert (
+        error(
+            flat_gradient(run(fused(model, "native"), x)),
+            flat_gradient(run(stock(model).double(), x.double())),
+        )
+        < 5e-2
+    )
 
 
 @pytest.mark.parametrize("name", ["cifar 14", "imagenet 18"])
@@ -75,7 +87,10 @@ def test_evaluation_and_frozen_statistics():
     x = images(5, 13, 11, dtype=torch.float32)
     with torch.no_grad():
         assert error(fused(model, "native")(x), stock(model).double()(x.double())) < 1e-5
-    found, expected = run(fused(flip_free(model), "native"), x), run(stock(flip_free(model)).double(), x.double())
+    found, expected = (
+        run(fused(flip_free(model), "native"), x),
+        run(stock(flip_free(model)).double(), x.double()),
+    )
     assert error(flat_gradient(found), flat_gradient(expected)) < 2e-5
 
 
@@ -95,14 +110,23 @@ def test_exact_leaves_winograd_out():
     assert explain(fuse(model, "native")).algorithms == {"direct": 5, "Winograd F(4×4, 3×3)": 10}
     assert explain(fuse(model, "native", exact=True)).algorithms == {"direct": 15}
     x = images(3, 16, 16, dtype=torch.float32)
-    found, expected = run(fuse(flip_free(model), "native", exact=True), x), run(stock(model).double(), x.double())
+    found, expected = (
+        run(fuse(flip_free(model), "native", exact=True), x),
+        run(stock(model).double(), x.double()),
+    )
     assert error(flat_gradient(found), flat_gradient(expected)) < 2e-5
 
 
 def test_images_that_tiles_hang_over_take_smaller_ones():
-    """ResNet-18's last stages on 32² images are 2² and 1²: a tile of 4² would make four times the products, and four times the weights."""
+    """ResNet-18's last stages on 32² images are 2² and 1²: a tile of 4² would make four times the
+    products, and four times the weights."""
     model = fuse(resnet(18, 32, "imagenet").float(), "native")
-    convs = [conv for region in explain(model).graph.regions for conv in region.convs if conv.name.startswith("layer2.1")]
+    convs = [
+        conv
+        for region in explain(model).graph.regions
+        for conv in region.convs
+        if conv.name.startswith("layer2.1")
+    ]
     engine = select._native(False)
     names = {size: {engine.algorithm(conv, (size, size)) for conv in convs} for size in (1, 2, 3, 5, 7, 8)}
     four, two = {"Winograd F(4×4, 3×3)"}, {"Winograd F(2×2, 3×3)"}
@@ -117,19 +141,29 @@ def test_images_that_tiles_hang_over_take_smaller_ones():
 
 def test_explain_counts_algorithms_for_images_of_a_size():
     """The last stages' are 3² then, what smaller tiles fit as well."""
-    found = [explain(FastBNOnlyResNet(14, engine="native"), image).algorithms for image in (None, (3, 32, 32), (3, 9, 9))]
+    found = [
+        explain(FastBNOnlyResNet(14, engine="native"), image).algorithms
+        for image in (None, (3, 32, 32), (3, 9, 9))
+    ]
     assert found[0] == found[1] == {"direct": 5, "Winograd F(4×4, 3×3)": 10}
     assert found[2] == {"direct": 5, "Winograd F(4×4, 3×3)": 7, "Winograd F(2×2, 3×3)": 3}
 
 
 @pytest.mark.parametrize("change", ["strided", "double", "half the length"])
 def test_unusual_tensors_are_not_read_by_address(change):
-    """γ as a column of a matrix, in another dtype: right all the same; of another length: stock's own error."""
+    """γ as a column of a matrix, in another dtype: right all the same; of another length: stock's own
+    error."""
     model = resnet(8, 16).float()
     for name in ("weight", "bias", "running_mean", "running_var"):
         old = getattr(model.layer1[0].bn1, name).detach()
-        new = {"strided": torch.stack([old, old + 1], 1)[:, 0], "double": old.double(), "half the length": old[:8]}[change]
-        owner = model.layer1[0].bn1._buffers if name.startswith("running") else model.layer1[0].bn1._parameters
+        new = {
+            "strided": torch.stack([old, old + 1], 1)[:, 0],
+            "double": old.double(),
+            "half the length": old[:8],
+        }[change]
+        owner = (
+            model.layer1[0].bn1._buffers if name.startswith("running") else model.layer1[0].bn1._parameters
+        )
         owner[name] = new if name.startswith("running") else torch.nn.Parameter(new)
     if change == "half the length":
         model.layer1[0].bn1.num_features = 8
@@ -146,7 +180,10 @@ def test_an_inner_change_of_dtype_runs_stock():
     class Inner(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.conv, self.norm = torch.nn.Conv2d(3, 4, 3, bias=False).double(), torch.nn.BatchNorm2d(4).double()
+            self.conv, self.norm = (
+                torch.nn.Conv2d(3, 4, 3, bias=False).double(),
+                torch.nn.BatchNorm2d(4).double(),
+            )
             self.conv.requires_grad_(False)
 
         def forward(self, x):
@@ -159,14 +196,18 @@ def test_an_inner_change_of_dtype_runs_stock():
 
 
 def test_grouped_convolutions_run_stock():
-    net = torch.nn.Sequential(torch.nn.Conv2d(8, 8, 3, groups=8, bias=False), torch.nn.BatchNorm2d(8), torch.nn.ReLU())
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(8, 8, 3, groups=8, bias=False), torch.nn.BatchNorm2d(8), torch.nn.ReLU()
+    )
     net[0].requires_grad_(False)
     assert "grouped" in str(explain(fuse(net, "native")))
 
 
 def test_memory_comes_back(monkeypatch):
-    """After the first step nothing new is asked for, however often; forwards that are alive have blocks of their own."""
-    monkeypatch.setattr(select._native(False), "_buffers", Buffers())  # whatever other tests have left in the pool
+    """After the first step nothing new is asked for, however often; forwards that are alive have blocks of
+    their own."""
+    # whatever other tests have left in the pool
+    monkeypatch.setattr(select._native(False), "_buffers", Buffers())
     model = FastBNOnlyResNet(8, width=4, engine="native")
     x = torch.randn(4, 3, 8, 8)
 
@@ -201,7 +242,13 @@ def test_blocks_are_not_given_out_twice():
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     path = {"PYTHONPATH": str(ROOT)}
-    return subprocess.run([sys.executable, "-c", code], env=os.environ | path | environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | path | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 @pytest.mark.slow
@@ -234,34 +281,58 @@ except RuntimeError as error:
 """
     done = python(code, CXX="no-such-compiler")
     assert done.returncode == 0, done.stderr
-    assert "engine reference (engine 'native': no C++ compiler was found (CXX=no-such-compiler)" in done.stdout
+    assert (
+        "engine reference (engine 'native': no C++ compiler was found (CXX=no-such-compiler)" in done.stdout
+    )
     assert "engine 'native' was asked for, but" in done.stdout
 
 
 def test_a_failing_compiler_is_one_clear_line(tmp_path):
     fake = tmp_path / "c++"
-    fake.write_text("#!/bin/sh\n[ \"$1\" = --version ] && exit 0\necho 'internal compiler error' >&2\nexit 1\n")
+    fake.write_text(
+        "#!/bin/sh\n[ \"$1\" = --version ] && exit 0\necho 'internal compiler error' >&2\nexit 1\n"
+    )
     fake.chmod(0o755)
-    done = python("from fastbn.engine import build; build.library()", CXX=str(fake), XDG_CACHE_HOME=str(tmp_path))
+    done = python(
+        "from fastbn.engine import build; build.library()", CXX=str(fake), XDG_CACHE_HOME=str(tmp_path)
+    )
     assert "could not build the kernels (internal compiler error)" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
-    ["-march=x86-64-v3", "-march=x86-64-v3 -mno-avx2 -mno-avx", "-fsanitize=address,undefined -fno-sanitize-recover=all -g -O1"],
+    [
+        "-march=x86-64-v3",
+        "-march=x86-64-v3 -mno-avx2 -mno-avx",
+        "-fsanitize=address,undefined -fno-sanitize-recover=all -g -O1",
+    ],
     ids=["AVX2", "SSE: four lanes, as NEON has", "sanitizers"],
 )
 def test_other_builds(flags, tmp_path):
-    """The same source for narrower vectors, and under the address and undefined-behaviour sanitizers: the operations' tests pass, and
-    a program's."""
+    """The same source for narrower vectors, and under the address and undefined-behaviour sanitizers: the
+    operations' tests pass, and a program's."""
     environment = {"FASTBN_CXXFLAGS": flags, "XDG_CACHE_HOME": str(tmp_path)}
     if "sanitize" in flags:
         preload = [
-            subprocess.run([*build.compiler(), f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
+            subprocess.run(
+                [*build.compiler(), f"-print-file-name={name}"], capture_output=True, text=True
+            ).stdout.strip()
             for name in ("libasan.so", "libubsan.so")
         ]
         environment |= {"LD_PRELOAD": " ".join(preload), "ASAN_OPTIONS": "detect_leaks=0"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/test_native_operations.py", PROGRAM]
-    done = subprocess.run(command, env=os.environ | environment, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        "tests/test_native_operations.py",
+        PROGRAM,
+    ]
+    done = subprocess.run(
+        command, env=os.environ | environment, cwd=ROOT, capture_output=True, text=True, timeout=900
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

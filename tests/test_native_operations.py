@@ -1,4 +1,5 @@
-"""The CPU kernels one by one: what the engine's operations return against the same formula in float64, on odd shapes."""
+"""The CPU kernels one by one: what the engine's operations return against the same formula in float64, on
+odd shapes."""
 
 from __future__ import annotations
 
@@ -23,8 +24,9 @@ from operations import (
     two_paths,
 )
 
-from fastbn.engine.native import build, engine as native
-from fastbn.engine.interface import Activation, Mask, Path
+from fastbn.engine.interface import BackpropPath, LazyActivation, Mask
+from fastbn.engine.native import build
+from fastbn.engine.native import engine as native
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
 TOLERANCE = 2e-6  # of one convolution, direct or by Winograd, norm-wise against float64
@@ -37,8 +39,20 @@ CASES = [
     Case("Winograd, tiles beyond both edges", 20, 7, 9, 64, 64),
     Case("Winograd, channels that fill no vector", 3, 13, 11, 40, 72),
     Case("a projection's 3×3, both extents odd", 3, 13, 11, 24, 40, stride=2),
-    Case("a projection's 1×1, which reads every other pixel", 3, 13, 11, 24, 40, kernel=1, stride=2, padding=0),
-    Case("the same, extents even: the last row and column are skipped", 2, 8, 6, 16, 32, kernel=1, stride=2, padding=0),
+    Case(
+        "a projection's 1×1, which reads every other pixel", 3, 13, 11, 24, 40, kernel=1, stride=2, padding=0
+    ),
+    Case(
+        "the same, extents even: the last row and column are skipped",
+        2,
+        8,
+        6,
+        16,
+        32,
+        kernel=1,
+        stride=2,
+        padding=0,
+    ),
     Case("the ImageNet stem", 1, 33, 31, 3, 16, kernel=7, stride=2, padding=3),
     Case("bands of rows", 1, 112, 112, 64, 64),
     Case("bands of rows at stride 2", 2, 57, 61, 64, 128, stride=2),
@@ -47,7 +61,9 @@ CASES = [
     Case("a dilated kernel", 2, 6, 5, 8, 8, padding=2, dilation=2),
     Case("stride 3, kernel 5, channels below a vector", 2, 9, 10, 5, 7, kernel=5, stride=3, padding=2),
     Case("512 channels", 2, 4, 4, 512, 512),
-    Case("padding beyond the kernel: the last band reads below the image", 1, 4, 9, 8, 8, kernel=1, padding=1),
+    Case(
+        "padding beyond the kernel: the last band reads below the image", 1, 4, 9, 8, 8, kernel=1, padding=1
+    ),
     Case("the same at stride 2", 1, 7, 9, 8, 8, stride=2, padding=2),
 ]
 
@@ -80,11 +96,25 @@ def test_frozen_statistics(engine):
 def test_bfloat16_is_rounded_as_torch_rounds_it(engine):
     """Ties to even, infinities, a NaN; and what no vector holds whole."""
     y = activation(2, 19, 5, 3, seed=1)
-    special = torch.tensor([1 + 2.0**-8, 1 + 3 * 2.0**-8, -1 - 2.0**-8, 3.4e38, float("inf"), -float("inf"), float("nan"), 0.0, -0.0])
+    special = torch.tensor(
+        [
+            1 + 2.0**-8,
+            1 + 3 * 2.0**-8,
+            -1 - 2.0**-8,
+            3.4e38,
+            float("inf"),
+            -float("inf"),
+            float("nan"),
+            0.0,
+            -0.0,
+        ]
+    )
     y[0, : len(special), 0, 0] = special
     ds, _ = engine.gradient([], [y.to(torch.bfloat16), y.to(torch.bfloat16)], None, tuple(y.shape))
     expected = (2 * y.to(torch.bfloat16).float()).to(torch.bfloat16)
-    assert torch.equal(ds.nan_to_num(7.0), expected.nan_to_num(7.0)) and torch.equal(ds.isnan(), expected.isnan())
+    assert torch.equal(ds.nan_to_num(7.0), expected.nan_to_num(7.0)) and torch.equal(
+        ds.isnan(), expected.isnan()
+    )
     one, wanted = Case("", 2, 5, 3, 19, 19, kernel=1, padding=0).conv(), target(19)
     x = (3 * y).to(torch.bfloat16)
     packed = engine.pack(one, torch.eye(19)[:, :, None, None] / 3, torch.float32)
@@ -103,9 +133,14 @@ def test_statistics_of_a_large_mean(engine):
     conv = Case("", 4, 9, 9, 16, 16, kernel=1, padding=0).conv()
     x = activation(4, 16, 9, 9, seed=1, mean=1000.0)
     wanted = target(16)
-    y, _ = engine.convolve(conv, engine.pack(conv, torch.eye(16)[:, :, None, None], torch.float32), x, False, False, wanted)
+    y, _ = engine.convolve(
+        conv, engine.pack(conv, torch.eye(16)[:, :, None, None], torch.float32), x, False, False, wanted
+    )
     mean, rstd, _, _ = wanted.norm.vectors
-    assert error(mean, rows(y).mean(0)) < 1e-7 and error(rstd, (rows(y).var(0, correction=0) + 1e-5).rsqrt()) < 1e-5
+    assert (
+        error(mean, rows(y).mean(0)) < 1e-7
+        and error(rstd, (rows(y).var(0, correction=0) + 1e-5).rsqrt()) < 1e-5
+    )
 
 
 @pytest.mark.parametrize("winograd", [False, True])
@@ -115,11 +150,15 @@ def test_nan_passes(engine, winograd):
     case = Case("", 2, 8, 8, c, c)
     conv, y = case.conv(), activation(2, c, 8, 8, seed=1)
     y[1, 3, 4, 4] = float("nan")
-    read, wanted = Activation((y,), (norm(c, 2),), activation(2, c, 8, 8, seed=3), True), target(c)
-    out, formed = engine.convolve(conv, engine.pack(conv, draw(c, c, 3, 3, seed=5), torch.float32), read, True, True, wanted)
+    read, wanted = LazyActivation((y,), (norm(c, 2),), activation(2, c, 8, 8, seed=3), True), target(c)
+    out, formed = engine.convolve(
+        conv, engine.pack(conv, draw(c, c, 3, 3, seed=5), torch.float32), read, True, True, wanted
+    )
     assert out[1, :, 3:6, 3:6].isnan().all() and not out[0].isnan().any()
     assert wanted.norm.vectors.isnan().all()
-    ds, _ = engine.gradient([], [torch.ones_like(y)], Mask(True, formed.mask, (y,), read.norms, (affine(c),)), tuple(y.shape))
+    ds, _ = engine.gradient(
+        [], [torch.ones_like(y)], Mask(True, formed.mask, (y,), read.norms, (affine(c),)), tuple(y.shape)
+    )
     assert ds[1, 3, 4, 4] == 1
 
 
@@ -135,7 +174,7 @@ def test_the_same_bits_at_any_thread_count(engine):
                 conv, (read, _), wanted = case.conv(), source(kind, case), target(case.oc)
                 packed = engine.pack(conv, draw(case.oc, case.c, 3, 3, seed=5), torch.float32)
                 y, formed = engine.convolve(conv, packed, read, True, True, wanted)
-                path = Path(conv, packed, y, y, tuple(draw(3, case.oc, seed=9)))
+                path = BackpropPath(conv, packed, y, y, tuple(draw(3, case.oc, seed=9)))
                 out = affine(case.c)
                 mask = Mask(True, formed.mask, read.ys, read.norms, (out,))
                 ds, _ = engine.gradient([path], [formed.z], mask, tuple(formed.z.shape))

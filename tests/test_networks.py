@@ -1,5 +1,5 @@
-"""The networks beside the ResNets: their parameters counted, their forward against plain PyTorch in float64, their variants, and
-what a checkpoint keeps of them."""
+"""The networks beside the ResNets: their parameters counted, their forward against plain PyTorch in float64,
+their variants, and what a checkpoint keeps of them."""
 
 import pytest
 import torch
@@ -30,10 +30,17 @@ def made(family, depth=None, **arguments):
         ("vgg", 19, {}, 11_008, 20_040_522),
         ("wandb", None, {}, 4_000, 571_114),  # Keras counts its 4,000 running statistics too: 575,114
         ("mlp", None, {}, 3_584, 3_809_034),
-        ("lstm", None, {"num_classes": 2, "vocabulary": 1_000}, 604, 604 + 200 * 1_000 + 4 * 100 * (200 + 100 + 2) + 202),
+        (
+            "lstm",
+            None,
+            {"num_classes": 2, "vocabulary": 1_000},
+            604,
+            604 + 200 * 1_000 + 4 * 100 * (200 + 100 + 2) + 202,
+        ),
         ("cifar", 14, {"norm": "group"}, 1_120, 175_258),
         ("cifar", 14, {"norm": "selu"}, 175_258 - 1_120, 175_258 - 1_120),  # no norm: everything trains
-        ("imagenet", 50, {"conv_bias": True, "stride_on": "1x1"}, 53_120, 25_557_032 - 990 * 2_049 + 26_560),  # Keras's, of 10 classes
+        # Keras's, of 10 classes
+        ("imagenet", 50, {"conv_bias": True, "stride_on": "1x1"}, 53_120, 25_557_032 - 990 * 2_049 + 26_560),
     ],
 )
 def test_parameter_counts(family, depth, arguments, bn, total):
@@ -68,7 +75,16 @@ class Plain:
 
     def bn(self, x, name):
         mean, var = self.state[f"{name}.running_mean"].clone(), self.state[f"{name}.running_var"].clone()
-        return F.batch_norm(x, mean, var, self.state[f"{name}.weight"], self.state[f"{name}.bias"], self.training, 0.1, self.eps)
+        return F.batch_norm(
+            x,
+            mean,
+            var,
+            self.state[f"{name}.weight"],
+            self.state[f"{name}.bias"],
+            self.training,
+            0.1,
+            self.eps,
+        )
 
     def linear(self, x, name):
         return F.linear(x, self.state[f"{name}.weight"], self.state[f"{name}.bias"])
@@ -130,7 +146,9 @@ def test_forward_is_the_study_s(oracle, family, depth, arguments, size, training
     draws = torch.Generator().manual_seed(0)
     x = SENTENCES if size is None else torch.randn(5, 3, *size, dtype=torch.float64, generator=draws) + 2
     expected = oracle(Plain(model), x)
-    torch.testing.assert_close(model(x), expected, rtol=1e-9, atol=1e-9 * float(expected.detach().abs().max()))
+    torch.testing.assert_close(
+        model(x), expected, rtol=1e-9, atol=1e-9 * float(expected.detach().abs().max())
+    )
 
 
 @pytest.mark.parametrize("norm", ["instance", "group", "selu"])
@@ -138,7 +156,9 @@ def test_norms_are_exchanged(norm):
     model = made("cifar", 8, width=6, norm=norm)
     modules = list(model.modules())
     expected = {"instance": nn.InstanceNorm2d, "group": nn.GroupNorm, "selu": nn.Identity}[norm]
-    assert any(isinstance(module, expected) for module in modules) and not any(isinstance(module, nn.BatchNorm2d) for module in modules)
+    assert any(isinstance(module, expected) for module in modules) and not any(
+        isinstance(module, nn.BatchNorm2d) for module in modules
+    )
     x = torch.randn(3, 3, 16, 16)
     torch.testing.assert_close(model(x)[:1], model(x[:1]))  # no statistics over the batch
     if norm == "group":
@@ -148,16 +168,22 @@ def test_norms_are_exchanged(norm):
 
 
 def test_group_norm_behind_a_frozen_convolution():
-    """Channels-last and γ and β alone: torch's own backward would crash the process here. Its gradients are those in float64."""
+    """Channels-last and γ and β alone: torch's own backward would crash the process here. Its gradients
+    are those in float64."""
     model = made("cifar", 8, width=8, norm="group")
-    x = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=torch.channels_last)
+    x = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)).contiguous(
+        memory_format=torch.channels_last
+    )
     weights = torch.randn(4, 10, generator=torch.Generator().manual_seed(1))
     (model(x) * weights).sum().backward()
     oracle = made("cifar", 8, width=8, norm="group").double()
     (oracle(x.double().contiguous()) * weights.double()).sum().backward()
     for name in ("bn1.weight", "bn1.bias", "layer3.0.bn2.weight"):
         found, expected = model.get_parameter(name).grad, oracle.get_parameter(name).grad
-        torch.testing.assert_close(found, expected.float(), rtol=5e-2, atol=5e-2 * float(expected.abs().max()))  # ReLUs may flip
+        # ReLUs may flip
+        torch.testing.assert_close(
+            found, expected.float(), rtol=5e-2, atol=5e-2 * float(expected.abs().max())
+        )
     assert isinstance(model.bn1, nn.GroupNorm) and model.conv1.weight.grad is None
     assert fastbn.explain(fastbn.fuse(model, "reference")).graph.regions == ()
 
@@ -165,7 +191,9 @@ def test_group_norm_behind_a_frozen_convolution():
 def test_the_engine_takes_vgg_and_the_bottleneck_net():
     for family, depth in (("vgg", 11), ("wandb", None)):
         model = network(resolve(depth, width=4, family=family), "reference")
-        assert sum(len(region.convs) for region in fastbn.explain(model).graph.regions) == (8 if family == "vgg" else 19)
+        assert sum(len(region.convs) for region in fastbn.explain(model).graph.regions) == (
+            8 if family == "vgg" else 19
+        )
         stock = network(resolve(depth, width=4, family=family), "stock")
         x = torch.randn(4, 3, 32, 32)
         torch.testing.assert_close(model(x), stock(x), rtol=1e-3, atol=1e-4)
@@ -178,7 +206,11 @@ def test_the_engine_takes_vgg_and_the_bottleneck_net():
         ("wandb", None, {"width": 4, "norm_eps": 1e-3, "norm_momentum": 0.01}),
         ("mlp", None, {"width": 8}),
         ("cifar", 8, {"width": 4, "norm": "instance"}),
-        ("imagenet", 50, {"width": 2, "conv_bias": True, "stride_on": "1x1", "weight_init": "glorot_uniform"}),
+        (
+            "imagenet",
+            50,
+            {"width": 2, "conv_bias": True, "stride_on": "1x1", "weight_init": "glorot_uniform"},
+        ),
     ],
 )
 def test_round_trip(tmp_path, family, depth, arguments):
@@ -193,11 +225,35 @@ def test_round_trip(tmp_path, family, depth, arguments):
 
 def test_a_run_by_family_and_one_that_starts_from_it(tmp_path, capfd):
     """BatchNorm first, then everything: the second run begins with what the first one ended with."""
-    arguments = ["--family", "wandb", "--depth", "20", "--norm-eps", "1e-3", "--augment", "crop+brightness", "--pixels", "unit"]
+    arguments = [
+        "--family",
+        "wandb",
+        "--depth",
+        "20",
+        "--norm-eps",
+        "1e-3",
+        "--augment",
+        "crop+brightness",
+        "--pixels",
+        "unit",
+    ]
     assert train(tmp_path / "bn", *arguments, epochs=1) == 0
     assert checkpoint(tmp_path / "bn")[1]["model"]["family"] == "wandb"
     assert "bottleneck ResNet-20" in capfd.readouterr().out
-    assert train(tmp_path / "all", *arguments, "--weights", str(tmp_path / "bn"), "--train", "all", "--lr", "1e-30", epochs=1) == 0
+    assert (
+        train(
+            tmp_path / "all",
+            *arguments,
+            "--weights",
+            str(tmp_path / "bn"),
+            "--train",
+            "all",
+            "--lr",
+            "1e-30",
+            epochs=1,
+        )
+        == 0
+    )
     first, second = load(tmp_path / "bn").state_dict(), load(tmp_path / "all").state_dict()
     for name, value in first.items():
         if "running" not in name and "tracked" not in name:

@@ -1,4 +1,5 @@
-"""What is built and installed holds everything: a wheel in a folder of its own trains; the sdist has the sources of the kernels."""
+"""What is built and installed holds everything: a wheel in a folder of its own trains; the sdist has the
+sources of the kernels."""
 
 from __future__ import annotations
 
@@ -19,16 +20,27 @@ pytestmark = pytest.mark.slow
 
 def shipped() -> set[str]:
     """Every module, and the files that travel with them."""
-    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "fastbn").rglob("*.py") if "kernels" not in path.parts}
+    modules = {
+        str(path.relative_to(ROOT)) for path in (ROOT / "fastbn").rglob("*.py") if "kernels" not in path.parts
+    }
     kernels = {f"fastbn/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.py")}
-    kernels |= {f"fastbn/kernels/cpu/{path.name}" for path in (ROOT / "kernels" / "cpu").iterdir() if path.suffix in (".h", ".cpp")}
+    kernels |= {
+        f"fastbn/kernels/cpu/{path.name}"
+        for path in (ROOT / "kernels" / "cpu").iterdir()
+        if path.suffix in (".h", ".cpp")
+    }
     return modules | kernels | DATA
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("dist")
-    done = subprocess.run([sys.executable, "-m", "build", "--outdir", str(out), str(ROOT)], capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [sys.executable, "-m", "build", "--outdir", str(out), str(ROOT)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return out
 
@@ -50,14 +62,37 @@ def test_an_installed_wheel_trains(built, tmp_path):
     """From a folder that holds nothing but the wheel's content, away from the checkout."""
     (wheel,) = built.glob("*.whl")
     site = tmp_path / "site"
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site), str(wheel)], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site), str(wheel)],
+        check=True,
+    )
     environment = os.environ | {"PYTHONPATH": str(site), "XDG_CACHE_HOME": str(tmp_path)}
 
     def python(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        return subprocess.run(
+            [sys.executable, *arguments],
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
 
     assert Path(python("-c", "import fastbn; print(fastbn.__file__)").stdout.strip()).is_relative_to(site)
-    sizes = ["--depth", "8", "--width", "4", "--epochs", "1", "--dataset", "digits", "--limit-train", "64", "--limit-test", "32"]
+    sizes = [
+        "--depth",
+        "8",
+        "--width",
+        "4",
+        "--epochs",
+        "1",
+        "--dataset",
+        "digits",
+        "--limit-train",
+        "64",
+        "--limit-test",
+        "32",
+    ]
     done = python("-m", "fastbn.train", *sizes, "--out", "run")
     assert done.returncode == 0 and "ResNet-8 on digits" in done.stdout, done.stderr
     done = python("-m", "fastbn.evaluate", "run")
@@ -65,6 +100,12 @@ def test_an_installed_wheel_trains(built, tmp_path):
 
 
 def test_the_example_runs():
-    here = {"cwd": ROOT, "env": os.environ | {"PYTHONPATH": str(ROOT)}, "capture_output": True, "text": True, "timeout": 300}
+    here = {
+        "cwd": ROOT,
+        "env": os.environ | {"PYTHONPATH": str(ROOT)},
+        "capture_output": True,
+        "text": True,
+        "timeout": 300,
+    }
     done = subprocess.run([sys.executable, "examples/own_network.py"], **here)
     assert done.returncode == 0 and "3 convolutions with their BatchNorms" in done.stdout, done.stderr

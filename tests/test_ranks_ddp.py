@@ -1,4 +1,5 @@
-"""The drop-in under DistributedDataParallel in a loop of one's own: the gradients of one process that takes the parts in turn."""
+"""The drop-in under DistributedDataParallel in a loop of one's own: the gradients of one process that
+takes the parts in turn."""
 
 import copy
 import gc
@@ -50,13 +51,16 @@ def steps(model, parts, dtype, backward):
     for step in range(STEPS):
         optimizer.zero_grad()
         backward(model, step, parts, dtype)
-        found.append([None if p.grad is None else p.grad.clone() for p in model.parameters() if p.requires_grad])
+        found.append(
+            [None if p.grad is None else p.grad.clone() for p in model.parameters() if p.requires_grad]
+        )
         optimizer.step()
     return found, model.state_dict()
 
 
 def by_parts(model, step, parts, dtype):
-    """One process: the running statistics are those of the first part, as DistributedDataParallel's are its first rank's."""
+    """One process: the running statistics are those of the first part, as DistributedDataParallel's are
+    its first rank's."""
     for part in reversed(parts):
         before = copy.deepcopy(dict(model.named_buffers()))
         (loss_of(model, step, dtype, part) / len(parts)).backward()
@@ -80,11 +84,14 @@ def wrapped(kind, engine, dtype):
     model = fuse(model_of(kind, dtype, seed=0 if kind == "find_unused_parameters" else rank), engine)
     buffers = copy.deepcopy(dict(model.named_buffers()))
     with torch.no_grad():
-        loss_of(model, 0, dtype, rank)  # packs the weights, which DistributedDataParallel then replaces by the first rank's
+        # packs the weights, which DistributedDataParallel then replaces by the first rank's
+        loss_of(model, 0, dtype, rank)
     model.load_state_dict(buffers, strict=False)
     ddp = DistributedDataParallel(model, **({kind: True} if kind not in ("plain", "no_sync") else {}))
     found = steps(ddp, [rank], dtype, accumulated if kind == "no_sync" else of_one)
-    del ddp  # before the group: were the reducer the last to hold it, its end would wait, with Python's lock, for a thread that wants it
+    # before the group: were the reducer the last to hold it, its end would wait, with Python's lock, for a
+    # thread that wants it
+    del ddp
     gc.collect()
     dist.destroy_process_group()
     return found
@@ -94,7 +101,11 @@ def assert_same(results, expected, tolerance):
     (gradients, state), (wanted, last) = results[0], expected
     for step, own in zip(gradients, wanted, strict=True):
         for g, other in zip(step, own, strict=True):
-            assert (g is None or not g.any()) if other is None else (g - other).norm() < tolerance * other.norm().clamp(min=0.1)
+            assert (
+                (g is None or not g.any())
+                if other is None
+                else (g - other).norm() < tolerance * other.norm().clamp(min=0.1)
+            )
     for name, t in last.items():
         found = state[f"module.{name}"].double()
         assert (found - t.double()).norm() <= tolerance * t.double().norm().clamp(min=0.1), name
@@ -114,14 +125,17 @@ def test_the_ways_of_distributed_data_parallel(tmp_path, kind):
 
 
 def test_the_native_engine(tmp_path):
-    """float32, without ReLUs that a rounding flips. In one vector, as parameters whose gradients are all rounding drown there."""
+    """float32, without ReLUs that a rounding flips. In one vector, as parameters whose gradients are all
+    rounding drown there."""
     (gradients, state), other = together(2, tmp_path, wrapped, "plain", "native", torch.float32)
     wanted, last = steps(model_of("plain", torch.float32).double(), [0, 1], torch.float64, by_parts)
     allowed = tolerance(torch.float32, layers=10)
     for step, own in zip(gradients, wanted, strict=True):
         assert error(torch.cat([g.flatten() for g in step]), torch.cat([g.flatten() for g in own])) < allowed
     assert all(error(state[f"module.{name}"], t) < allowed for name, t in last.items())
-    assert all(torch.equal(g, h) for a, b in zip(gradients, other[0], strict=True) for g, h in zip(a, b, strict=True))
+    assert all(
+        torch.equal(g, h) for a, b in zip(gradients, other[0], strict=True) for g, h in zip(a, b, strict=True)
+    )
 
 
 def test_accumulated_gradients(tmp_path):
@@ -131,4 +145,7 @@ def test_accumulated_gradients(tmp_path):
     (gradients, state), (wanted, last) = results[0], stock[0]
     pairs = [pair for a, b in zip(gradients, wanted, strict=True) for pair in zip(a, b, strict=True)]
     assert all((g - w).norm() < 1e-9 * w.norm().clamp(min=0.1) for g, w in pairs)
-    assert all((state[k].double() - t.double()).norm() < 1e-9 * t.double().norm().clamp(min=0.1) for k, t in last.items())
+    assert all(
+        (state[k].double() - t.double()).norm() < 1e-9 * t.double().norm().clamp(min=0.1)
+        for k, t in last.items()
+    )

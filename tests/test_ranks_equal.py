@@ -1,4 +1,5 @@
-"""K processes at the same global batch are one process: exactly so with --sync-bn, by each rank's own statistics without."""
+"""K processes at the same global batch are one process: exactly so with --sync-bn, by each rank's own
+statistics without."""
 
 import functools
 from unittest import mock
@@ -14,7 +15,8 @@ from fastbn.data.feed import Resident
 from fastbn.engine import fuse
 from fastbn.engine.recomputation import Recompute, recomputing
 from fastbn.trainable import freeze, trainable
-from fastbn.training import loop, fit as fit_module
+from fastbn.training import fit as fit_module
+from fastbn.training import loop
 from fastbn.training.distributed.ranks import started
 from fastbn.training.evaluation import evaluate
 
@@ -45,7 +47,8 @@ def train(dtype=torch.float64, engine="auto", only="bn", recompute=None, **setti
     kind = Double if dtype == torch.float64 else Resident
     with (
         mock.patch.object(fit_module, "feed", lambda images, device, what: kind(images)),
-        mock.patch.object(loop, "evaluate", functools.partial(evaluate, batch_size=5)),  # so that every rank has some
+        # so that every rank has some
+        mock.patch.object(loop, "evaluate", functools.partial(evaluate, batch_size=5)),
         recomputing(recompute),
         started(60.0) as ranks,
     ):
@@ -53,13 +56,17 @@ def train(dtype=torch.float64, engine="auto", only="bn", recompute=None, **setti
             with torch.no_grad():
                 model.bn1.weight += 1.0
                 model.conv1.weight += 1.0
-        history = fit_module.fit(model, train, test, epochs=2, batch_size=24, progress=False, **settings)  # which finds its ranks itself
+        # which finds its ranks itself
+        history = fit_module.fit(model, train, test, epochs=2, batch_size=24, progress=False, **settings)
     return model.state_dict(), [{name: line[name] for name in FIGURES} for line in history]
 
 
 def error(found, expected):
     """The largest over tensors, norm-wise."""
-    return max(((found[k].double() - t.double()).norm() / t.double().norm().clamp(min=0.1)).item() for k, t in expected.items())
+    return max(
+        ((found[k].double() - t.double()).norm() / t.double().norm().clamp(min=0.1)).item()
+        for k, t in expected.items()
+    )
 
 
 def assert_one_run(results, expected, tolerance):
@@ -81,8 +88,9 @@ def test_two_ranks_with_synchronised_statistics_are_one_process(tmp_path):
 
 
 def train_apart(count):
-    """What per-rank statistics mean, by plain PyTorch in one process: each part of a batch goes through the network by itself, the
-    gradients are added by the parts' sizes, and each part's running statistics are averaged in the end."""
+    """What per-rank statistics mean, by plain PyTorch in one process: each part of a batch goes through the
+    network by itself, the gradients are added by the parts' sizes, and each part's running statistics are
+    averaged in the end."""
     images, _ = digits(IMAGES, 32)
     model, source = network(engine="stock").double().train(), Double(images)
     optimizer = torch.optim.SGD([p for _, p in trainable(model)], lr=0.1, momentum=0.9, weight_decay=1e-4)
@@ -97,7 +105,9 @@ def train_apart(count):
             for rank, (indices,) in enumerate(shares):
                 model.load_state_dict(buffers[rank], strict=False)
                 counts = len(indices) / n
-                x, labels = source.load(indices if counts else next(source.batches(24, 0, (rank, count)))[0][:1])
+                x, labels = source.load(
+                    indices if counts else next(source.batches(24, 0, (rank, count)))[0][:1]
+                )
                 (F.cross_entropy(model(x), labels) * counts).backward()
                 buffers[rank] = {name: b.clone() for name, b in model.named_buffers()}
             optimizer.step()
@@ -127,7 +137,11 @@ KINDS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_four_ranks_with_synchronised_statistics_are_one_process(tmp_path, kind):
-    """Two of them have no image of the ragged last batch. float32, without ReLUs that a rounding flips, is allowed ten layers' roundings
-    in each of six steps, ten times over for BatchNorm of two images."""
+    """Two of them have no image of the ragged last batch. float32, without ReLUs that a rounding flips, is
+    allowed ten layers' roundings in each of six steps, ten times over for BatchNorm of two images."""
     results = together(4, tmp_path, train, sync_bn=True, **KINDS[kind])
-    assert_one_run(results, train(**KINDS[kind]), 1e-9 if "dtype" not in KINDS[kind] else 600 * torch.finfo(torch.float32).eps)
+    assert_one_run(
+        results,
+        train(**KINDS[kind]),
+        1e-9 if "dtype" not in KINDS[kind] else 600 * torch.finfo(torch.float32).eps,
+    )

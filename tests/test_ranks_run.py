@@ -1,4 +1,5 @@
-"""Runs of several ranks: who writes and speaks, how they end together, and what a restart makes of a rank that was killed."""
+"""Runs of several ranks: who writes and speaks, how they end together, and what a restart makes of a rank
+that was killed."""
 
 import json
 import os
@@ -45,8 +46,15 @@ def test_the_first_rank_alone_writes_and_speaks(tmp_path, capfd):
     assert len(said.splitlines()) == 1 and "test accuracy" in said
     words = ["device", "engine", "ranks", "data", "network", "recipe", "plan", "epoch", "epoch"]
     assert [line.split()[0] for line in err.splitlines()] == words
-    assert "2, 12 images of each batch a rank, BatchNorm's statistics each rank's own, 688 bytes an all-reduce over gloo" in err
-    assert json.loads((out / "config.json").read_text())["ranks"] == json.loads((out / "summary.json").read_text())["ranks"] == 2
+    assert (
+        "2, 12 images of each batch a rank, BatchNorm's statistics each rank's own, 688 bytes an all-reduce "
+        "over gloo"
+    ) in err
+    assert (
+        json.loads((out / "config.json").read_text())["ranks"]
+        == json.loads((out / "summary.json").read_text())["ranks"]
+        == 2
+    )
     assert [line["epoch"] for line in metrics(out)] == [0, 1]
 
 
@@ -68,7 +76,9 @@ def one_line(text):
     ],
 )
 def test_a_wrong_argument_is_told_once(tmp_path, arguments, message):
-    (code, said, err), (other, silent, quiet) = ended(start(2, *TINY, *ONE_THREAD, "--epochs", 1, "--out", tmp_path / "run", *arguments))
+    (code, said, err), (other, silent, quiet) = ended(
+        start(2, *TINY, *ONE_THREAD, "--epochs", 1, "--out", tmp_path / "run", *arguments)
+    )
     assert code == other == 2 and said == silent == ""
     assert message in (one_line(err.splitlines()[-1]) if "recipe" in err else one_line(err))
     assert "fastbn" not in quiet and "Traceback" not in quiet
@@ -83,8 +93,20 @@ def test_what_one_rank_lacks_ends_all(tmp_path):
     from runs import network
     from safetensors.torch import save_file
 
-    save_file({name: t for name, t in network(engine="stock").state_dict().items() if t.dim()}, str(folders[0] / "weights.safetensors"))
-    arguments = [*TINY, *ONE_THREAD, "--epochs", 1, "--out", tmp_path / "run", "--weights", "weights.safetensors"]
+    save_file(
+        {name: t for name, t in network(engine="stock").state_dict().items() if t.dim()},
+        str(folders[0] / "weights.safetensors"),
+    )
+    arguments = [
+        *TINY,
+        *ONE_THREAD,
+        "--epochs",
+        1,
+        "--out",
+        tmp_path / "run",
+        "--weights",
+        "weights.safetensors",
+    ]
     (code, _, err), (other, _, quiet) = ended(start(2, *arguments, folders=folders))
     assert code == other == 2
     assert "error: rank 1:" in one_line(err) and "weights.safetensors" in err
@@ -93,7 +115,9 @@ def test_what_one_rank_lacks_ends_all(tmp_path):
 
 @pytest.mark.slow
 def test_divergence_ends_all(tmp_path):
-    (code, _, err), (other, _, quiet) = ended(start(2, *TINY, *ONE_THREAD, "--epochs", 4, "--lr", 1e30, "--out", tmp_path / "run"))
+    (code, _, err), (other, _, quiet) = ended(
+        start(2, *TINY, *ONE_THREAD, "--epochs", 4, "--lr", 1e30, "--out", tmp_path / "run")
+    )
     assert code == other == 3
     assert "diverged" in err and "fastbn" not in quiet
 
@@ -103,7 +127,9 @@ def lines(out):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize(
+    "number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"]
+)
 def test_a_signal_to_one_rank_stops_all_after_saving(tmp_path, number, code):
     out, epochs = tmp_path / "run", 300
     ranks = start(2, *TINY, *ONE_THREAD, "--epochs", epochs, "--resume", "--out", out)
@@ -114,7 +140,10 @@ def test_a_signal_to_one_rank_stops_all_after_saving(tmp_path, number, code):
     assert "continue with --resume" in found[0][2] and "fastbn" not in found[1][2]
     position = checkpoint(out)[1]["position"]
     assert position["epoch"] == lines(out) < epochs
-    assert [each[0] for each in ended(start(2, "--resume", "--out", out, "--epochs", lines(out) + 2))] == [0, 0]
+    assert [each[0] for each in ended(start(2, "--resume", "--out", out, "--epochs", lines(out) + 2))] == [
+        0,
+        0,
+    ]
     assert [line["epoch"] for line in metrics(out)] == list(range(lines(out)))
 
 
@@ -128,7 +157,10 @@ def test_a_rank_that_hangs_is_told_of(tmp_path):
     ranks[1].kill()
     ranks[1].communicate()
     assert ranks[0].returncode == 2 and "Traceback" not in err
-    assert "rank 0 of 2 waited 4 s in an all-reduce for the others: a rank hangs, or takes longer than --rank-timeout 4" in err
+    assert (
+        "rank 0 of 2 waited 4 s in an all-reduce for the others: a rank hangs, or takes longer than "
+        "--rank-timeout 4"
+    ) in err
 
 
 @pytest.mark.slow
@@ -139,13 +171,17 @@ def test_a_rank_that_dies_ends_the_others(tmp_path):
     ranks[0].kill()
     found = ended(ranks)
     assert [each[0] for each in found] == [-9, 2, 2, 2]
-    assert all("lost the others in an all-reduce" in each[2] and "--resume" in each[2] and "Traceback" not in each[2] for each in found[1:])
+    assert all(
+        "lost the others in an all-reduce" in each[2] and "--resume" in each[2] and "Traceback" not in each[2]
+        for each in found[1:]
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_rank_that_is_killed_is_started_again_and_nothing_is_lost(tmp_path, victim):
-    """kill -9 in mid-epoch under torchrun: it starts all ranks anew, these resume, and end as if nothing had happened."""
+    """kill -9 in mid-epoch under torchrun: it starts all ranks anew, these resume, and end as if nothing
+    had happened."""
     out, epochs = tmp_path / "run", 60
     arguments = [*TINY, *ONE_THREAD, "--epochs", epochs]
     running = torchrun(2, *arguments, "--resume", "--out", out, restarts=2)
@@ -170,7 +206,10 @@ def test_torchrun_that_is_asked_to_stop_saves(tmp_path):
     assert code != 0 and said == "" and "stopped by signal 15; continue with --resume" in err
     position, epochs = checkpoint(out)[1]["position"], lines(out)
     assert position["epoch"] == epochs < 10_000
-    assert [each[0] for each in ended(start(2, *arguments, "--epochs", epochs + 1, "--milestones", *_milestones(out)))] == [0, 0]
+    assert [
+        each[0]
+        for each in ended(start(2, *arguments, "--epochs", epochs + 1, "--milestones", *_milestones(out)))
+    ] == [0, 0]
     assert lines(out) == epochs + 1
 
 
@@ -185,7 +224,8 @@ def test_another_number_of_ranks_may_go_on(tmp_path, capfd):
     assert [each[0] for each in ended(start(4, *arguments, "--epochs", 1, "--milestones", 1))] == [0] * 4
     assert main([*map(str, arguments), "--epochs", "2", "--milestones", "1", "--resume"]) == 0
     assert train(whole, "--milestones", "1", "--threads", "1") == 0
-    for line, other in zip(metrics(out), metrics(whole), strict=True):  # in float32 a rounding flips a ReLU here and there
+    # in float32 a rounding flips a ReLU here and there
+    for line, other in zip(metrics(out), metrics(whole), strict=True):
         assert line["train_loss"] == pytest.approx(other["train_loss"], rel=0.01)
     capfd.readouterr()
     assert main([*TINY, *ONE_THREAD, "--out", str(tmp_path / "own"), "--epochs", "1"]) == 0

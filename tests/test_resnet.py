@@ -1,4 +1,5 @@
-"""FastBNOnlyResNet: the architecture, counted and run against one written from the paper, and what ordinary use expects of it."""
+"""FastBNOnlyResNet: the architecture, counted and run against one written from the paper, and what
+ordinary use expects of it."""
 
 import copy
 import dataclasses
@@ -39,12 +40,17 @@ def test_parameter_counts(depth, width, classes, family, total, bn):
     with torch.device("meta"):
         model = FastBNOnlyResNet(depth, classes, width, family, engine="stock")
     assert count(model) == (bn, total)
-    layers = [m for name, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear)) and "downsample" not in name]
+    layers = [
+        m
+        for name, m in model.named_modules()
+        if isinstance(m, (nn.Conv2d, nn.Linear)) and "downsample" not in name
+    ]
     assert len(layers) == depth
 
 
 def oracle(state, x, blocks, training, imagenet):
-    """The network from its state dict alone: strides, paddings and the order of operations as the papers and torchvision have them."""
+    """The network from its state dict alone: strides, paddings and the order of operations as the papers
+    and torchvision have them."""
 
     def conv(x, name, stride=1):
         weight = state[f"{name}.weight"]
@@ -94,12 +100,16 @@ def test_forward_is_the_papers(depth, family, width, blocks, size, training):
     expected = oracle(copy.deepcopy(model.state_dict()), x, blocks, training, model.spec.family == "imagenet")
     found = model(x)
     assert found.shape == (5, 7)
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()))  # 50 layers of float64's 1e-16
+    # 50 layers of float64's 1e-16
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()))
 
 
 def test_torchvisions_names():
     with torch.device("meta"):
-        keys = {depth: list(FastBNOnlyResNet(depth, family="imagenet", engine="stock").state_dict()) for depth in (18, 50)}
+        keys = {
+            depth: list(FastBNOnlyResNet(depth, family="imagenet", engine="stock").state_dict())
+            for depth in (18, 50)
+        }
     norm = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
     stem = ["conv1.weight", *(f"bn1.{kind}" for kind in norm)]
     assert keys[18][:6] == keys[50][:6] == stem
@@ -109,21 +119,32 @@ def test_torchvisions_names():
     assert keys[18][first + 1 : first + 6] == [f"layer2.0.downsample.1.{kind}" for kind in norm]
     assert keys[18][-2:] == keys[50][-2:] == ["fc.weight", "fc.bias"]
     assert (len(keys[18]), len(keys[50])) == (122, 320)  # as torchvision's resnet18 and resnet50
-    assert {"layer1.0.downsample.0.weight", "layer4.2.bn3.running_var", "layer3.5.conv3.weight"} <= set(keys[50])
+    assert {"layer1.0.downsample.0.weight", "layer4.2.bn3.running_var", "layer3.5.conv3.weight"} <= set(
+        keys[50]
+    )
     assert not any(key.startswith("layer1.0.downsample") for key in keys[18])
 
 
 def test_the_cifar_family_projects_at_the_two_stage_changes_alone():
     model = FastBNOnlyResNet(20, engine="stock")
-    projections = {name: module for name, module in model.named_modules() if "downsample" in name and isinstance(module, nn.Conv2d)}
+    projections = {
+        name: module
+        for name, module in model.named_modules()
+        if "downsample" in name and isinstance(module, nn.Conv2d)
+    }
     assert set(projections) == {"layer2.0.downsample.0", "layer3.0.downsample.0"}
-    assert all(conv.kernel_size == (1, 1) and conv.stride == (2, 2) and conv.bias is None for conv in projections.values())
+    assert all(
+        conv.kernel_size == (1, 1) and conv.stride == (2, 2) and conv.bias is None
+        for conv in projections.values()
+    )
 
 
 def test_only_batchnorm_requires_grad():
     model = FastBNOnlyResNet(14, width=4)
     norms = {name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
-    assert {name.rpartition(".")[0] for name, _ in trainable(model)} == norms and len(trainable(model)) == 2 * len(norms)
+    assert {name.rpartition(".")[0] for name, _ in trainable(model)} == norms and len(
+        trainable(model)
+    ) == 2 * len(norms)
 
 
 def test_construction_leaves_every_global_generator_alone():
@@ -143,7 +164,8 @@ def test_default_dtype_and_device_are_followed():
     single = FastBNOnlyResNet(14, width=4, engine="stock")
     assert double.conv1.weight.dtype == torch.float64 and single.conv1.weight.dtype == torch.float32
     assert torch.equal(double.conv1.weight.float(), single.conv1.weight)
-    assert not torch.equal(double.conv1.weight, single.conv1.weight.double())  # drawn in float64, rounded once
+    # drawn in float64, rounded once
+    assert not torch.equal(double.conv1.weight, single.conv1.weight.double())
     with torch.device("meta"):
         assert all(tensor.is_meta for tensor in FastBNOnlyResNet(14, engine="stock").state_dict().values())
 
@@ -160,13 +182,20 @@ def test_repr_is_a_screen_at_any_depth():
     with torch.device("meta"):
         text = repr(FastBNOnlyResNet(866, engine="stock"))
         bottleneck = repr(FastBNOnlyResNet(50, family="imagenet", engine="stock"))
-    assert len(text.splitlines()) == 7 and text.startswith("FastBNOnlyResNet(depth=866, num_classes=10, width=16, family='cifar', seed=0")
+    assert len(text.splitlines()) == 7 and text.startswith(
+        "FastBNOnlyResNet(depth=866, num_classes=10, width=16, family='cifar', seed=0"
+    )
     assert "layer1: 144 × BasicBlock 16→16\n" in text and "layer3: 144 × BasicBlock 32→64, stride 2\n" in text
     assert "trainable: 64,736 of 13,979,930 parameters" in text
-    assert "layer1: 3 × Bottleneck 64→256\n" in bottleneck and "layer4: 3 × Bottleneck 1024→2048, stride 2\n" in bottleneck
+    assert (
+        "layer1: 3 × Bottleneck 64→256\n" in bottleneck
+        and "layer4: 3 × Bottleneck 1024→2048, stride 2\n" in bottleneck
+    )
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["deepcopy", "pickle"]
+)
 def test_a_copy_is_independent(copied):
     model = FastBNOnlyResNet(14, width=4, engine="stock").eval()
     other = copied(model)
@@ -182,24 +211,37 @@ def test_a_copy_is_independent(copied):
 def test_spec_is_resolved():
     spec = FastBNOnlyResNet(14, width=4, engine="stock", gamma_init="ones").spec
     expected = {"depth": 14, "num_classes": 10, "width": 4, "family": "cifar", "seed": 0}
-    assert spec.said() == {**expected, "gamma_init": "ones", "beta_init": "zeros", "weight_init": "kaiming_normal"}
+    assert spec.said() == {
+        **expected,
+        "gamma_init": "ones",
+        "beta_init": "zeros",
+        "weight_init": "kaiming_normal",
+    }
     with pytest.raises(dataclasses.FrozenInstanceError):
         spec.depth = 20
     model = FastBNOnlyResNet(np.int64(14), width=np.int32(4), seed=np.uint8(3), engine="stock")
-    assert (model.spec.seed, model.weights_file, model.weights_sha256) == (3, None, None) and type(model.spec.depth) is int
+    assert (model.spec.seed, model.weights_file, model.weights_sha256) == (3, None, None) and type(
+        model.spec.depth
+    ) is int
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"depth": 100}, r"depth must be 6n\+2 \(14, 20, 56, 110, 866, …\) or one of 18, 34, 50, 101, 152, 200, got 100; nearest: 98"),
+        (
+            {"depth": 100},
+            r"depth must be 6n\+2 \(14, 20, 56, 110, 866, …\) or one of 18, 34, 50, 101, 152, 200, got 100; nearest: 98",
+        ),
         ({"depth": 2}, "got 2; nearest: 8"),  # n = 0: no block
         ({"depth": 50}, 'is both .*family="cifar" or family="imagenet"'),
         ({"depth": 152}, "is both"),
         ({"depth": 200}, "is both"),
         ({"depth": 20, "family": "imagenet"}, "one of 18, .* for family='imagenet', got 20; nearest: 18"),
         ({"depth": 18, "family": "cifar"}, r"6n\+2 .* for family='cifar', got 18; nearest: 20"),
-        ({"depth": 20, "family": "image"}, "family must be one of cifar, imagenet, .*, got 'image'; nearest: imagenet"),
+        (
+            {"depth": 20, "family": "image"},
+            "family must be one of cifar, imagenet, .*, got 'image'; nearest: imagenet",
+        ),
         ({"depth": "20"}, "depth must be an integer"),
         ({"depth": 20.0}, "depth must be an integer"),
         ({"depth": True}, "depth must be an integer"),
@@ -207,8 +249,14 @@ def test_spec_is_resolved():
         ({"depth": 14, "num_classes": 0}, "num_classes must be an integer of at least 1, got 0"),
         ({"depth": 14, "seed": -1}, "seed must be an integer of at least 0, got -1"),
         ({"depth": 14, "seed": None}, "seed must be an integer of at least 0, got None"),
-        ({"depth": 14, "gamma_init": "unifrom"}, "gamma_init must be one of uniform, .*, he_normal, got 'unifrom'; nearest: uniform"),
-        ({"depth": 14, "beta_init": "zero"}, "beta_init must be one of zeros, ones, got 'zero'; nearest: zeros"),
+        (
+            {"depth": 14, "gamma_init": "unifrom"},
+            "gamma_init must be one of uniform, .*, he_normal, got 'unifrom'; nearest: uniform",
+        ),
+        (
+            {"depth": 14, "beta_init": "zero"},
+            "beta_init must be one of zeros, ones, got 'zero'; nearest: zeros",
+        ),
         ({"depth": 16, "family": "vgg"}, "of the family cifar or imagenet, got 'vgg'"),
         ({"depth": 14, "norm": "layer"}, "norm must be one of batch, instance, group, selu, got 'layer'"),
         ({"depth": 14, "norm_eps": 0}, "norm_eps must be a number above 0"),
@@ -224,6 +272,8 @@ def test_errors(arguments, message):
 @pytest.mark.parametrize("depth", [50, 152, 200])
 def test_a_depth_of_both_families_is_either(depth):
     with torch.device("meta"):
-        cifar, imagenet = (FastBNOnlyResNet(depth, family=family, engine="stock") for family in ("cifar", "imagenet"))
+        cifar, imagenet = (
+            FastBNOnlyResNet(depth, family=family, engine="stock") for family in ("cifar", "imagenet")
+        )
     assert (cifar.spec.width, imagenet.spec.width) == (16, 64)
     assert not hasattr(cifar, "layer4") and hasattr(imagenet, "layer4")

@@ -60,7 +60,10 @@ def names(model):
         ("beta + none", {"fc.bias"}),
         ("all", {name for name, _ in Misleading().named_parameters()}),
         ("bn+all", {name for name, _ in Misleading().named_parameters()}),
-        ("all-bn", {"bn.weight", "bn.bias", "first.weight", "first.bias", "norm.weight", "norm.bias", "gamma"}),
+        (
+            "all-bn",
+            {"bn.weight", "bn.bias", "first.weight", "first.bias", "norm.weight", "norm.bias", "gamma"},
+        ),
         ("random=1+output", {"bn.weight", "norm.weight", "norm.bias"}),
         ("bn@first-1", {"fc.weight", "fc.bias"}),
         ("bn@last-1+beta@first-1", {"conv.weight", "fc.bias"}),
@@ -114,7 +117,11 @@ def test_an_optimizer_that_holds_a_frozen_parameter_leaves_it():
     before = model[0].weight.detach().clone()
     freeze(model)
     optimizer.step()
-    assert torch.equal(before, model[0].weight) and model[0].weight.grad is None and model[1].weight.grad is not None
+    assert (
+        torch.equal(before, model[0].weight)
+        and model[0].weight.grad is None
+        and model[1].weight.grad is not None
+    )
 
 
 @pytest.mark.parametrize(
@@ -135,7 +142,11 @@ def test_an_optimizer_that_holds_a_frozen_parameter_leaves_it():
         (Misleading(), "bn@", "needs first-N, last-N, or a module's name"),
         (Misleading(), "bn@first-4", "has 2 such layers; ask for 1 … 2"),
         (Misleading(), "bn@layer1", r"selects none of the 2 such layers of Misleading \(fc, conv\)"),
-        (nn.Sequential(nn.Conv2d(2, 2, 1), nn.ReLU()), "shortcut", "on its shortcut, and Sequential has none"),
+        (
+            nn.Sequential(nn.Conv2d(2, 2, 1), nn.ReLU()),
+            "shortcut",
+            "on its shortcut, and Sequential has none",
+        ),
         (nn.Sequential(nn.Linear(2, 2)), "random=1", "needs a convolution"),
     ],
 )
@@ -151,7 +162,11 @@ class Residual(nn.Module):
 
     def __init__(self, normalised=True):
         super().__init__()
-        self.a, self.b, self.c = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.a, self.b, self.c = (
+            nn.Conv2d(3, 4, 1),
+            nn.Conv2d(3, 4, 3, padding=1),
+            nn.Conv2d(4, 4, 3, padding=1),
+        )
         self.downsample, self.n = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4) if normalised else nn.Identity()
         self.head = nn.Linear(4, 2)
 
@@ -164,7 +179,8 @@ class Residual(nn.Module):
 
 @pytest.mark.parametrize("normalised", [True, False])
 def test_shortcuts_by_the_network_s_shape(normalised):
-    assert names(freeze(Residual(normalised), "shortcut")) == {"a.weight", "a.bias"}  # beside the identity there is none
+    # beside the identity there is none
+    assert names(freeze(Residual(normalised), "shortcut")) == {"a.weight", "a.bias"}
 
 
 @pytest.mark.parametrize("depth, expected", [(14, 2), (18, 3), (50, 4)])
@@ -173,16 +189,23 @@ def test_shortcuts_of_resnets_are_their_projections(depth, expected):
         model = FastBNOnlyResNet(depth, family="imagenet" if depth > 14 else None, engine="stock")
     found = names(freeze(model, "shortcut"))
     assert len(found) == expected and all(name.endswith("downsample.0.weight") for name in found)
-    assert count(freeze(model, "bn@layer1"))[0] == 2 * sum(m.num_features for m in model.layer1.modules() if isinstance(m, nn.BatchNorm2d))
+    assert count(freeze(model, "bn@layer1"))[0] == 2 * sum(
+        m.num_features for m in model.layer1.modules() if isinstance(m, nn.BatchNorm2d)
+    )
 
 
 def test_random_weights_of_each_channel():
-    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.Conv2d(5, 4, 1, groups=1), nn.Flatten(), nn.Linear(4, 2))
+    model = nn.Sequential(
+        nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.Conv2d(5, 4, 1, groups=1), nn.Flatten(), nn.Linear(4, 2)
+    )
     freeze(model, "random=2", seed=1)
     assert names(model) == {"0.weight", "2.weight"} and count(model)[0] == 2 * (5 + 4)
     masks = entries(model)
     assert [masks[name].flatten(1).sum(1).tolist() for name in masks] == [[2] * 5, [2] * 4]
-    again, other = entries(freeze(copy.deepcopy(model), "random=2", seed=1)), entries(freeze(copy.deepcopy(model), "random=2", seed=2))
+    again, other = (
+        entries(freeze(copy.deepcopy(model), "random=2", seed=1)),
+        entries(freeze(copy.deepcopy(model), "random=2", seed=2)),
+    )
     assert all(torch.equal(masks[name], again[name]) for name in masks)
     assert any(not torch.equal(masks[name], other[name]) for name in masks)
     model(torch.randn(6, 3, 3, 3)).square().sum().backward()
@@ -202,8 +225,12 @@ def test_fit_trains_the_drawn_weights_alone(tmp_path, optimizer):
     fastbn.fit(model, digits()[0], None, progress=False, **recipe)
     for name, mask in entries(model).items():
         after = model.get_parameter(name)
-        assert torch.equal(after[~mask], before[name][~mask]) and not torch.equal(after[mask], before[name][mask])
-    assert not torch.equal(model.fc.weight, before["fc.weight"]) and torch.equal(model.bn1.weight, before["bn1.weight"])
+        assert torch.equal(after[~mask], before[name][~mask]) and not torch.equal(
+            after[mask], before[name][mask]
+        )
+    assert not torch.equal(model.fc.weight, before["fc.weight"]) and torch.equal(
+        model.bn1.weight, before["bn1.weight"]
+    )
     fastbn.save(model, tmp_path / "model.safetensors")
     again = fastbn.load(tmp_path / "model.safetensors")
     assert count(again) == count(model) and entries(again).keys() == entries(model).keys()
@@ -216,5 +243,7 @@ def test_the_names_are_had_without_torch():
         "print('torch' in sys.modules, fastbn.choices.TRAIN_MODES, f.resolve(20).width)"
     )
     environment = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    out = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, env=environment, check=True)
+    out = subprocess.run(
+        [sys.executable, "-S", "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
     assert out.stdout == f"False {TRAIN_MODES} 16\n"

@@ -9,13 +9,13 @@ import torch
 from nets import resnet
 
 from fastbn import fuse
-from fastbn.run.config import Recipe
 from fastbn.data.feed import Resident
 from fastbn.data.images import Images
 from fastbn.errors import UsageError
+from fastbn.run import resolve
+from fastbn.run.config import Recipe
 from fastbn.train import main
 from fastbn.training import batch_size
-from fastbn.run import resolve
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -48,7 +48,9 @@ def test_no_batch_is_larger_than_the_set(monkeypatch):
 
 def test_the_model_is_as_it_was():
     draw = torch.Generator().manual_seed(0)
-    source = Resident(Images(torch.randint(0, 256, (64, 8, 8, 3), dtype=torch.uint8, generator=draw), torch.arange(64) % 10))
+    source = Resident(
+        Images(torch.randint(0, 256, (64, 8, 8, 3), dtype=torch.uint8, generator=draw), torch.arange(64) % 10)
+    )
     model = fuse(resnet(8).float().train(), "native")
     before = {name: t.clone() for name, t in model.state_dict().items()}
     said = []
@@ -89,7 +91,20 @@ def test_another_word_is_refused(value, capsys):
 
 def test_a_run_writes_what_was_found_and_its_resumption_measures_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(resolve, "fastest", lambda model, source, recipe, say: 64)
-    arguments = ["--depth", "8", "--width", "4", "--dataset", "digits", "--limit-train", "96", "--limit-test", "32", "--batch-size", "auto"]
+    arguments = [
+        "--depth",
+        "8",
+        "--width",
+        "4",
+        "--dataset",
+        "digits",
+        "--limit-train",
+        "96",
+        "--limit-test",
+        "32",
+        "--batch-size",
+        "auto",
+    ]
     arguments += ["--out", str(tmp_path / "run")]
     assert main([*arguments, "--epochs", "2"]) == 0
     config = json.loads((tmp_path / "run" / "config.json").read_text())

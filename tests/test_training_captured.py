@@ -1,4 +1,5 @@
-"""The captured step's bookkeeping, with a recorder that launches again what it was given: a CUDA graph does the same on a GPU."""
+"""The captured step's bookkeeping, with a recorder that launches again what it was given: a CUDA graph
+does the same on a GPU."""
 
 from __future__ import annotations
 
@@ -11,16 +12,16 @@ from runs import network
 from torch.autograd.graph import get_gradient_edge
 
 from fastbn import freeze
-from fastbn.run.config import Recipe
 from fastbn.data.feed import Resident
 from fastbn.data.images import Images
+from fastbn.engine.executor import Graphs, unrecorded
 from fastbn.engine.native.engine import Native
 from fastbn.engine.reference import Reference
-from fastbn.engine.executor import Graphs, unrecorded
 from fastbn.errors import MachineError
+from fastbn.run.config import Recipe
 from fastbn.training.cuda_graph import Captured
 from fastbn.training.flat import Flat
-from fastbn.training.step import Step, Totals
+from fastbn.training.step import Totals, TrainingStep
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -45,9 +46,11 @@ class Recorder:
 def train(recorder, **settings):
     """Two epochs of two whole batches and a ragged one; the parameters and each epoch's totals."""
     draw = torch.Generator().manual_seed(0)
-    images = Images(torch.randint(0, 256, (20, 8, 8, 3), dtype=torch.uint8, generator=draw), torch.arange(20) % 10)
+    images = Images(
+        torch.randint(0, 256, (20, 8, 8, 3), dtype=torch.uint8, generator=draw), torch.arange(20) % 10
+    )
     recipe = Recipe(epochs=2, batch_size=8, **settings).resolved(2)
-    step = Step(freeze(network(), "bn"), Resident(images), recipe)
+    step = TrainingStep(freeze(network(), "bn"), Resident(images), recipe)
     if recorder:
         step._take = Captured(step._compute, CPU, lambda device: recorder)
     found = []
@@ -63,13 +66,15 @@ def train(recorder, **settings):
 def test_replays_equal_plain_steps():
     recorder = Recorder()
     (vector, totals), (expected, sums) = train(recorder), train(None)
-    assert recorder.recorded == 3  # the whole batch; in the second epoch that again, which the ragged one's first step let go, and this
+    # the whole batch; in the second epoch that again, which the ragged one's first step let go, and this
+    assert recorder.recorded == 3
     assert torch.equal(vector, expected)
     assert totals == sums
 
 
 def test_what_a_step_is_recorded_with_is_not_recorded_apart(monkeypatch):
-    """Slices of a batch call the model several times in a step: a region that recorded them for itself would hold a step's memory twice."""
+    """Slices of a batch call the model several times in a step: a region that recorded them for itself
+    would hold a step's memory twice."""
     kept, own = Recorder(), Recorder()
     monkeypatch.setattr(Native, "replays", lambda engine: Graphs(lambda device: kept, lambda device: True))
     monkeypatch.setattr(Reference, "replays", lambda engine: Graphs(lambda device: kept, lambda device: True))
@@ -80,7 +85,8 @@ def test_what_a_step_is_recorded_with_is_not_recorded_apart(monkeypatch):
 
 
 def test_the_ragged_batch_runs_where_nothing_recorded_holds_memory():
-    """A plan may leave room for one batch size's step alone. What a graph held is free when nothing refers to it."""
+    """A plan may leave room for one batch size's step alone. What a graph held is free when nothing refers
+    to it."""
     alive, found = [], []
 
     class Held:
@@ -107,7 +113,8 @@ def test_the_ragged_batch_runs_where_nothing_recorded_holds_memory():
 
 
 def test_parameters_part_from_the_nodes_of_an_earlier_result():
-    """On CUDA such a node waits for the stream which it was made on, and a step that is being captured can't."""
+    """On CUDA such a node waits for the stream which it was made on, and a step that is being captured
+    can't."""
     model = freeze(network(), "bn")
     loss = model(torch.randn(2, 3, 8, 8)).square().mean()
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -118,11 +125,16 @@ def test_parameters_part_from_the_nodes_of_an_earlier_result():
     assert not any("earlier" in get_gradient_edge(p).node.metadata for p in parameters)
     before = flat.vector.clone()
     model(torch.randn(2, 3, 8, 8)).square().mean().backward()
-    assert all(p.grad is not None and p.dtype == torch.float32 for p in parameters) and torch.equal(flat.vector, before)
+    assert all(p.grad is not None and p.dtype == torch.float32 for p in parameters) and torch.equal(
+        flat.vector, before
+    )
     assert loss.isfinite()
 
 
-REFUSALS = {"CUDA error: operation not permitted when stream is capturing": MachineError, "CUDA out of memory": RuntimeError}
+REFUSALS = {
+    "CUDA error: operation not permitted when stream is capturing": MachineError,
+    "CUDA out of memory": RuntimeError,
+}
 
 
 @pytest.mark.parametrize(("error", "raised"), REFUSALS.items())

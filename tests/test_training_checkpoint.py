@@ -49,7 +49,9 @@ def saved(tmp_path):
 
 @pytest.mark.parametrize("train", ["bn", "gamma", "bn+output", "all", "none"])
 @pytest.mark.parametrize(
-    "arguments", [{}, {"seed": 3, "weight_init": "binary", "gamma_init": "normal", "num_classes": 10}], ids=["", "other"]
+    "arguments",
+    [{}, {"seed": 3, "weight_init": "binary", "gamma_init": "normal", "num_classes": 10}],
+    ids=["", "other"],
 )
 def test_round_trip(tmp_path, train, arguments):
     model = freeze(trained(**arguments), train)
@@ -63,7 +65,8 @@ def test_round_trip(tmp_path, train, arguments):
 
 
 def test_a_resnet14_takes_11_kb(tmp_path):
-    """1,120 γ and β and as many running statistics in fp32 are 9 KB, of a network of 175,258 parameters; the header the rest."""
+    """1,120 γ and β and as many running statistics in fp32 are 9 KB, of a network of 175,258 parameters;
+    the header the rest."""
     model = FastBNOnlyResNet(14)
     save(model, tmp_path / "model.safetensors")
     assert count(model) == (1120, 175_258)
@@ -181,7 +184,10 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "alter, match",
     [
-        (lambda tensors, header: tensors.update(parameters=tensors["parameters"][:-1]), "parameters should hold 168 numbers"),
+        (
+            lambda tensors, header: tensors.update(parameters=tensors["parameters"][:-1]),
+            "parameters should hold 168 numbers",
+        ),
         (lambda tensors, header: tensors.pop("running"), "running should hold .* found nothing"),
         (lambda tensors, header: header["model"].update(seed=1), "from the seed have another SHA-256"),
     ],

@@ -1,11 +1,12 @@
-"""The model of what many devices send each other: bytes that can be counted by hand, and what --explain says of them."""
+"""The model of what many devices send each other: bytes that can be counted by hand, and what --explain
+says of them."""
 
 import math
 
 import pytest
 
-from fastbn.train import main
 from fastbn.planning.links import ASSUMED, Link, seconds, sent_bytes, step_bytes, synchronised_seconds
+from fastbn.train import main
 
 LINK = Link(bandwidth=1e9, latency=1e-5)
 
@@ -24,11 +25,14 @@ def test_bytes_are_a_ring_s(devices):
 def test_seconds():
     assert seconds(10**6, 1, LINK) == 0
     assert seconds(10**9, 2, LINK) == pytest.approx(1.0 + 2e-5)  # the ring: half there, half back
-    assert seconds(8, 1024, LINK) == pytest.approx(2 * 10 * 1e-5, rel=1e-3)  # the tree: ten levels up and down
+    # the tree: ten levels up and down
+    assert seconds(8, 1024, LINK) == pytest.approx(2 * 10 * 1e-5, rel=1e-3)
     assert seconds(8, 1000, LINK) == seconds(8, 1024, LINK)
     times = [seconds(259_000, k, LINK) for k in (1, 2, 8, 64, 1024)]
     assert times == sorted(times) and all(map(math.isfinite, times))
-    assert synchronised_seconds([16, 16, 32], 8, LINK) == pytest.approx(4 * seconds(256, 8, LINK) + 2 * seconds(512, 8, LINK))
+    assert synchronised_seconds([16, 16, 32], 8, LINK) == pytest.approx(
+        4 * seconds(256, 8, LINK) + 2 * seconds(512, 8, LINK)
+    )
 
 
 def test_the_deepest_network_sends_259_kb_where_stock_sends_56_mb():
@@ -37,7 +41,19 @@ def test_the_deepest_network_sends_259_kb_where_stock_sends_56_mb():
 
 
 def test_explain_prints_it(capsys):
-    tiny = ["--depth", "8", "--width", "4", "--dataset", "digits", "--batch-size", "8", "--explain", "--threads", "1"]
+    tiny = [
+        "--depth",
+        "8",
+        "--width",
+        "4",
+        "--dataset",
+        "digits",
+        "--batch-size",
+        "8",
+        "--explain",
+        "--threads",
+        "1",
+    ]
     assert main([*tiny, "--devices", "100", "--step-seconds", "0.05", "--sync-bn"]) == 0
     said = capsys.readouterr().out.splitlines()
     start = next(i for i, line in enumerate(said) if line.startswith("many"))

@@ -36,11 +36,20 @@ def test_the_five_likeliest_of_a_hundred():
 
 
 def test_of_ten_classes_they_are_not_counted():
-    assert "test_top5_accuracy" not in evaluate(FastBNOnlyResNet(8, width=4), feed(images(9, 10), CPU)).mean("test")
+    assert "test_top5_accuracy" not in evaluate(FastBNOnlyResNet(8, width=4), feed(images(9, 10), CPU)).mean(
+        "test"
+    )
 
 
 def test_fit_reports_them_by_epoch():
-    (line,) = fit(FastBNOnlyResNet(8, width=4, num_classes=100), images(20, 100), images(12, 100), epochs=1, batch_size=10, progress=False)
+    (line,) = fit(
+        FastBNOnlyResNet(8, width=4, num_classes=100),
+        images(20, 100),
+        images(12, 100),
+        epochs=1,
+        batch_size=10,
+        progress=False,
+    )
     assert line["test_accuracy"] <= line["test_top5_accuracy"] <= 1
 
 
@@ -61,7 +70,11 @@ def totals(loss: float, correct: int, n: int, top5: int | None) -> Totals:
     return Totals(torch.tensor(loss, dtype=torch.float64), torch.tensor(correct), n, torch.tensor(True), near)
 
 
-@pytest.mark.parametrize("other, expected", [((2.0, 3, 4, 4), (5.0, 5, 11, 9)), ((0.0, 0, 0, None), (3.0, 2, 7, 5))], ids=["both", "one"])
+@pytest.mark.parametrize(
+    "other, expected",
+    [((2.0, 3, 4, 4), (5.0, 5, 11, 9)), ((0.0, 0, 0, None), (3.0, 2, 7, 5))],
+    ids=["both", "one"],
+)
 def test_the_parts_of_two_ranks(other, expected):
     """One may have had no batch, and so no idea that there are a hundred classes."""
     for first, second in (((3.0, 2, 7, 5), other), (other, (3.0, 2, 7, 5))):

@@ -11,23 +11,32 @@ from runs import STEPS, digits, network
 from torch import nn
 
 import fastbn
-from fastbn.run.config import Recipe
 from fastbn.data.augment import batch, draw_epoch
 from fastbn.data.feed import Resident
 from fastbn.errors import Diverged, UsageError
+from fastbn.planning.precision import arithmetic
+from fastbn.run.config import Recipe
 from fastbn.trainable import freeze, trainable
 from fastbn.training.evaluation import evaluate
-from fastbn.planning.precision import arithmetic
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 TRAIN, TEST = digits()
 COMMON = {"epoch", "step", "lr", "train_loss", "train_accuracy", "norms"}
-MEASURED = {"images_per_second", "seconds", "evaluation_seconds", "peak_memory_bytes", "planned_memory_bytes", "energy_joules"}
+MEASURED = {
+    "images_per_second",
+    "seconds",
+    "evaluation_seconds",
+    "peak_memory_bytes",
+    "planned_memory_bytes",
+    "energy_joules",
+}
 
 
 def fit(model, *sets, **settings):
-    return fastbn.fit(model, *(sets or (TRAIN, TEST)), **{"epochs": 2, "batch_size": 24, "progress": False, **settings})
+    return fastbn.fit(
+        model, *(sets or (TRAIN, TEST)), **{"epochs": 2, "batch_size": 24, "progress": False, **settings}
+    )
 
 
 def trained(model):
@@ -48,7 +57,12 @@ def same(one, other):
 
 @pytest.mark.parametrize(
     "held_out, names",
-    [({"test": TEST}, ("test",)), ({}, ()), ({"val": TEST}, ("val",)), ({"test": TEST, "val": TRAIN.limit(20)}, ("test", "val"))],
+    [
+        ({"test": TEST}, ("test",)),
+        ({}, ()),
+        ({"val": TEST}, ("val",)),
+        ({"test": TEST, "val": TRAIN.limit(20)}, ("test", "val")),
+    ],
     ids=["test", "none", "val", "both"],
 )
 def test_history(held_out, names):
@@ -57,9 +71,15 @@ def test_history(held_out, names):
     assert [line["step"] for line in history] == [STEPS, 2 * STEPS]
     assert [line["lr"] for line in history] == pytest.approx([0.1, 0.01])
     for line in history:
-        assert line.keys() == COMMON | MEASURED | {f"{name}_{what}" for name in names for what in ("loss", "accuracy")}
+        assert line.keys() == COMMON | MEASURED | {
+            f"{name}_{what}" for name in names for what in ("loss", "accuracy")
+        }
         assert all(type(line[name]) is int for name in ("epoch", "step", "peak_memory_bytes"))
-        assert all(type(value) is float and math.isfinite(value) for name, value in line.items() if name.endswith(("loss", "accuracy")))
+        assert all(
+            type(value) is float and math.isfinite(value)
+            for name, value in line.items()
+            if name.endswith(("loss", "accuracy"))
+        )
         assert all(line[name] > 0 for name in ("images_per_second", "seconds", "peak_memory_bytes"))
         assert line["energy_joules"] is None  # no GPU, no NVML
         assert (line["train_accuracy"] * 64).is_integer()
@@ -103,7 +123,10 @@ def test_evaluation_counts_every_image_whatever_the_batch_and_leaves_the_modes()
     assert [module.training for module in model.modules()] == modes
 
 
-@pytest.mark.parametrize("train, stats", [("bn", "batch"), ("gamma", "batch"), ("beta", "batch"), ("bn+output", "batch"), ("bn", "frozen")])
+@pytest.mark.parametrize(
+    "train, stats",
+    [("bn", "batch"), ("gamma", "batch"), ("beta", "batch"), ("bn+output", "batch"), ("bn", "frozen")],
+)
 def test_what_trains_moves_and_nothing_else(train, stats):
     model = freeze(network(), train)
     before, still, buffers = trained(model), frozen(model), running(model)
@@ -111,7 +134,9 @@ def test_what_trains_moves_and_nothing_else(train, stats):
     assert same(frozen(model), still)
     assert all(p.grad is None for p in model.parameters())
     after = trained(model)
-    assert after.keys() == before.keys() and not any(torch.equal(p, before[name]) for name, p in after.items())
+    assert after.keys() == before.keys() and not any(
+        torch.equal(p, before[name]) for name, p in after.items()
+    )
     if stats == "frozen":
         assert same(running(model), buffers)
     else:
@@ -159,7 +184,8 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(engine):
 
 
 def without_flips(model):
-    """Every ReLU wide open or shut: β = +6 where channel % 3 > 0, else −6, so that rounding cannot switch one."""
+    """Every ReLU wide open or shut: β = +6 where channel % 3 > 0, else −6, so that rounding cannot switch
+    one."""
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -171,11 +197,14 @@ def without_flips(model):
 @pytest.mark.parametrize("engine", ["auto", "stock"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_fit_is_the_loop_written_by_hand(engine, optimizer):
-    """Two epochs against torch.optim on the stock network. float32 rounds each of the step's reductions, some 1e-6 relative a gradient;
-    the parameters move by lr × gradient, so they agree to lr times that (Adam divides by √v̂: a sign flip of a tiny gradient is ±lr)."""
+    """Two epochs against torch.optim on the stock network. float32 rounds each of the step's reductions, some
+    1e-6 relative a gradient; the parameters move by lr × gradient, so they agree to lr times that (Adam
+    divides by √v̂: a sign flip of a tiny gradient is ±lr)."""
     model, by_hand = without_flips(network(engine=engine)), without_flips(network(engine="stock"))
     rate = {"sgd": 0.01, "adam": 1e-3}[optimizer]
-    recipe = Recipe(epochs=2, batch_size=24, optimizer=optimizer, lr=rate, milestones=(1,), seed=7, weight_decay=0.01)
+    recipe = Recipe(
+        epochs=2, batch_size=24, optimizer=optimizer, lr=rate, milestones=(1,), seed=7, weight_decay=0.01
+    )
     history = fastbn.fit(model, TRAIN, recipe=recipe, progress=False)
 
     parameters = [p for _, p in trainable(by_hand)]
@@ -194,9 +223,13 @@ def test_fit_is_the_loop_written_by_hand(engine, optimizer):
             loss.backward()
             reference.step()
             losses.append(loss.item() * len(indices))
-    assert [line["train_loss"] for line in history] == pytest.approx([sum(losses[:STEPS]) / 64, sum(losses[STEPS:]) / 64], rel=1e-5)
+    assert [line["train_loss"] for line in history] == pytest.approx(
+        [sum(losses[:STEPS]) / 64, sum(losses[STEPS:]) / 64], rel=1e-5
+    )
     start = without_flips(network(engine="stock"))
-    for (name, p), (_, expected), (_, initial) in zip(trainable(model), trainable(by_hand), trainable(start), strict=True):
+    for (name, p), (_, expected), (_, initial) in zip(
+        trainable(model), trainable(by_hand), trainable(start), strict=True
+    ):
         moved = (expected - initial).abs().max()
         assert moved > 0
         assert (p - expected).abs().max() < 1e-3 * moved + 1e-6, name
@@ -205,7 +238,8 @@ def test_fit_is_the_loop_written_by_hand(engine, optimizer):
 
 
 def test_a_trained_layer_is_cast_anew_at_every_bf16_step():
-    """autocast keeps cast weights for as long as its context lasts: a layer that trains would stay as it was first seen."""
+    """autocast keeps cast weights for as long as its context lasts: a layer that trains would stay as it
+    was first seen."""
     layer, x = nn.Linear(3, 2), torch.ones(1, 3)
     with arithmetic("bf16", torch.device("cpu")):
         before = layer(x)
@@ -246,7 +280,14 @@ def test_nothing_to_train_is_refused():
 
 def test_a_network_of_ones_own():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 10),
+    )
     fastbn.fuse(freeze(model, "bn"))
     before = trained(model)
     with warnings.catch_warnings():
@@ -261,4 +302,8 @@ def test_progress_is_lines_on_stderr_or_nothing(capfd):
     assert capfd.readouterr() == ("", "")
     fit(network(), progress=True)
     out, err = capfd.readouterr()
-    assert out == "" and [line.split("  ")[0] for line in err.splitlines()] == ["plan", "epoch 1/2", "epoch 2/2"]
+    assert out == "" and [line.split("  ")[0] for line in err.splitlines()] == [
+        "plan",
+        "epoch 1/2",
+        "epoch 2/2",
+    ]

@@ -7,8 +7,8 @@ import torch
 from runs import network
 from torch import nn
 
-from fastbn.run.config import Recipe
 from fastbn.errors import UsageError
+from fastbn.run.config import Recipe
 from fastbn.trainable import freeze
 from fastbn.training.flat import Flat
 from fastbn.training.optimizer import Optimizer
@@ -39,7 +39,9 @@ def scalar(rate):
     return torch.tensor(rate, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("settings, make", KINDS, ids=[",".join(f"{k}={v}" for k, v in kind[0].items()) for kind in KINDS])
+@pytest.mark.parametrize(
+    "settings, make", KINDS, ids=[",".join(f"{k}={v}" for k, v in kind[0].items()) for kind in KINDS]
+)
 def test_updates_are_those_of_torch_optim(settings, make):
     torch.manual_seed(0)
     vector = torch.randn(301, dtype=torch.float64)
@@ -56,7 +58,11 @@ def test_updates_are_those_of_torch_optim(settings, make):
 @pytest.mark.parametrize(
     "optimizer, bad, rate, allowed",
     [
-        *((kind, bad, 0.1, allowed) for kind in ("sgd", "adam") for bad, allowed in ((1.0, False), (math.nan, False))),
+        *(
+            (kind, bad, 0.1, allowed)
+            for kind in ("sgd", "adam")
+            for bad, allowed in ((1.0, False), (math.nan, False))
+        ),
         *((kind, bad, 0.1, True) for kind in ("sgd", "adam") for bad in (math.nan, math.inf)),
         ("sgd", 1e30, 1e30, True),  # every number finite, the step's product not
         ("adam", 1e30, 0.1, True),  # the square overflows, and the change by it would be 0
@@ -72,7 +78,9 @@ def test_a_step_that_must_not_be_moves_nothing(optimizer, bad, rate, allowed):
     gradient[7] = bad
     assert not it.update(vector, gradient, scalar(rate), torch.tensor(allowed))
     assert torch.equal(vector, before)
-    assert state.keys() == it.state.keys() and all(torch.equal(value, it.state[name]) for name, value in state.items())
+    assert state.keys() == it.state.keys() and all(
+        torch.equal(value, it.state[name]) for name, value in state.items()
+    )
 
 
 def test_flat_parameters_share_the_vector_and_their_gradients_are_gathered():
@@ -136,19 +144,29 @@ SCHEDULES = [  # settings, {(epoch, step): the rate at 4 steps an epoch}
         {"schedule": "constant", "warmup_epochs": 2},
         {(0, 0): 0.1, (0, 1): 0.2, (0, 3): 0.4, (1, 0): 0.5, (1, 3): 0.8, (2, 0): 0.8},
     ),
-    ({"schedule": "multistep", "milestones": (1,), "warmup_epochs": 2}, {(0, 3): 0.4, (1, 0): 0.05, (1, 3): 0.08}),
-    ({"schedule": "cosine", "warmup_epochs": 6}, {(0, 0): 0.8 / 24, (5, 0): 0.4 * 21 / 24, (7, 2): 0.4 * (1 - math.sqrt(0.5))}),
+    (
+        {"schedule": "multistep", "milestones": (1,), "warmup_epochs": 2},
+        {(0, 3): 0.4, (1, 0): 0.05, (1, 3): 0.08},
+    ),
+    (
+        {"schedule": "cosine", "warmup_epochs": 6},
+        {(0, 0): 0.8 / 24, (5, 0): 0.4 * 21 / 24, (7, 2): 0.4 * (1 - math.sqrt(0.5))},
+    ),
 ]
 
 
-@pytest.mark.parametrize("settings, expected", SCHEDULES, ids=[",".join(map(str, s.values())) for s, _ in SCHEDULES])
+@pytest.mark.parametrize(
+    "settings, expected", SCHEDULES, ids=[",".join(map(str, s.values())) for s, _ in SCHEDULES]
+)
 def test_learning_rate(settings, expected):
     recipe = Recipe(lr=0.8, epochs=10, **settings).resolved(1)
     for (epoch, step), rate in expected.items():
         assert learning_rate(recipe, epoch, step, 4) == pytest.approx(rate, rel=1e-14), (epoch, step)
 
 
-@pytest.mark.parametrize("epochs, milestones", [(1, ()), (2, (1,)), (3, (1, 2)), (15, (7, 11)), (160, (80, 120))])
+@pytest.mark.parametrize(
+    "epochs, milestones", [(1, ()), (2, (1,)), (3, (1, 2)), (15, (7, 11)), (160, (80, 120))]
+)
 def test_default_milestones_divide_no_first_epoch(epochs, milestones):
     assert Recipe(epochs=epochs).resolved(1).milestones == milestones
 

@@ -8,17 +8,17 @@ from counted import Counted
 from nets import resnet
 
 from fastbn import fuse
-from fastbn.run.config import Recipe
 from fastbn.data.feed import Resident
 from fastbn.data.images import Images
-from fastbn.engine.select import choose
-from fastbn.planning.step_memory import Network
 from fastbn.engine.recomputation import Recompute
+from fastbn.engine.select import choose
 from fastbn.errors import MachineError
 from fastbn.planning import roofline
 from fastbn.planning.data_sheets import SHEETS, SPARE
 from fastbn.planning.plan import Planner, planner_of
-from fastbn.training.step import Step, Totals
+from fastbn.planning.step_memory import NetworkMemory
+from fastbn.run.config import Recipe
+from fastbn.training.step import Totals, TrainingStep
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -42,7 +42,7 @@ def model(engine="native", depth=56):
 def take(settings: Recipe, network, counted: Counted | None = None, steps: int = 1):
     """Steps by plan; the step that took them."""
     feed, totals = source(), Totals.zero(CPU)
-    step = Step(network, feed, settings, planner=planner_of(network, feed, settings))
+    step = TrainingStep(network, feed, settings, planner=planner_of(network, feed, settings))
     feed.begin(0, 0)
     batches = list(feed.batches(settings.batch))
     step(batches[0], 0.1, totals)  # packs the weights, and fills the pool
@@ -93,7 +93,10 @@ def test_the_largest_batch_is_named_where_nothing_fits():
     planner = planner_of(model(), source(), recipe(memory=0.02))
     largest = planner.largest()
     assert planner.plan(largest).memory.peak <= planner.budget
-    with pytest.raises(MachineError, match=rf"a step of 100,000 images needs .* the largest batch that fits is {largest:,}, or"):
+    with pytest.raises(
+        MachineError,
+        match=rf"a step of 100,000 images needs .* the largest batch that fits is {largest:,}, or",
+    ):
         planner.plan(100_000)
     with pytest.raises(MachineError, match="not even one image fits"):
         planner_of(model(), source(), recipe(memory=0.001)).plan(1)
@@ -108,14 +111,16 @@ def test_slices_need_the_memory_of_one():
 def test_866_layers_at_8192_images_fit_80_gb():
     from fastbn.engine.triton.engine import Triton
 
-    network = Network(resnet(866, 16).float().train(), Triton())
+    network = NetworkMemory(resnet(866, 16).float().train(), Triton())
     sheet = SHEETS["h100"]
     planner = Planner(network, (3, 32, 32), "mixed", sheet.memory)
     plan = planner.plan(8192)
     assert plan.recompute is not None and plan.memory.peak <= 80e9
     assert plan.again < 0.3
     assert planner.plan(128).recompute is None
-    small, large = (roofline.seconds(planner, planner._plan(n, n, None, 0), "mixed", sheet) for n in (128, 1024))
+    small, large = (
+        roofline.seconds(planner, planner._plan(n, n, None, 0), "mixed", sheet) for n in (128, 1024)
+    )
     assert 4 * small < large < 8 * small  # at 128 launches count
 
 
@@ -123,4 +128,4 @@ def test_frozen_or_stock_networks_have_nothing_to_decide():
     assert planner_of(resnet(8).float(), source(), recipe()) is None
     engine, _ = choose("native", CPU, torch.float32)
     frozen = resnet(8).float().requires_grad_(False)
-    assert Network(frozen, engine).occupied((4, 3, 8, 8), (torch.float32,) * 2, Recompute(1)).saved == 0
+    assert NetworkMemory(frozen, engine).occupied((4, 3, 8, 8), (torch.float32,) * 2, Recompute(1)).saved == 0

@@ -13,19 +13,20 @@ import torch
 from runs import TIMES, digits, network
 
 import fastbn
-from fastbn.run.config import Recipe
 from fastbn.data.feed import Resident
 from fastbn.errors import Diverged, MachineError, Stopped, UsageError
-from fastbn.trainable import freeze
 from fastbn.planning import plan
+from fastbn.run.config import Recipe
+from fastbn.trainable import freeze
 from fastbn.training import replicas
 from fastbn.training.cuda_graph import Captured
-from fastbn.training.step import Step
+from fastbn.training.step import TrainingStep
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 TRAIN, TEST = digits()
-SEEDS, RATES, SETTINGS = [0, 1, 2], [0.1, 0.3, 0.05], {"epochs": 2, "batch_size": 24}  # 64 images: 24, 24 and a ragged 16
+# 64 images: 24, 24 and a ragged 16
+SEEDS, RATES, SETTINGS = [0, 1, 2], [0.1, 0.3, 0.05], {"epochs": 2, "batch_size": 24}
 
 
 def networks(engine="reference"):
@@ -41,7 +42,9 @@ def alone(models, rates, **settings):
     found = []
     for model, seed, rate in zip(models, SEEDS, rates, strict=True):
         try:
-            history = fastbn.fit(model, TRAIN, TEST, progress=False, seed=seed, lr=rate, **SETTINGS, **settings)
+            history = fastbn.fit(
+                model, TRAIN, TEST, progress=False, seed=seed, lr=rate, **SETTINGS, **settings
+            )
         except Diverged as error:
             history = error
         found.append((history, model.state_dict()))
@@ -55,7 +58,8 @@ def assert_equal(models, histories, expected):
         else:
             assert figures(history) == figures(wanted)
         for name, value in model.state_dict().items():
-            assert value.numpy().tobytes() == state[name].numpy().tobytes(), name  # a network that diverged has NaN statistics
+            # a network that diverged has NaN statistics
+            assert value.numpy().tobytes() == state[name].numpy().tobytes(), name
 
 
 @pytest.mark.parametrize("engine, optimizer", [("reference", "sgd"), ("native", "adam")])
@@ -64,24 +68,37 @@ def test_each_is_what_it_is_alone(engine, optimizer):
     models = networks(engine)
     expected = alone(copy.deepcopy(models), RATES, optimizer=optimizer)
     kept = TRAIN.images.clone()
-    histories = fastbn.fit_replicas(models, TRAIN, TEST, progress=False, seed=SEEDS, lr=RATES, optimizer=optimizer, **SETTINGS)
+    histories = fastbn.fit_replicas(
+        models, TRAIN, TEST, progress=False, seed=SEEDS, lr=RATES, optimizer=optimizer, **SETTINGS
+    )
     assert_equal(models, histories, expected)
     assert len({history[-1]["train_loss"] for history in histories}) == 3 and torch.equal(TRAIN.images, kept)
-    assert all(p.untyped_storage().nbytes() == p.numel() * 4 and p.grad is None for model in models for p in model.parameters())
+    assert all(
+        p.untyped_storage().nbytes() == p.numel() * 4 and p.grad is None
+        for model in models
+        for p in model.parameters()
+    )
 
 
 def test_one_that_diverges_takes_no_other_with_it():
     models, rates = networks(), [0.1, 1e30, 0.05]
     expected = alone(copy.deepcopy(models), rates)
     assert [isinstance(history, Diverged) for history, _ in expected] == [False, True, False]
-    assert_equal(models, fastbn.fit_replicas(models, TRAIN, TEST, progress=False, seed=SEEDS, lr=rates, **SETTINGS), expected)
+    assert_equal(
+        models,
+        fastbn.fit_replicas(models, TRAIN, TEST, progress=False, seed=SEEDS, lr=rates, **SETTINGS),
+        expected,
+    )
     assert all(torch.isfinite(p).all() for p in models[1].parameters())
 
 
 def test_they_may_end_at_different_times():
     models = networks()[:2]
     kinds = zip(models, (1, 3), (24, 10), strict=True)
-    expected = [fastbn.fit(copy.deepcopy(model), TRAIN, epochs=n, batch_size=b, progress=False) for model, n, b in kinds]
+    expected = [
+        fastbn.fit(copy.deepcopy(model), TRAIN, epochs=n, batch_size=b, progress=False)
+        for model, n, b in kinds
+    ]
     found = fastbn.fit_replicas(models, TRAIN, epochs=[1, 3], batch_size=[24, 10], progress=False)
     assert [figures(history) for history in found] == [figures(history) for history in expected]
 
@@ -96,9 +113,18 @@ def test_captured_steps(monkeypatch):
 
     models = networks()
     expected = alone(copy.deepcopy(models), RATES)
-    monkeypatch.setattr(Step, "_taking", lambda step: Captured(step._compute, torch.device("cpu"), lambda device: record))
-    assert_equal(models, fastbn.fit_replicas(models, TRAIN, TEST, progress=False, seed=SEEDS, lr=RATES, **SETTINGS), expected)
-    assert len(recorded) == 3 * 3  # of each a whole batch, that again after the ragged one's first step, and the ragged one
+    monkeypatch.setattr(
+        TrainingStep,
+        "_taking",
+        lambda step: Captured(step._compute, torch.device("cpu"), lambda device: record),
+    )
+    assert_equal(
+        models,
+        fastbn.fit_replicas(models, TRAIN, TEST, progress=False, seed=SEEDS, lr=RATES, **SETTINGS),
+        expected,
+    )
+    # of each a whole batch, that again after the ragged one's first step, and the ragged one
+    assert len(recorded) == 3 * 3
 
 
 def test_all_of_a_replica_runs_in_its_lane(monkeypatch):
@@ -130,7 +156,7 @@ def test_all_of_a_replica_runs_in_its_lane(monkeypatch):
         monkeypatch.setattr(owner, name, call)
 
     monkeypatch.setattr(replicas, "lanes", lanes)
-    spied(Step, "__call__", lambda step: step)
+    spied(TrainingStep, "__call__", lambda step: step)
     spied(Resident, "begin", lambda feed: feed)
     spied(Resident, "held_out", lambda feed: feed)
     fastbn.fit_replicas(networks(), TRAIN, TEST, progress=False, seed=SEEDS, **SETTINGS)
@@ -160,12 +186,15 @@ def test_streams_fork_and_join(monkeypatch, fails):
         said.append("work")
         if fails:
             raise ArithmeticError
-    forked, joined = ["side 0 waits for here", "side 1 waits for here"], ["here waits for side 0", "here waits for side 1"]
+    forked, joined = (
+        ["side 0 waits for here", "side 1 waits for here"],
+        ["here waits for side 0", "here waits for side 1"],
+    )
     assert said == ["new side 0", "new side 1", *forked, "work", *joined]
 
 
 def test_a_signal_stops_all_between_two_steps(monkeypatch):
-    calls, original = [], Step.__call__
+    calls, original = [], TrainingStep.__call__
 
     def counting(self, *arguments):
         calls.append(self)
@@ -173,7 +202,7 @@ def test_a_signal_stops_all_between_two_steps(monkeypatch):
             os.kill(os.getpid(), signal.SIGTERM)
         original(self, *arguments)
 
-    monkeypatch.setattr(Step, "__call__", counting)
+    monkeypatch.setattr(TrainingStep, "__call__", counting)
     models = networks()
     with pytest.raises(Stopped) as stopped:
         fastbn.fit_replicas(models, TRAIN, TEST, progress=False, seed=SEEDS, **SETTINGS)
@@ -223,4 +252,6 @@ def test_on_a_gpu_each_plans_within_its_part_of_the_memory(monkeypatch):
 def test_there_are_none_on_xla():
     step = SimpleNamespace(feed=SimpleNamespace(device=torch.device("xla")))
     with pytest.raises(UsageError, match="XLA"):
-        replicas.side_by_side([SimpleNamespace(step=step, recipe=SimpleNamespace(precision="fp32"))], lambda k, error: None)
+        replicas.side_by_side(
+            [SimpleNamespace(step=step, recipe=SimpleNamespace(precision="fp32"))], lambda k, error: None
+        )

@@ -11,12 +11,12 @@ from nets import norms, resnet
 from oracle import error
 
 from fastbn import fuse
-from fastbn.run.config import Recipe
 from fastbn.data.feed import Resident
 from fastbn.data.images import Images
 from fastbn.errors import MachineError, is_out_of_memory
 from fastbn.planning.plan import planner_of
-from fastbn.training.step import Step, Totals
+from fastbn.run.config import Recipe
+from fastbn.training.step import Totals, TrainingStep
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -25,18 +25,22 @@ N = 23  # 23 by slices of 8: 8, 8 and 7
 
 def source() -> Resident:
     draw = torch.Generator().manual_seed(2)
-    feed = Resident(Images(torch.randint(0, 256, (N, 9, 7, 3), dtype=torch.uint8, generator=draw), torch.arange(N) % 10))
+    feed = Resident(
+        Images(torch.randint(0, 256, (N, 9, 7, 3), dtype=torch.uint8, generator=draw), torch.arange(N) % 10)
+    )
     feed.begin(0, 0)
     return feed
 
 
 def recipe(**settings) -> Recipe:
-    return Recipe(**{"epochs": 2, "batch_size": N, "momentum": 0.0, "weight_decay": 0.0} | settings).resolved(2)
+    return Recipe(**{"epochs": 2, "batch_size": N, "momentum": 0.0, "weight_decay": 0.0} | settings).resolved(
+        2
+    )
 
 
 def step_of(model, settings, say=lambda line: None):
     feed = source()
-    return Step(model, feed, settings, planner=planner_of(model, feed, settings), say=say), feed
+    return TrainingStep(model, feed, settings, planner=planner_of(model, feed, settings), say=say), feed
 
 
 class Wide(torch.nn.Module):
@@ -69,13 +73,18 @@ def test_slices_have_their_own_statistics_and_add_up():
         loss_sum, correct = loss_sum + loss.item(), correct + int((logits.argmax(1) == labels).sum())
     expected = torch.cat([p.grad.reshape(-1) for p in by_hand.parameters() if p.requires_grad])
     assert error(before - step.flat.vector, expected) < 1e-9
-    assert totals.loss.item() == pytest.approx(loss_sum * N, rel=1e-12) and int(totals.correct) == correct and totals.images == N
+    assert (
+        totals.loss.item() == pytest.approx(loss_sum * N, rel=1e-12)
+        and int(totals.correct) == correct
+        and totals.images == N
+    )
     for ours, theirs in zip(norms(model), norms(by_hand), strict=True):
         assert error(ours.running_var, theirs.running_var) < 1e-9 and int(ours.num_batches_tracked) == 3
 
 
 class Runs:
-    """A forward that runs out of memory when it is told to, after the statistics of its first layers have moved."""
+    """A forward that runs out of memory when it is told to, after the statistics of its first layers have
+    moved."""
 
     def __init__(self, model, times, error):
         self.model, self.left, self.error, self.forward = model, times, error, model.forward
@@ -90,7 +99,10 @@ class Runs:
 
 ERRORS = {
     "cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8 GiB"),
-    "cpu": RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+    "cpu": RuntimeError(
+        "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate "
+        "8 bytes"
+    ),
     "pool": MemoryError("Unable to allocate 8 GiB"),
     "triton": RuntimeError("Triton Error [CUDA]: out of memory"),
     "cublas": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
@@ -121,7 +133,9 @@ def test_a_step_that_ran_out_of_memory_is_taken_again_and_counts_once(kind, monk
     totals = Totals.zero(CPU)
     step(next(feed.batches(N)), 0.1, totals)
     assert torch.equal(step.flat.vector, expected.flat.vector)
-    assert torch.equal(step.running.vector, expected.running.vector) and torch.equal(step.running.counts, expected.running.counts)
+    assert torch.equal(step.running.vector, expected.running.vector) and torch.equal(
+        step.running.counts, expected.running.counts
+    )
     assert (totals.loss, totals.correct, totals.images) == (sums.loss, sums.correct, sums.images)
     assert step.plan.memory.peak < first.memory.peak
     assert len(said) == 1 and "out of memory" in said[0] and "computed again in segments" in said[0]

@@ -1,4 +1,5 @@
-"""--track: a module with init, log and finish is told of every epoch; anything else is refused in one line."""
+"""--track: a module with init, log and finish is told of every epoch; anything else is refused in one
+line."""
 
 import sys
 import types
@@ -27,7 +28,9 @@ def test_every_epoch_is_told(tracker, tmp_path):
     assert kind == "init" and last == ("finish",)
     assert (started["project"], started["name"], started["config"]["depth"]) == ("fastbn", "run", 8)
     lines = metrics(tmp_path / "run")
-    assert [(step, numbers["test_accuracy"]) for _, step, numbers in told] == [(line["epoch"], line["test_accuracy"]) for line in lines]
+    assert [(step, numbers["test_accuracy"]) for _, step, numbers in told] == [
+        (line["epoch"], line["test_accuracy"]) for line in lines
+    ]
     assert all(isinstance(value, (int, float)) for _, _, numbers in told for value in numbers.values())
     assert {"train_loss", "lr", "seconds"} <= told[0][2].keys()
 
@@ -42,7 +45,9 @@ def test_finished_where_training_is_not(tracker, tmp_path):
     assert [call[0] for call in tracker.calls] == ["init", "finish"]
 
 
-@pytest.mark.parametrize("name, said", [("no_such_tracker", "can't be imported"), ("json", "init, log, finish")])
+@pytest.mark.parametrize(
+    "name, said", [("no_such_tracker", "can't be imported"), ("json", "init, log, finish")]
+)
 def test_no_tracker(name, said, tmp_path, capfd):
     assert train(tmp_path / "run", "--track", name) == 2
     err = capfd.readouterr().err

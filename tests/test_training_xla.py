@@ -1,4 +1,5 @@
-"""--device xla without torch_xla: what is told where it is lacking, and the ranks' logic over collectives that stand in for XLA's."""
+"""--device xla without torch_xla: what is told where it is lacking, and the ranks' logic over collectives
+that stand in for XLA's."""
 
 from __future__ import annotations
 
@@ -11,13 +12,12 @@ import pytest
 import torch
 from runs import TINY, digits, network, python
 
-from fastbn import fit
+from fastbn import devices, fit
 from fastbn.engine.select import choose
-from fastbn.errors import MachineError, UsageError
 from fastbn.environment import Place, place, placed
-from fastbn.train import main
-from fastbn import devices
+from fastbn.errors import MachineError, UsageError
 from fastbn.planning import precision
+from fastbn.train import main
 from fastbn.training import xla
 from fastbn.training.distributed.ranks import ALONE
 
@@ -48,7 +48,9 @@ def test_no_torch_xla(tmp_path, capfd, monkeypatch):
 
 
 def test_a_torch_that_it_does_not_load_with(tmp_path, capfd, monkeypatch):
-    (tmp_path / "torch_xla.py").write_text("raise ImportError('_XLAC.so: undefined symbol: _ZN5torch4lazy\\nand more')")
+    (tmp_path / "torch_xla.py").write_text(
+        "raise ImportError('_XLAC.so: undefined symbol: _ZN5torch4lazy\\nand more')"
+    )
     monkeypatch.delitem(sys.modules, "torch_xla", raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
     told(tmp_path, capfd, torch.__version__, "undefined symbol", "torch==2.9.0 torch_xla==2.9.0")
@@ -129,7 +131,11 @@ def on_chips(monkeypatch, act, count=2):
     """act(ranks) of each chip, and the collectives that they used."""
     collectives = Collectives(count)
     core = types.SimpleNamespace(xla_model=collectives)
-    modules = {"torch_xla": types.SimpleNamespace(core=core), "torch_xla.core": core, "torch_xla.core.xla_model": collectives}
+    modules = {
+        "torch_xla": types.SimpleNamespace(core=core),
+        "torch_xla.core": core,
+        "torch_xla.core.xla_model": collectives,
+    }
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
 
@@ -143,9 +149,18 @@ def on_chips(monkeypatch, act, count=2):
 
 def test_chips_agree_and_start_alike(monkeypatch):
     def act(ranks):
-        tensors = [torch.full((3,), float(ranks.rank)), torch.arange(2) + ranks.rank, torch.tensor([-0.0, float("nan")])]
+        tensors = [
+            torch.full((3,), float(ranks.rank)),
+            torch.arange(2) + ranks.rank,
+            torch.tensor([-0.0, float("nan")]),
+        ]
         ranks.copy(tensors)
-        return ranks.told({"from": ranks.rank}), tensors, ranks.total(1.5, CPU), ranks.agree(lambda: ranks.rank)
+        return (
+            ranks.told({"from": ranks.rank}),
+            tensors,
+            ranks.total(1.5, CPU),
+            ranks.agree(lambda: ranks.rank),
+        )
 
     found, _ = on_chips(monkeypatch, act)
     for rank, (said, tensors, total, own) in enumerate(found):
@@ -172,7 +187,16 @@ def test_two_chips_are_one_device(monkeypatch):
 
     def act(ranks):
         model = network(engine="stock")
-        lines = fit(model, *digits(50, 16), epochs=1, batch_size=24, lr=0.01, bn_stats="frozen", progress=False, ranks=ranks)
+        lines = fit(
+            model,
+            *digits(50, 16),
+            epochs=1,
+            batch_size=24,
+            lr=0.01,
+            bn_stats="frozen",
+            progress=False,
+            ranks=ranks,
+        )
         return lines, torch.cat([p.detach().reshape(-1) for p in model.parameters() if p.requires_grad])
 
     lines, expected = act(ALONE)

@@ -29,7 +29,9 @@ def make(n=19, height=9, width=6, pad=4, flip=True):  # height ≠ width, neithe
 
 def run(images, indices, epoch, dtype=torch.float32):
     there = images.to(DEVICE)
-    draws = (None, None, 0) if epoch is None else (epoch.offsets.to(DEVICE), epoch.flips.to(DEVICE), epoch.pad)
+    draws = (
+        (None, None, 0) if epoch is None else (epoch.offsets.to(DEVICE), epoch.flips.to(DEVICE), epoch.pad)
+    )
     return augment.batch(there.images, there.table(dtype), indices.to(DEVICE), *draws)
 
 
@@ -37,7 +39,8 @@ def assert_same(images, indices, epoch, dtype=torch.float32):
     found, expected = run(images, indices, epoch, dtype), reference(images, indices, epoch, dtype)
     assert found.shape == expected.shape and found.dtype == dtype
     assert found.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(found.cpu().view(INTEGERS[dtype]), expected.view(INTEGERS[dtype]))  # bits: −0 is not 0, NaN equals itself
+    # bits: −0 is not 0, NaN equals itself
+    assert torch.equal(found.cpu().view(INTEGERS[dtype]), expected.view(INTEGERS[dtype]))
 
 
 @pytest.mark.parametrize(
@@ -56,7 +59,8 @@ def assert_same(images, indices, epoch, dtype=torch.float32):
 def test_equals_the_reference(height, width, pad, flip):
     images = make(20, height, width, pad, flip)
     epoch = draw_epoch(20, seed=1, epoch=2, pad=pad, flip=flip)
-    for indices in (epoch.order[:5], epoch.order[5:6], torch.tensor([3, 3, 0])):  # a batch, a single image, a sample twice
+    # a batch, a single image, a sample twice
+    for indices in (epoch.order[:5], epoch.order[5:6], torch.tensor([3, 3, 0])):
         assert_same(images, indices, epoch)
         assert_same(images, indices, None)
 
@@ -91,15 +95,37 @@ def test_sets_of_more_than_two_gigabytes():
     images = torch.zeros(1, dtype=torch.uint8, device=DEVICE).new_zeros(n, 64, 64, 3)
     images[-1] = torch.arange(size, device=DEVICE).view(64, 64, 3).to(torch.uint8)
     small = Images(images[-1:].clone().cpu(), [0])
-    found = augment.batch(images, small.table(torch.float32).to(DEVICE), torch.tensor([n - 1], device=DEVICE), None, None, 0)
+    found = augment.batch(
+        images, small.table(torch.float32).to(DEVICE), torch.tensor([n - 1], device=DEVICE), None, None, 0
+    )
     assert torch.equal(found.cpu(), reference(small, torch.tensor([0]), None))
 
 
 def request(capability: int, table: str, drawn: bool) -> Request:
     draws = {"offsets_ptr": "*i64", "flips_ptr": "*i1"}
-    signature = {"images_ptr": "*u8", "table_ptr": table, "indices_ptr": "*i64", **(draws if drawn else {}), "out_ptr": table, "pad": "i32"}
-    constexprs = {"H": 32, "W": 32, "PADDING": 256, "BLOCK": augment.BLOCK, **({} if drawn else dict.fromkeys(draws))}
-    return Request("fastbn.kernels.triton.augment", "augment_kernel", signature, constexprs, {"num_warps": augment.WARPS}, capability)
+    signature = {
+        "images_ptr": "*u8",
+        "table_ptr": table,
+        "indices_ptr": "*i64",
+        **(draws if drawn else {}),
+        "out_ptr": table,
+        "pad": "i32",
+    }
+    constexprs = {
+        "H": 32,
+        "W": 32,
+        "PADDING": 256,
+        "BLOCK": augment.BLOCK,
+        **({} if drawn else dict.fromkeys(draws)),
+    }
+    return Request(
+        "fastbn.kernels.triton.augment",
+        "augment_kernel",
+        signature,
+        constexprs,
+        {"num_warps": augment.WARPS},
+        capability,
+    )
 
 
 def check(requests):

@@ -1,4 +1,5 @@
-"""What the Triton engine launches, cross-compiled: that it fits every GPU it is for. Machine code is counted, nothing is run."""
+"""What the Triton engine launches, cross-compiled: that it fits every GPU it is for. Machine code is
+counted, nothing is run."""
 
 from __future__ import annotations
 
@@ -22,19 +23,34 @@ COMMON = (  # nearly every launch of a deep CIFAR network is one of these, at th
     ("gradient_rolling 16, 32²", "+ 1, mask from bits"),
 )
 
-# bytes a thread at most, at 64 channels; float32's three products hold twice the operands: for who checks results rather than trains
-SPILLED = {("cifar", "bf16"): 0, ("imagenet", "bf16"): 16, ("cifar", "fp16"): 56, ("cifar", "tf32"): 56, ("cifar", "fp32"): 2304}
+# bytes a thread at most, at 64 channels; float32's three products hold twice the operands: for who checks
+# results rather than trains
+SPILLED = {
+    ("cifar", "bf16"): 0,
+    ("imagenet", "bf16"): 16,
+    ("cifar", "fp16"): 56,
+    ("cifar", "tf32"): 56,
+    ("cifar", "fp32"): 2304,
+}
 CAPABILITIES = (80, 86, 89, 90, 100, 120)
 EARLY = 8  # more, of those that begin early, which keep an address across the wait
 
 
 def compiled(family, dtype, capability, only="", **switches):
-    """Each distinct launch's title, form, whether it multiplies, the limit of shared memory and the bench.audit.Cost, and the launch's
-    arguments by the number that PTX gives them; of a process of its own, since where Triton interprets nothing can be compiled."""
+    """Each distinct launch's title, form, whether it multiplies, the limit of shared memory and the
+    bench.audit.Cost, and the launch's arguments by the number that PTX gives them; of a process of its own,
+    since where Triton interprets nothing can be compiled."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), *sys.path]))
     asked = pickle.dumps((family, dtype, capability, only, switches))
-    done = subprocess.run([sys.executable, "-c", CHILD], input=asked, capture_output=True, env=environment, cwd=ROOT, timeout=1800)
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD],
+        input=asked,
+        capture_output=True,
+        env=environment,
+        cwd=ROOT,
+        timeout=1800,
+    )
     assert done.returncode == 0, done.stderr.decode()[-4000:]
     return pickle.loads(done.stdout)
 
@@ -45,11 +61,18 @@ def answer():
 
     family, dtype, capability, only, switches = pickle.loads(sys.stdin.buffer.read())
     names = isinstance(only, str)
-    rows = compiled_rows(family, dtype, capability, lambda row: only in row.title if names else (row.title, row.form) in only, **switches)
+    rows = compiled_rows(
+        family,
+        dtype,
+        capability,
+        lambda row: only in row.title if names else (row.title, row.form) in only,
+        **switches,
+    )
     found = []
     for row in rows:
         launched_so = dict(row.launch.options).get("launch_pdl", False)
-        assert row.launch["PDL"] == launched_so == switches.get("dependent", False)  # the one without the other is a race
+        # the one without the other is a race
+        assert row.launch["PDL"] == launched_so == switches.get("dependent", False)
         arguments = [name for name, _ in row.launch.signature]
         found.append((row.title, row.form, row.multiplies, SHARED[capability] * 1024, row.cost, arguments))
     sys.stdout.buffer.write(pickle.dumps(found))
@@ -80,10 +103,12 @@ DEPENDENT = (
 
 
 def before_the_wait(ptx, arguments):
-    """The arguments whose memory is read, or what else is done to memory of the device, by the instructions above the wait."""
+    """The arguments whose memory is read, or what else is done to memory of the device, by the
+    instructions above the wait."""
     above = ptx[ptx.index("{\n") : ptx.index(WAITED)]
     ways = re.findall(r"\bbra\S*\s+(\$\w+)", above)
-    assert "ret;" not in above and all(f"\n{way}:" in above for way in ways)  # none leads past the wait: every thread comes to it
+    # none leads past the wait: every thread comes to it
+    assert "ret;" not in above and all(f"\n{way}:" in above for way in ways)
     origins, done = collections.defaultdict(set), set()
     for line in above.splitlines():
         parts = re.match(r"\s*(?:@!?%p\d+\s+)?([a-z][\w.:]*)\s+(.*);", line)
@@ -91,7 +116,9 @@ def before_the_wait(ptx, arguments):
             continue
         name, rest = parts.groups()
         registers = re.findall(r"%r?[a-z]+\d+", rest)
-        if re.match(r"(ld|st|red|atom|cp|prefetch)\b", name) and not re.match(r"(ld|st)\.(param|shared)", name):
+        if re.match(r"(ld|st|red|atom|cp|prefetch)\b", name) and not re.match(
+            r"(ld|st)\.(param|shared)", name
+        ):
             where = re.search(r"\[\s*(%\w+)", rest)
             done |= (origins[where[1]] or {"?"}) if name.startswith("ld.global") else {name}
         elif registers:
@@ -102,12 +129,21 @@ def before_the_wait(ptx, arguments):
 
 def check_dependent(found):
     for title, form, _, _, cost, arguments in found:
-        assert cost.ptx.count(BEGUN) == cost.ptx.count(WAITED) == cost.count("PREEXIT") == cost.count("ACQBULK") == 1, (title, form)
+        assert (
+            cost.ptx.count(BEGUN)
+            == cost.ptx.count(WAITED)
+            == cost.count("PREEXIT")
+            == cost.count("ACQBULK")
+            == 1
+        ), (title, form)
         assert cost.ptx.index(BEGUN) < cost.ptx.index(WAITED)
         assert before_the_wait(cost.ptx, arguments) <= {"w_ptr"}, (title, form)
-        whole, end, rest = cost.ptx.replace(WAITED, "").rpartition("\tret;")  # the same kernel, were it to wait at its end
+        # the same kernel, were it to wait at its end
+        whole, end, rest = cost.ptx.replace(WAITED, "").rpartition("\tret;")
         late = before_the_wait(f"{whole}\t{WAITED};\n{end}{rest}", arguments)
-        assert any(name.startswith("st.global") for name in late) and late & {*arguments} > {"w_ptr"} & {*arguments}, (title, form)
+        assert any(name.startswith("st.global") for name in late) and late & {*arguments} > {"w_ptr"} & {
+            *arguments
+        }, (title, form)
 
 
 @pytest.mark.slow
@@ -116,7 +152,9 @@ def test_kernels_that_begin_early_touch_frozen_weights_alone():
     check(found, "cifar", "bf16")
     check_dependent(found)
     assert {(title, form) for title, form, *_ in found} == set(DEPENDENT)
-    early = {title.split()[0] for title, _, _, _, cost, arguments in found if before_the_wait(cost.ptx, arguments)}
+    early = {
+        title.split()[0] for title, _, _, _, cost, arguments in found if before_the_wait(cost.ptx, arguments)
+    }
     assert early == {"conv_rolling_forward", "gradient_rolling"}  # which have their weights by then
 
 
@@ -129,7 +167,9 @@ def test_packed_arithmetic_is_fewer_instructions():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype, capability", [*(("fp16", c) for c in CAPABILITIES), ("tf32", 86), ("tf32", 90), ("fp32", 86)])
+@pytest.mark.parametrize(
+    "dtype, capability", [*(("fp16", c) for c in CAPABILITIES), ("tf32", 86), ("tf32", 90), ("fp32", 86)]
+)
 def test_every_capability(dtype, capability):
     """Every rolling launch of a CIFAR network of any depth. 89 and 120 hold what 86 does."""
     found = compiled("cifar", dtype, capability, "rolling")
@@ -175,7 +215,9 @@ if __name__ == "__main__":
 def test_the_compile_stage_fills_the_cache(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", STAGE], capture_output=True, text=True, env=environment, cwd=ROOT, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", STAGE], capture_output=True, text=True, env=environment, cwd=ROOT, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     made, _, wrong = done.stdout.strip().partition(" ")
     assert int(made) >= 2 and wrong.startswith("conv_forward_kernel: TypeError")

@@ -12,8 +12,8 @@ from oracle import error, flat_gradient, fused, run, stock
 from torch import nn
 
 from fastbn import FastBNOnlyResNet, explain
-from fastbn.engine.triton.tuning import LIBRARY, ROLLING, TAPS
 from fastbn.engine.region import mixed as storage
+from fastbn.engine.triton.tuning import LIBRARY, ROLLING, TAPS
 
 if interpreted.DEVICE != "cpu":
     pytest.skip("on a GPU bench/gpu_check.sh holds the engine to more", allow_module_level=True)
@@ -32,11 +32,14 @@ def gradients(model, x):
     return found, run(stock(model).double(), x.detach().double().requires_grad_(x.requires_grad))
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if "imagenet" in name else ()) for name in NETS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if "imagenet" in name else ()) for name in NETS]
+)
 def test_gradients_without_a_flip(name):
     """β = ±6: no ReLU hangs on a rounding. 2e-5 is float32's own."""
     model = flip_free(NETS[name]()).float()
-    size = (4, 33, 33) if "imagenet" in name else (2, 9, 7)  # sixteen rows for the last BatchNorms: of two, stock itself is off by 1e-3
+    # sixteen rows for the last BatchNorms: of two, stock itself is off by 1e-3
+    size = (4, 33, 33) if "imagenet" in name else (2, 9, 7)
     found, expected = gradients(model, images(*size, dtype=torch.float32, grad=True))
     assert error(flat_gradient(found), flat_gradient(expected)) < 2e-5
     assert error(found.inputs[0], expected.inputs[0]) < 2e-5
@@ -56,12 +59,16 @@ def test_half_storage():
 
 
 def test_mixed_storage():
-    """float16 activations beside wider gradients (bfloat16 on a GPU; the interpreter has none): what goes in and out is float32."""
+    """float16 activations beside wider gradients (bfloat16 on a GPU; the interpreter has none): what goes
+    in and out is float32."""
     model = flip_free(resnet(8, 16)).float()
     x = images(2, 9, 7, dtype=torch.float32, grad=True)
     with storage(gradients=torch.float32):
         found = run(fused(model, "triton"), x)
-    single, expected = run(fused(model, "triton"), x), run(stock(model).double(), x.detach().double().requires_grad_())
+    single, expected = (
+        run(fused(model, "triton"), x),
+        run(stock(model).double(), x.detach().double().requires_grad_()),
+    )
     assert found.outputs[0].dtype == found.inputs[0].dtype == torch.float32
     assert 1e-6 < error(found.outputs[0], single.outputs[0]) < 5e-3
     assert error(flat_gradient(found), flat_gradient(expected)) < 5e-3
@@ -74,7 +81,8 @@ def every_second(model, change):
 
 
 def mixed(model):
-    """Every second BatchNorm has a large eps and the cumulative average, the last of them are frozen or train no γ."""
+    """Every second BatchNorm has a large eps and the cumulative average, the last of them are frozen or
+    train no γ."""
     every_second(model, lambda norm: (setattr(norm, "momentum", None), setattr(norm, "eps", 0.1)))
     norms(model)[-1].eval()
     norms(model)[-3].eval()
@@ -120,4 +128,8 @@ def test_runs_repeat_bit_for_bit():
 
 def test_what_carries_each_convolution_out():
     assert explain(FastBNOnlyResNet(14, engine="triton")).algorithms == {TAPS: 5, ROLLING: 10}
-    assert set(explain(FastBNOnlyResNet(18, engine="triton", family="imagenet")).algorithms) == {TAPS, ROLLING, LIBRARY}
+    assert set(explain(FastBNOnlyResNet(18, engine="triton", family="imagenet")).algorithms) == {
+        TAPS,
+        ROLLING,
+        LIBRARY,
+    }

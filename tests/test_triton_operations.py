@@ -1,4 +1,5 @@
-"""The Triton kernels one by one: what the engine's operations return against the same formula in float64, on odd shapes."""
+"""The Triton kernels one by one: what the engine's operations return against the same formula in float64,
+on odd shapes."""
 
 from __future__ import annotations
 
@@ -27,16 +28,17 @@ from operations import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastbn.engine.interface import BackpropPath, LazyActivation, Mask
 from fastbn.engine.triton import tuning
-from fastbn.engine.triton.tuning import LIBRARY, ROLLING, TAPS
-from fastbn.engine.interface import Activation, Mask, Path
 from fastbn.engine.triton.engine import Triton
+from fastbn.engine.triton.tuning import LIBRARY, ROLLING, TAPS
 from fastbn.kernels.triton import batchnorm_stats
 
 if interpreted.DEVICE != "cpu":
     pytest.skip("on a GPU bench/gpu_check.sh holds the kernels to more", allow_module_level=True)
 
-TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3}  # half: one rounding of y, 2⁻¹¹, and of what it is made of
+# half: one rounding of y, 2⁻¹¹, and of what it is made of
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +53,9 @@ CASES = [
     Routed("channels that are no multiple of 8: z is formed beforehand", 2, 3, 4, 12, 20),
     Routed("a projection's 3×3, both extents odd", 2, 7, 5, 16, 32, stride=2),
     Routed("the same, both extents even", 1, 6, 8, 16, 32, stride=2),
-    Routed("a projection's 1×1, which reads every other pixel", 2, 5, 7, 16, 32, kernel=1, stride=2, padding=0),
+    Routed(
+        "a projection's 1×1, which reads every other pixel", 2, 5, 7, 16, 32, kernel=1, stride=2, padding=0
+    ),
     Routed("a bottleneck's 1×1", 2, 3, 5, 32, 16, kernel=1, padding=0),
     Routed("the ImageNet stem", 1, 9, 11, 3, 16, kernel=7, stride=2, padding=3),
     Routed("one pixel", 3, 1, 1, 16, 32),
@@ -79,7 +83,9 @@ def combinations(kinds, fast):
     """Every kind in both precisions; without the slow marker one a precision, those of `fast`."""
     quick = set(zip(fast, TOLERANCE, strict=True))
     return [
-        pytest.param(case, *pair, id=f"{case.why}-{pair[0]}-{pair[1]}", marks=() if pair in quick else pytest.mark.slow)
+        pytest.param(
+            case, *pair, id=f"{case.why}-{pair[0]}-{pair[1]}", marks=() if pair in quick else pytest.mark.slow
+        )
         for case in CASES
         for pair in itertools.product(kinds, TOLERANCE)
     ]
@@ -108,7 +114,11 @@ def test_two_paths_and_three_added_terms(by):
     assert error(found, expected) < 2e-6
 
 
-@pytest.mark.parametrize("case", [Routed("", 2, 25, 25, 16, 16, by=by) for by in (TAPS, ROLLING, LIBRARY)], ids=lambda case: case.by)
+@pytest.mark.parametrize(
+    "case",
+    [Routed("", 2, 25, 25, 16, 16, by=by) for by in (TAPS, ROLLING, LIBRARY)],
+    ids=lambda case: case.by,
+)
 def test_more_programs_than_are_merged_at_once(case):
     check_forward(engine_for(case), case, "formed", torch.float32, 2e-6)
     check_gradient(engine_for(case), case, "again", torch.float32, 2e-6)
@@ -124,7 +134,10 @@ def test_statistics_of_a_large_mean(by):
     y, _ = engine.convolve(conv, engine.pack(conv, weight, torch.float32), x, False, False, wanted)
     engine.ready(wanted.norm)
     mean, rstd, _, _ = wanted.norm.vectors
-    assert error(mean, rows(y).mean(0)) < 1e-7 and error(rstd, (rows(y).var(0, correction=0) + 1e-5).rsqrt()) < 1e-5
+    assert (
+        error(mean, rows(y).mean(0)) < 1e-7
+        and error(rstd, (rows(y).var(0, correction=0) + 1e-5).rsqrt()) < 1e-5
+    )
 
 
 @pytest.mark.parametrize("by", [TAPS, ROLLING, LIBRARY])
@@ -132,13 +145,17 @@ def test_nan_passes(by):
     """A NaN pixel makes its neighbourhood NaN, through the ReLU, and its gradient's mask stays open."""
     conv, y, engine = Case("", 2, 8, 8, 16, 16).conv(), activation(2, 16, 8, 8, seed=1), Triton(by=by)
     y[1, 3, 4, 4] = float("nan")
-    read, wanted = Activation((y,), (norm(16, 2),), activation(2, 16, 8, 8, seed=3), True), target(16)
-    out, formed = engine.convolve(conv, engine.pack(conv, draw(16, 16, 3, 3, seed=5), torch.float32), read, True, True, wanted)
+    read, wanted = LazyActivation((y,), (norm(16, 2),), activation(2, 16, 8, 8, seed=3), True), target(16)
+    out, formed = engine.convolve(
+        conv, engine.pack(conv, draw(16, 16, 3, 3, seed=5), torch.float32), read, True, True, wanted
+    )
     engine.ready(wanted.norm)
     assert out[1, :, 3:6, 3:6].isnan().all() and not out[0].isnan().any()
     assert wanted.norm.vectors.isnan().all()
     for mask in (formed.mask, None):
-        ds, _ = engine.gradient([], [torch.ones_like(y)], Mask(True, mask, (y,), read.norms, (affine(16),)), tuple(y.shape))
+        ds, _ = engine.gradient(
+            [], [torch.ones_like(y)], Mask(True, mask, (y,), read.norms, (affine(16),)), tuple(y.shape)
+        )
         assert ds[1, 3, 4, 4] == 1
 
 
@@ -155,7 +172,9 @@ def test_nothing_is_read_before_it_is_written(by):
             y, formed = engine.convolve(conv, packed, read, True, True, wanted)
             mask = Mask(True, formed.mask, read.ys, read.norms, (out,))
             engine.ready(wanted.norm)
-            ds, (due,) = engine.gradient([Path(conv, packed, y, y, tuple(draw(3, 16, seed=9)))], [], mask, case.source)
+            ds, (due,) = engine.gradient(
+                [BackpropPath(conv, packed, y, y, tuple(draw(3, 16, seed=9)))], [], mask, case.source
+            )
             results.append([y, formed.z, wanted.norm.vectors, ds, out, *engine.settle(due)])
     finally:
         torch.use_deterministic_algorithms(False)
@@ -163,13 +182,17 @@ def test_nothing_is_read_before_it_is_written(by):
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-SETTLED = {"batch statistics": (True, 0.1), "frozen statistics": (False, 0.1), "cumulative statistics": (True, None)}
+SETTLED = {
+    "batch statistics": (True, 0.1),
+    "frozen statistics": (False, 0.1),
+    "cumulative statistics": (True, None),
+}
 
 
 @pytest.mark.parametrize(("batch", "momentum"), SETTLED.values(), ids=SETTLED)
 def test_who_settles_makes_no_difference(batch, momentum, monkeypatch):
-    """The kernel that reads next, on its way, or a launch of its own, which reads more results at a time and so adds up in another order:
-    the same but for that, and running statistics move once."""
+    """The kernel that reads next, on its way, or a launch of its own, which reads more results at a time and
+    so adds up in another order: the same but for that, and running statistics move once."""
     case = Routed("", 3, 7, 5, 16, 16, by=ROLLING)
     engine, conv, x = engine_for(case), case.conv(), activation(3, 16, 7, 5, seed=1)
     packed, results = engine.pack(conv, case.weight(), torch.float32), []
@@ -179,18 +202,28 @@ def test_who_settles_makes_no_difference(batch, momentum, monkeypatch):
         first.module.momentum = second.module.momentum = momentum
         y, _ = engine.convolve(conv, packed, x, False, False, first)
         assert first.norm.vectors.isnan().all()
-        z, _ = engine.convolve(conv, packed, Activation((y,), (first.norm,), None, True), False, False, second)
+        z, _ = engine.convolve(
+            conv, packed, LazyActivation((y,), (first.norm,), None, True), False, False, second
+        )
         engine.ready(second.norm)
         ds, (due,) = engine.gradient([], [z], Mask(True, None, (z,), (second.norm,), outs[:1]), case.source)
         assert outs[0].isnan().all()
-        dx, (last,) = engine.gradient([Path(conv, packed, ds, z, due)], [], Mask(True, None, (y,), (first.norm,), outs[1:]), case.source)
+        dx, (last,) = engine.gradient(
+            [BackpropPath(conv, packed, ds, z, due)],
+            [],
+            Mask(True, None, (y,), (first.norm,), outs[1:]),
+            case.source,
+        )
         coefficients = engine.settle(last)
         results.append([y, z, ds, dx, *outs, first.norm.vectors, second.norm.vectors])
         results[-1] += [t for t in coefficients if t is not None]
         results[-1] += [t.clone() for each in (first, second) for t in each.module.buffers()]
         assert int(first.module.num_batches_tracked) == batch
     assert not any(t.isnan().any() for t in results[0])
-    assert all(torch.equal(a, b) if a.dtype == torch.int64 else error(a, b) < 1e-5 for a, b in zip(*results, strict=True))
+    assert all(
+        torch.equal(a, b) if a.dtype == torch.int64 else error(a, b) < 1e-5
+        for a, b in zip(*results, strict=True)
+    )
 
 
 @pytest.mark.parametrize("kind", SOURCES[1:])
@@ -202,7 +235,9 @@ def test_packed_arithmetic(kind, monkeypatch):
     monkeypatch.setattr(tuning, "packed", lambda device: True)
     y, formed = engine.convolve(conv, engine.pack(conv, weight, half), read, True, False, target(16))
     assert not torch.equal(formed.z, ordinary) and error(formed.z, z) < 4 * 2.0**-11
-    assert error(y, torch.nn.functional.conv2d(formed.z.double(), weight.double(), padding=1)) < TOLERANCE[half]
+    assert (
+        error(y, torch.nn.functional.conv2d(formed.z.double(), weight.double(), padding=1)) < TOLERANCE[half]
+    )
 
 
 def test_the_mask_of_packed_arithmetic_is_told_again_by_the_same_bits(monkeypatch):
@@ -214,10 +249,15 @@ def test_the_mask_of_packed_arithmetic_is_told_again_by_the_same_bits(monkeypatc
     y = y.contiguous(memory_format=torch.channels_last)
     ready = norm(16, 2)
     ready.vectors[2:] = torch.stack([torch.full((16,), 1 / 3), -zero.float() / 3])
-    packed, read = engine.pack(conv, case.weight(), half), Activation((y,), (ready,), None, True)
+    packed, read = engine.pack(conv, case.weight(), half), LazyActivation((y,), (ready,), None, True)
     _, formed = engine.convolve(conv, packed, read, True, False, target(16))
     ones, dy = torch.ones_like(y), (torch.ones(16), None, None)
-    ds, _ = engine.gradient([Path(conv, packed, 0 * ones, y, dy)], [ones], Mask(True, None, (y,), (ready,), (affine(16),)), case.source)
+    ds, _ = engine.gradient(
+        [BackpropPath(conv, packed, 0 * ones, y, dy)],
+        [ones],
+        Mask(True, None, (y,), (ready,), (affine(16),)),
+        case.source,
+    )
     assert torch.equal(ds != 0, formed.z != 0)
     assert not torch.equal(ds != 0, y.float() * (1 / 3) > channels(zero.float() / 3))
 
@@ -240,19 +280,30 @@ class Convolutions(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
         if function is torch.ops.aten.convolution_backward.default:
-            self.given.append([(t.is_contiguous(memory_format=torch.channels_last), t.dtype) for t in arguments[:3]])
+            self.given.append(
+                [(t.is_contiguous(memory_format=torch.channels_last), t.dtype) for t in arguments[:3]]
+            )
         return function(*arguments, **(keywords or {}))
 
 
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("activations", [torch.float16, torch.float32])
 def test_the_library_is_given_channels_last_throughout(masked, activations):
-    """An input of another layout would have dy rearranged, there and back. Gradients may be stored otherwise than activations."""
+    """An input of another layout would have dy rearranged, there and back. Gradients may be stored
+    otherwise than activations."""
     case, engine = Routed("", 3, 5, 4, 16, 24, by=LIBRARY), Triton(by=LIBRARY)
     ds, y = (activation(*case.conv().shape(case.source), seed=seed) for seed in (1, 2))
     packed = engine.pack(case.conv(), case.weight(), activations, torch.float32)
-    path = Path(case.conv(), packed, ds, y.to(activations), (torch.ones(24), None, None))
-    own = Mask(True, None, (activation(*case.source, seed=3, dtype=activations),), (norm(16, 4),), (affine(16),)) if masked else None
+    path = BackpropPath(case.conv(), packed, ds, y.to(activations), (torch.ones(24), None, None))
+    own = (
+        Mask(
+            True, None, (activation(*case.source, seed=3, dtype=activations),), (norm(16, 4),), (affine(16),)
+        )
+        if masked
+        else None
+    )
     with Convolutions() as seen:
         found, _ = engine.gradient([path], [], own, case.source)
-    assert seen.given == [[(True, torch.float32)] * 3] and found.is_contiguous(memory_format=torch.channels_last)
+    assert seen.given == [[(True, torch.float32)] * 3] and found.is_contiguous(
+        memory_format=torch.channels_last
+    )

@@ -1,4 +1,5 @@
-"""The fused updates against fastbn.training.optimizer in float64; a step that must not be leaves every bit where it was."""
+"""The fused updates against fastbn.training.optimizer in float64; a step that must not be leaves every bit
+where it was."""
 
 import math
 
@@ -7,11 +8,12 @@ import torch
 from crosscompile import Request, costs
 from interpreted import DEVICE
 
-from fastbn.run.config import Recipe
 from fastbn.kernels.triton import optimizer
+from fastbn.run.config import Recipe
 from fastbn.training.optimizer import BETA1, BETA2, EPS, Optimizer
 
-pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")  # the interpreter's numpy
+# the interpreter's numpy
+pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
 RATES = (0.1, 0.1, 0.03, 0.5, 0.2)
 KINDS = [
     {"momentum": 0.0, "weight_decay": 0.0},
@@ -22,11 +24,13 @@ KINDS = [
 ]
 YES = torch.tensor(True)
 IDS = [",".join(map(str, kind.values())) for kind in KINDS]
-GUARD = 16  # values around each vector that nobody may touch; 64 bytes, so that what they enclose stays aligned
+# values around each vector that nobody may touch; 64 bytes, so that what they enclose stays aligned
+GUARD = 16
 
 
 class Fused:
-    """A vector and its optimizer's state on the device, each between guards; the learning rate is one tensor, filled anew each step."""
+    """A vector and its optimizer's state on the device, each between guards; the learning rate is one
+    tensor, filled anew each step."""
 
     def __init__(self, recipe, vector, rate=torch.float64):
         self.recipe, n = recipe, vector.numel()
@@ -47,9 +51,26 @@ class Fused:
         decay, gradient = self.recipe.weight_decay, gradient.to(DEVICE)
         if self.recipe.optimizer == "sgd":
             m, nesterov = self.recipe.momentum, self.recipe.nesterov
-            optimizer.sgd(self.vector, gradient, self.state["momentum"], *shared, weight_decay=decay, momentum_factor=m, nesterov=nesterov)
+            optimizer.sgd(
+                self.vector,
+                gradient,
+                self.state["momentum"],
+                *shared,
+                weight_decay=decay,
+                momentum_factor=m,
+                nesterov=nesterov,
+            )
         else:
-            optimizer.adam(self.vector, gradient, *self.state.values(), *shared, weight_decay=decay, beta1=BETA1, beta2=BETA2, eps=EPS)
+            optimizer.adam(
+                self.vector,
+                gradient,
+                *self.state.values(),
+                *shared,
+                weight_decay=decay,
+                beta1=BETA1,
+                beta2=BETA2,
+                eps=EPS,
+            )
         for name, buffer in self.buffers.items():
             assert (buffer[:GUARD] == 7).all() and (buffer[-GUARD:] == 7).all(), f"written beyond {name}"
         return moved.item()
@@ -72,7 +93,8 @@ def same(ours, theirs):
     return all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-@pytest.mark.parametrize("n", [1, 127, 1025])  # a constant to Triton; less than a block; two blocks and one value
+# a constant to Triton; less than a block; two blocks and one value
+@pytest.mark.parametrize("n", [1, 127, 1025])
 @pytest.mark.parametrize("settings", KINDS, ids=IDS)
 def test_updates_are_the_optimizer_s(settings, n):
     recipe = Recipe(**settings)
@@ -80,15 +102,20 @@ def test_updates_are_the_optimizer_s(settings, n):
     ours, theirs = Fused(recipe, vector), Optimizer(recipe, vector)
     path = [vector.clone()]
     for rate, gradient in zip(RATES, gradients(n, len(RATES)), strict=True):
-        assert ours.update(gradient, rate) and theirs.update(vector, gradient.double(), torch.tensor(rate, dtype=torch.float64), YES)
+        assert ours.update(gradient, rate) and theirs.update(
+            vector, gradient.double(), torch.tensor(rate, dtype=torch.float64), YES
+        )
         path.append(vector.clone())
-        # a step rounds eight times at most, each time something no larger than the vector or the largest change so far
+        # a step rounds eight times at most, each time something no larger than the vector or the largest
+        # change so far
         steps = torch.stack(path)
         size = steps.abs().amax(0) + steps.diff(dim=0).abs().amax(0)
         error = (ours.vector.cpu().double() - vector).abs()
         assert (error <= 4 * torch.finfo(torch.float32).eps * len(RATES) * size).all()
     for name, value in theirs.state.items():
-        torch.testing.assert_close(ours.state[name].cpu().double(), value, rtol=1e-5, atol=1e-6 * float(value.abs().max()))
+        torch.testing.assert_close(
+            ours.state[name].cpu().double(), value, rtol=1e-5, atol=1e-6 * float(value.abs().max())
+        )
 
 
 def test_the_first_step_of_adam_is_the_rate():
@@ -100,7 +127,8 @@ def test_the_first_step_of_adam_is_the_rate():
 
 
 @pytest.mark.parametrize(
-    "bad, rate, allowed, place",  # place: in each of the two whole blocks of 1025 values, and in the ragged one
+    # place: in each of the two whole blocks of 1025 values, and in the ragged one
+    "bad, rate, allowed, place",
     [
         *((math.nan, 0.1, True, place) for place in (0, 512, 1024)),
         (math.inf, 0.1, True, 1024),
@@ -163,7 +191,9 @@ def test_flags_are_read_in_as_many_chunks_as_there_are(monkeypatch, place):
 
 @pytest.mark.parametrize("settings", [KINDS[2], KINDS[4]], ids=["sgd", "adam"])
 def test_runs_repeat_bit_for_bit_whatever_type_the_rate_has(settings):
-    runs = [Fused(Recipe(**settings), start(513), rate) for rate in (torch.float64, torch.float64, torch.float32)]
+    runs = [
+        Fused(Recipe(**settings), start(513), rate) for rate in (torch.float64, torch.float64, torch.float32)
+    ]
     for rate, gradient in zip(RATES, gradients(513, len(RATES)), strict=True):
         assert all(it.update(gradient, rate) for it in runs)
     assert same(runs[0].bits(), runs[1].bits()) and same(runs[0].bits(), runs[2].bits())
@@ -182,7 +212,11 @@ OPTIONS = {"num_warps": optimizer.WARPS, "enable_fp_fusion": False}
 
 
 def request(kind: str, part: str, capability: int, n: str = "i32") -> Request:
-    signature = dict.fromkeys((*VECTORS[kind], "scratch_ptr"), "*fp32") | {"lr_ptr": "*fp64", "n": n, "weight_decay": "fp32"}
+    signature = dict.fromkeys((*VECTORS[kind], "scratch_ptr"), "*fp32") | {
+        "lr_ptr": "*fp64",
+        "n": n,
+        "weight_decay": "fp32",
+    }
     constexprs = {"BLOCK": optimizer.BLOCK, **({"NESTEROV": True} if kind == "sgd" else BETAS)}
     if kind == "sgd":
         signature["momentum_factor"] = "fp32"
@@ -191,13 +225,16 @@ def request(kind: str, part: str, capability: int, n: str = "i32") -> Request:
         constexprs |= {"CHUNKS": 2, "FLAGS": optimizer.FLAGS}
     elif kind == "adam":
         constexprs |= {"LOG_BETA1": math.log(BETA1), "LOG_BETA2": math.log(BETA2)}
-    return Request("fastbn.kernels.triton.optimizer", f"{kind}_{part}_kernel", signature, constexprs, OPTIONS, capability)
+    return Request(
+        "fastbn.kernels.triton.optimizer", f"{kind}_{part}_kernel", signature, constexprs, OPTIONS, capability
+    )
 
 
 def check(requests):
     for asked, cost in zip(requests, costs(requests), strict=True):
         assert cost.spills == 0, asked
-        assert asked.kernel.startswith("adam") or "fma" not in cost.ptx, asked  # exp in float64 is made of them
+        # exp in float64 is made of them
+        assert asked.kernel.startswith("adam") or "fma" not in cost.ptx, asked
 
 
 @pytest.mark.slow
@@ -208,4 +245,11 @@ def test_compiles_without_spills_or_contractions():
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", [80, 86, 89, 90, 100, 120])
 def test_every_kernel_compiles_for_every_capability(capability):
-    check([request(kind, part, capability, n) for kind in VECTORS for part in ("check", "update") for n in ("i32", "i32:16")])
+    check(
+        [
+            request(kind, part, capability, n)
+            for kind in VECTORS
+            for part in ("check", "update")
+            for n in ("i32", "i32:16")
+        ]
+    )

@@ -17,8 +17,8 @@ from fastbn import draws
 from fastbn.errors import UsageError
 from fastbn.models import init_names
 from fastbn.models.families import resolve
-from fastbn.models.resnet import FastBNOnlyResNet
 from fastbn.models.init import BETA, GAMMA, WEIGHT, draw, fingerprint, load_weights
+from fastbn.models.resnet import FastBNOnlyResNet
 
 C = 4096  # channels of the BN that the moments are taken on
 CONV = (64, 32, 3, 3)
@@ -55,7 +55,11 @@ def has_moments(x, mean, std, kurtosis):
 
 
 def test_the_names_are_those_that_can_be_drawn():
-    assert (tuple(GAMMA), tuple(BETA), tuple(WEIGHT)) == (init_names.GAMMA_INITS, init_names.BETA_INITS, init_names.WEIGHT_INITS)
+    assert (tuple(GAMMA), tuple(BETA), tuple(WEIGHT)) == (
+        init_names.GAMMA_INITS,
+        init_names.BETA_INITS,
+        init_names.WEIGHT_INITS,
+    )
     assert set(init_names.WEIGHT_INITS) - init_names.REGENERABLE == {"orthogonal"}
 
 
@@ -78,17 +82,25 @@ def test_binary_has_the_signs_of_the_normal_draw():
     assert torch.equal(w > 0, conv("kaiming_normal") >= 0)
 
 
-@pytest.mark.parametrize("shape", [(64, 32, 3), (96, 4, 3), (36, 4, 3)])  # wide; tall: columns instead of rows; square
+# wide; tall: columns instead of rows; square
+@pytest.mark.parametrize("shape", [(64, 32, 3), (96, 4, 3), (36, 4, 3)])
 def test_orthogonal(shape):
     out, channels, kernel = shape
-    w = drawn(nn.Conv2d(channels, out, kernel, bias=False), weight_init="orthogonal")[0].weight.detach().double().flatten(1)
+    w = (
+        drawn(nn.Conv2d(channels, out, kernel, bias=False), weight_init="orthogonal")[0]
+        .weight.detach()
+        .double()
+        .flatten(1)
+    )
     gram = w @ w.T if w.shape[0] <= w.shape[1] else w.T @ w
-    torch.testing.assert_close(gram, torch.eye(len(gram), dtype=torch.float64), rtol=0, atol=2**-24 * 8)  # float32's rounding, summed
+    # float32's rounding, summed
+    torch.testing.assert_close(gram, torch.eye(len(gram), dtype=torch.float64), rtol=0, atol=2**-24 * 8)
     has_moments(w, 0, 1 / math.sqrt(max(w.shape)), 3)
 
 
 def test_orthogonal_signs_are_fixed():
-    """Without the fix Householder's QR leaves R's diagonal negative, and Q's first column opposed to the draw's."""
+    """Without the fix Householder's QR leaves R's diagonal negative, and Q's first column opposed to the
+    draw's."""
     q = drawn(nn.Linear(30, 40), weight_init="orthogonal")[0].weight.detach().double()
     normals = torch.from_numpy(draws.normal(0, "0.weight", 1200).reshape(40, 30))
     r = q.T @ normals
@@ -135,11 +147,16 @@ def test_ones_zeros_and_running_statistics():
 
 
 def test_a_draw_depends_on_seed_and_name_alone():
-    deep, shallow = (FastBNOnlyResNet(depth, width=8, seed=3, engine="stock").state_dict() for depth in (20, 14))
+    deep, shallow = (
+        FastBNOnlyResNet(depth, width=8, seed=3, engine="stock").state_dict() for depth in (20, 14)
+    )
     assert all(torch.equal(value, deep[name]) for name, value in shallow.items())
     other = small(seed=4).state_dict()
     same = [name for name, value in shallow.items() if torch.equal(value, other[name])]
-    assert all(name.endswith(("bias", "running_mean", "running_var", "tracked")) and name != "fc.bias" for name in same)
+    assert all(
+        name.endswith(("bias", "running_mean", "running_var", "tracked")) and name != "fc.bias"
+        for name in same
+    )
     assert not torch.equal(shallow["layer1.0.conv1.weight"], shallow["layer1.0.conv2.weight"])
 
 
@@ -147,11 +164,20 @@ def test_fingerprint():
     model = small()
     whole = fingerprint(model)
     frozen = [name for name, value in model.named_parameters() if not value.requires_grad]
-    assert whole == fingerprint(model, frozen) == fingerprint(model, reversed(frozen)) == fingerprint(model.train().requires_grad_(True))
-    assert whole == fingerprint(small().double()) == fingerprint(small().to(memory_format=torch.channels_last))
+    assert (
+        whole
+        == fingerprint(model, frozen)
+        == fingerprint(model, reversed(frozen))
+        == fingerprint(model.train().requires_grad_(True))
+    )
+    assert (
+        whole == fingerprint(small().double()) == fingerprint(small().to(memory_format=torch.channels_last))
+    )
     with torch.no_grad():
         model.bn1.weight.zero_()
-        assert fingerprint(model) == whole and fingerprint(model, ["bn1.weight"]) != fingerprint(small(), ["bn1.weight"])
+        assert fingerprint(model) == whole and fingerprint(model, ["bn1.weight"]) != fingerprint(
+            small(), ["bn1.weight"]
+        )
         model.fc.bias[0] += 1
     assert fingerprint(model) != whole
     with pytest.raises(KeyError, match="layer9"):
@@ -181,7 +207,10 @@ def fingerprints():
     cases = {f"14 {init}": small(weight_init=init) for init in sorted(init_names.REGENERABLE)}
     cases |= {f"14 γ {init}": small(gamma_init=init) for init in init_names.GAMMA_INITS[1:]}
     cases |= {"14 β ones": small(beta_init="ones"), "14 seed 1": small(seed=1)}
-    cases |= {"14 width 16": FastBNOnlyResNet(14, engine="stock"), "18 of 1000": FastBNOnlyResNet(18, 1000, engine="stock")}
+    cases |= {
+        "14 width 16": FastBNOnlyResNet(14, engine="stock"),
+        "18 of 1000": FastBNOnlyResNet(18, 1000, engine="stock"),
+    }
     return {case: fingerprint(model, dict(model.named_parameters())) for case, model in cases.items()}
 
 
@@ -197,8 +226,14 @@ def test_golden_fingerprints(threads):
 
 @pytest.mark.slow
 def test_golden_fingerprints_without_vector_instructions():
-    environment = {**os.environ, "ATEN_CPU_CAPABILITY": "default", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, env=environment, check=True)
+    environment = {
+        **os.environ,
+        "ATEN_CPU_CAPABILITY": "default",
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
+    done = subprocess.run(
+        [sys.executable, __file__], capture_output=True, text=True, env=environment, check=True
+    )
     assert json.loads(done.stdout) == {"capability": "DEFAULT", **GOLDEN}
 
 
@@ -235,7 +270,9 @@ def test_a_file_is_loaded_whole(source, tmp_path, name):
     path = save(FORMS[name](source.state_dict()), tmp_path / name)
     model = small(weights=path)
     assert all(torch.equal(value, source.state_dict()[key]) for key, value in model.state_dict().items())
-    assert model.weights_sha256 == hashlib.sha256(path.read_bytes()).hexdigest() and model.weights_file == str(path)
+    assert model.weights_sha256 == hashlib.sha256(
+        path.read_bytes()
+    ).hexdigest() and model.weights_file == str(path)
     assert int(model.bn1.num_batches_tracked) == 1 and fingerprint(model) == fingerprint(source)
     assert model.bn1.weight.requires_grad and not model.conv1.weight.requires_grad
     assert name in repr(model)
@@ -243,11 +280,15 @@ def test_a_file_is_loaded_whole(source, tmp_path, name):
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_half_precision_and_no_counters(source, tmp_path, suffix):
-    state = {name: value.half() for name, value in source.state_dict().items() if not name.endswith("tracked")}
+    state = {
+        name: value.half() for name, value in source.state_dict().items() if not name.endswith("tracked")
+    }
     model = small()
     model(torch.ones(2, 3, 8, 8))  # counts one batch, which is not the file's
     load_weights(model, save(state, tmp_path / f"half{suffix}"))
-    assert model.conv1.weight.dtype == torch.float32 and torch.equal(model.conv1.weight, source.conv1.weight.half().float())
+    assert model.conv1.weight.dtype == torch.float32 and torch.equal(
+        model.conv1.weight, source.conv1.weight.half().float()
+    )
     assert int(model.bn1.num_batches_tracked) == 0
 
 
@@ -270,11 +311,24 @@ def without(*names):
         (without("conv1.weight", "bn1.bias"), r"2 missing \(conv1.weight, bn1.bias\)"),
         (without("fc.bias"), r"1 missing \(fc.bias\)"),
         (without("bn1.running_var"), r"1 missing \(bn1.running_var\)"),
-        (lambda state: {**state, **{f"x{i}": torch.ones(1) for i in range(5)}}, r"5 unexpected \(x0, x1, x2, …\)"),
-        (lambda state: {**state, "conv1.weight": torch.ones(8, 3, 7, 7)}, r"1 of another shape \(conv1.weight \(8, 3, 7, 7\) for"),
-        (lambda state: {**state, "fc.weight": torch.ones(5, 32)}, r"\(fc.weight \(5, 32\) for \(10, 32\)\)"),  # with a bias of 10
-        (lambda state: {**state, "conv1.weight": torch.ones(8, 3, 3, 3, dtype=torch.int8)}, "must hold floating-point .* torch.int8"),
-        (lambda state: {"state": torch.ones(1)}, r"77 missing \(conv1.weight, .*, …\), 1 unexpected \(state\)"),
+        (
+            lambda state: {**state, **{f"x{i}": torch.ones(1) for i in range(5)}},
+            r"5 unexpected \(x0, x1, x2, …\)",
+        ),
+        (
+            lambda state: {**state, "conv1.weight": torch.ones(8, 3, 7, 7)},
+            r"1 of another shape \(conv1.weight \(8, 3, 7, 7\) for",
+        ),
+        # with a bias of 10
+        (lambda state: {**state, "fc.weight": torch.ones(5, 32)}, r"\(fc.weight \(5, 32\) for \(10, 32\)\)"),
+        (
+            lambda state: {**state, "conv1.weight": torch.ones(8, 3, 3, 3, dtype=torch.int8)},
+            "must hold floating-point .* torch.int8",
+        ),
+        (
+            lambda state: {"state": torch.ones(1)},
+            r"77 missing \(conv1.weight, .*, …\), 1 unexpected \(state\)",
+        ),
     ],
 )
 def test_a_file_that_does_not_fit(source, tmp_path, change, message, suffix):
@@ -294,14 +348,21 @@ def test_a_file_that_cannot_be_read(source, tmp_path, damage, suffix):
         path.mkdir()
     elif damage != "missing":
         content = save(source.state_dict(), path).read_bytes()
-        cut = {"truncated": content[: len(content) * 2 // 3], "header": content[:20], "empty": b"", "foreign": b"<!DOCTYPE html>\n<html>"}
+        cut = {
+            "truncated": content[: len(content) * 2 // 3],
+            "header": content[:20],
+            "empty": b"",
+            "foreign": b"<!DOCTYPE html>\n<html>",
+        }
         path.write_bytes(cut[damage])
     with pytest.raises(UsageError, match="weights file") as caught:
         small(weights=path)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [[1, 2], {}, {"state_dict": 3}, {"conv1.weight": [1.0]}, {1: torch.ones(1)}, torch.ones(3)])
+@pytest.mark.parametrize(
+    "content", [[1, 2], {}, {"state_dict": 3}, {"conv1.weight": [1.0]}, {1: torch.ones(1)}, torch.ones(3)]
+)
 def test_a_file_that_holds_something_else(tmp_path, content):
     with pytest.raises(UsageError, match="must hold"):
         small(weights=save(content, tmp_path / "other.pth"))
@@ -316,7 +377,11 @@ class Payload:
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-@pytest.mark.parametrize("writer", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))], ids=["torch", "pickle"])
+@pytest.mark.parametrize(
+    "writer",
+    [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))],
+    ids=["torch", "pickle"],
+)
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".pkl"])
 def test_pickle_is_never_executed(tmp_path, writer, suffix):
     trace, path = tmp_path / "executed", tmp_path / f"evil{suffix}"

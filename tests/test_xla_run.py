@@ -1,4 +1,5 @@
-"""--device xla, on torch_xla's CPU device: held to the CPU's own results, resumed bit for bit, compiled once. Run by .ci/xla."""
+"""--device xla, on torch_xla's CPU device: held to the CPU's own results, resumed bit for bit, compiled
+once. Run by .ci/xla."""
 
 import json
 import os
@@ -12,17 +13,30 @@ from ranks import wait_for
 from runs import TINY, assert_same_run, checkpoint, digits, metrics, network, start
 
 from fastbn import evaluate, fit, fuse
-from fastbn.run.config import Recipe
 from fastbn.data import read_imagenet
 from fastbn.data.feed import Resident
 from fastbn.models.resnet import FastBNOnlyResNet
+from fastbn.run.config import Recipe
 from fastbn.train import main
 from fastbn.training import xla
-from fastbn.training.step import Step, Totals
+from fastbn.training.step import Totals, TrainingStep
 
 pytestmark = pytest.mark.xla
 
-DEEP = ["--depth", "14", "--dataset", "digits", "--limit-train", "320", "--limit-test", "600", "--epochs", "2", "--device", "xla"]
+DEEP = [
+    "--depth",
+    "14",
+    "--dataset",
+    "digits",
+    "--limit-train",
+    "320",
+    "--limit-test",
+    "600",
+    "--epochs",
+    "2",
+    "--device",
+    "xla",
+]
 BATCH = 24  # 64 images make 24, 24 and a ragged 16
 ADAM = {"optimizer": "adam", "schedule": "cosine"}
 
@@ -76,7 +90,7 @@ def test_killed_and_resumed_equals_uninterrupted(deep, tmp_path):
 def test_a_signal_in_an_epoch_and_resumed(tmp_path, monkeypatch, optimizer):
     arguments = [*TINY, "--device", "xla", "--epochs", "2", *optimizer]
     assert main([*arguments, "--out", str(tmp_path / "whole")]) == 0
-    steps, original = [], Step.__call__
+    steps, original = [], TrainingStep.__call__
 
     def stopping(self, *given):
         steps.append(1)
@@ -85,7 +99,7 @@ def test_a_signal_in_an_epoch_and_resumed(tmp_path, monkeypatch, optimizer):
         original(self, *given)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Step, "__call__", stopping)
+        patched.setattr(TrainingStep, "__call__", stopping)
         assert main([*arguments, "--out", str(tmp_path / "cut")]) == 143
     assert checkpoint(tmp_path / "cut")[1]["position"]["step"] == 2
     assert main([*arguments, "--out", str(tmp_path / "cut"), "--resume"]) == 0
@@ -102,11 +116,14 @@ def test_a_checkpoint_is_read_on_the_other_device(deep, tmp_path, capfd):
         accuracy, loss = re.search(r"test accuracy ([\d.]+), loss ([\d.]+)", capfd.readouterr().out).groups()
         written = metrics(folder)[-1]
         assert float(loss) == pytest.approx(written["test_loss"], abs=2e-4)  # it is printed to 4 digits
-        assert float(accuracy) == pytest.approx(written["test_accuracy"], abs=2 / 600)  # two images on the edge
+        # two images on the edge
+        assert float(accuracy) == pytest.approx(written["test_accuracy"], abs=2 / 600)
 
 
 def test_the_first_step_s_loss_is_the_cpu_s():
-    found, expected = (trained(device, engine, 1, BATCH) for device, engine in (("xla", "auto"), ("cpu", "stock")))
+    found, expected = (
+        trained(device, engine, 1, BATCH) for device, engine in (("xla", "auto"), ("cpu", "stock"))
+    )
     assert found[0]["train_loss"] == pytest.approx(expected[0]["train_loss"], abs=1e-5)
 
 
@@ -128,7 +145,9 @@ def test_bf16_is_near_fp32_and_another():
 def test_nothing_is_compiled_after_the_first_epoch(width, settings):
     """Whatever the learning rate does: with warm-up it becomes 1, which could be a constant of the graph."""
     before, counts = xla.compilations(), []
-    lines = trained("xla", epochs=4, width=width, log=lambda line: counts.append(xla.compilations()), **settings)
+    lines = trained(
+        "xla", epochs=4, width=width, log=lambda line: counts.append(xla.compilations()), **settings
+    )
     assert len({line["lr"] for line in lines}) > 2
     assert counts[0] > before and counts == counts[:1] * 4
 
@@ -136,7 +155,11 @@ def test_nothing_is_compiled_after_the_first_epoch(width, settings):
 def test_one_graph_a_batch_size():
     """Width 5: graphs that no other test has compiled."""
     images = digits(64)[0].to("xla")
-    step = Step(network(width=5, engine="stock").to("xla").train(), Resident(images), Recipe(batch_size=BATCH).resolved(2))
+    step = TrainingStep(
+        network(width=5, engine="stock").to("xla").train(),
+        Resident(images),
+        Recipe(batch_size=BATCH).resolved(2),
+    )
     xla.carry_out()
     counts = []
     for epoch in range(2):
@@ -155,41 +178,58 @@ def test_images_of_differing_sizes_compile_once(tmp_path, monkeypatch):
     train, test = read_imagenet(folders(tmp_path), 32)
     model = FastBNOnlyResNet(18, num_classes=len(train.classes), width=2, engine="stock").to("xla")
     counts = []
-    fit(model, train, test, epochs=2, batch_size=12, progress=False, log=lambda line: counts.append(xla.compilations()))
+    fit(
+        model,
+        train,
+        test,
+        epochs=2,
+        batch_size=12,
+        progress=False,
+        log=lambda line: counts.append(xla.compilations()),
+    )
     assert counts[0] == counts[1]
 
 
 def test_a_lost_loss_is_told(tmp_path, capfd):
-    assert main([*TINY, "--device", "xla", "--epochs", "1", "--lr", "1e30", "--out", str(tmp_path / "run")]) == 3
+    assert (
+        main([*TINY, "--device", "xla", "--epochs", "1", "--lr", "1e30", "--out", str(tmp_path / "run")]) == 3
+    )
     assert "diverged" in capfd.readouterr().err
     assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
 
 
 def test_the_ranks_gradients_are_one_all_reduce(monkeypatch):
-    """In the step's own graph, as XLA is given it. The chips themselves are not here: torch_xla's CPU devices do not reach each other."""
+    """In the step's own graph, as XLA is given it. The chips themselves are not here: torch_xla's CPU
+    devices do not reach each other."""
     monkeypatch.setenv("XLA_ALWAYS_ALLREDUCE", "1")
     import torch_xla
 
     images = digits(BATCH)[0].to("xla")
     model = network(width=3, engine="stock").to("xla").train()
-    step = Step(model, Resident(images), Recipe(batch_size=BATCH).resolved(2), xla.Chips(0, 2))
+    step = TrainingStep(model, Resident(images), Recipe(batch_size=BATCH).resolved(2), xla.Chips(0, 2))
     step.feed.begin(0, 0)
     (inputs,) = step.feed.batches(BATCH, 0, (0, 2))
     step.exchange.begin(len(inputs[0]), len(inputs[0]), BATCH, None)
     totals, rate = Totals.zero(images.device), xla.number(0.1, torch.float64, images.device)
     xla.carry_out()
     step._compute(inputs, rate, totals)
-    graph = torch_xla._XLAC._get_xla_tensors_hlo([step.flat.vector, totals.loss, *step.optimizer.state.values()])
+    graph = torch_xla._XLAC._get_xla_tensors_hlo(
+        [step.flat.vector, totals.loss, *step.optimizer.state.values()]
+    )
     assert len(re.findall(r" all-reduce\(", graph)) == 1
     assert f"f32[{len(step.flat.vector) + 4}]" in re.search(r".* all-reduce\(.*", graph)[0]
     xla.carry_out()
 
 
 def test_the_launcher_trains_on_the_one_device_there_is(tmp_path):
-    running = start(*TINY, "--epochs", "1", "--device", "xla", "--out", tmp_path / "run", module="fastbn.training.xla")
+    running = start(
+        *TINY, "--epochs", "1", "--device", "xla", "--out", tmp_path / "run", module="fastbn.training.xla"
+    )
     out, err = running.communicate(timeout=300)
     assert running.returncode == 0 and "test accuracy" in out, err
-    refused = start(*TINY, "--epochs", "1", "--device", "xla", "--out", tmp_path / "run", module="fastbn.training.xla")
+    refused = start(
+        *TINY, "--epochs", "1", "--device", "xla", "--out", tmp_path / "run", module="fastbn.training.xla"
+    )
     assert "--resume" in refused.communicate(timeout=300)[1] and refused.returncode == 2
 
 
@@ -199,6 +239,8 @@ def test_fp32_asks_for_whole_products():
 
     for exact, word in ((True, "operand_precision={highest,highest}"), (False, "")):
         xla.exact(exact)
-        y = torch.nn.functional.conv2d(torch.ones(1, 3, 4, 4, device="xla"), torch.ones(2, 3, 3, 3, device="xla"))
+        y = torch.nn.functional.conv2d(
+            torch.ones(1, 3, 4, 4, device="xla"), torch.ones(2, 3, 3, 3, device="xla")
+        )
         graph = torch_xla._XLAC._get_xla_tensors_hlo([y])
         assert ("highest" in graph) == exact and word in graph

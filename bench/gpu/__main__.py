@@ -1,9 +1,11 @@
-"""python -m bench.gpu STAGE --out DIR: what a visit to a GPU should find out, a stage a process; bench/gpu_check.sh runs them all.
+"""python -m bench.gpu STAGE --out DIR: what a visit to a GPU should find out, a stage a process;
+bench/gpu_check.sh runs them all.
 
     compile       the kernels of the stages below, by all processors at once
     trial         the fused kernels against tap by tap, cuDNN and stock's passes
     correctness   every kernel and whole networks against float64
-    step          a training step by every provider, and the project's bars     --config 866x128, 866x128-replicas and the like
+    step          a training step by every provider, and the project's bars     --config 866x128,
+    866x128-replicas and the like
     train         python -m fastbn.train, its metrics kept
     merge         all of it in bench/results/<device>-<date>.json, and a short table
 
@@ -27,16 +29,47 @@ STAGES = ("compile", "trial", "correctness", "step", "train", "merge")
 NEEDED = ("numpy", "torch", "triton", "safetensors", "tqdm")
 
 
-def train(out: Path, depth: int, data_dir: str | None, epochs: int | None, precision: str, small: bool, seconds: float) -> int:
-    """A run, stopped and saved when the seconds are over, continued by the next call; its exit code. Leaves train-resnet<depth>.json."""
+def train(
+    out: Path,
+    depth: int,
+    data_dir: str | None,
+    epochs: int | None,
+    precision: str,
+    small: bool,
+    seconds: float,
+) -> int:
+    """A run, stopped and saved when the seconds are over, continued by the next call; its exit code.
+    Leaves train-resnet<depth>.json."""
     from bench.gpu.measure import ROOT, Sink
 
     sink, folder = Sink(out, f"train-resnet{depth}"), out / "runs" / f"resnet{depth}"
-    command = [sys.executable, "-m", "fastbn.train", "--depth", str(depth), "--out", str(folder), "--precision", precision, "--resume"]
+    command = [
+        sys.executable,
+        "-m",
+        "fastbn.train",
+        "--depth",
+        str(depth),
+        "--out",
+        str(folder),
+        "--precision",
+        precision,
+        "--resume",
+    ]
     command += ["--dataset", "cifar10", "--data-dir", data_dir] if data_dir else ["--dataset", "digits"]
     command += ["--epochs", str(epochs)] if epochs else []
     if small:
-        command += ["--width", "4", "--limit-train", "64", "--limit-test", "32", "--batch-size", "24", "--threads", "1"]
+        command += [
+            "--width",
+            "4",
+            "--limit-train",
+            "64",
+            "--limit-test",
+            "32",
+            "--batch-size",
+            "24",
+            "--threads",
+            "1",
+        ]
     process = subprocess.Popen(command, cwd=ROOT)
     try:
         code = process.wait(seconds)
@@ -53,9 +86,13 @@ def train(out: Path, depth: int, data_dir: str | None, epochs: int | None, preci
     sink.record.get("config", {}).pop("data_dir", None)  # where a machine keeps its data is nobody's business
     sink.record.get("config", {}).pop("out", None)
     if data_dir and "summary" in sink.record:
-        sink.record["summary"]["dataset_why"] = sink.record["summary"]["dataset_why"].replace(data_dir, "data")
+        sink.record["summary"]["dataset_why"] = sink.record["summary"]["dataset_why"].replace(
+            data_dir, "data"
+        )
     if (folder / "metrics.jsonl").exists():
-        sink.rows.extend(json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+        sink.rows.extend(
+            json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        )
     sink.record |= {"depth": depth, "exit_code": code, "epochs_done": len(sink.rows)}
     if code == 0:
         sink.finish(failures=[])
@@ -95,20 +132,36 @@ def merge(out: Path, results: Path) -> int:
     results.mkdir(parents=True, exist_ok=True)
     write(results / f"{slug}-{found['date']}.json", {**found, "stages": stages})
     failures = [(name, failed) for name, stage in stages.items() for failed in stage.get("failures", [])]
-    print(f"{found['device']}, driver {found.get('driver', 'none')}, {found['versions']}, commit {found['commit']}")
+    print(
+        f"{found['device']}, driver {found.get('driver', 'none')}, {found['versions']}, commit "
+        f"{found['commit']}"
+    )
     for name, stage in stages.items():
         done = "finished" if stage["finished"] else "NOT FINISHED"
-        print(f"{name:20}{done:14}{len(stage.get('failures', [])):4} failures{len(stage['left_out']):4} left out")
+        print(
+            f"{name:20}{done:14}{len(stage.get('failures', [])):4} failures{len(stage['left_out']):4} left "
+            "out"
+        )
         for row in stage.get("rows", []):
             if "ms_median" in row:
-                memory = f"{row['peak_memory_bytes'] / 1e9:8.2f} GB" if row["peak_memory_bytes"] is not None else ""
+                memory = (
+                    f"{row['peak_memory_bytes'] / 1e9:8.2f} GB"
+                    if row["peak_memory_bytes"] is not None
+                    else ""
+                )
                 each = f"{row['ms_a_replica']:10.3f} ms a replica" if "ms_a_replica" in row else ""
                 print(f"    {row['provider']:34}{row['ms_median']:10.3f} ms{memory}{each}")
             if row.get("L2") == "cold":
                 head = f"{row['channels']}/{row['size']}² b{row['batch']} {row['dtype']} {row['pass']}"
-                print(f"    {head:34}{row['provider']:30}{row['microseconds_median']:9.1f} µs{row['of_copy']:7.2f} of copy")
+                print(
+                    f"    {head:34}{row['provider']:30}{row['microseconds_median']:9.1f} "
+                    f"µs{row['of_copy']:7.2f} of copy"
+                )
         if name.startswith("train"):
-            print(f"    epochs {stage.get('epochs_done', 'unknown')}, accuracy {stage.get('summary', {}).get('test_accuracy', 'not yet')}")
+            print(
+                f"    epochs {stage.get('epochs_done', 'unknown')}, accuracy "
+                f"{stage.get('summary', {}).get('test_accuracy', 'not yet')}"
+            )
     for stage in stages.values():
         for bar in stage.get("bars", []):
             print(line(bar))
@@ -119,35 +172,49 @@ def merge(out: Path, results: Path) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """0: done and right; 1: something failed; 2: something is missing here, or a wrong argument."""
-    parser = argparse.ArgumentParser("python -m bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--out", type=Path, default=Path("gpu-check"), help="folder of the stages' records")
     parser.add_argument("--small", action="store_true", help="toy sizes, for a CPU")
-    parser.add_argument("--seconds", type=float, default=440, help="a stage's own limit, kept within the process's")
+    parser.add_argument(
+        "--seconds", type=float, default=440, help="a stage's own limit, kept within the process's"
+    )
     parser.add_argument("--config", default="866x128", help="step: depth x batch")
     parser.add_argument("--match", default="", help="correctness: only checks whose name contains this")
     parser.add_argument("--jobs", type=int, help="compile, correctness: processes")
-    parser.add_argument("--resume", action="store_true", help="correctness, step: go on with an earlier call's")
+    parser.add_argument(
+        "--resume", action="store_true", help="correctness, step: go on with an earlier call's"
+    )
     parser.add_argument("--part", type=int, help="correctness: one process's share, internal")
     parser.add_argument("--deadline", type=float, help="correctness: of that share, internal")
     parser.add_argument("--depth", type=int, default=14, help="train")
     parser.add_argument("--epochs", type=int, help="train; the recipe's 160 (digits: their own)")
     parser.add_argument("--precision", default="auto", help="train")
     parser.add_argument("--data-dir", help="train: the folder of CIFAR-10; without it the embedded digits")
-    parser.add_argument("--results", type=Path, default=Path("bench") / "results", help="merge: where the record goes")
+    parser.add_argument(
+        "--results", type=Path, default=Path("bench") / "results", help="merge: where the record goes"
+    )
     asked = parser.parse_args(arguments)
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        print(f"bench.gpu needs {', '.join(NEEDED)}; not installed here: {', '.join(missing)}", file=sys.stderr)
+        print(
+            f"bench.gpu needs {', '.join(NEEDED)}; not installed here: {', '.join(missing)}", file=sys.stderr
+        )
         return 2
     if asked.stage == "merge":
         return merge(asked.out, asked.results)
     if asked.stage == "train":
-        return train(asked.out, asked.depth, asked.data_dir, asked.epochs, asked.precision, asked.small, asked.seconds)
+        return train(
+            asked.out, asked.depth, asked.data_dir, asked.epochs, asked.precision, asked.small, asked.seconds
+        )
     import torch
 
     if not torch.cuda.is_available() and (os.environ.get("TRITON_INTERPRET") != "1" or not asked.small):
-        print("torch finds no CUDA device: without one set TRITON_INTERPRET=1 and give --small", file=sys.stderr)
+        print(
+            "torch finds no CUDA device: without one set TRITON_INTERPRET=1 and give --small", file=sys.stderr
+        )
         return 2
     if asked.stage == "correctness":
         from bench.gpu import correctness
@@ -156,7 +223,9 @@ def main(arguments: list[str] | None = None) -> int:
         if asked.part is not None:
             correctness.worker(asked.out, asked.small, asked.match, asked.part, jobs, asked.deadline)
             return 0
-        return min(correctness.correctness(asked.out, asked.small, asked.match, jobs, asked.seconds, asked.resume), 1)
+        return min(
+            correctness.correctness(asked.out, asked.small, asked.match, jobs, asked.seconds, asked.resume), 1
+        )
     from bench.gpu.measure import CAPABILITY, Sink
 
     if asked.stage == "compile":

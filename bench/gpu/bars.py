@@ -13,7 +13,8 @@ def _best(rows: Rows, key: str = "ms_median", **wanted: str | tuple[str, ...]) -
     found = [
         row[key]
         for row in rows
-        if row.get(key) is not None and all(row[name] in ((v,) if isinstance(v, str) else v) for name, v in wanted.items())
+        if row.get(key) is not None
+        and all(row[name] in ((v,) if isinstance(v, str) else v) for name, v in wanted.items())
     ]
     return min(found) if found else None
 
@@ -33,7 +34,9 @@ def _over_fit(**peer: str | tuple[str, ...]) -> Callable[[Rows], float | None]:
 def _memory(rows: Rows) -> float | None:
     """fit's peak over the least of stock's, everything trained, eager."""
     peak = "peak_memory_bytes"
-    return _ratio(_best(rows, peak, who="fastbn", way="fit"), _best(rows, peak, who="stock", train="all", way="eager"))
+    return _ratio(
+        _best(rows, peak, who="fastbn", way="fit"), _best(rows, peak, who="stock", train="all", way="eager")
+    )
 
 
 def _an_image(batch: int) -> Callable[[Rows], float | None]:
@@ -41,17 +44,30 @@ def _an_image(batch: int) -> Callable[[Rows], float | None]:
 
 
 AMP = ("fp16", "bf16")
-Bar = tuple[str, str, float, Callable[[Rows], float | None]]  # what, "at most" or "at least", the figure, how it is measured
+# what, "at most" or "at least", the figure, how it is measured
+Bar = tuple[str, str, float, Callable[[Rows], float | None]]
 BARS: dict[str, list[Bar]] = {
     "866x128": [
         ("fit's step, ms", "at most", 8.0, _fit),
-        ("best eager AMP, everything trained, over fit", "at least", 5.0, _over_fit(train="all", way="eager", precision=AMP)),
-        ("best graphed or compiled, everything trained, over fit", "at least", 2.0, _over_fit(train="all", way=("graph", "compiled"))),
+        (
+            "best eager AMP, everything trained, over fit",
+            "at least",
+            5.0,
+            _over_fit(train="all", way="eager", precision=AMP),
+        ),
+        (
+            "best graphed or compiled, everything trained, over fit",
+            "at least",
+            2.0,
+            _over_fit(train="all", way=("graph", "compiled")),
+        ),
         (
             "best stock eager over the drop-in",
             "at least",
             2.5,
-            lambda rows: _ratio(_best(rows, who="stock", way="eager"), _best(rows, who="fastbn", way="eager")),
+            lambda rows: _ratio(
+                _best(rows, who="stock", way="eager"), _best(rows, who="fastbn", way="eager")
+            ),
         ),
         ("fit's peak memory over stock's", "at most", 0.55, _memory),
     ],
@@ -61,7 +77,9 @@ BARS: dict[str, list[Bar]] = {
         ("best stock, BN only, over fit", "at least", 1.7, _over_fit(train="bn")),
         ("fit's peak memory over stock's", "at most", 0.55, _memory),
     ],
-    "50x256": [("ResNet-50: best stock, everything trained, over fit", "at least", 1.6, _over_fit(train="all"))],
+    "50x256": [
+        ("ResNet-50: best stock, everything trained, over fit", "at least", 1.6, _over_fit(train="all"))
+    ],
 }
 
 
@@ -71,7 +89,9 @@ def bars(setting: str, rows: Rows) -> list[dict[str, Any]]:
     for what, side, figure, measure in BARS.get(setting, []):
         measured = measure(rows)
         met = None if measured is None else measured <= figure if side == "at most" else measured >= figure
-        found.append({"setting": setting, "bar": what, "asked": f"{side} {figure:g}", "measured": measured, "met": met})
+        found.append(
+            {"setting": setting, "bar": what, "asked": f"{side} {figure:g}", "measured": measured, "met": met}
+        )
     return found
 
 

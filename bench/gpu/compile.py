@@ -1,8 +1,9 @@
-"""python -m bench.gpu compile: the kernels that the other stages will launch, compiled into Triton's cache by all processors at once.
+"""python -m bench.gpu compile: the kernels that the other stages will launch, compiled into Triton's cache by
+all processors at once.
 
-In a stage of its own each would wait for the one before it, a second apiece, with the GPU idle. A network is walked on fake tensors; what
-it launches is noted, and compiled by processes that know the GPU's capability and never touch it.
-"""
+In a stage of its own each would wait for the one before it, a second apiece, with the GPU idle. A network is
+walked on fake tensors; what it launches is noted, and compiled by processes that know the GPU's capability
+and never touch it."""
 
 from __future__ import annotations
 
@@ -25,15 +26,17 @@ from triton.runtime.jit import JITFunction, MockTensor
 from bench.gpu.measure import Sink
 from bench.launches import DTYPES, PRECISIONS
 from fastbn import FastBNOnlyResNet
+from fastbn.engine import region
+from fastbn.engine.executor import Walks
+from fastbn.engine.triton import engine as engine
 from fastbn.engine.triton import tuning_table
 from fastbn.graph import read
-from fastbn.engine import region
-from fastbn.engine.triton import engine as engine
-from fastbn.engine.executor import Walks
 
-NETWORKS = {"cifar": (20, 32, (128, 1024)), "imagenet": (50, 224, (256,))}  # depth, size, batches; CIFAR-866 launches what CIFAR-20 does
+# depth, size, batches; CIFAR-866 launches what CIFAR-20 does
+NETWORKS = {"cifar": (20, 32, (128, 1024)), "imagenet": (50, 224, (256,))}
 KINDS = {"cifar": ("mixed", "fp16", "bf16", "tf32"), "imagenet": ("mixed", "fp16")}
-Task = tuple[str, str, tuple[tuple[str, Any], ...]]  # a kernel's module and name, and what it is launched with
+# a kernel's module and name, and what it is launched with
+Task = tuple[str, str, tuple[tuple[str, Any], ...]]
 HELD = "held"  # stands for a tensor: (HELD, dtype)
 
 
@@ -68,8 +71,12 @@ def launched(family: str, kind: str, training: bool, capability: int) -> dict[Ta
 
     def run(kernel: Any, *args: Any, grid: Any, warmup: bool, **given: Any) -> None:
         every = dict(zip(kernel.arg_names, args, strict=False)) | given
-        plain = {name: (HELD, value.dtype) if isinstance(value, Tensor) else value for name, value in every.items()}
-        found[kernel.__module__, kernel.__name__, tuple(sorted(plain.items(), key=lambda pair: pair[0]))] = None
+        plain = {
+            name: (HELD, value.dtype) if isinstance(value, Tensor) else value for name, value in every.items()
+        }
+        found[kernel.__module__, kernel.__name__, tuple(sorted(plain.items(), key=lambda pair: pair[0]))] = (
+            None
+        )
 
     model = FastBNOnlyResNet(depth, family=family, engine="stock").train(training)  # type: ignore[arg-type]
     model.fc = nn.Identity()  # which stays PyTorch's
@@ -94,10 +101,14 @@ def launched(family: str, kind: str, training: bool, capability: int) -> dict[Ta
 
 
 def compiled(task: Task, capability: int) -> str:
-    """Compiles one; what went wrong, or "". As JITFunction does it itself, so that it will find it in the cache."""
+    """Compiles one; what went wrong, or "". As JITFunction does it itself, so that it will find it in the
+    cache."""
     module, name, given = task
     triton.runtime.driver.set_active(Driver(capability))
-    arguments = {key: Pointer(value[1]) if isinstance(value, tuple) and value[0] == HELD else value for key, value in given}
+    arguments = {
+        key: Pointer(value[1]) if isinstance(value, tuple) and value[0] == HELD else value
+        for key, value in given
+    }
     try:
         getattr(importlib.import_module(module), name).warmup(grid=(1,), **arguments)
     except Exception as error:  # the stage that needs it will say so again

@@ -1,8 +1,9 @@
-"""python -m bench.gpu correctness: every kernel and whole networks on this device against float64; a failure is a row, not an end.
+"""python -m bench.gpu correctness: every kernel and whole networks on this device against float64; a failure
+is a row, not an end.
 
-The checks are shared out among --jobs processes, since compiling the kernels takes the processors' time. Each leaves
-correctness-<i>.json; one that dies is started again after the check that it died of, which is then a failure itself.
-"""
+The checks are shared out among --jobs processes, since compiling the kernels takes the processors' time. Each
+leaves correctness-<i>.json; one that dies is started again after the check that it died of, which is then a
+failure itself."""
 
 from __future__ import annotations
 
@@ -40,7 +41,14 @@ def judge(name: str, check: Callable[[], Errors]) -> dict[str, Any]:
     except Exception as error:  # whatever it is, the other checks are made
         failures.append({"name": name, "what": failure(error), "error": None, "tolerance": None})
     what, error_, most_ = worst if not math.isnan(worst[2]) else (worst[0], None, None)
-    return {"name": name, "worst": what, "error": error_, "tolerance": most_, "seconds": time.perf_counter() - start, "failures": failures}
+    return {
+        "name": name,
+        "worst": what,
+        "error": error_,
+        "tolerance": most_,
+        "seconds": time.perf_counter() - start,
+        "failures": failures,
+    }
 
 
 def died(name: str, how: str) -> dict[str, Any]:
@@ -79,7 +87,8 @@ def worker(out: Path, small: bool, match: str, index: int, jobs: int, deadline: 
 
 
 def correctness(out: Path, small: bool, match: str, jobs: int, seconds: float, resume: bool) -> int:
-    """Everything, in processes of their own where there are several; the number of failures. Leaves correctness.json."""
+    """Everything, in processes of their own where there are several; the number of failures. Leaves
+    correctness.json."""
     if not resume:
         for path in out.glob("correctness*.json"):
             path.unlink()
@@ -93,10 +102,23 @@ def correctness(out: Path, small: bool, match: str, jobs: int, seconds: float, r
 
 def shared_out(out: Path, small: bool, match: str, jobs: int, deadline: float) -> None:
     """A process an index, started again where it dies."""
-    common = [sys.executable, "-m", "bench.gpu", "correctness", "--out", str(out), "--match", match, "--deadline", str(deadline)]
+    common = [
+        sys.executable,
+        "-m",
+        "bench.gpu",
+        "correctness",
+        "--out",
+        str(out),
+        "--match",
+        match,
+        "--deadline",
+        str(deadline),
+    ]
 
     def start(index: int) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([*common, *["--small"] * small, "--part", str(index), "--jobs", str(jobs)], cwd=ROOT)
+        return subprocess.Popen(
+            [*common, *["--small"] * small, "--part", str(index), "--jobs", str(jobs)], cwd=ROOT
+        )
 
     running = {index: (start(index), RESTARTS) for index in range(jobs)}
     while running:
@@ -127,7 +149,9 @@ def collect(out: Path, small: bool) -> int:
     sink.finish(checked=len(rows), failures=failures)
     print(f"{len(rows)} checks, {len(failures)} failures")
     for found in failures[:40]:
-        print(f"FAILED {found['name']}: {found['what']}, error {found['error']}, allowed {found['tolerance']}")
+        print(
+            f"FAILED {found['name']}: {found['what']}, error {found['error']}, allowed {found['tolerance']}"
+        )
     return len(failures)
 
 

@@ -1,8 +1,8 @@
-"""The kernels' checks of bench.gpu correctness: the grid of tests/operations.py on this device, against the same formula in float64.
+"""The kernels' checks of bench.gpu correctness: the grid of tests/operations.py on this device, against the
+same formula in float64.
 
-Every case of the tests and the shapes of real networks, in float32 (without TF32, and with it, each to a tolerance of its own),
-float16 and bfloat16.
-"""
+Every case of the tests and the shapes of real networks, in float32 (without TF32, and with it, each to a
+tolerance of its own), float16 and bfloat16."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from bench.gpu.measure import CAPABILITY, DEVICE, ROOT, import_tests
-from fastbn.engine.triton.tuning import LIBRARY, ROLLING, TAPS
-from fastbn.engine.interface import Activation, Mask
+from fastbn.engine.interface import LazyActivation, Mask
 from fastbn.engine.triton.engine import Triton
+from fastbn.engine.triton.tuning import LIBRARY, ROLLING, TAPS
 
 import_tests()
 import operations  # noqa: E402
@@ -49,24 +49,33 @@ REAL = [
 
 
 def tested_cases() -> list[Any]:
-    """CASES of tests/test_triton_operations.py, which itself is pytest's to import, and skips itself on a GPU."""
+    """CASES of tests/test_triton_operations.py, which itself is pytest's to import, and skips itself on a
+    GPU."""
     tree = ast.parse((ROOT / "tests" / "test_triton_operations.py").read_text(encoding="utf-8"))
-    kept = [node for node in tree.body if ast.unparse(node).startswith(("CASES =", "@dataclasses.dataclass(frozen=True)\nclass Routed"))]
+    kept = [
+        node
+        for node in tree.body
+        if ast.unparse(node).startswith(("CASES =", "@dataclasses.dataclass(frozen=True)\nclass Routed"))
+    ]
     names = {**vars(operations), "TAPS": TAPS, "ROLLING": ROLLING, "LIBRARY": LIBRARY}
     exec(compile(ast.Module(kept, []), "CASES", "exec"), names)
     return names["CASES"]
 
 
 def tolerance(case: Case, dtype: torch.dtype, by: str, tf32: bool) -> float:
-    """Of a convolution's result, norm-wise: float32 adds kernel² · C products; half and TF32 round what is stored or multiplied."""
+    """Of a convolution's result, norm-wise: float32 adds kernel² · C products; half and TF32 round what is
+    stored or multiplied."""
     if dtype != torch.float32:
         return 1.05 * torch.finfo(dtype).eps
     if tf32:
-        return 2.0**-9  # operands may be cut to ten bits rather than rounded: a bias that does not average out
+        # operands may be cut to ten bits rather than rounded: a bias that does not average out
+        return 2.0**-9
     return 1e-5 if by == LIBRARY else 2e-6 * max(1.0, (case.kernel**2 * case.c / case.groups / 144) ** 0.5)
 
 
-def operation(case: Case, by: str, way: str, kind: str, dtype: torch.dtype, tf32: bool = False, batch: bool = True) -> Callable[[], Errors]:
+def operation(
+    case: Case, by: str, way: str, kind: str, dtype: torch.dtype, tf32: bool = False, batch: bool = True
+) -> Callable[[], Errors]:
     def check() -> Errors:
         torch.backends.cudnn.allow_tf32 = tf32
         engine, most = Triton(CAPABILITY, by), tolerance(case, dtype, by, tf32)
@@ -79,8 +88,14 @@ def operation(case: Case, by: str, way: str, kind: str, dtype: torch.dtype, tf32
 def operation_checks(small: bool) -> Checks:
     """The whole grid; the real shapes and what trains in half precision first."""
     dtypes = (torch.float32, *(HALF if DEVICE.type == "cuda" else CPU_HALF))
-    kinds = [("forward", kind) for kind in operations.SOURCES] + [("gradient", mask) for mask in operations.MASKS]
-    real = [] if small else [(case, Triton(CAPABILITY).algorithm(case.conv(), (case.h, case.w))) for case in REAL]
+    kinds = [("forward", kind) for kind in operations.SOURCES] + [
+        ("gradient", mask) for mask in operations.MASKS
+    ]
+    real = (
+        []
+        if small
+        else [(case, Triton(CAPABILITY).algorithm(case.conv(), (case.h, case.w))) for case in REAL]
+    )
     routed = [(case, case.by) for case in tested_cases()]
     found: Checks = []
 
@@ -88,7 +103,9 @@ def operation_checks(small: bool) -> Checks:
         for (case, by), dtype, (way, kind) in ((c, d, k) for d in dtypes for c in cases for k in kinds):
             word = TF32 if tf32 else str(dtype).removeprefix("torch.")
             name = f"{way} {kind}, {word}: {case.why}, {case.n}×{case.c}→{case.oc}×{case.h}×{case.w}, {by}"
-            found.append((name + ("" if batch else ", frozen"), operation(case, by, way, kind, dtype, tf32, batch)))
+            found.append(
+                (name + ("" if batch else ", frozen"), operation(case, by, way, kind, dtype, tf32, batch))
+            )
 
     grid(real, dtypes[1:])
     grid(routed, dtypes[1:])
@@ -96,21 +113,38 @@ def operation_checks(small: bool) -> Checks:
     grid(routed, dtypes[:1])
     if DEVICE.type == "cuda":
         grid(real[:3] + real[9:10], dtypes[:1], tf32=True)
-    grid([pair for pair in routed if "nothing a multiple" in pair[0].why or "both extents odd" in pair[0].why], dtypes, batch=False)
+    grid(
+        [pair for pair in routed if "nothing a multiple" in pair[0].why or "both extents odd" in pair[0].why],
+        dtypes,
+        batch=False,
+    )
     for by in (TAPS, ROLLING, LIBRARY):
-        found += [(f"NaN, {by}", lambda by=by: nan(by)), (f"mean = 1000·std, {by}", lambda by=by: large_mean(by))]
+        found += [
+            (f"NaN, {by}", lambda by=by: nan(by)),
+            (f"mean = 1000·std, {by}", lambda by=by: large_mean(by)),
+        ]
     for by in (TAPS, LIBRARY):
-        found += [(f"two paths and three terms, {dtype}, {by}", lambda by=by, dtype=dtype: two_paths(by, dtype)) for dtype in dtypes]
+        found += [
+            (f"two paths and three terms, {dtype}, {by}", lambda by=by, dtype=dtype: two_paths(by, dtype))
+            for dtype in dtypes
+        ]
     return found
 
 
 def nan(by: str) -> Errors:
     """A NaN pixel makes its neighbourhood NaN, through the ReLU, and its gradient's mask stays open."""
     device = str(DEVICE)
-    conv, y, engine = Case("", 2, 8, 8, 16, 16).conv(), activation(2, 16, 8, 8, seed=1, device=device), Triton(CAPABILITY, by)
+    conv, y, engine = (
+        Case("", 2, 8, 8, 16, 16).conv(),
+        activation(2, 16, 8, 8, seed=1, device=device),
+        Triton(CAPABILITY, by),
+    )
     y[1, 3, 4, 4] = float("nan")
     residual = activation(2, 16, 8, 8, seed=3, device=device)
-    read, wanted = Activation((y,), (norm(16, 2, device=device),), residual, True), target(16, device=device)
+    read, wanted = (
+        LazyActivation((y,), (norm(16, 2, device=device),), residual, True),
+        target(16, device=device),
+    )
     weight = draw(16, 16, 3, 3, seed=5, device=device)
     out, formed = engine.convolve(conv, engine.pack(conv, weight, torch.float32), read, True, True, wanted)
     engine.ready(wanted.norm)
@@ -118,7 +152,12 @@ def nan(by: str) -> Errors:
     yield "others that are", out[0].isnan().sum().item(), 1
     yield "statistics that are not", (~wanted.norm.vectors.isnan()).sum().item(), 1
     for mask in (formed.mask, None):
-        ds, _ = engine.gradient([], [torch.ones_like(y)], Mask(True, mask, (y,), read.norms, (affine(16, device),)), tuple(y.shape))
+        ds, _ = engine.gradient(
+            [],
+            [torch.ones_like(y)],
+            Mask(True, mask, (y,), read.norms, (affine(16, device),)),
+            tuple(y.shape),
+        )
         yield "a mask that closed", float(ds[1, 3, 4, 4] != 1), 1
 
 
@@ -140,4 +179,8 @@ def two_paths(by: str, dtype: torch.dtype) -> Errors:
     torch.backends.cudnn.allow_tf32 = False
     found, expected = operations.two_paths(Triton(CAPABILITY, by), dtype, str(DEVICE))
     # half: each path but the last, and the sum of what is added, are stored rounded
-    yield "ds", operations.error(found, expected), 1e-5 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps
+    yield (
+        "ds",
+        operations.error(found, expected),
+        1e-5 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps,
+    )

@@ -1,6 +1,5 @@
-"""A convolution with its BatchNorm on this device, forward and backward, and what can carry it out: the engine's kernels, cuDNN alone,
-stock's passes. The cases are those of the tests.
-"""
+"""A convolution with its BatchNorm on this device, forward and backward, and what can carry it out: the
+engine's kernels, cuDNN alone, stock's passes. The cases are those of the tests."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.gpu.measure import CAPABILITY, DEVICE, Call, import_tests
-from fastbn.engine.interface import Activation, Mask, Path
+from fastbn.engine.interface import BackpropPath, LazyActivation, Mask
 from fastbn.engine.triton.engine import Triton
 
 import_tests()
@@ -35,7 +34,10 @@ class Layer:
         self.case, self.dtype, device = case, dtype, str(DEVICE)
         self.weight = case.weight().to(DEVICE, dtype)
         self.library = self.weight.contiguous(memory_format=torch.channels_last)
-        self.norm, self.target = operations.norm(case.c, 2, device=device), operations.target(case.oc, device=device)
+        self.norm, self.target = (
+            operations.norm(case.c, 2, device=device),
+            operations.target(case.oc, device=device),
+        )
         self.coefficients = tuple(operations.draw(3, case.oc, seed=9, device=device))
         self.affine = operations.affine(case.c, device)
         self.saved = [t.float() for t in self.norm.vectors[:2]]
@@ -43,14 +45,20 @@ class Layer:
     def tensors(self, seed: int) -> Tensors:
         out = self.case.conv().shape(self.case.source)
         shapes = (self.case.source, out, out)
-        y, ds, own = (operations.activation(*s, seed=seed + k, dtype=self.dtype, device=str(DEVICE)) for k, s in enumerate(shapes))
+        y, ds, own = (
+            operations.activation(*s, seed=seed + k, dtype=self.dtype, device=str(DEVICE))
+            for k, s in enumerate(shapes)
+        )
         return Tensors(y, ds, own, F.relu(y))
 
     def fused_forward(self, by: str, t: Tensors, ends: bool = False) -> Call:
-        """ends: its BatchNorm is made ready too, by a launch of its own. The images themselves are read where their channels are no
-        activation's."""
+        """ends: its BatchNorm is made ready too, by a launch of its own. The images themselves are read where
+        their channels are no activation's."""
         engine, conv = Triton(CAPABILITY, by), self.case.conv()
-        packed, read = engine.pack(conv, self.weight, self.dtype), Activation((t.y,), (self.norm,), None, True)
+        packed, read = (
+            engine.pack(conv, self.weight, self.dtype),
+            LazyActivation((t.y,), (self.norm,), None, True),
+        )
 
         def run() -> Tensor:
             y, _ = engine.convolve(conv, packed, t.y if self.case.c % 8 else read, False, False, self.target)
@@ -63,7 +71,7 @@ class Layer:
     def fused_gradient(self, by: str, t: Tensors, ends: bool = False) -> Call:
         """ends: dγ, dβ and the coefficients are made too, by a launch of its own."""
         engine, conv = Triton(CAPABILITY, by), self.case.conv()
-        path = Path(conv, engine.pack(conv, self.weight, self.dtype), t.ds, t.own, self.coefficients)
+        path = BackpropPath(conv, engine.pack(conv, self.weight, self.dtype), t.ds, t.own, self.coefficients)
         mask = Mask(True, None, (t.y,), (self.norm,), (self.affine,))
 
         def run() -> Tensor:
@@ -75,13 +83,23 @@ class Layer:
         return run
 
     def two_forwards(self, by: str, t: Tensors) -> Call:
-        """This layer twice, as channels allow: the second ends the first one's BatchNorm, in whatever way the engine does it."""
-        engine, conv, second = Triton(CAPABILITY, by), self.case.conv(), operations.target(self.case.oc, seed=40, device=str(DEVICE))
-        packed, read = engine.pack(conv, self.weight, self.dtype), Activation((t.y,), (self.norm,), None, True)
+        """This layer twice, as channels allow: the second ends the first one's BatchNorm, in whatever way
+        the engine does it."""
+        engine, conv, second = (
+            Triton(CAPABILITY, by),
+            self.case.conv(),
+            operations.target(self.case.oc, seed=40, device=str(DEVICE)),
+        )
+        packed, read = (
+            engine.pack(conv, self.weight, self.dtype),
+            LazyActivation((t.y,), (self.norm,), None, True),
+        )
 
         def run() -> Tensor:
             y, _ = engine.convolve(conv, packed, read, False, False, self.target)
-            return engine.convolve(conv, packed, Activation((y,), (self.target.norm,), None, True), False, False, second)[0]
+            return engine.convolve(
+                conv, packed, LazyActivation((y,), (self.target.norm,), None, True), False, False, second
+            )[0]
 
         return run
 
@@ -92,8 +110,12 @@ class Layer:
         masks = [Mask(True, None, (y,), (self.norm,), (self.affine,)) for y in (t.y, t.own)]
 
         def run() -> Tensor:
-            ds, due = engine.gradient([Path(conv, packed, t.ds, t.own, self.coefficients)], [], masks[0], self.case.source)
-            return engine.gradient([Path(conv, packed, ds, t.y, *due)], [], masks[1], self.case.source)[0]
+            ds, due = engine.gradient(
+                [BackpropPath(conv, packed, t.ds, t.own, self.coefficients)], [], masks[0], self.case.source
+            )
+            return engine.gradient(
+                [BackpropPath(conv, packed, ds, t.y, *due)], [], masks[1], self.case.source
+            )[0]
 
         return run
 
@@ -107,7 +129,9 @@ class Layer:
         m = self.target.module
 
         def run() -> Tensor:
-            return F.batch_norm(self._convolved(F.relu(t.y)), m.running_mean, m.running_var, m.weight, m.bias, True)
+            return F.batch_norm(
+                self._convolved(F.relu(t.y)), m.running_mean, m.running_var, m.weight, m.bias, True
+            )
 
         return run
 
@@ -117,7 +141,9 @@ class Layer:
 
         def run() -> Tensor:
             moving = m.running_mean, m.running_var
-            dy = aten.native_batch_norm_backward(t.ds, t.own, m.weight, *moving, *self.saved, True, m.eps, [True, True, True])[0]
+            dy = aten.native_batch_norm_backward(
+                t.ds, t.own, m.weight, *moving, *self.saved, True, m.eps, [True, True, True]
+            )[0]
             return aten.threshold_backward(self._returned(dy, t.z), t.z, 0)
 
         return run

@@ -1,4 +1,5 @@
-"""What the stages of bench.gpu share: records written as they grow, clocks, the device's own rates, the conditions."""
+"""What the stages of bench.gpu share: records written as they grow, clocks, the device's own rates, the
+conditions."""
 
 from __future__ import annotations
 
@@ -20,8 +21,8 @@ from unittest import mock
 import torch
 
 from bench.clock import kernel_seconds
-from fastbn.engine.select import capability
 from fastbn import devices
+from fastbn.engine.select import capability
 
 ROOT = Path(__file__).parents[2]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -37,9 +38,18 @@ class Sink:
         """resume: with the rows that it has already, but for those that there was no time for."""
         self.path = out / f"{name}.json"
         out.mkdir(parents=True, exist_ok=True)
-        before = json.loads(self.path.read_text(encoding="utf-8"))["rows"] if resume and self.path.exists() else []
+        before = (
+            json.loads(self.path.read_text(encoding="utf-8"))["rows"] if resume and self.path.exists() else []
+        )
         rows = [row for row in before if "untimed" not in row and row.get("skipped") != LATE]
-        self.record: dict[str, Any] = {"stage": name, **conditions(), **head, "finished": False, "left_out": [], "rows": rows}
+        self.record: dict[str, Any] = {
+            "stage": name,
+            **conditions(),
+            **head,
+            "finished": False,
+            "left_out": [],
+            "rows": rows,
+        }
         self.write()
 
     @property
@@ -49,7 +59,12 @@ class Sink:
     def add(self, **row: Any) -> dict[str, Any]:
         self.rows.append(row)
         self.write()
-        print(" ".join(f"{key}={_short(value)}" for key, value in row.items() if not isinstance(value, (list, dict))), flush=True)
+        print(
+            " ".join(
+                f"{key}={_short(value)}" for key, value in row.items() if not isinstance(value, (list, dict))
+            ),
+            flush=True,
+        )
         return row
 
     def leave_out(self, what: str) -> None:
@@ -69,7 +84,9 @@ class Sink:
 def write(path: Path, record: dict[str, Any]) -> None:
     """Whole or not at all. A number that is not finite becomes its name: JSON has none."""
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(_plain(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    part.write_text(
+        json.dumps(_plain(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+    )
     os.replace(part, path)
 
 
@@ -89,7 +106,11 @@ def conditions() -> dict[str, Any]:
     """Under which something is measured now: device, driver, versions, commit, date."""
     found: dict[str, Any] = {"device": devices.describe(DEVICE), "versions": devices.versions()}
     if DEVICE.type == "cuda":
-        query = ("nvidia-smi", "--query-gpu=driver_version,clocks.max.sm,power.limit", "--format=csv,noheader")
+        query = (
+            "nvidia-smi",
+            "--query-gpu=driver_version,clocks.max.sm,power.limit",
+            "--format=csv,noheader",
+        )
         found["driver"] = _said(*query) or "unknown"
         found["versions"] |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
     try:
@@ -99,7 +120,10 @@ def conditions() -> dict[str, Any]:
     except ImportError:
         found["versions"]["triton"] = None
     commit = _said("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD")
-    return found | {"commit": commit or os.environ.get("COMMIT", "unknown"), "date": time.strftime("%Y-%m-%d")}
+    return found | {
+        "commit": commit or os.environ.get("COMMIT", "unknown"),
+        "date": time.strftime("%Y-%m-%d"),
+    }
 
 
 def _said(*command: str) -> str:
@@ -117,11 +141,17 @@ def synchronize() -> None:
 def spread(seconds: Sequence[float], unit: float = 1.0) -> dict[str, float]:
     """Median and quartiles, in units of `unit` seconds."""
     low, middle, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else [seconds[0]] * 3
-    return {"median": middle / unit, "quartile_1": low / unit, "quartile_3": high / unit, "rounds": len(seconds)}
+    return {
+        "median": middle / unit,
+        "quartile_1": low / unit,
+        "quartile_3": high / unit,
+        "rounds": len(seconds),
+    }
 
 
 def repeated(calls: Sequence[Call], keep: bool) -> Call:
-    """All calls in turn, as one: on CUDA a graph, so that no launch waits for the host. keep: no result's memory is used twice."""
+    """All calls in turn, as one: on CUDA a graph, so that no launch waits for the host. keep: no result's
+    memory is used twice."""
 
     def run() -> list[Any]:
         kept = []
@@ -136,7 +166,8 @@ def repeated(calls: Sequence[Call], keep: bool) -> Call:
         return run
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # compiles, and makes what an engine keeps a stream, outside of the capture
+    # compiles, and makes what an engine keeps a stream, outside of the capture
+    with torch.cuda.stream(stream):
         run()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -156,7 +187,8 @@ def device_seconds(call: Call) -> float:
 
 
 def rates(small: bool, dtype: torch.dtype) -> dict[str, float]:
-    """The bytes a second of a large copy (read and written), and the FLOP/s of a large matrix product in this precision."""
+    """The bytes a second of a large copy (read and written), and the FLOP/s of a large matrix product in
+    this precision."""
     n, side = (1 << 20, 128) if small else (1 << 30, 8192)
     source = torch.ones(n, dtype=torch.uint8, device=DEVICE)
     target, a = torch.empty_like(source), torch.randn(side, side, device=DEVICE).to(dtype)
@@ -188,10 +220,13 @@ def import_tests() -> None:
 
 @contextlib.contextmanager
 def begun_early(early: bool) -> Iterator[None]:
-    """Inside, the engine's kernels begin before the one before them has ended (kernels/triton/early_launch.py) where they can, or none does."""
+    """Inside, the engine's kernels begin before the one before them has ended
+    (kernels/triton/early_launch.py) where they can, or none does."""
     from fastbn.engine.triton import tuning_table
 
-    with mock.patch.object(tuning_table, "dependent", lambda device: early and device >= tuning_table.DEPENDENT):
+    with mock.patch.object(
+        tuning_table, "dependent", lambda device: early and device >= tuning_table.DEPENDENT
+    ):
         yield
 
 
@@ -199,5 +234,3 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
     """Norm-wise, in float64."""
     wide = expected.double()
     return ((found.double() - wide).norm() / wide.norm()).item()
-
-

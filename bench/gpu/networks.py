@@ -1,9 +1,9 @@
-"""The networks' checks of bench.gpu correctness: the Triton engine in ordinary use against stock PyTorch in float64.
+"""The networks' checks of bench.gpu correctness: the Triton engine in ordinary use against stock PyTorch in
+float64.
 
-The networks are flip-free (β = ±6): no ReLU's sign hangs on a rounding. Each is called several times: on CUDA the first call runs as
-it is, the second is recorded, the later ones are replays. Allowed is a few of the precision's own roundings, or three times
-what stock PyTorch in the same precision is off by.
-"""
+The networks are flip-free (β = ±6): no ReLU's sign hangs on a rounding. Each is called several times: on CUDA
+the first call runs as it is, the second is recorded, the later ones are replays. Allowed is a few of the
+precision's own roundings, or three times what stock PyTorch in the same precision is off by."""
 
 from __future__ import annotations
 
@@ -18,31 +18,38 @@ from torch import Tensor, nn
 from bench.gpu.measure import DEVICE, begun_early, import_tests, relative
 from bench.gpu.replicas import as_alone
 from fastbn import FastBNOnlyResNet, freeze, fuse
-from fastbn.run.config import Recipe
 from fastbn.data.feed import Resident
 from fastbn.data.images import Images
 from fastbn.engine.region import mixed
 from fastbn.errors import MachineError
 from fastbn.planning import precision
+from fastbn.run.config import Recipe
 from fastbn.training.cuda_graph import Captured
-from fastbn.training.step import Step, Totals
+from fastbn.training.step import Totals, TrainingStep
 
 import_tests()
 from nets import flip_free, images, scattered  # noqa: E402
 
 SIZES = {"cifar": (16, 32), "imagenet": (4, 64)}  # batch and height of the images
 FP32, CALLS = torch.float32, 4
-GRADIENTS = torch.bfloat16 if DEVICE.type == "cuda" else FP32  # of --precision mixed: the interpreter's bfloat16 multiplies bit patterns
+# of --precision mixed: the interpreter's bfloat16 multiplies bit patterns
+GRADIENTS = torch.bfloat16 if DEVICE.type == "cuda" else FP32
 
 
 def network(depth: int, family: str, small: bool = False) -> nn.Module:
     width = {"cifar": 16, "imagenet": 16 if depth < 50 else 8}[family] if small else None
-    return flip_free(scattered(FastBNOnlyResNet(depth, width=width, family=family, engine="stock"))).to(DEVICE)
+    return flip_free(scattered(FastBNOnlyResNet(depth, width=width, family=family, engine="stock"))).to(
+        DEVICE
+    )
 
 
 def inputs(family: str, small: bool, seed: int, grad: bool = False) -> Tensor:
     batch, height = (2, 5) if small else SIZES[family]
-    return images(batch, height, height + 1 if small else height, seed=seed, dtype=FP32).to(DEVICE).requires_grad_(grad)
+    return (
+        images(batch, height, height + 1 if small else height, seed=seed, dtype=FP32)
+        .to(DEVICE)
+        .requires_grad_(grad)
+    )
 
 
 def upstream(z: Tensor) -> Tensor:
@@ -58,7 +65,8 @@ def flat(model: nn.Module) -> Tensor:
 
 
 def left(model: nn.Module, x: Tensor, dtype: torch.dtype = FP32, halves: bool = False) -> dict[str, Tensor]:
-    """What one forward and backward leave: the output, every parameter's gradient in one vector, the input's, the statistics."""
+    """What one forward and backward leave: the output, every parameter's gradient in one vector, the
+    input's, the statistics."""
     model.zero_grad()
     x = x.detach().clone().requires_grad_(x.requires_grad)
     with mixed(GRADIENTS) if halves else autocast(dtype):
@@ -68,7 +76,10 @@ def left(model: nn.Module, x: Tensor, dtype: torch.dtype = FP32, halves: bool = 
     if x.grad is not None:
         found["input's gradient"] = x.grad
     buffers = [b.flatten() for b in model.buffers() if b.is_floating_point()]
-    return found | {"statistics": torch.cat(buffers), "batches": torch.stack([b for b in model.buffers() if not b.dim()])}
+    return found | {
+        "statistics": torch.cat(buffers),
+        "batches": torch.stack([b for b in model.buffers() if not b.dim()]),
+    }
 
 
 def tolerance(dtype: torch.dtype, stock_error: float) -> float:
@@ -76,25 +87,45 @@ def tolerance(dtype: torch.dtype, stock_error: float) -> float:
 
 
 def like_stock(
-    depth: int, family: str, small: bool, dtype: torch.dtype, training: bool, grad: bool = True, tf32: bool = False, halves: bool = False
+    depth: int,
+    family: str,
+    small: bool,
+    dtype: torch.dtype,
+    training: bool,
+    grad: bool = True,
+    tf32: bool = False,
+    halves: bool = False,
 ) -> Iterator[tuple[str, float, float]]:
-    """Several calls, each with images of its own. halves: the engine's are those of --precision mixed, two kinds of halves, held to what
-    stock is off by in this dtype."""
+    """Several calls, each with images of its own. halves: the engine's are those of --precision mixed, two
+    kinds of halves, held to what stock is off by in this dtype."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
     model = network(depth, family, small).train(training)
     ours, theirs, wide = fuse(copy.deepcopy(model), "triton"), model, copy.deepcopy(model).double()
     for call in range(2 if small else CALLS):
         x = inputs(family, small, call + 1, grad)
-        found, same, expected = left(ours, x, dtype, halves), left(theirs, x, dtype), left(wide, x.detach().double().requires_grad_(grad))
-        yield f"counts of batches, call {call}", (found.pop("batches") != expected.pop("batches")).sum().item(), 1
+        found, same, expected = (
+            left(ours, x, dtype, halves),
+            left(theirs, x, dtype),
+            left(wide, x.detach().double().requires_grad_(grad)),
+        )
+        yield (
+            f"counts of batches, call {call}",
+            (found.pop("batches") != expected.pop("batches")).sum().item(),
+            1,
+        )
         for what, value in expected.items():
-            yield f"{what}, call {call}", relative(found[what], value), tolerance(dtype, relative(same[what], value))
+            yield (
+                f"{what}, call {call}",
+                relative(found[what], value),
+                tolerance(dtype, relative(same[what], value)),
+            )
 
 
 def overlapping(small: bool) -> Iterator[tuple[str, float, float]]:
     """Two forwards alive before either's backward, time and again: gradients add up."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    model = network(8 if small else 14, "cifar", small).eval()  # else running statistics move in another order
+    # else running statistics move in another order
+    model = network(8 if small else 14, "cifar", small).eval()
     ours, wide = fuse(copy.deepcopy(model), "triton"), copy.deepcopy(model).double()
     for turn in range(2 if small else 4):
         for net in (ours, wide):
@@ -107,7 +138,8 @@ def overlapping(small: bool) -> Iterator[tuple[str, float, float]]:
 
 
 def scaled(small: bool) -> Iterator[tuple[str, float, float]]:
-    """autocast to float16 with a GradScaler, as a user's loop has it: the unscaled gradient, and that the step is taken."""
+    """autocast to float16 with a GradScaler, as a user's loop has it: the unscaled gradient, and that the
+    step is taken."""
     model = network(8 if small else 14, "cifar", small)
     ours, wide, dtype = fuse(copy.deepcopy(model), "triton"), copy.deepcopy(model).double(), torch.float16
     optimizer = torch.optim.SGD([p for p in ours.parameters() if p.requires_grad], 0.0)
@@ -122,7 +154,11 @@ def scaled(small: bool) -> Iterator[tuple[str, float, float]]:
         scale = scaler.get_scale()
         scaler.unscale_(optimizer)
         expected = flat(wide) / scale
-        yield f"gradient, step {step}", relative(flat(ours), expected), tolerance(dtype, relative(flat(model) / scale, expected))
+        yield (
+            f"gradient, step {step}",
+            relative(flat(ours), expected),
+            tolerance(dtype, relative(flat(model) / scale, expected)),
+        )
         scaler.step(optimizer)
         scaler.update()
     yield "steps withheld", float(scaler.get_scale() < 2.0**10), 1
@@ -139,10 +175,15 @@ def without_gradients(small: bool) -> Iterator[tuple[str, float, float]]:
 
 
 def repeats(
-    small: bool, dtype: torch.dtype, depth: int = 20, family: str = "cifar", calls: int = CALLS, early: bool = False
+    small: bool,
+    dtype: torch.dtype,
+    depth: int = 20,
+    family: str = "cifar",
+    calls: int = CALLS,
+    early: bool = False,
 ) -> Iterator[tuple[str, float, float]]:
-    """Two networks of the same bits, each trained a few calls: the same bits; and a replay's are the first call's. early: the second's
-    kernels begin before the one before them has ended."""
+    """Two networks of the same bits, each trained a few calls: the same bits; and a replay's are the first
+    call's. early: the second's kernels begin before the one before them has ended."""
     model = network(8 if small else depth, family, small)
     x, runs = inputs(family, small, 1, True), []
     for early_too in (False, early):
@@ -152,19 +193,28 @@ def repeats(
     for call, (first, second) in enumerate(zip(*runs, strict=True)):
         for what in first:
             yield f"elements that differ, {what}, call {call}", (first[what] != second[what]).sum().item(), 1
-        for what in ("output", "gradient", "input's gradient"):  # in training mode neither depends on what has moved
-            yield f"elements that differ from the first call's, {what}, call {call}", (first[what] != runs[0][0][what]).sum().item(), 1
+        # in training mode neither depends on what has moved
+        for what in ("output", "gradient", "input's gradient"):
+            yield (
+                f"elements that differ from the first call's, {what}, call {call}",
+                (first[what] != runs[0][0][what]).sum().item(),
+                1,
+            )
 
 
 def captured(small: bool, kind: str) -> Iterator[tuple[str, float, float]]:
-    """fit's step as a graph against the same step launched anew, over two epochs with a ragged batch: the same bits."""
+    """fit's step as a graph against the same step launched anew, over two epochs with a ragged batch: the
+    same bits."""
     size, batch, count = (6, 4, 10) if small else (32, 32, 80)
     draw = torch.Generator().manual_seed(0)
-    data = Images(torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=draw), torch.arange(count) % 10).to(DEVICE)
+    data = Images(
+        torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=draw),
+        torch.arange(count) % 10,
+    ).to(DEVICE)
     recipe, runs = Recipe(epochs=2, batch_size=batch, precision=kind).resolved(2), []
     for plain in (False, True):
         model = freeze(FastBNOnlyResNet(8 if small else 20, engine="stock"), "bn").to(DEVICE)
-        step, lines = Step(fuse(model, "triton"), Resident(data), recipe), []
+        step, lines = TrainingStep(fuse(model, "triton"), Resident(data), recipe), []
         if plain:
             step._take = step._compute
         elif DEVICE.type != "cuda":
@@ -175,9 +225,18 @@ def captured(small: bool, kind: str) -> Iterator[tuple[str, float, float]]:
                 step.feed.begin(0, number)
                 for i, inputs in enumerate(step.feed.batches(batch)):
                     step(inputs, 0.1 / (1 + number + i), totals)
-                lines.append(torch.stack([totals.loss, totals.correct.double(), totals.finite.double()]).clone())
+                lines.append(
+                    torch.stack([totals.loss, totals.correct.double(), totals.finite.double()]).clone()
+                )
         buffers = torch.cat([b.flatten().double() for b in model.buffers()])
-        runs.append({"vector": step.flat.vector, **step.optimizer.state, "totals": torch.stack(lines), "buffers": buffers})
+        runs.append(
+            {
+                "vector": step.flat.vector,
+                **step.optimizer.state,
+                "totals": torch.stack(lines),
+                "buffers": buffers,
+            }
+        )
     yield "steps that were not finite", (runs[0]["totals"][:, 2] != 1).sum().item(), 1
     for what, value in runs[0].items():
         yield f"elements that differ, {what}", (value != runs[1][what]).sum().item(), 1
@@ -208,11 +267,26 @@ def network_checks(small: bool) -> list[tuple[str, Any]]:
                 mode, word = "train" if training else "eval", str(dtype).removeprefix("torch.")
                 add(f"{family} {depth}, {mode}, {word}", like_stock, depth, family, small, dtype, training)
     for family, depth in depths:
-        add(f"{family} {depth}, train, mixed", like_stock, depth, family, small, halves[-1], True, True, False, True)
+        add(
+            f"{family} {depth}, train, mixed",
+            like_stock,
+            depth,
+            family,
+            small,
+            halves[-1],
+            True,
+            True,
+            False,
+            True,
+        )
     if cuda:
         for family, depth in depths[:2]:
             add(f"{family} {depth}, train, tf32", like_stock, depth, family, small, FP32, True, True, True)
-    for kind in ("fp32", *(("bf16", "tf32") if cuda else ()), *(("mixed",) if cuda and offers_mixed() else ())):
+    for kind in (
+        "fp32",
+        *(("bf16", "tf32") if cuda else ()),
+        *(("mixed",) if cuda and offers_mixed() else ()),
+    ):
         add(f"captured steps, {kind}", captured, small, kind)
         add(f"replicas, {kind}", as_alone, small, kind)
     for dtype in (FP32, *halves):
@@ -220,7 +294,16 @@ def network_checks(small: bool) -> list[tuple[str, Any]]:
         add(f"kernels that begin early, {dtype}", repeats, small, dtype, 110, "cifar", 20, True)
         if cuda:
             add(f"repeated with the library's convolutions, {dtype}", repeats, small, dtype, 18, "imagenet")
-            add(f"kernels that begin early beside the library's, {dtype}", repeats, small, dtype, 18, "imagenet", 20, True)
+            add(
+                f"kernels that begin early beside the library's, {dtype}",
+                repeats,
+                small,
+                dtype,
+                18,
+                "imagenet",
+                20,
+                True,
+            )
     add("two forwards alive", overlapping, small)
     add("GradScaler", scaled, small)
     add("no_grad", without_gradients, small)

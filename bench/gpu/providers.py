@@ -16,12 +16,12 @@ from bench.gpu.measure import DEVICE
 from bench.gpu.networks import offers_mixed
 from fastbn import FastBNOnlyResNet, freeze, fuse
 from fastbn.choices import PRECISIONS
-from fastbn.run.config import Recipe
 from fastbn.data.feed import Resident
 from fastbn.data.images import Images
 from fastbn.planning import precision
+from fastbn.run.config import Recipe
 from fastbn.training.replicas import lanes
-from fastbn.training.step import Step, Totals
+from fastbn.training.step import Totals, TrainingStep
 
 Ready = Callable[[], None]
 AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -45,7 +45,10 @@ class Setting:
         return f"{self.depth}x{self.batch}" + ("-replicas" if self.replicas else "")
 
     def model(self, engine: str, train: str = "bn", seed: int = 0) -> nn.Module:
-        model = freeze(FastBNOnlyResNet(self.depth, family=self.family, width=self.width, seed=seed, engine="stock"), train)
+        model = freeze(
+            FastBNOnlyResNet(self.depth, family=self.family, width=self.width, seed=seed, engine="stock"),
+            train,
+        )
         model = model.to(DEVICE)
         return model.to(memory_format=torch.channels_last) if engine == "stock" else fuse(model, engine)  # type: ignore[call-overload]
 
@@ -69,12 +72,17 @@ def loop(setting: Setting, engine: str, train: str, kind: str, way: str) -> Read
     """A step of a user's loop: eager, compiled, or as one CUDA graph."""
     model = setting.model(engine, train)
     forward = torch.compile(model, dynamic=False) if way == "compiled" else model
-    x = torch.randn(setting.batch, 3, setting.size, setting.size, device=DEVICE).contiguous(memory_format=torch.channels_last)
+    x = torch.randn(setting.batch, 3, setting.size, setting.size, device=DEVICE).contiguous(
+        memory_format=torch.channels_last
+    )
     labels = torch.randint(0, 10, (setting.batch,), device=DEVICE)
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1, 0.9, weight_decay=1e-4)
+    optimizer = torch.optim.SGD(
+        [p for p in model.parameters() if p.requires_grad], 0.1, 0.9, weight_decay=1e-4
+    )
 
     def step() -> None:
-        torch.backends.cudnn.benchmark = engine == "stock"  # the best that stock can do; fastbn's bits do not hang on a race
+        # the best that stock can do; fastbn's bits do not hang on a race
+        torch.backends.cudnn.benchmark = engine == "stock"
         optimizer.zero_grad(set_to_none=True)
         with numbers(kind, way == "graph"):
             loss = F.cross_entropy(forward(x).float(), labels)
@@ -100,7 +108,7 @@ def fit(setting: Setting, engine: str, kind: str) -> Ready:
     """fastbn.fit's own step. fp16, which no recipe offers, by the same autocast that bf16 has there."""
     recipe = Recipe(batch_size=setting.batch, precision=kind if kind in PRECISIONS else "auto")
     data = Resident(_images(setting).to(DEVICE))
-    step, totals = Step(setting.model(engine), data, recipe.resolved(160)), Totals.zero(DEVICE)
+    step, totals = TrainingStep(setting.model(engine), data, recipe.resolved(160)), Totals.zero(DEVICE)
     data.begin(0, 0)
     batches = itertools.cycle(data.batches(setting.batch))
 
@@ -118,7 +126,7 @@ def beside(setting: Setting, kind: str, count: int) -> Ready:
     for seed in range(count):
         data = Resident(images)
         data.begin(seed, 0)
-        step = Step(setting.model("triton", seed=seed), data, recipe)
+        step = TrainingStep(setting.model("triton", seed=seed), data, recipe)
         steps.append((step, itertools.cycle(data.batches(setting.batch)), Totals.zero(DEVICE)))
     stack = contextlib.ExitStack()
     places = stack.enter_context(lanes(DEVICE, count))
@@ -140,8 +148,9 @@ def _images(setting: Setting) -> Images:
 
 
 def providers(setting: Setting) -> dict[str, tuple[dict[str, Any], Callable[[], Ready]]]:
-    """By name: what describes it in the record, and what makes its step. What a little time should go to comes first: what the bars ask
-    for, then what takes minutes to compile, then the precisions that nobody trains in for speed."""
+    """By name: what describes it in the record, and what makes its step. What a little time should go to
+    comes first: what the bars ask for, then what takes minutes to compile, then the precisions that nobody
+    trains in for speed."""
     cuda, found = DEVICE.type == "cuda", {}
     if setting.replicas:
         return _replicas(setting, "mixed" if offers_mixed() else "fp32")
@@ -150,10 +159,21 @@ def providers(setting: Setting) -> dict[str, tuple[dict[str, Any], Callable[[], 
         found[f"fastbn fit, {kind}"] = {"who": "fastbn", "way": "fit", "train": "bn", "precision": kind}
     for kind in kinds:
         found[f"fastbn drop-in, {kind}"] = {"who": "fastbn", "way": "eager", "train": "bn", "precision": kind}
-    ways = [("graph", kinds[:2]), ("compiled", kinds[:2] if setting.depth <= COMPILED_DEPTH else ())] if cuda else []
-    for (way, precisions), train in itertools.product([*ways[:1], ("eager", kinds), *ways[1:]], ("all", "bn")):
+    ways = (
+        [("graph", kinds[:2]), ("compiled", kinds[:2] if setting.depth <= COMPILED_DEPTH else ())]
+        if cuda
+        else []
+    )
+    for (way, precisions), train in itertools.product(
+        [*ways[:1], ("eager", kinds), *ways[1:]], ("all", "bn")
+    ):
         for kind in precisions:
-            found[f"stock {train}, {way}, {kind}"] = {"who": "stock", "way": way, "train": train, "precision": kind}
+            found[f"stock {train}, {way}, {kind}"] = {
+                "who": "stock",
+                "way": way,
+                "train": train,
+                "precision": kind,
+            }
 
     def make(how: dict[str, str]) -> Ready:
         engine = "triton" if how["who"] == "fastbn" else "stock"
@@ -161,7 +181,9 @@ def providers(setting: Setting) -> dict[str, tuple[dict[str, Any], Callable[[], 
             return fit(setting, engine, how["precision"])
         return loop(setting, engine, how["train"], how["precision"], how["way"])
 
-    first = sorted(found.items(), key=lambda one: (LAST.get(one[1]["precision"], 0), one[1]["way"] == "compiled"))
+    first = sorted(
+        found.items(), key=lambda one: (LAST.get(one[1]["precision"], 0), one[1]["way"] == "compiled")
+    )
     return {name: (how, lambda how=how: make(how)) for name, how in first}
 
 
@@ -169,5 +191,8 @@ def _replicas(setting: Setting, kind: str) -> dict[str, tuple[dict[str, Any], Ca
     found = {}
     for count in setting.replicas:
         how = {"who": "fastbn", "way": "replicas", "train": "bn", "precision": kind, "replicas": count}
-        found[f"fastbn replicas, {count} at a time, {kind}"] = how, lambda count=count: beside(setting, kind, count)
+        found[f"fastbn replicas, {count} at a time, {kind}"] = (
+            how,
+            lambda count=count: beside(setting, kind, count),
+        )
     return found

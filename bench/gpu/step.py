@@ -1,11 +1,13 @@
 """python -m bench.gpu step --config 866x128: a whole training step by every provider, and the project's bars.
 
-stock     everything trains, or BatchNorm only; channels-last; eager in fp32, TF32, and under autocast in fp16 and bf16; the last two also
-          as one CUDA graph of the whole step, and compiled (to depth 56). No GradScaler anywhere, which favours stock.
-fastbn    drop-in: torch.optim.SGD in a user's loop; fit: its own captured step, batch and augmentation included; replicas, in a
-          --config of their own: a step of each of several networks side by side, ms_a_replica a network's part of it.
-Clock     the host's, around a burst of steps that ends synchronised. At depth 110 and below providers take turns; where their memory
-          does not fit side by side, one follows the other ("interleaved": false).
+stock     everything trains, or BatchNorm only; channels-last; eager in fp32, TF32, and under autocast in fp16
+          and bf16; the last two also as one CUDA graph of the whole step, and compiled (to depth 56). No
+          GradScaler anywhere, which favours stock.
+fastbn    drop-in: torch.optim.SGD in a user's loop; fit: its own captured step, batch and augmentation
+          included; replicas, in a --config of their own: a step of each of several networks side by side,
+          ms_a_replica a network's part of it.
+Clock     the host's, around a burst of steps that ends synchronised. At depth 110 and below providers take
+          turns; where their memory does not fit side by side, one follows the other ("interleaved": false).
 """
 
 from __future__ import annotations
@@ -30,10 +32,20 @@ NEEDS = {"compiled": 150}  # seconds that must be left for it to begin; of the o
 
 @functools.cache
 def wrong(setting: Setting, small: bool, kind: str) -> str:
-    """Why fastbn's figures in this precision would be worth nothing, or "". A flip-free net of at most 110 layers, against float64."""
+    """Why fastbn's figures in this precision would be worth nothing, or "". A flip-free net of at most 110
+    layers, against float64."""
     try:
         dtype = AUTOCAST.get("bf16" if kind == "mixed" else kind, torch.float32)
-        errors = like_stock(min(setting.depth, 110), setting.family, small, dtype, True, False, kind == "tf32", kind == "mixed")
+        errors = like_stock(
+            min(setting.depth, 110),
+            setting.family,
+            small,
+            dtype,
+            True,
+            False,
+            kind == "tf32",
+            kind == "mixed",
+        )
         for what, error, most in errors:
             if not error < most:
                 return f"{what} is off by {error:.1e}, allowed {most:.1e}"
@@ -43,7 +55,8 @@ def wrong(setting: Setting, small: bool, kind: str) -> str:
 
 
 def started(make: Callable[[], Ready], row: dict[str, Any]) -> Ready:
-    """The step, taken once; with the seconds that took, and what it and the next two hold at most in memory."""
+    """The step, taken once; with the seconds that took, and what it and the next two hold at most in
+    memory."""
     free()
     held, cuda = torch.cuda.memory_allocated() if DEVICE.type == "cuda" else 0, DEVICE.type == "cuda"
     if cuda:
@@ -89,17 +102,24 @@ def timed(ready: list[tuple[dict[str, Any], Ready]], budget: float, small: bool)
             if turn < rounds:
                 seconds.append(burst(step, count))
     for row, *_, seconds in plans:
-        row |= {("rounds" if key == "rounds" else f"ms_{key}"): value for key, value in spread(seconds, 1e-3).items()}
+        row |= {
+            ("rounds" if key == "rounds" else f"ms_{key}"): value
+            for key, value in spread(seconds, 1e-3).items()
+        }
         if "replicas" in row:
             row["ms_a_replica"] = row["ms_median"] / row["replicas"]
 
 
 def start_again_if_broken(seconds: float) -> None:
-    """An illegal access leaves a process nothing of CUDA: what is still to be measured is another's, in this one's place."""
+    """An illegal access leaves a process nothing of CUDA: what is still to be measured is another's, in
+    this one's place."""
     try:
         synchronize()
     except RuntimeError:
-        os.execv(sys.executable, [sys.executable, "-m", "bench.gpu", *sys.argv[1:], "--resume", "--seconds", str(seconds)])
+        os.execv(
+            sys.executable,
+            [sys.executable, "-m", "bench.gpu", *sys.argv[1:], "--resume", "--seconds", str(seconds)],
+        )
 
 
 def step(sink: Sink, setting: Setting, small: bool, seconds: float) -> int:
@@ -137,7 +157,10 @@ def step(sink: Sink, setting: Setting, small: bool, seconds: float) -> int:
             sink.add(**row)
         except Exception as error:  # one provider's: the others are measured all the same
             memory = is_out_of_memory(error)
-            sink.add(**row, **({"skipped": "runs out of the device's memory"} if memory else {"failure": failure(error)}))
+            sink.add(
+                **row,
+                **({"skipped": "runs out of the device's memory"} if memory else {"failure": failure(error)}),
+            )
             if not memory:
                 start_again_if_broken(deadline - time.monotonic())
     if ready:

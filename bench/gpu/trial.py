@@ -1,8 +1,10 @@
-"""python -m bench.gpu trial: is the instruction count the wall? The rolling kernels against tap by tap, cuDNN alone and stock's passes.
+"""python -m bench.gpu trial: is the instruction count the wall? The rolling kernels against tap by tap, cuDNN
+alone and stock's passes.
 
-Bytes are counted, each tensor that must be read or written once, in units of A = one activation:
-    forward   fused, scale-shift-ReLU prologue and statistics: 2     the convolution alone: 2     stock, ReLU + conv + BN: 2 + 2 + 3
-    gradient  fused, dy and the ReLU told again from y: 4            the convolution alone: 2     stock, BN' + conv' + ReLU': 5 + 2 + 3
+Bytes are counted, each tensor that must be read or written once, in units of A = one activation: forward
+    fused, scale-shift-ReLU prologue and statistics: 2     the convolution alone: 2     stock, ReLU + conv +
+    BN: 2 + 2 + 3 gradient  fused, dy and the ReLU told again from y: 4            the convolution alone: 2
+    stock, BN' + conv' + ReLU': 5 + 2 + 3
 "cold" rotates through sets of tensors three times as large as L2, "warm" stays with one set.
 """
 
@@ -17,7 +19,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.gpu.layer import Layer, Tensors
-from bench.gpu.measure import DEVICE, Sink, device_seconds, failure, free, import_tests, rates, relative, repeated, spread
+from bench.gpu.measure import (
+    DEVICE,
+    Sink,
+    device_seconds,
+    failure,
+    free,
+    import_tests,
+    rates,
+    relative,
+    repeated,
+    spread,
+)
 from fastbn.engine.triton.tuning import ROLLING, TAPS
 
 import_tests()
@@ -55,8 +68,12 @@ def expected(layer: Layer, way: str, t: Tensors) -> Tensor:
 
 
 def measure(layer: Layer, rounds: int) -> Iterator[dict[str, Any]]:
-    """A row a provider, cold and warm: microseconds a call, bytes and FLOPs a second; or the error that forbids them."""
-    a, flops = math.prod(layer.case.source) * layer.dtype.itemsize, 2 * layer.weight.numel() * math.prod(layer.case.source) // layer.case.c
+    """A row a provider, cold and warm: microseconds a call, bytes and FLOPs a second; or the error that
+    forbids them."""
+    a, flops = (
+        math.prod(layer.case.source) * layer.dtype.itemsize,
+        2 * layer.weight.numel() * math.prod(layer.case.source) // layer.case.c,
+    )
     cache = torch.cuda.get_device_properties(DEVICE).L2_cache_size if DEVICE.type == "cuda" else 0
     count = min(MOST_SETS, max(2, -(-3 * cache // (2 * a))))
     sets = [layer.tensors(10 * k) for k in range(count)]
@@ -69,7 +86,10 @@ def measure(layer: Layer, rounds: int) -> Iterator[dict[str, Any]]:
                 row["tolerance"] = 2 * torch.finfo(layer.dtype).eps
                 if not row["error"] < row["tolerance"]:
                     raise ArithmeticError("off by more than its tolerance: not timed")
-            ready = [(s, repeated([make(t) for t in own], s == "cold")) for s, own in (("cold", sets), ("warm", sets[:1] * count))]
+            ready = [
+                (s, repeated([make(t) for t in own], s == "cold"))
+                for s, own in (("cold", sets), ("warm", sets[:1] * count))
+            ]
         except Exception as error:  # of one provider: the others are measured all the same
             yield row | {"failure": failure(error)}
             continue
@@ -97,8 +117,16 @@ def trial(sink: Sink, small: bool) -> int:
         sink.record.setdefault("rates", {})[str(dtype).removeprefix("torch.")] = own
         for batch in batches:
             for channels, size in shapes:
-                head = {"channels": channels, "size": size, "batch": batch, "dtype": str(dtype).removeprefix("torch.")}
-                for row in measure(Layer(operations.Case("", batch, size, size, channels, channels), dtype), 1 if small else 30):
+                head = {
+                    "channels": channels,
+                    "size": size,
+                    "batch": batch,
+                    "dtype": str(dtype).removeprefix("torch."),
+                }
+                for row in measure(
+                    Layer(operations.Case("", batch, size, size, channels, channels), dtype),
+                    1 if small else 30,
+                ):
                     if "bytes_per_second" in row:
                         row["of_copy"] = row["bytes_per_second"] / own["copy_bytes_per_second"]
                         row["of_matmul"] = row["flops_per_second"] / own["matmul_flops"]

@@ -1,4 +1,5 @@
-"""python -m bench.report bench/results/*.json -o report.html: what the benchmarks recorded, as one self-contained page.
+"""python -m bench.report bench/results/*.json -o report.html: what the benchmarks recorded, as one
+self-contained page.
 
     python -m bench.report RECORDS --readme README.md     # the same figures in the README's table, between its markers
 
@@ -29,7 +30,8 @@ LEAD = (
 
 
 def read(paths: Sequence[Path]) -> list[Record]:
-    """The records among these files, each file once. Raises UsageError if there is none, or for a file that can't be read."""
+    """The records among these files, each file once. Raises UsageError if there is none, or for a file
+    that can't be read."""
     records, left_out = [], []
     for path in dict.fromkeys(path.resolve() for path in paths):
         try:
@@ -39,11 +41,17 @@ def read(paths: Sequence[Path]) -> list[Record]:
         except (ValueError, AttributeError):  # JSON of another format, or of no object; or no JSON
             left_out.append(path)
         except (KeyError, TypeError) as error:
-            raise UsageError(f"{path}: a benchmark record, but damaged or of another version of fastbn: {error}") from error
+            raise UsageError(
+                f"{path}: a benchmark record, but damaged or of another version of fastbn: {error}"
+            ) from error
     if not records:
-        raise UsageError(f"no benchmark record among {len(paths)} files; make one with pytest bench/ --benchmark-only")
+        raise UsageError(
+            f"no benchmark record among {len(paths)} files; make one with pytest bench/ --benchmark-only"
+        )
     if left_out:
-        print(f"left out, not benchmark records: {', '.join(path.name for path in left_out)}", file=sys.stderr)
+        print(
+            f"left out, not benchmark records: {', '.join(path.name for path in left_out)}", file=sys.stderr
+        )
     return records
 
 
@@ -57,7 +65,10 @@ def _conditions(record: Record, place: int) -> Html:
     for name, value in record.conditions.items():
         pairs = value.items() if isinstance(value, dict) else [("", value)]
         rows += [[f"{name} {own}".strip().replace("_", " "), str(found)] for own, found in pairs]
-    units = {"copy_bytes_per_second": ("copies, GB/s", 1e-9), "matmul_flops_per_second": ("matrix product, GFLOP/s", 1e-9)}
+    units = {
+        "copy_bytes_per_second": ("copies, GB/s", 1e-9),
+        "matmul_flops_per_second": ("matrix product, GFLOP/s", 1e-9),
+    }
     for name, rate in record.machine.items():
         words, scale = units.get(name, (name.replace("_", " "), 1.0))
         rows.append([words, number(rate * scale)])
@@ -71,10 +82,16 @@ def render(records: Sequence[Record]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser("python -m bench.report", description=(__doc__ or "").split("\n")[0].split(": ", 1)[1])
+    parser = argparse.ArgumentParser(
+        "python -m bench.report", description=(__doc__ or "").split("\n")[0].split(": ", 1)[1]
+    )
     parser.add_argument("records", type=Path, nargs="+", help="files that the benchmarks wrote")
-    parser.add_argument("-o", "--out", type=Path, help="the page; report.html if neither this nor --readme is given")
-    parser.add_argument("--readme", type=Path, help=f"writes the table between {readme.START} and {readme.END} anew")
+    parser.add_argument(
+        "-o", "--out", type=Path, help="the page; report.html if neither this nor --readme is given"
+    )
+    parser.add_argument(
+        "--readme", type=Path, help=f"writes the table between {readme.START} and {readme.END} anew"
+    )
     asked = parser.parse_args(arguments)
     out = asked.out or (None if asked.readme else Path("report.html"))
     try:
@@ -83,7 +100,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             out.write_text(render(records), encoding="utf-8")
             print(f"{out}: written")
         if asked.readme:
-            print(f"{asked.readme}: {'changed' if readme.write(asked.readme, records) else 'unchanged, the table is the same'}")
+            print(
+                f"{asked.readme}: "
+                f"{'changed' if readme.write(asked.readme, records) else 'unchanged, the table is the same'}"
+            )
     except (UsageError, OSError) as error:
         parser.error(str(error))
 

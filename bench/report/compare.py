@@ -1,7 +1,7 @@
 """What the rows say: which provider is the best of its kind, and by how much fastbn is ahead of it.
 
-Only rows of one record and one (level, case) are set against each other; a provider that failed is never the best.
-"""
+Only rows of one record and one (level, case) are set against each other; a provider that failed is never the
+best."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from collections.abc import Sequence
 
 from bench.rows import Record, Row
 
-KINDS = ("fastbn", "bn", "all", "")  # fastbn; stock with only BatchNorm training, with everything; stock's part of either (a kernel)
+# fastbn; stock with only BatchNorm training, with everything; stock's part of either (a kernel)
+KINDS = ("fastbn", "bn", "all", "")
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What was measured side by side: the rows of one case of a record, and that record with its place among them (from 1)."""
+    """What was measured side by side: the rows of one case of a record, and that record with its place
+    among them (from 1)."""
 
     record: Record
     place: int
@@ -28,7 +30,8 @@ class Case:
         return any(_is(row, kind) for row in self.rows)
 
     def best(self, kind: str) -> Row | None:
-        """The fastest of this kind, or of all stock providers for "stock", that did not fail, if there is one."""
+        """The fastest of this kind, or of all stock providers for "stock", that did not fail, if there is
+        one."""
         timed = [row for row in self.rows if measured(row) and row.seconds and _is(row, kind)]
         return min(timed, key=lambda row: row.seconds or math.inf, default=None)
 
@@ -38,7 +41,8 @@ class Case:
         return f"{row.provider}, {row.precision}" if mixed else row.provider
 
     def ratio(self, kind: str) -> tuple[float, float, float] | None:
-        """How often fastbn's best fits into stock's best of this kind, and the same from quartile to quartile, at worst and at best."""
+        """How often fastbn's best fits into stock's best of this kind, and the same from quartile to
+        quartile, at worst and at best."""
         ours, theirs = self.best("fastbn"), self.best(kind)
         if not (ours and theirs and ours.seconds and theirs.seconds):
             return None
@@ -46,8 +50,11 @@ class Case:
         return theirs.seconds / ours.seconds, low, (theirs.q3 or theirs.seconds) / (ours.q1 or ours.seconds)
 
     def saved(self, row: Row) -> int | None:
-        """Bytes kept for the backward: of this row, else of the same provider and case where memory was measured by itself."""
-        beside = [r for r in self.record.rows if (r.case, r.provider) == (row.case, row.provider) and measured(r)]
+        """Bytes kept for the backward: of this row, else of the same provider and case where memory was
+        measured by itself."""
+        beside = [
+            r for r in self.record.rows if (r.case, r.provider) == (row.case, row.provider) and measured(r)
+        ]
         return next((r.saved_bytes for r in (row, *beside) if r.saved_bytes is not None), None)
 
 
@@ -64,7 +71,8 @@ def _is(row: Row, kind: str) -> bool:
 
 
 def cases(records: Sequence[Record], level: str) -> list[Case]:
-    """In the order recorded; within a case fastbn first, then by what trains, the fastest first, those that failed last."""
+    """In the order recorded; within a case fastbn first, then by what trains, the fastest first, those
+    that failed last."""
     found = []
     for place, record in enumerate(records, 1):
         rows = [row for row in record.rows if row.level == level]
@@ -82,6 +90,9 @@ def share_of_roofline(row: Row, machine: dict[str, float]) -> float | None:
     """As recorded, else least time by the machine's own rates over the time measured."""
     if row.roofline_share is not None or not row.seconds:
         return row.roofline_share
-    counted = ((row.moved_bytes, machine.get("copy_bytes_per_second")), (row.flops, machine.get("matmul_flops_per_second")))
+    counted = (
+        (row.moved_bytes, machine.get("copy_bytes_per_second")),
+        (row.flops, machine.get("matmul_flops_per_second")),
+    )
     least = [amount / rate for amount, rate in counted if amount is not None and rate]
     return max(least) / row.seconds if len(least) == 2 else None

@@ -33,22 +33,32 @@ class Curve:
 AXES = {"depth": "depth, layers", "batch_size": "batch, images", "width": "width, channels"}
 
 
-def curves(records: Sequence[Record], levels: Sequence[str], axis: str, metric: str) -> dict[tuple[int, str], list[Curve]]:
+def curves(
+    records: Sequence[Record], levels: Sequence[str], axis: str, metric: str
+) -> dict[tuple[int, str], list[Curve]]:
     """By (the record's place, what is held fixed), from the first of these levels that has any.
 
-    Where sweeps over other axes cross, a few points lie on a line by chance: those of two are left out if there are longer ones.
-    """
+    Where sweeps over other axes cross, a few points lie on a line by chance: those of two are left out if
+    there are longer ones."""
     for level in levels:
         points: dict[tuple[int, str], dict[tuple[str, str], dict[float, float]]] = {}
         for place, record in enumerate(records, 1):
             for row in record.rows:
                 x, y = getattr(row, axis), getattr(row, metric)
                 if row.level == level and measured(row) and x and y:
-                    points.setdefault((place, _fixed(row, axis)), {}).setdefault((_named(row), kind_of(row)), {})[x] = y
+                    points.setdefault((place, _fixed(row, axis)), {}).setdefault(
+                        (_named(row), kind_of(row)), {}
+                    )[x] = y
         found = {}
-        longest = max((len(by_x) for by_provider in points.values() for by_x in by_provider.values()), default=0)
+        longest = max(
+            (len(by_x) for by_provider in points.values() for by_x in by_provider.values()), default=0
+        )
         for key, by_provider in points.items():
-            own = [Curve(*who, sorted(by_x.items())) for who, by_x in by_provider.items() if len(by_x) >= min(longest, 3)]
+            own = [
+                Curve(*who, sorted(by_x.items()))
+                for who, by_x in by_provider.items()
+                if len(by_x) >= min(longest, 3)
+            ]
             if own and longest > 1:
                 found[key] = sorted(own, key=lambda curve: KINDS.index(curve.kind))
         if found:
@@ -57,7 +67,11 @@ def curves(records: Sequence[Record], levels: Sequence[str], axis: str, metric: 
 
 
 def _named(row: Row) -> str:
-    return row.provider if row.precision == "fp32" or row.precision in row.provider else f"{row.provider}, {row.precision}"
+    return (
+        row.provider
+        if row.precision == "fp32" or row.precision in row.provider
+        else f"{row.provider}, {row.precision}"
+    )
 
 
 def _fixed(row: Row, axis: str) -> str:
@@ -71,7 +85,10 @@ def _fixed(row: Row, axis: str) -> str:
     return ", ".join(part for name, part in parts.items() if part and name != axis)
 
 
-EXPONENTS = "A legend's exponent is fitted to all points by least squares; after ≤ stands the steepest between neighbours. 1 is linear."
+EXPONENTS = (
+    "A legend's exponent is fitted to all points by least squares; after ≤ stands the steepest "
+    "between neighbours. 1 is linear."
+)
 MEASURES = {
     "seconds": ("time", "ms", 1e3),
     "peak_memory_bytes": ("peak memory", "MB", 1e-6),
@@ -90,7 +107,9 @@ def growth(records: Sequence[Record], axis: str, metric: str) -> list[Html]:
             series.append(Series(f"{curve.provider}{_grows(curve)}", points, COLOUR[curve.kind], i))
         case = Case(records[place - 1], place, "", [])
         title = f"{what.capitalize()} against {AXES[axis].split(',')[0]}, at {fixed or 'all else the same'}"
-        drawn.append(figure(lines(title, series, AXES[axis], f"{what}, {unit}", log=True), title, under(case)))
+        drawn.append(
+            figure(lines(title, series, AXES[axis], f"{what}, {unit}", log=True), title, under(case))
+        )
     return drawn
 
 

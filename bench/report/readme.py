@@ -1,4 +1,5 @@
-"""The README's table of steps, written from records between two markers, so that no figure of it is typed by hand."""
+"""The README's table of steps, written from records between two markers, so that no figure of it is typed
+by hand."""
 
 from __future__ import annotations
 
@@ -16,11 +17,15 @@ HEADER = "| training step | fastbn | best stock, BN only | best stock, everythin
 
 
 def write(readme: Path, records: Sequence[Record]) -> bool:
-    """Puts the table between the markers; False if it was there already. Raises UsageError where there is no table or no place for it."""
+    """Puts the table between the markers; False if it was there already. Raises UsageError where there is
+    no table or no place for it."""
     before = readme.read_text(encoding="utf-8")
     places = [before.find(marker) for marker in (START, END)]
     if -1 in places or places[0] > places[1] or before.count(START) != 1 or before.count(END) != 1:
-        raise UsageError(f"{readme}: the table goes between {START} and {END}, once each and in this order; put both where it belongs")
+        raise UsageError(
+            f"{readme}: the table goes between {START} and {END}, once each and in this order; put both "
+            "where it belongs"
+        )
     after = f"{before[: places[0]]}{START}\n{steps(records)}\n{before[places[1] :]}"
     if after != before:
         readme.write_text(after, encoding="utf-8")
@@ -36,7 +41,9 @@ def steps(records: Sequence[Record]) -> str:
     for place, record in enumerate(records, 1):
         own = [case for case in found if case.place == place]
         if own:
-            blocks.append("\n".join([_conditions(record, own), "", HEADER, "|---|---|---|---|---|", *map(_line, own)]))
+            blocks.append(
+                "\n".join([_conditions(record, own), "", HEADER, "|---|---|---|---|---|", *map(_line, own)])
+            )
     return "\n\n".join(blocks)
 
 
@@ -55,7 +62,11 @@ def _conditions(record: Record, own: Sequence[Case]) -> str:
 def _line(case: Case) -> str:
     ours, bn = case.best("fastbn"), case.best("bn")
     kept = [None if row is None else case.saved(row) for row in (ours, bn)]
-    saved = "—" if kept[0] is None else f"{_megabytes(kept[0])} MB" + ("" if kept[1] is None else f", stock {_megabytes(kept[1])}")
+    saved = (
+        "—"
+        if kept[0] is None
+        else f"{_megabytes(kept[0])} MB" + ("" if kept[1] is None else f", stock {_megabytes(kept[1])}")
+    )
     own = milliseconds(ours) if ours else "failed" if case.has("fastbn") else "—"
     cells = [case.name, own, _stock(case, "bn"), _stock(case, "all"), saved]
     return f"| {' | '.join(map(_cell, cells))} |"

@@ -1,7 +1,7 @@
 """The report's runs: what BN-only training reaches and when, and when training everything was already there.
 
-A run may have several rows of one provider, one for each epoch at which accuracy and seconds so far were taken.
-"""
+A run may have several rows of one provider, one for each epoch at which accuracy and seconds so far were
+taken."""
 
 from __future__ import annotations
 
@@ -21,16 +21,28 @@ def runs(records: Sequence[Record]) -> Html:
 
 def _run(case: Case) -> Html:
     rows = []
-    for row in sorted(case.rows, key=lambda row: (KINDS.index(kind_of(row)), row.provider, row.epochs or 0, row.seconds or 0.0)):
+    for row in sorted(
+        case.rows,
+        key=lambda row: (KINDS.index(kind_of(row)), row.provider, row.epochs or 0, row.seconds or 0.0),
+    ):
         reached = [_accuracy(row), figure_of(row.seconds)] if measured(row) else ["failed", ABSENT]
-        rows.append([case.label(row), TRAINS.get(row.trains, row.trains), figure_of(row.epochs), *reached, figure_of(row.energy_joules)])
+        rows.append(
+            [
+                case.label(row),
+                TRAINS.get(row.trains, row.trains),
+                figure_of(row.epochs),
+                *reached,
+                figure_of(row.energy_joules),
+            ]
+        )
     header = ["provider", "trains", "epochs", "accuracy", "seconds", "joules"]
     said = [heading(case.name), paragraph(same_accuracy(case)), paragraph(under(case), "note")]
     return joined([*said, _curves(case), failures(case), table(header, rows)])
 
 
 def same_accuracy(case: Case) -> str:
-    """In words: what BN-only training reaches in which time, and the first time at which training everything is recorded as that good."""
+    """In words: what BN-only training reaches in which time, and the first time at which training
+    everything is recorded as that good."""
     done = [row for row in case.rows if measured(row) and row.accuracy is not None and row.seconds]
     everything = [row for row in done if row.trains == "all"]
     ours = [row for row in done if kind_of(row) == "fastbn"] or [row for row in done if row.trains == "bn"]
@@ -44,12 +56,18 @@ def same_accuracy(case: Case) -> str:
     there = [row for row in everything if (row.accuracy or 0.0) >= (last.accuracy or 0.0)]
     if not there:
         most = max(everything, key=lambda row: row.accuracy or 0.0)
-        return f"{said} Training everything ({case.label(most)}) never does in what is recorded: {_accuracy(most)} after {_when(most)}."
+        return (
+            f"{said} Training everything ({case.label(most)}) never does in what is recorded: "
+            f"{_accuracy(most)} after {_when(most)}."
+        )
     first = min(there, key=_time)
     share = _time(first) / _time(last)
     verdict = f"{number(share)} of BN-only's time" if share < 1 else f"{number(share)} times BN-only's time"
     goes_on = "" if end is first else f", and goes on to {_accuracy(end)} in {_when(end)}"
-    said += f" Training everything ({case.label(first)}) is there, at {_accuracy(first)}, after at most {_when(first)}"
+    said += (
+        f" Training everything ({case.label(first)}) is there, at {_accuracy(first)}, after at most "
+        f"{_when(first)}"
+    )
     return f"{said}: {verdict}{goes_on}."
 
 
@@ -62,7 +80,10 @@ def _curves(case: Case) -> Html:
     if max(map(len, points.values()), default=0) < 2:
         return Html("")
     series = [Series(name, at, COLOUR[kind], i) for i, ((name, kind), at) in enumerate(points.items())]
-    return figure(lines(case.name, series, "seconds", "accuracy on the test set"), "Accuracy on the test set against seconds")
+    return figure(
+        lines(case.name, series, "seconds", "accuracy on the test set"),
+        "Accuracy on the test set against seconds",
+    )
 
 
 def _time(row: Row) -> float:

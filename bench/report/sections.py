@@ -7,10 +7,31 @@ from collections.abc import Callable, Sequence
 
 from bench.report.compare import Case, cases, kind_of, measured, share_of_roofline
 from bench.report.growth import EXPONENTS, growth
-from bench.report.wording import AGAINST, ALONE, COLOUR, TRAINS, failures, figure_of, milliseconds, spread, under
+from bench.report.wording import (
+    AGAINST,
+    ALONE,
+    COLOUR,
+    TRAINS,
+    failures,
+    figure_of,
+    milliseconds,
+    spread,
+    under,
+)
 from bench.rows import Record, Row
-from fastbn.page.charts import Bar, Value, bars
-from fastbn.page.page import ABSENT, NOTHING, Html, figure, figures, heading, joined, paragraph, section, table
+from fastbn.page.charts import Bar, ChartValue, bars
+from fastbn.page.page import (
+    ABSENT,
+    NOTHING,
+    Html,
+    figure,
+    figures,
+    heading,
+    joined,
+    paragraph,
+    section,
+    table,
+)
 
 
 def headline(records: Sequence[Record]) -> Html:
@@ -19,13 +40,19 @@ def headline(records: Sequence[Record]) -> Html:
     for case in found:
         ours = case.best("fastbn")
         name = f"{case.name} [{case.place}]" if len(records) > 1 else case.name
-        cells = [f"{case.label(ours)} {milliseconds(ours)}" if ours else "failed" if case.has("fastbn") else ABSENT]
+        cells = [
+            f"{case.label(ours)} {milliseconds(ours)}" if ours else "failed" if case.has("fastbn") else ABSENT
+        ]
         for kind in AGAINST:
             best, ratio = case.best(kind), case.ratio(kind)
-            cells += [f"{case.label(best)} {milliseconds(best)}" if best else "failed" if case.has(kind) else ABSENT]
+            cells += [
+                f"{case.label(best)} {milliseconds(best)}" if best else "failed" if case.has(kind) else ABSENT
+            ]
             cells += [f"{ratio[0]:.2f}×" if ratio else ABSENT]
         rows.append([name, *cells])
-        chart.append(Bar(name, [Value(*ratio) if (ratio := case.ratio(kind)) else None for kind in AGAINST]))
+        chart.append(
+            Bar(name, [ChartValue(*ratio) if (ratio := case.ratio(kind)) else None for kind in AGAINST])
+        )
     for kind, against in AGAINST.items():
         ratios = [ratio[0] for case in found if (ratio := case.ratio(kind))]
         if ratios:
@@ -35,12 +62,18 @@ def headline(records: Sequence[Record]) -> Html:
             said.append(f"A step of fastbn is {extent} times as fast as {against}{but}.")
     measures = ("BN only", "everything")
     title = "Speed of a step against the best stock provider"
-    caption = "How often fastbn's step fits into stock's; whiskers from quartile to quartile, dashed where both take the same."
+    caption = (
+        "How often fastbn's step fits into stock's; whiskers from quartile to quartile, dashed where "
+        "both take the same."
+    )
     return section(
         "Headline",
         paragraph(" ".join(said)) if said else NOTHING,
         figures([figure(bars(title, chart, "×", measures, rule=1.0), title, caption)]),
-        table(["training step", "fastbn", "best stock, BN only", "ratio", "best stock, everything", "ratio"], rows),
+        table(
+            ["training step", "fastbn", "best stock, BN only", "ratio", "best stock, everything", "ratio"],
+            rows,
+        ),
     )
 
 
@@ -54,8 +87,16 @@ def _steps(case: Case) -> Html:
 
 
 def _timed(case: Case) -> Html:
-    found = [Bar(case.label(r), [Value(1e3 * r.seconds, *_ends(r))], COLOUR[kind_of(r)]) for r in case.rows if measured(r) and r.seconds]
-    return figure(bars(f"{case.name}, ms a step", found, " ms"), "Median of a step, whiskers at the quartiles", under(case))
+    found = [
+        Bar(case.label(r), [ChartValue(1e3 * r.seconds, *_ends(r))], COLOUR[kind_of(r)])
+        for r in case.rows
+        if measured(r) and r.seconds
+    ]
+    return figure(
+        bars(f"{case.name}, ms a step", found, " ms"),
+        "Median of a step, whiskers at the quartiles",
+        under(case),
+    )
 
 
 def _ends(row: Row) -> tuple[float | None, float | None]:
@@ -63,14 +104,33 @@ def _ends(row: Row) -> tuple[float | None, float | None]:
 
 
 def _step_table(case: Case) -> Html:
-    header = ["provider", "trains", "ms", "quartiles", "n", "images/s", "µs an image", "first call, s", "gradient error", "launches"]
+    header = [
+        "provider",
+        "trains",
+        "ms",
+        "quartiles",
+        "n",
+        "images/s",
+        "µs an image",
+        "first call, s",
+        "gradient error",
+        "launches",
+    ]
     rows = []
     for row in case.rows:
         rate, share = row.images_per_second, share_of_roofline(row, case.record.machine)
         cells = [case.label(row), TRAINS.get(row.trains, row.trains)]
-        cells += [figure_of(row.seconds, 1e3) if measured(row) else "failed", spread(row, 1e3), figure_of(row.n), figure_of(rate)]
+        cells += [
+            figure_of(row.seconds, 1e3) if measured(row) else "failed",
+            spread(row, 1e3),
+            figure_of(row.n),
+            figure_of(rate),
+        ]
         cells += [figure_of(1 / rate if rate else None, 1e6), figure_of(row.first_seconds)]
-        cells += [ABSENT if row.gradient_error is None else f"{row.gradient_error:.1e}", figure_of(row.launches)]
+        cells += [
+            ABSENT if row.gradient_error is None else f"{row.gradient_error:.1e}",
+            figure_of(row.launches),
+        ]
         cells += [figure_of(row.moved_bytes, 1e-9), figure_of(row.flops, 1e-9), figure_of(share, 100, " %")]
         rows.append(cells)
     return table([*header, "GB moved", "GFLOP", "of the roofline"], rows)
@@ -88,27 +148,47 @@ def memory(records: Sequence[Record]) -> Html:
             kept = case.saved(row)
             if not measured(row) or (row.peak_memory_bytes is None and kept is None):
                 continue
-            values = [None if v is None else Value(v / 1e6) for v in (row.peak_memory_bytes, kept)]
+            values = [None if v is None else ChartValue(v / 1e6) for v in (row.peak_memory_bytes, kept)]
             found.append(Bar(case.label(row), values, COLOUR[kind_of(row)]))
         chart = bars(f"{case.name}, MB", found, " MB", ("peak", "saved"))
         drawn.append(figure(chart, f"{case.name}: peak, and saved for the backward", under(case)))
-    against = [one for metric in ("peak_memory_bytes", "saved_bytes") for one in growth(records, "batch_size", metric)]
-    return section("Memory", figures(drawn), paragraph(EXPONENTS) if any(against) else NOTHING, figures(against))
+    against = [
+        one
+        for metric in ("peak_memory_bytes", "saved_bytes")
+        for one in growth(records, "batch_size", metric)
+    ]
+    return section(
+        "Memory", figures(drawn), paragraph(EXPONENTS) if any(against) else NOTHING, figures(against)
+    )
 
 
 def energy(records: Sequence[Record]) -> Html:
     drawn = []
     for level, what, unit, scale in (("step", "an image of a step", "mJ", 1e3), ("run", "a run", "kJ", 1e-3)):
         for case in cases(records, level):
-            images: Callable[[Row], float] = (lambda row: row.batch_size or math.nan) if level == "step" else (lambda row: 1.0)
+            images: Callable[[Row], float] = (
+                (lambda row: row.batch_size or math.nan) if level == "step" else (lambda row: 1.0)
+            )
             counted = [row for row in case.rows if row.energy_joules and measured(row)]
             ends = {case.label(row): row for row in sorted(counted, key=lambda row: row.epochs or 0)}
-            kept = [(row, scale * (row.energy_joules or 0.0) / images(row)) for row in counted if row in ends.values()]
-            found = [Bar(_until(case, row), [Value(value)], COLOUR[kind_of(row)]) for row, value in kept if math.isfinite(value)]
+            kept = [
+                (row, scale * (row.energy_joules or 0.0) / images(row))
+                for row in counted
+                if row in ends.values()
+            ]
+            found = [
+                Bar(_until(case, row), [ChartValue(value)], COLOUR[kind_of(row)])
+                for row, value in kept
+                if math.isfinite(value)
+            ]
             chart = bars(case.name, found, f" {unit}")
             drawn.append(figure(chart, f"{case.name}: {unit} for {what}", under(case)))
     return section("Energy", figures(drawn))
 
 
 def _until(case: Case, row: Row) -> str:
-    return f"{case.label(row)}, {row.epochs} epoch{'s' if row.epochs != 1 else ''}" if row.epochs else case.label(row)
+    return (
+        f"{case.label(row)}, {row.epochs} epoch{'s' if row.epochs != 1 else ''}"
+        if row.epochs
+        else case.label(row)
+    )

@@ -1,4 +1,5 @@
-"""How the report says a measurement: figures, spreads, conditions, failures, the colour of a kind of provider."""
+"""How the report says a measurement: figures, spreads, conditions, failures, the colour of a kind of
+provider."""
 
 from __future__ import annotations
 
@@ -16,7 +17,12 @@ AGAINST = {"bn": "the best stock BN-only step", "all": "the best stock step that
 def under(case: Case) -> str:
     """The conditions of a figure in one line; all of them stand at the page's end."""
     found = case.record.conditions
-    parts = [found.get("device"), _torch(found), f"commit {found['commit']}" if found.get("commit") else None, found.get("date")]
+    parts = [
+        found.get("device"),
+        _torch(found),
+        f"commit {found['commit']}" if found.get("commit") else None,
+        found.get("date"),
+    ]
     return f"[{case.place}] " + ", ".join(str(part) for part in parts if part)
 
 
@@ -37,7 +43,9 @@ def milliseconds(row: Row) -> str:
 
 
 def spread(row: Row, scale: float) -> str:
-    return ABSENT if row.q1 is None or row.q3 is None else f"{number(row.q1 * scale)} … {number(row.q3 * scale)}"
+    return (
+        ABSENT if row.q1 is None or row.q3 is None else f"{number(row.q1 * scale)} … {number(row.q3 * scale)}"
+    )
 
 
 def failures(case: Case) -> Html:

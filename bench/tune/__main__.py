@@ -1,8 +1,8 @@
 """python -m bench.tune: measures what carries convolutions out and writes the tables that the engines ship.
 
-    --engine native   on this CPU: fastbn/engine/native/algorithms.json, which algorithm for how many channels
-    --engine triton   on this GPU: fastbn/engine/triton/tuning.json, which kernel takes which convolution, how they are cut, and whether
-                      they begin early; written after every row
+--engine native   on this CPU: fastbn/engine/native/algorithms.json, which algorithm for how many channels
+--engine triton   on this GPU: fastbn/engine/triton/tuning.json, which kernel takes which convolution, how
+                  they are cut, and whether they begin early; written after every row
 """
 
 from __future__ import annotations
@@ -20,14 +20,26 @@ from bench.gpu.measure import write
 
 def main(arguments: list[str] | None = None) -> int:
     """0: written; 2: no GPU for the Triton engine's, or a wrong argument."""
-    parser = argparse.ArgumentParser("python -m bench.tune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engine", choices=("native", "triton"), default="triton" if torch.cuda.is_available() else "native")
+    parser = argparse.ArgumentParser(
+        "python -m bench.tune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--engine", choices=("native", "triton"), default="triton" if torch.cuda.is_available() else "native"
+    )
     parser.add_argument("--images", type=int, help="a batch; 64 on a CPU, 128 on a GPU")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--packed", action="store_true", help="triton: fp16 formed in fp16 where that is faster; it costs precision")
+    parser.add_argument(
+        "--packed",
+        action="store_true",
+        help="triton: fp16 formed in fp16 where that is faster; it costs precision",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print only")
-    parser.add_argument("--only", choices=("rolling", "convolutions", "launches"), help="triton: one part of the table")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="triton: begin no row after these")
+    parser.add_argument(
+        "--only", choices=("rolling", "convolutions", "launches"), help="triton: one part of the table"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="triton: begin no row after these"
+    )
     asked = parser.parse_args(arguments)
     if asked.engine == "native":
         from bench.tune import native
@@ -36,7 +48,10 @@ def main(arguments: list[str] | None = None) -> int:
         _write(TABLE, native.tune(asked.images or 64, asked.rounds), asked.dry_run)
         return 0
     if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
-        print("bench.tune --engine triton measures kernels on a GPU, and torch finds no CUDA device here", file=sys.stderr)
+        print(
+            "bench.tune --engine triton measures kernels on a GPU, and torch finds no CUDA device here",
+            file=sys.stderr,
+        )
         return 2
     from bench.tune import triton
     from fastbn.engine.triton import tuning_table

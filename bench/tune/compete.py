@@ -1,4 +1,5 @@
-"""What the Triton engine's tables are measured by: candidates that agree, timed in turn, compiled beforehand by all processors."""
+"""What the Triton engine's tables are measured by: candidates that agree, timed in turn, compiled
+beforehand by all processors."""
 
 from __future__ import annotations
 
@@ -14,14 +15,18 @@ import torch
 from bench.gpu.measure import DEVICE, Call, device_seconds, failure, relative, repeated, synchronize
 
 K = TypeVar("K")
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}  # between two orders of the same sums
-TIMES = 20 if DEVICE.type == "cuda" else 1  # in one graph: a launch from Python takes longer than most kernels
+# between two orders of the same sums
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+# in one graph: a launch from Python takes longer than most kernels
+TIMES = 20 if DEVICE.type == "cuda" else 1
 MOST_PROCESSES = 14
 
 
-def compete(candidates: Iterable[K], make: Callable[[K], Call], tolerance: float, rounds: int) -> tuple[dict[K, float], dict[K, str]]:
-    """The median microseconds of every candidate that gives what the first gives; and why the others are left out: a compiler's error,
-    too much shared memory, another result. Raises LookupError where none is left."""
+def compete(
+    candidates: Iterable[K], make: Callable[[K], Call], tolerance: float, rounds: int
+) -> tuple[dict[K, float], dict[K, str]]:
+    """The median microseconds of every candidate that gives what the first gives; and why the others are left
+    out: a compiler's error, too much shared memory, another result. Raises LookupError where none is left."""
     ready: dict[K, Call] = {}
     left_out: dict[K, str] = {}
     expected = None
@@ -56,7 +61,8 @@ def called(candidates: Iterable[K], make: Callable[[K], Call]) -> None:
 
 
 def ahead(run: Callable[..., None], tasks: list[tuple[Any, ...]]) -> None:
-    """On a GPU, runs every task in a process of its own kind, several at a time: Triton compiles on one processor."""
+    """On a GPU, runs every task in a process of its own kind, several at a time: Triton compiles on one
+    processor."""
     if DEVICE.type != "cuda" or len(tasks) < 2:
         return
     processes = min(MOST_PROCESSES, os.cpu_count() or 1, len(tasks))

@@ -1,10 +1,10 @@
-"""Which kernel carries a convolution out on a GPU, and how the one tap by tap is cut, measured by layer in float16: rolling rows where
-they can, tap by tap in several cuts, and the library's with BatchNorm in passes beside it.
+"""Which kernel carries a convolution out on a GPU, and how the one tap by tap is cut, measured by layer in
+float16: rolling rows where they can, tap by tap in several cuts, and the library's with BatchNorm in passes
+beside it.
 
-A layer's forward reads what scale, shift and ReLU make of a raw output, and keeps nothing of it; its gradient is masked by that ReLU. Both
-end their BatchNorms, since how a kernel is cut is what there is to merge.
-What is fastest in both together carries it out.
-"""
+A layer's forward reads what scale, shift and ReLU make of a raw output, and keeps nothing of it; its gradient
+is masked by that ReLU. Both end their BatchNorms, since how a kernel is cut is what there is to merge. What
+is fastest in both together carries it out."""
 
 from __future__ import annotations
 
@@ -21,74 +21,86 @@ from bench.launches import NETWORKS
 from bench.tune.compete import TOLERANCE, called, compete
 from fastbn import FastBNOnlyResNet
 from fastbn.engine.triton import tuning, tuning_table
-from fastbn.engine.triton.tuning import LIBRARY, ROLLING, TAPS
-from fastbn.graph.regions import Conv
-from fastbn.engine.triton.tuning_table import Way
-from fastbn.planning.step_memory import Network
 from fastbn.engine.triton.engine import Triton
+from fastbn.engine.triton.tuning import LIBRARY, ROLLING, TAPS
+from fastbn.engine.triton.tuning_table import Way
+from fastbn.graph.regions import Conv
 from fastbn.kernels.triton.conv import Tile
+from fastbn.planning.step_memory import NetworkMemory
 
 Candidate = tuple[str, Tile]  # an algorithm, and a cut, which tap by tap alone reads
 PASSES = ("forward", "backward")
 
 
-def layers() -> list[tuning_table.Layer]:
+def layers() -> list[tuning_table.TunedLayer]:
     """Of the networks that the project is measured by."""
-    found: dict[tuning_table.Layer, None] = {}
+    found: dict[tuning_table.TunedLayer, None] = {}
     for family, sizes in NETWORKS.items():
         for depth, size in sizes:
-            network = Network(FastBNOnlyResNet(depth, family=family, engine="stock"), Triton(CAPABILITY))
+            network = NetworkMemory(
+                FastBNOnlyResNet(depth, family=family, engine="stock"), Triton(CAPABILITY)
+            )
             for region, shapes in network.shapes((1, 3, size, size)):
                 found |= {_layer(conv, shapes[conv.source][2:]): None for conv in region.convs}
     return list(found)
 
 
-def _layer(conv: Conv, size: tuple[int, int]) -> tuning_table.Layer:
+def _layer(conv: Conv, size: tuple[int, int]) -> tuning_table.TunedLayer:
     layer = tuning.layer(conv, size, CAPABILITY)
     assert layer is not None
     return layer
 
 
-def case(layer: tuning_table.Layer, images: int) -> operations.Case:
+def case(layer: tuning_table.TunedLayer, images: int) -> operations.Case:
     size, channels = (layer.size, layer.size), (layer.in_channels, layer.channels)
     return operations.Case("", images, *size, *channels, layer.kernel, layer.stride, layer.kernel // 2)
 
 
-def candidates(layer: tuning_table.Layer, way: str) -> list[Candidate]:
+def candidates(layer: tuning_table.TunedLayer, way: str) -> list[Candidate]:
     """The rule's own cut tap by tap first."""
     backward, conv = way == "backward", case(layer, 1).conv()
-    rule = tuning.cut(*(layer.channels, layer.in_channels)[:: 1 if backward else -1], torch.float16, CAPABILITY)
+    rule = tuning.cut(
+        *(layer.channels, layer.in_channels)[:: 1 if backward else -1], torch.float16, CAPABILITY
+    )
     found = [(TAPS, tile) for tile in tiles(rule, layer.in_channels if backward else layer.channels)]
     rolling = [(ROLLING, rule)] if tuning.usual(conv) == ROLLING else []
     return [*found, *rolling, (LIBRARY, rule)]
 
 
 def tiles(rule: Tile, written: int) -> list[Tile]:
-    """The rule's first; twice the warps; more channels, so that fewer programs form what they read; more and fewer pixels."""
+    """The rule's first; twice the warps; more channels, so that fewer programs form what they read; more
+    and fewer pixels."""
     m, n = rule.block_m, rule.block_n
     others = [(m, n, 8), (m, 2 * n, 4), (m, 2 * n, 8), (m, 4 * n, 8), (2 * m, n, 8), (m // 2, n, 4)]
-    cuts = [dataclasses.replace(rule, block_m=rows, block_n=columns, warps=warps) for rows, columns, warps in others]
+    cuts = [
+        dataclasses.replace(rule, block_m=rows, block_n=columns, warps=warps)
+        for rows, columns, warps in others
+    ]
     return [rule, *(cut for cut in cuts if cut.block_n < 2 * written)]
 
 
-def compiled(layer: tuning_table.Layer, images: int) -> None:
+def compiled(layer: tuning_table.TunedLayer, images: int) -> None:
     """Every candidate once."""
     for way in _passes(layer):
         called(candidates(layer, way), _Make(layer, way, images))
 
 
-def row(layer: tuning_table.Layer, images: int, rounds: int) -> dict[str, Any]:
+def row(layer: tuning_table.TunedLayer, images: int, rounds: int) -> dict[str, Any]:
     """The fastest algorithm for a layer, its cuts, and what every candidate took."""
     middle: dict[str, dict[Candidate, float]] = {}
     left_out = []
     for way in _passes(layer):
-        middle[way], without = compete(candidates(layer, way), _Make(layer, way, images), TOLERANCE[torch.float16], rounds)
+        middle[way], without = compete(
+            candidates(layer, way), _Make(layer, way, images), TOLERANCE[torch.float16], rounds
+        )
         left_out += [{"pass": way, **_plain(candidate), "why": why} for candidate, why in without.items()]
         free()
     best = {name: [_best(name, own) for own in middle.values()] for name in (TAPS, ROLLING, LIBRARY)}
     took = {name: us for name, own in best.items() if (us := sum(each for each, _ in own)) < math.inf}
     fastest = min(took, key=lambda name: took[name])
-    print(f"{layer}: {fastest} of {', '.join(f'{name} {us:.1f} µs' for name, us in took.items())}", flush=True)
+    print(
+        f"{layer}: {fastest} of {', '.join(f'{name} {us:.1f} µs' for name, us in took.items())}", flush=True
+    )
     cuts = dict(zip(_passes(layer), (cut for _, cut in best[TAPS]), strict=True))
     return {
         **dataclasses.asdict(layer), "algorithm": fastest,
@@ -99,7 +111,8 @@ def row(layer: tuning_table.Layer, images: int, rounds: int) -> dict[str, Any]:
 
 
 def _best(name: str, middle: dict[Candidate, float]) -> tuple[float, Tile | None]:
-    """The least microseconds of an algorithm in a pass, and with which cut; infinitely many where it has none."""
+    """The least microseconds of an algorithm in a pass, and with which cut; infinitely many where it has
+    none."""
     own = [(us, cut) for (algorithm, cut), us in middle.items() if algorithm == name]
     return min(own, key=lambda each: each[0], default=(math.inf, None))
 
@@ -109,7 +122,7 @@ def _plain(candidate: Candidate) -> dict[str, Any]:
     return {"algorithm": algorithm, **(dataclasses.asdict(cut) if algorithm == TAPS else {})}
 
 
-def _passes(layer: tuning_table.Layer) -> tuple[str, ...]:
+def _passes(layer: tuning_table.TunedLayer) -> tuple[str, ...]:
     """No gradient of the images themselves is wanted."""
     return PASSES if layer.in_channels % 8 == 0 else PASSES[:1]
 
@@ -117,14 +130,16 @@ def _passes(layer: tuning_table.Layer) -> tuple[str, ...]:
 class _Make:
     """The call of a candidate."""
 
-    def __init__(self, layer: tuning_table.Layer, way: str, images: int):
+    def __init__(self, layer: tuning_table.TunedLayer, way: str, images: int):
         self._layer, self._way = layer, way
         self._own = Layer(case(layer, images), torch.float16)
         self._tensors = self._own.tensors(0)
 
     def __call__(self, candidate: Candidate) -> Call:
         algorithm, cut = candidate
-        own = (self._own.fused_gradient if self._way == "backward" else self._own.fused_forward)(algorithm, self._tensors, True)
+        own = (self._own.fused_gradient if self._way == "backward" else self._own.fused_forward)(
+            algorithm, self._tensors, True
+        )
 
         def call() -> torch.Tensor:
             with mock.patch.object(tuning, "ways", lambda: {self._layer: Way(algorithm, cut, cut)}):

@@ -1,9 +1,8 @@
-"""Whether a GPU's kernels begin before the one before them has ended (kernels/triton/early_launch.py), and packed arithmetic (kernels/triton/prologue.py), by
-a deep network's step.
+"""Whether a GPU's kernels begin before the one before them has ended (kernels/triton/early_launch.py), and
+packed arithmetic (kernels/triton/prologue.py), by a deep network's step.
 
-Kernels begin early where that is faster and each of the step's bits is the same; fp16 is formed in fp16 where that is faster and was
-asked for, since it costs precision.
-"""
+Kernels begin early where that is faster and each of the step's bits is the same; fp16 is formed in fp16 where
+that is faster and was asked for, since it costs precision."""
 
 from __future__ import annotations
 
@@ -21,12 +20,13 @@ from bench.gpu.networks import autocast, network
 from fastbn import fuse
 from fastbn.engine.triton import tuning
 
-WAYS = {"ordinary": (False, False), "early": (True, False), "packed": (False, True)}  # whether kernels begin early, and packed arithmetic
+# whether kernels begin early, and packed arithmetic
+WAYS = {"ordinary": (False, False), "early": (True, False), "packed": (False, True)}
 
 
 def row(images: int, rounds: int, packed: bool, depth: int = 110, size: int = 32) -> dict[str, Any]:
-    """A network's forward and backward in float16, each way as one graph: what they take, by how much the results differ from the ordinary
-    way's, and what follows from that."""
+    """A network's forward and backward in float16, each way as one graph: what they take, by how much the
+    results differ from the ordinary way's, and what follows from that."""
     model, calls = network(depth, "cifar"), {}
     x, dz = torch.randn(images, 3, size, size, device=DEVICE), torch.randn(images, 10, device=DEVICE)
 
@@ -47,9 +47,13 @@ def row(images: int, rounds: int, packed: bool, depth: int = 110, size: int = 32
             seconds[way].append(device_seconds(call))
         (ordinary,), (early,), (halved,) = (call() for call in calls.values())
         differ += sum(int((a != b).sum()) for a, b in zip(ordinary, early, strict=True))
-        off = max(off, relative(*(torch.cat([t.double().flatten() for t in found]) for found in (halved, ordinary))))
+        off = max(
+            off, relative(*(torch.cat([t.double().flatten() for t in found]) for found in (halved, ordinary)))
+        )
     middle = {way: round(1e6 * statistics.median(own), 2) for way, own in seconds.items()}
-    print(f"a step, depth {depth}, in µs: {middle}; early: {differ} elements differ; packed: off by {off:.1e}")
+    print(
+        f"a step, depth {depth}, in µs: {middle}; early: {differ} elements differ; packed: off by {off:.1e}"
+    )
     return {
         "capability": CAPABILITY,
         "dependent": differ == 0 and middle["early"] < middle["ordinary"], "packed": packed and middle["packed"] < middle["ordinary"],

@@ -1,8 +1,8 @@
 """How the rolling kernels are cut on a GPU, measured by shape, pass and width of storage.
 
-The rule's own choice (engine/triton/tuning.py) against a few others a shape: bands of the other height, twice the warps, bands of one row
-where an image has few, and of eight where it has many, which leave half as much for the next layer to merge.
-"""
+The rule's own choice (engine/triton/tuning.py) against a few others a shape: bands of the other height, twice
+the warps, bands of one row where an image has few, and of eight where it has many, which leave half as much
+for the next layer to merge."""
 
 from __future__ import annotations
 
@@ -24,7 +24,12 @@ SHAPES = ((16, 32), (32, 16), (64, 8), (64, 56))  # channels, size
 
 def keys() -> list[Key]:
     """Every shape, forward and backward, half and float32."""
-    return [Key(CAPABILITY, backward, *shape, wide) for shape in SHAPES for backward in (False, True) for wide in (False, True)]
+    return [
+        Key(CAPABILITY, backward, *shape, wide)
+        for shape in SHAPES
+        for backward in (False, True)
+        for wide in (False, True)
+    ]
 
 
 def candidates(key: Key) -> list[Choice]:
@@ -45,7 +50,11 @@ def row(key: Key, images: int, rounds: int) -> dict[str, Any]:
     make = _Make(key, images)
     middle, left_out = compete(candidates(key), make, TOLERANCE[make.dtype], rounds)
     best = min(middle, key=lambda choice: middle[choice])
-    print(f"{key}: {best}, two layers {middle[best]:.1f} µs of {', '.join(f'{us:.1f}' for us in middle.values())}", flush=True)
+    print(
+        f"{key}: {best}, two layers {middle[best]:.1f} µs of "
+        f"{', '.join(f'{us:.1f}' for us in middle.values())}",
+        flush=True,
+    )
     return {
         **dataclasses.asdict(key), **dataclasses.asdict(best),
         "measured": [{**dataclasses.asdict(choice), "microseconds": round(us, 2)} for choice, us in middle.items()],
@@ -58,11 +67,15 @@ class _Make:
 
     def __init__(self, key: Key, images: int):
         self.key, self.dtype = key, torch.float32 if key.wide else torch.float16
-        self._layer = Layer(operations.Case("", images, key.size, key.size, key.channels, key.channels), self.dtype)
+        self._layer = Layer(
+            operations.Case("", images, key.size, key.size, key.channels, key.channels), self.dtype
+        )
         self._tensors = self._layer.tensors(0)
 
     def __call__(self, choice: Choice) -> Call:
-        own = (self._layer.two_gradients if self.key.backward else self._layer.two_forwards)(ROLLING, self._tensors)
+        own = (self._layer.two_gradients if self.key.backward else self._layer.two_forwards)(
+            ROLLING, self._tensors
+        )
 
         def call() -> torch.Tensor:
             with mock.patch.object(tuning, "rolls", lambda: {self.key: choice}):

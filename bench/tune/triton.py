@@ -1,6 +1,5 @@
-"""The Triton engine's table, fastbn/engine/triton/tuning.json, row by row: what is measured on this GPU takes the place of what the table
-held of its capability, and nothing else changes.
-"""
+"""The Triton engine's table, fastbn/engine/triton/tuning.json, row by row: what is measured on this GPU takes
+the place of what the table held of its capability, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -18,10 +17,17 @@ from bench.tune.compete import ahead
 from fastbn.engine.triton import tuning_table
 
 PARTS = ("rolling", "convolutions", "launches")  # each is measured with what the ones before it found
-Task = tuple[dict[str, Any], Callable[[], dict[str, Any]]]  # what tells a row from the others, and what measures it
+# what tells a row from the others, and what measures it
+Task = tuple[dict[str, Any], Callable[[], dict[str, Any]]]
 
 
-def tune(images: int, rounds: int, parts: tuple[str, ...] = PARTS, packed: bool = False, seconds: float = float("inf")) -> Iterator[Any]:
+def tune(
+    images: int,
+    rounds: int,
+    parts: tuple[str, ...] = PARTS,
+    packed: bool = False,
+    seconds: float = float("inf"),
+) -> Iterator[Any]:
     """The table, again after every row. What there is no time for stays as it was, and is named."""
     deadline = time.monotonic() + seconds
     table: dict[str, Any] = json.loads(tuning_table.TABLE.read_text(encoding="utf-8"))
@@ -36,7 +42,9 @@ def tune(images: int, rounds: int, parts: tuple[str, ...] = PARTS, packed: bool 
             except LookupError as error:
                 print(f"{part}: {key} stays as it was: {error}")
                 continue
-            table[part] = [other for other in table[part] if any(other[name] != key[name] for name in key)] + [row]
+            table[part] = [
+                other for other in table[part] if any(other[name] != key[name] for name in key)
+            ] + [row]
             table["conditions"][str(CAPABILITY)] = {**conditions(DEVICE), "images": images}
             yield table
         if late:
@@ -46,7 +54,8 @@ def tune(images: int, rounds: int, parts: tuple[str, ...] = PARTS, packed: bool 
 def _tasks(part: str, images: int, rounds: int, packed: bool) -> list[Task]:
     if part == "launches":
         measure = functools.partial(launches.row, images, rounds, packed)
-        return [({"capability": CAPABILITY}, measure)] if CAPABILITY else []  # the interpreter launches nothing
+        # the interpreter launches nothing
+        return [({"capability": CAPABILITY}, measure)] if CAPABILITY else []
     module, keys = (rolling, rolling.keys()) if part == "rolling" else (convolutions, convolutions.layers())
     ahead(module.compiled, [(key, images) for key in keys])
     return [(dataclasses.asdict(key), functools.partial(module.row, key, images, rounds)) for key in keys]

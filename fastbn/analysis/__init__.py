@@ -1,4 +1,5 @@
-"""Looking inside trained networks: γ and β (affine), ReLUs (firing), what features see (features), curves, pruning, the report.
+"""Looking inside trained networks: γ and β (affine), ReLUs (firing), what features see (features), curves,
+pruning, the report.
 
     from fastbn.analysis import affine, axes, firing
     affine.small_overall(affine.affine(model))                  # the share of |γ| < 0.01

@@ -1,4 +1,5 @@
-"""γ and β as they were learned: vectors by layer, histograms over shared bins, the share of |γ| under a threshold, their course."""
+"""γ and β as they were learned: vectors by layer, histograms over shared bins, the share of |γ| under a
+threshold, their course."""
 
 from __future__ import annotations
 
@@ -48,19 +49,23 @@ def affine(model: nn.Module) -> Affine:
     """Raises UsageError for a network without a BatchNorm2d that has γ and β."""
     found = affine_norms(model)
     if not found:
-        raise UsageError(f"{type(model).__name__} has no BatchNorm2d with γ and β: there is nothing to look into")
+        raise UsageError(
+            f"{type(model).__name__} has no BatchNorm2d with γ and β: there is nothing to look into"
+        )
     return Affine([name for name, _ in found], *vectors([norm for _, norm in found]))
 
 
 def edges(found: Sequence[Affine], which: str, bins: int = 40) -> np.ndarray:
-    """(bins + 1,): equal bins that hold every value of several networks, one edge on 0 where they lie on both sides of it."""
+    """(bins + 1,): equal bins that hold every value of several networks, one edge on 0 where they lie on
+    both sides of it."""
     values = np.concatenate([v for one in found for v in one.of(which)])
     low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
     if low == high:
         return np.linspace(-0.5, 0.5, bins + 1)
     below = min(max(round(bins * -low / (high - low)), int(low < 0)), bins - int(high > 0))
     width = max(-low / below if below else 0.0, high / (bins - below) if below < bins else 0.0)
-    return width * (1 + 1e-12) * np.arange(-below, bins - below + 1)  # the outermost values, whatever the rounding, are inside
+    # the outermost values, whatever the rounding, are inside
+    return width * (1 + 1e-12) * np.arange(-below, bins - below + 1)
 
 
 def histogram(found: Affine, which: str, at: np.ndarray) -> Histogram:
@@ -80,18 +85,22 @@ def small_overall(found: Affine, threshold: float = SMALL) -> float:
 
 
 def course(lines: Sequence[dict[str, Any]], what: str) -> np.ndarray:
-    """(epochs, L): gamma_mean, gamma_std, gamma_small, beta_mean or beta_std after each epoch, as `fit` recorded it.
+    """(epochs, L): gamma_mean, gamma_std, gamma_small, beta_mean or beta_std after each epoch, as `fit`
+    recorded it.
 
     Raises UsageError for a history without it.
     """
     if not lines or any(what not in line.get("norms", {}) for line in lines):
-        raise UsageError(f"the history holds no {what} by epoch; it was trained by an earlier version of fastbn")
+        raise UsageError(
+            f"the history holds no {what} by epoch; it was trained by an earlier version of fastbn"
+        )
     return np.array([line["norms"][what] for line in lines])
 
 
 def overall(lines: Sequence[dict[str, Any]], found: Affine, which: str) -> tuple[np.ndarray, np.ndarray]:
-    """(mean, standard deviation), (epochs,) each, of γ or β over all channels of all layers, from what was recorded by layer:
-    of parts with means m, deviations s and shares w, the whole's variance is Σ w·(s² + m²) − (Σ w·m)²."""
+    """(mean, standard deviation), (epochs,) each, of γ or β over all channels of all layers, from what was
+    recorded by layer: of parts with means m, deviations s and shares w, the whole's variance is Σ w·(s² + m²)
+    − (Σ w·m)²."""
     mean, std = course(lines, f"{which}_mean"), course(lines, f"{which}_std")
     widths = np.array([len(g) for g in found.gamma])
     share = widths / widths.sum()

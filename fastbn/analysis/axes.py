@@ -1,9 +1,10 @@
-"""The report's figures as matplotlib Axes: each draws the arrays of the function that it names, into `ax` or a figure of its own.
+"""The report's figures as matplotlib Axes: each draws the arrays of the function that it names, into `ax` or
+a figure of its own.
 
     axes.histogram({"BN only": model, "all": other}, "gamma").figure.savefig("gamma.pdf")
 
-All raise MachineError where matplotlib is not installed (pip install 'fastbn[analysis]'), and what their arrays' functions raise.
-"""
+All raise MachineError where matplotlib is not installed (pip install 'fastbn[analysis]'), and what their
+arrays' functions raise."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from fastbn.analysis.features import feature_maps as maps_of
 from fastbn.analysis.features import filters as filters_of
 from fastbn.analysis.firing import Firing
 from fastbn.analysis.firing import exciting as exciting_of
-from fastbn.analysis.runs import Run
+from fastbn.analysis.runs import FinishedRun
 from fastbn.analysis.thresholds import Cut, arrays
 from fastbn.data.images import Images
 from fastbn.errors import MachineError
@@ -51,7 +52,9 @@ def small(models: Models, threshold: float = SMALL, ax: Axes | None = None) -> A
     return _named(ax, "BatchNorm, from the first to the last", f"share of |γ| < {threshold:g}")
 
 
-def course(histories: Mapping[str, Sequence[dict[str, Any]]], what: str = "gamma_mean", ax: Axes | None = None) -> Axes:
+def course(
+    histories: Mapping[str, Sequence[dict[str, Any]]], what: str = "gamma_mean", ax: Axes | None = None
+) -> Axes:
     """A statistic over training, a line a layer, a colour a history: `affine.course`."""
     ax = _axes(ax)
     for i, (name, lines) in enumerate(histories.items()):
@@ -62,26 +65,35 @@ def course(histories: Mapping[str, Sequence[dict[str, Any]]], what: str = "gamma
 
 
 def firing(found: Mapping[str, Sequence[Firing]], what: str = "dead", ax: Axes | None = None) -> Axes:
-    """The share of channels that never ("dead") or always ("always") fire by layer, of what `firing` found."""
+    """The share of channels that never ("dead") or always ("always") fire by layer, of what `firing`
+    found."""
     ax = _axes(ax)
     for name, own in found.items():
         ax.plot(np.arange(1, len(own) + 1), [getattr(one, what) for one in own], marker="o", label=name)
     return _named(ax, "ReLU, from the first to the last", f"share of its channels: {what}")
 
 
-def curves(runs: Sequence[Run], metric: str = "test_accuracy", against: str = "epochs", ax: Axes | None = None) -> Axes:
+def curves(
+    runs: Sequence[FinishedRun],
+    metric: str = "test_accuracy",
+    against: str = "epochs",
+    ax: Axes | None = None,
+) -> Axes:
     """A metric against epochs, seconds or joules, mean ± standard deviation over seeds: `curves.curves`."""
     ax = _axes(ax)
     for curve in curves_of(runs, metric):
         x = curve.against(against)
         if x is not None:
             drawn = ax.plot(x, curve.mean, marker="o", label=curve.name)
-            ax.fill_between(x, curve.mean - curve.std, curve.mean + curve.std, color=drawn[0].get_color(), alpha=0.2)
+            ax.fill_between(
+                x, curve.mean - curve.std, curve.mean + curve.std, color=drawn[0].get_color(), alpha=0.2
+            )
     return _named(ax, against, metric.replace("_", " "))
 
 
 def pruning(found: Mapping[str, Sequence[Cut]], what: str = "accuracy", ax: Axes | None = None) -> Axes:
-    """A column of the table by threshold (accuracy, parameters, flops, seconds, speed_up): `thresholds.arrays`."""
+    """A column of the table by threshold (accuracy, parameters, flops, seconds, speed_up):
+    `thresholds.arrays`."""
     ax = _axes(ax)
     for name, cuts in found.items():
         table = arrays(cuts)
@@ -95,15 +107,30 @@ def filters(model: nn.Module, columns: int = 8, ax: Axes | None = None) -> Axes:
     return _pictures(weight / weight.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12), columns, ax)
 
 
-def feature_maps(model: nn.Module, images: Tensor, norm: str, columns: int = 8, normalised: bool = True, ax: Axes | None = None) -> Axes:
-    """A layer's first channels, a row an image, by the largest value: `features.feature_maps`, after γ and β or raw."""
+def feature_maps(
+    model: nn.Module,
+    images: Tensor,
+    norm: str,
+    columns: int = 8,
+    normalised: bool = True,
+    ax: Axes | None = None,
+) -> Axes:
+    """A layer's first channels, a row an image, by the largest value: `features.feature_maps`, after γ and
+    β or raw."""
     found = maps_of(model, images, norm)
     shown = (found.normalised if normalised else found.raw)[:, :columns]
     grey = (shown / shown.abs().max().clamp(min=1e-12)).flatten(0, 1)[:, None].expand(-1, 3, -1, -1)
     return _pictures(grey, shown.shape[1], ax)
 
 
-def exciting(model: nn.Module, images: Images, layer: str, channels: Sequence[int], count: int = 8, ax: Axes | None = None) -> Axes:
+def exciting(
+    model: nn.Module,
+    images: Images,
+    layer: str,
+    channels: Sequence[int],
+    count: int = 8,
+    ax: Axes | None = None,
+) -> Axes:
     """The images that excite these channels most, a row a channel: `firing.exciting`."""
     indices = exciting_of(model, images, layer, count).indices[list(channels)]
     shown = images.images.cpu()[indices.flatten()].permute(0, 3, 1, 2).float() / 127.5 - 1

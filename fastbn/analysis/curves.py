@@ -1,4 +1,5 @@
-"""Accuracy and loss against epochs, seconds and joules; repetitions of a run with other seeds as their mean and deviation."""
+"""Accuracy and loss against epochs, seconds and joules; repetitions of a run with other seeds as their
+mean and deviation."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fastbn.analysis.runs import Run
+from fastbn.analysis.runs import FinishedRun
 
 AXES = ("epochs", "seconds", "joules")
 
@@ -29,34 +30,44 @@ class Curve:
         return {"epochs": self.epochs, "seconds": self.seconds, "joules": self.joules}[axis]
 
 
-def groups(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
-    """Runs that differ in nothing but the seed, together, under a name that tells the groups apart: what trains, and of which network
-    where there are several."""
-    found: dict[tuple[tuple[str, str], ...], list[Run]] = {}
+def groups(runs: Sequence[FinishedRun]) -> list[tuple[str, list[FinishedRun]]]:
+    """Runs that differ in nothing but the seed, together, under a name that tells the groups apart: what
+    trains, and of which network where there are several."""
+    found: dict[tuple[tuple[str, str], ...], list[FinishedRun]] = {}
     for run in runs:
         found.setdefault(run.recipe, []).append(run)
     several = len({run.network for run in runs}) > 1
     names = [_name(own, several) for own in found.values()]
     twice = {name for name in names if names.count(name) > 1}
-    return [(f"{name}: {own[0].path.name}" if name in twice else name, own) for name, own in zip(names, found.values(), strict=True)]
+    return [
+        (f"{name}: {own[0].path.name}" if name in twice else name, own)
+        for name, own in zip(names, found.values(), strict=True)
+    ]
 
 
-def curves(runs: Sequence[Run], metric: str = "test_accuracy") -> list[Curve]:
-    """A curve a group of `groups`. metric: a key of metrics.jsonl; a group in which it is lacking is left out."""
+def curves(runs: Sequence[FinishedRun], metric: str = "test_accuracy") -> list[Curve]:
+    """A curve a group of `groups`. metric: a key of metrics.jsonl; a group in which it is lacking is left
+    out."""
     found = []
     for name, own in groups(runs):
         if any(metric not in line for run in own for line in run.lines):
             continue
         length = min(len(run.lines) for run in own)
         values = np.array([[line[metric] for line in run.lines[:length]] for run in own])
-        seconds = np.array([[line["seconds"] for line in run.lines[:length]] for run in own]).cumsum(1).mean(0)
+        seconds = (
+            np.array([[line["seconds"] for line in run.lines[:length]] for run in own]).cumsum(1).mean(0)
+        )
         joules = [[line.get("energy_joules") for line in run.lines[:length]] for run in own]
-        counted = None if any(j is None for row in joules for j in row) else np.array(joules, dtype=float).cumsum(1).mean(0)
+        counted = (
+            None
+            if any(j is None for row in joules for j in row)
+            else np.array(joules, dtype=float).cumsum(1).mean(0)
+        )
         std = values.std(0, ddof=1) if len(own) > 1 else np.zeros(length)
         found.append(Curve(name, len(own), np.arange(1, length + 1), seconds, counted, values.mean(0), std))
     return found
 
 
-def _name(own: Sequence[Run], several: bool) -> str:
+def _name(own: Sequence[FinishedRun], several: bool) -> str:
     network = f"{own[0].network}, " if several else ""
     return f"{network}{own[0].trains}" + (f", {len(own)} seeds" if len(own) > 1 else "")

@@ -30,7 +30,8 @@ class Maps:
 
 
 def filters(model: nn.Module) -> Filters:
-    """Of the first Conv2d in module order, and what its BatchNorm multiplies it by in eval mode. Raises UsageError where there is none."""
+    """Of the first Conv2d in module order, and what its BatchNorm multiplies it by in eval mode. Raises
+    UsageError where there is none."""
     layers = [(name, m) for name, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.BatchNorm2d))]
     for i, (name, conv) in enumerate(layers):
         if isinstance(conv, nn.Conv2d):
@@ -43,7 +44,8 @@ def filters(model: nn.Module) -> Filters:
 
 
 def feature_maps(model: nn.Module, images: Tensor, norm: str) -> Maps:
-    """Of a batch of images (N, 3, H, W), normalised as in training, at the BatchNorm2d called `norm`, in eval mode.
+    """Of a batch of images (N, 3, H, W), normalised as in training, at the BatchNorm2d called `norm`, in eval
+    mode.
 
     A stock pass of a copy, its BatchNorm hooked: the engine forms neither of the two by itself.
     Raises UsageError where no BatchNorm2d has that name.

@@ -1,5 +1,6 @@
-"""How often each ReLU fires over a data set, and what excites it most: read off the fused engine's own pass, at the activations that
-it forms on its way. Frozen copies are made of networks that train their convolutions, so these run fused too."""
+"""How often each ReLU fires over a data set, and what excites it most: read off the fused engine's own pass,
+at the activations that it forms on its way. Frozen copies are made of networks that train their convolutions,
+so these run fused too."""
 
 from __future__ import annotations
 
@@ -14,13 +15,13 @@ from torch import Tensor, nn
 from fastbn.data.augment import batch
 from fastbn.data.images import Images
 from fastbn.engine import fuse
-from fastbn.engine.select import choose
-from fastbn.engine.fuse import Fused
-from fastbn.graph.regions import Conv
-from fastbn.engine.interface import Activation, Engine, Formed, Norm, Target
-from fastbn.graph.read import read
 from fastbn.engine.executor import Walks
+from fastbn.engine.fuse import Fused
+from fastbn.engine.interface import Engine, Formed, LazyActivation, NormTarget, NormVectors
+from fastbn.engine.select import choose
 from fastbn.errors import UsageError
+from fastbn.graph.read import read
+from fastbn.graph.regions import Conv
 from fastbn.trainable import freeze
 
 BATCH = 256
@@ -48,18 +49,20 @@ class Firing:
 
 @dataclasses.dataclass(frozen=True)
 class Exciting:
-    """The images that excite each channel of a layer most, by the largest activation anywhere in the image."""
+    """The images that excite each channel of a layer most, by the largest activation anywhere in the
+    image."""
 
     indices: Tensor  # (C, count) int64, into the data set, the most exciting first
     values: Tensor  # (C, count)
 
 
 class _Watching:
-    """An engine that shows each ReLU's activation as it is formed, and is the engine itself in everything else."""
+    """An engine that shows each ReLU's activation as it is formed, and is the engine itself in everything
+    else."""
 
     def __init__(self, engine: Engine, look: Look):
         self._engine, self._look = engine, look
-        self._names: dict[Norm, str] = {}
+        self._names: dict[NormVectors, str] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
@@ -68,23 +71,31 @@ class _Watching:
         return Walks()  # a replay would show nothing
 
     def convolve(
-        self, conv: Conv, packed: Any, source: Tensor | Activation, keep_z: bool, keep_mask: bool, target: Target | None
+        self,
+        conv: Conv,
+        packed: Any,
+        source: Tensor | LazyActivation,
+        keep_z: bool,
+        keep_mask: bool,
+        target: NormTarget | None,
     ) -> tuple[Tensor, Formed | None]:
         assert target is not None  # which only a backward leaves out
         self._names[target.norm] = conv.norm
-        y, formed = self._engine.convolve(conv, packed, source, keep_z or isinstance(source, Activation), keep_mask, target)
-        if isinstance(source, Activation):
+        y, formed = self._engine.convolve(
+            conv, packed, source, keep_z or isinstance(source, LazyActivation), keep_mask, target
+        )
+        if isinstance(source, LazyActivation):
             assert formed is not None
             self._show(source, formed)
             formed = formed if keep_z else Formed(None, formed.mask)
         return y, formed
 
-    def form(self, activation: Activation, keep_mask: bool) -> Formed:
+    def form(self, activation: LazyActivation, keep_mask: bool) -> Formed:
         formed = self._engine.form(activation, keep_mask)
         self._show(activation, formed)
         return formed
 
-    def _show(self, activation: Activation, formed: Formed) -> None:
+    def _show(self, activation: LazyActivation, formed: Formed) -> None:
         names = [self._names.pop(norm) for norm in activation.norms]
         if activation.relu:
             assert formed.z is not None
@@ -92,19 +103,26 @@ class _Watching:
 
 
 def watch(model: nn.Module, images: Images, look: Look, engine: str = "auto") -> None:
-    """One pass over the images in eval mode, on the model's device; `look` is shown each fused ReLU's activation, batch by batch.
+    """One pass over the images in eval mode, on the model's device; `look` is shown each fused ReLU's
+    activation, batch by batch.
 
-    Raises UsageError for a network in which nothing can run fused, TypeError for one that torch.fx can't trace.
-    """
+    Raises UsageError for a network in which nothing can run fused, TypeError for one that torch.fx can't
+    trace."""
     own = freeze(fuse(copy.deepcopy(model), "stock"), "none").eval()
     like = next(own.parameters())
     found, _ = choose(engine, like.device, like.dtype)
     if found is None:
-        raise UsageError("firing is read off the fused engine's pass, and engine 'stock' has none; ask for 'auto' or 'reference'")
+        raise UsageError(
+            "firing is read off the fused engine's pass, and engine 'stock' has none; ask for 'auto' or "
+            "'reference'"
+        )
     watching = _Watching(found, look)
     graph, program = read(own, Fused(own, engine).defaults(), cast(Engine, watching), {})
     if not any(join.relu for region in graph.regions for join in region.joins):
-        raise UsageError(f"{type(model).__name__} has no ReLU behind a convolution and its BatchNorm: there is nothing to watch")
+        raise UsageError(
+            f"{type(model).__name__} has no ReLU behind a convolution and its BatchNorm: there is nothing "
+            "to watch"
+        )
     images = images.to(like.device)
     with torch.no_grad():
         for start in range(0, len(images), BATCH):
@@ -126,7 +144,8 @@ def firing(model: nn.Module, images: Images, engine: str = "auto") -> list[Firin
 
 
 def exciting(model: nn.Module, images: Images, layer: str, count: int = 8, engine: str = "auto") -> Exciting:
-    """The `count` images that excite each channel of the ReLU behind this BatchNorm most. Raises UsageError for another layer."""
+    """The `count` images that excite each channel of the ReLU behind this BatchNorm most. Raises
+    UsageError for another layer."""
     peaks: list[Tensor] = []
     names: dict[str, None] = {}
 

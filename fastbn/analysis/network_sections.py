@@ -1,4 +1,5 @@
-"""The report's sections that need a network's own passes over its test set: dead features, what features see, pruning."""
+"""The report's sections that need a network's own passes over its test set: dead features, what features
+see, pruning."""
 
 from __future__ import annotations
 
@@ -8,17 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastbn.page import pictures
 from fastbn.analysis.features import feature_maps, filters
 from fastbn.analysis.firing import Firing, exciting, firing
 from fastbn.analysis.run_sections import ROWS
 from fastbn.analysis.subject import Subject, spread_out
 from fastbn.analysis.thresholds import Cut, by_threshold
-from fastbn.page.charts import Series, lines
 from fastbn.data.augment import batch
 from fastbn.data.images import Images
 from fastbn.engine.fuse import fused_forward
 from fastbn.models.resnet import FastBNOnlyResNet
+from fastbn.page import pictures
+from fastbn.page.charts import Series, lines
 from fastbn.page.page import ABSENT, Html, figure, figures, heading, joined, paragraph, section, table
 from fastbn.page.scales import number
 
@@ -36,13 +37,21 @@ def dead(found: Sequence[Subject], tests: Sequence[Images]) -> Html:
         counts = [cell for count in (never, always) for cell in (f"{count:,}", f"{count / channels:.4f}")]
         whole.append([s.name, f"{channels:,}", *counts, f"{len(test):,}"])
     drawn = []
-    for title, share in (("ReLUs that never fire, by layer", _dead), ("ReLUs that always fire, by layer", _always)):
+    for title, share in (
+        ("ReLUs that never fire, by layer", _dead),
+        ("ReLUs that always fire, by layer", _always),
+    ):
         series = [
             Series(s.name, [*enumerate(map(share, own), 1)], s.kind, i, marked=len(own) <= ROWS)
             for i, (s, own) in enumerate(zip(found, fired, strict=True))
         ]
-        drawn.append(figure(lines(title, series, "ReLU, from the first to the last", "share of its channels"), title))
-    said = "A channel is dead where its ReLU is 0 for every test image at every place, always on where it never is: a constant, or linear."
+        drawn.append(
+            figure(lines(title, series, "ReLU, from the first to the last", "share of its channels"), title)
+        )
+    said = (
+        "A channel is dead where its ReLU is 0 for every test image at every place, always on where it "
+        "never is: a constant, or linear."
+    )
     header = ["run", "channels", "dead", "share", "always on", "share", "images"]
     return section("Dead features", paragraph(said), table(header, whole), figures(drawn))
 
@@ -72,8 +81,18 @@ def _filters(s: Subject) -> Html:
     scaled = own.weight * own.scale[:, None, None, None]
     common = scaled / scaled.abs().max().clamp(min=1e-12)
     shown = [("each by its own largest weight", each), ("as γ weighs them, all by the largest", common)]
-    rows = [(name, pictures.picture(pictures.grid(_signed(w), COLUMNS), f"{len(w)} filters of {own.name}, {name}")) for name, w in shown]
-    return figure(pictures.rows(rows), f"{s.name}: {own.name}", "Grey is 0, red, green and blue are the weights of the image's channels.")
+    rows = [
+        (
+            name,
+            pictures.picture(pictures.grid(_signed(w), COLUMNS), f"{len(w)} filters of {own.name}, {name}"),
+        )
+        for name, w in shown
+    ]
+    return figure(
+        pictures.rows(rows),
+        f"{s.name}: {own.name}",
+        "Grey is 0, red, green and blue are the weights of the image's channels.",
+    )
 
 
 def _maps(s: Subject, test: Images, layer: str) -> Html:
@@ -84,14 +103,24 @@ def _maps(s: Subject, test: Images, layer: str) -> Html:
     low, high = raw.amin((0, 2, 3), keepdim=True), raw.amax((0, 2, 3), keepdim=True)
     stretched = (raw - low) / (high - low).clamp(min=1e-12) * 2 - 1
     common = normalised / normalised.abs().max().clamp(min=1e-12)
-    shown = [("raw, each channel from its least to its most", stretched), ("after γ and β, all alike, grey is 0", common)]
+    shown = [
+        ("raw, each channel from its least to its most", stretched),
+        ("after γ and β, all alike, grey is 0", common),
+    ]
     rows = []
     for name, values in shown:
         grey = _signed(values.flatten(0, 1)[:, None].expand(-1, 3, -1, -1))
         maps = grey.reshape(len(x), len(chosen), *grey.shape[1:])
         beside = np.concatenate([_resized(test.images[: len(x)].numpy(), grey.shape[1:3])[:, None], maps], 1)
         drawn = pictures.grid(beside.reshape(-1, *grey.shape[1:]), len(chosen) + 1)
-        rows.append((name, pictures.picture(drawn, f"{len(x)} test images and {len(chosen)} channels of {layer}, {name}")))
+        rows.append(
+            (
+                name,
+                pictures.picture(
+                    drawn, f"{len(x)} test images and {len(chosen)} channels of {layer}, {name}"
+                ),
+            )
+        )
     caption = f"A row an image, then {len(chosen)} of {own.raw.shape[1]} channels."
     return figure(pictures.rows(rows), f"{s.name}: {layer}", caption)
 
@@ -111,8 +140,14 @@ def _exciting(s: Subject, test: Images, layer: str) -> Html:
     shown = test.images[own.indices[chosen].flatten()].numpy()
     names = ", ".join(f"{c} ({number(own.values[c, 0].item())})" for c in chosen)
     fire = f"{len(alive)} of {len(own.values)} fire"
-    caption = f"A row a channel, the most exciting image first: {names}, in brackets the largest activation. {fire}."
-    drawn = pictures.picture(pictures.grid(shown, own.indices.shape[1]), f"the images that excite {len(chosen)} channels of {layer} most")
+    caption = (
+        f"A row a channel, the most exciting image first: {names}, in brackets the largest "
+        f"activation. {fire}."
+    )
+    drawn = pictures.picture(
+        pictures.grid(shown, own.indices.shape[1]),
+        f"the images that excite {len(chosen)} channels of {layer} most",
+    )
     return figure(drawn, f"{s.name}: {layer}", caption)
 
 
@@ -131,16 +166,29 @@ def pruning(found: Sequence[Subject], tests: Sequence[Images], thresholds: Seque
     parts, cuts, cut_ones = [], [], []
     for s, test in zip(found, tests, strict=True):
         if not isinstance(s.model, FastBNOnlyResNet):
-            parts.append(paragraph(f"{s.name}: {s.run.network} is no ResNet, whose structure pruning knows.", "note"))
+            parts.append(
+                paragraph(f"{s.name}: {s.run.network} is no ResNet, whose structure pruning knows.", "note")
+            )
             continue
         own = by_threshold(s.model, test, thresholds)
         cuts.append(own)
         cut_ones.append(s)
-        parts.append(joined([heading(f"{s.name}, {len(test):,} test images"), table(HEADER, [_row(cut, own[0]) for cut in own])]))
+        parts.append(
+            joined(
+                [
+                    heading(f"{s.name}, {len(test):,} test images"),
+                    table(HEADER, [_row(cut, own[0]) for cut in own]),
+                ]
+            )
+        )
     drawn = []
     for title, y_label, value in (
         ("Accuracy by threshold", "accuracy on the test set", lambda cut, whole: cut.accuracy),
-        ("FLOPs left by threshold", "share of the whole network's FLOPs", lambda cut, whole: cut.flops / whole.flops),
+        (
+            "FLOPs left by threshold",
+            "share of the whole network's FLOPs",
+            lambda cut, whole: cut.flops / whole.flops,
+        ),
         ("Speed by threshold", "times the whole network's", lambda cut, whole: cut.speed_up),
     ):
         series = [
@@ -149,14 +197,27 @@ def pruning(found: Sequence[Subject], tests: Sequence[Images], thresholds: Seque
         ]
         drawn.append(figure(lines(title, series, "threshold of |γ|", y_label), title))
     said = (
-        "γ with |γ| under the threshold are set to 0, and the channels that this makes constant are taken out: the outputs stay, the "
-        "network is smaller. Both run stock, each in its faster memory layout, in turn on this machine; a library's kernels are often "
+        "γ with |γ| under the threshold are set to 0, and the channels that this makes constant are taken "
+        "out: the outputs stay, the "
+        "network is smaller. Both run stock, each in its faster memory layout, in turn on this machine; a "
+        "library's kernels are often "
         "made for multiples of 8 or 16 channels, so fewer FLOPs need not be less time."
     )
     return section("Pruning", paragraph(said), figures(drawn), *parts)
 
 
-HEADER = ["threshold", "γ at 0", "accuracy", "change", "parameters", "left", "MFLOP an image", "left", "µs an image", "speed"]
+HEADER = [
+    "threshold",
+    "γ at 0",
+    "accuracy",
+    "change",
+    "parameters",
+    "left",
+    "MFLOP an image",
+    "left",
+    "µs an image",
+    "speed",
+]
 
 
 def _row(cut: Cut, whole: Cut) -> list[str]:
@@ -175,6 +236,7 @@ def _row(cut: Cut, whole: Cut) -> list[str]:
 
 
 def _engine(s: Subject) -> str:
-    """Which engine watches: the run's own choice was made for training, where a network that trains its convolutions has none."""
+    """Which engine watches: the run's own choice was made for training, where a network that trains its
+    convolutions has none."""
     fused = fused_forward(s.model)
     return fused.engine if fused else "auto"

@@ -1,7 +1,9 @@
 """PrunedResNet: what is left of a ResNet when channels that are constant have gone. Plain torch modules.
 
-A stream is the sequence of activations that additions join. Where a BatchNorm that feeds it has lost channels, its convolution computes
-the others alone: they are added at their places, and what the lost ones always are comes from one vector of constants:
+A stream is the sequence of activations that additions join. Where a BatchNorm that feeds it has lost
+channels, its convolution computes
+the others alone: they are added at their places, and what the lost ones always are comes from one vector of
+constants:
 
     z = relu( identity[+ shortcut at its places][+ branch at its places][+ constant] )
 """
@@ -13,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class Source(nn.Module):
-    """A convolution and its BatchNorm, (N, in, H, W) -> (N, k, H', W'), and the k places that it has among the stream's channels."""
+class ChannelSource(nn.Module):
+    """A convolution and its BatchNorm, (N, in, H, W) -> (N, k, H', W'), and the k places that it has among
+    the stream's channels."""
 
     places: Tensor | None
 
@@ -35,11 +38,19 @@ class Source(nn.Module):
 
 
 class Sum(nn.Module):
-    """(N, in, H, W) -> (N, channels, H', W'): relu of the sum of sources, each at its places, of the identity, and of a constant."""
+    """(N, in, H, W) -> (N, channels, H', W'): relu of the sum of sources, each at its places, of the
+    identity, and of a constant."""
 
     constant: Tensor | None
 
-    def __init__(self, channels: int, sources: list[Source], identity: bool, constant: Tensor | None, stride: int):
+    def __init__(
+        self,
+        channels: int,
+        sources: list[ChannelSource],
+        identity: bool,
+        constant: Tensor | None,
+        stride: int,
+    ):
         super().__init__()
         self.channels, self.identity, self.stride = channels, identity, stride
         self.sources = nn.ModuleList(sources)
@@ -48,7 +59,7 @@ class Sum(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         total = x if self.identity else None
         for source in self.sources:
-            assert isinstance(source, Source)
+            assert isinstance(source, ChannelSource)
             n = source(x)
             if source.places is None:
                 total = n if total is None else total + n
@@ -57,14 +68,17 @@ class Sum(nn.Module):
                     total = n.new_zeros(n.shape[0], self.channels, n.shape[2], n.shape[3])
                 total = total.index_add(1, source.places, n)
         if total is None:  # nothing but constants are left
-            total = x.new_zeros(x.shape[0], self.channels, -(-x.shape[2] // self.stride), -(-x.shape[3] // self.stride))
+            total = x.new_zeros(
+                x.shape[0], self.channels, -(-x.shape[2] // self.stride), -(-x.shape[3] // self.stride)
+            )
         if self.constant is not None:
             total = total + self.constant
         return F.relu(total)
 
 
 class PrunedResNet(nn.Module):
-    """Images (N, 3, H, W) -> logits (N, classes): a stem, stages of residual sums, pooling and a linear layer, as the network had."""
+    """Images (N, 3, H, W) -> logits (N, classes): a stem, stages of residual sums, pooling and a linear
+    layer, as the network had."""
 
     def __init__(self, stem: Sum, maxpool: nn.MaxPool2d | None, stages: list[list[Sum]], fc: nn.Linear):
         super().__init__()

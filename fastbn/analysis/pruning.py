@@ -1,16 +1,19 @@
-"""Pruning by γ: set |γ| < t to 0, which makes a channel constant, then take the constant channels out of the network.
+"""Pruning by γ: set |γ| < t to 0, which makes a channel constant, then take the constant channels out of the
+network.
 
-With γ = 0 a BatchNorm says β, wherever and whatever the image. What reads that channel changes by a constant, so it may go where
+With γ = 0 a BatchNorm says β, wherever and whatever the image. What reads that channel changes by a constant,
+so it may go where
 
     β ≤ 0, a ReLU follows    the channel is 0: nothing is missed
-    the reader pads nothing  Σ W·relu(β) comes off the mean of the reader's own BatchNorm, or onto the bias of fc
-    the reader pads          its sum is smaller at the border, where zeros take the constant's place. All such channels of an input
-                             together are kept as one that is 1 everywhere, read by Σ W·relu(β): exact for every image size
+    the reader pads nothing  Σ W·relu(β) comes off the mean of the reader's own BatchNorm, or onto the bias of
+    fc
+    the reader pads          its sum is smaller at the border, where zeros take the constant's place. All such
+                             channels of an input together are kept as one that is 1 everywhere, read by Σ
+                             W·relu(β): exact for every image size
 
-A channel of the stream that additions join is taken out where every BatchNorm that feeds it has lost it; where only some have, their
-convolutions no longer compute it, and the others' are added at their places. What is exact with running statistics is exact with a
-batch's own too.
-"""
+A channel of the stream that additions join is taken out where every BatchNorm that feeds it has lost it;
+where only some have, their convolutions no longer compute it, and the others' are added at their places. What
+is exact with running statistics is exact with a batch's own too."""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastbn.analysis.pruned import PrunedResNet, Source, Sum
+from fastbn.analysis.pruned import ChannelSource, PrunedResNet, Sum
 from fastbn.engine import fuse
 from fastbn.errors import UsageError
 from fastbn.models.resnet import FastBNOnlyResNet
@@ -33,14 +36,16 @@ Unit = tuple[nn.Conv2d, nn.BatchNorm2d]
 
 
 def masked(model: nn.Module, threshold: float) -> nn.Module:
-    """A copy in which every γ of a BatchNorm2d with |γ| < threshold is exactly 0. Raises UsageError for a threshold that is not a number
-    of at least 0, and for a network without such γ."""
+    """A copy in which every γ of a BatchNorm2d with |γ| < threshold is exactly 0. Raises UsageError for a
+    threshold that is not a number of at least 0, and for a network without such γ."""
     if not threshold >= 0:
         raise UsageError(f"threshold must be a number of at least 0, got {threshold!r}")
     found = copy.deepcopy(model)
     norms = affine_norms(found)
     if not norms:
-        raise UsageError(f"{type(model).__name__} has no BatchNorm2d with γ and β: there is nothing to prune by")
+        raise UsageError(
+            f"{type(model).__name__} has no BatchNorm2d with γ and β: there is nothing to prune by"
+        )
     with torch.no_grad():
         for _, norm in norms:
             norm.weight.mul_(norm.weight.abs() >= threshold)
@@ -48,12 +53,16 @@ def masked(model: nn.Module, threshold: float) -> nn.Module:
 
 
 def prune(model: FastBNOnlyResNet, threshold: float = 0.01) -> PrunedResNet:
-    """The network without the channels that |γ| < threshold makes constant: smaller, plain, with the outputs of `masked` to rounding.
+    """The network without the channels that |γ| < threshold makes constant: smaller, plain, with the outputs
+    of `masked` to rounding.
 
-    Raises UsageError for a threshold that can't be, TypeError for a network of another kind (`masked` takes any).
-    """
+    Raises UsageError for a threshold that can't be, TypeError for a network of another kind (`masked` takes
+    any)."""
     if not isinstance(model, FastBNOnlyResNet):
-        raise TypeError(f"prune knows the structure of a FastBNOnlyResNet alone, got {type(model).__name__}; masked(model, t) takes any")
+        raise TypeError(
+            f"prune knows the structure of a FastBNOnlyResNet alone, got {type(model).__name__}; "
+            "masked(model, t) takes any"
+        )
     like = next(model.parameters())
     with torch.no_grad():
         pruned = _build(fuse(masked(model, threshold), "stock").cpu())
@@ -61,8 +70,9 @@ def prune(model: FastBNOnlyResNet, threshold: float = 0.01) -> PrunedResNet:
 
 
 @dataclasses.dataclass(frozen=True)
-class Feed:
-    """An activation of which only the channels `kept` (k,) are computed; the others are what `constant` (C,) float64 says.
+class ChannelFeed:
+    """An activation of which only the channels `kept` (k,) are computed; the others are what `constant` (C,)
+    float64 says.
     one: behind the kept channels comes one that is 1 everywhere."""
 
     kept: Tensor
@@ -74,11 +84,12 @@ class Feed:
         return len(self.kept) + self.one
 
     def lost(self, weight: Tensor) -> Tensor:
-        """(O, 1, KH, KW): a weight (O, C, KH, KW) summed over the channels that are not kept, by what they are."""
+        """(O, 1, KH, KW): a weight (O, C, KH, KW) summed over the channels that are not kept, by what they
+        are."""
         constant = self.constant.index_fill(0, self.kept, 0.0)
         return torch.einsum("ochw,c->ohw", weight.double(), constant)[:, None]
 
-    def taken_by(self, readers: Iterable[nn.Conv2d]) -> Feed:
+    def taken_by(self, readers: Iterable[nn.Conv2d]) -> ChannelFeed:
         """With its channel of ones, if one of these pads and reads a constant, or if nothing else is left."""
         pads = any(conv.padding != (0, 0) and self.lost(conv.weight).any() for conv in readers)
         return dataclasses.replace(self, one=pads or not len(self.kept))
@@ -108,31 +119,44 @@ def _joints(model: Any) -> list[Joint]:
     found = [Joint([(model.conv1, model.bn1)], [], False)]
     for i in range(len(model.spec.blocks)):
         for block in model.get_submodule(f"layer{i + 1}"):
-            units = [(getattr(block, f"conv{k}"), getattr(block, f"bn{k}")) for k in (1, 2, 3) if hasattr(block, f"conv{k}")]
+            units = [
+                (getattr(block, f"conv{k}"), getattr(block, f"bn{k}"))
+                for k in (1, 2, 3)
+                if hasattr(block, f"conv{k}")
+            ]
             projection = [] if block.downsample is None else [(block.downsample[0], block.downsample[1])]
             found.append(Joint(units, projection, block.downsample is None))
     return found
 
 
-def _feeds(joints: list[Joint]) -> list[Feed]:
-    """The stream after each joint. From one projection to the next it has the same channels: those that any BatchNorm feeds."""
+def _feeds(joints: list[Joint]) -> list[ChannelFeed]:
+    """The stream after each joint. From one projection to the next it has the same channels: those that
+    any BatchNorm feeds."""
     starts = [i for i, joint in enumerate(joints) if not joint.identity]
-    found: list[Feed] = []
+    found: list[ChannelFeed] = []
     for start, end in zip(starts, [*starts[1:], len(joints)], strict=True):
-        kept = torch.stack([_alive(norm) for joint in joints[start:end] for norm in joint.ends]).any(0).nonzero().flatten()
+        kept = (
+            torch.stack([_alive(norm) for joint in joints[start:end] for norm in joint.ends])
+            .any(0)
+            .nonzero()
+            .flatten()
+        )
         constant = torch.zeros(joints[start].ends[0].num_features, dtype=torch.float64)
         own = []
         for joint in joints[start:end]:
             constant = (constant + sum(norm.bias.double() for norm in joint.ends)).relu()
-            own.append(Feed(kept, constant, False))
-        one = any(feed.taken_by(joint.readers).one for feed, joint in zip(own, joints[start + 1 : end + 1], strict=False)) or not len(kept)
+            own.append(ChannelFeed(kept, constant, False))
+        one = any(
+            feed.taken_by(joint.readers).one
+            for feed, joint in zip(own, joints[start + 1 : end + 1], strict=False)
+        ) or not len(kept)
         found += [dataclasses.replace(feed, one=one) for feed in own]
     return found
 
 
 def _build(model: Any) -> PrunedResNet:
     joints = _joints(model)
-    feeds, before = _feeds(joints), Feed(torch.arange(3), torch.zeros(3, dtype=torch.float64), False)
+    feeds, before = _feeds(joints), ChannelFeed(torch.arange(3), torch.zeros(3, dtype=torch.float64), False)
     sums = []
     for joint, feed in zip(joints, feeds, strict=True):
         sums.append(_sum(joint, before, feed))
@@ -147,7 +171,7 @@ def _build(model: Any) -> PrunedResNet:
     return PrunedResNet(sums[0], getattr(model, "maxpool", None), stages, fc)
 
 
-def _sum(joint: Joint, before: Feed, after: Feed) -> Sum:
+def _sum(joint: Joint, before: ChannelFeed, after: ChannelFeed) -> Sum:
     """A joint's, between the stream before and after it."""
     constant = torch.zeros(len(after.constant), dtype=torch.float64)
     sources = []
@@ -158,18 +182,22 @@ def _sum(joint: Joint, before: Feed, after: Feed) -> Sum:
             rows = _alive(norm).nonzero().flatten()
             if len(rows):
                 places = torch.searchsorted(after.kept, rows)
-                sources.append(Source(_chain(units, before), None if len(rows) == after.width else places))
-    added = torch.cat([constant[after.kept], torch.full((int(after.one),), float(not joint.identity), dtype=torch.float64)])
+                sources.append(
+                    ChannelSource(_chain(units, before), None if len(rows) == after.width else places)
+                )
+    added = torch.cat(
+        [constant[after.kept], torch.full((int(after.one),), float(not joint.identity), dtype=torch.float64)]
+    )
     stride = math.prod(conv.stride[0] for conv, _ in joint.branch)
     return Sum(after.width, sources, joint.identity, added.view(1, -1, 1, 1) if added.any() else None, stride)
 
 
-def _chain(units: list[Unit], feed: Feed) -> list[Unit]:
+def _chain(units: list[Unit], feed: ChannelFeed) -> list[Unit]:
     """The same convolutions in a row, without what is constant before, between and after them."""
     found = []
     for i, (conv, norm) in enumerate(units):
         kept = _alive(norm).nonzero().flatten()
-        after = Feed(kept, norm.bias.double().relu(), False)
+        after = ChannelFeed(kept, norm.bias.double().relu(), False)
         if i + 1 < len(units):
             after = after.taken_by([units[i + 1][0]])
         found.append(_unit(conv, norm, feed, after))
@@ -177,7 +205,7 @@ def _chain(units: list[Unit], feed: Feed) -> list[Unit]:
     return found
 
 
-def _unit(conv: nn.Conv2d, norm: nn.BatchNorm2d, before: Feed, after: Feed) -> Unit:
+def _unit(conv: nn.Conv2d, norm: nn.BatchNorm2d, before: ChannelFeed, after: ChannelFeed) -> Unit:
     """A convolution and its BatchNorm with the channels that are left on either side."""
     pads = conv.padding != (0, 0)
     weight = torch.zeros(after.width, before.width, *conv.kernel_size, dtype=torch.float64)
@@ -195,14 +223,17 @@ def _unit(conv: nn.Conv2d, norm: nn.BatchNorm2d, before: Feed, after: Feed) -> U
         (own.running_var, norm.running_var, 1.0),
     ):
         assert to is not None
-        to.copy_(torch.cat([values.double()[after.kept], torch.full((int(after.one),), one, dtype=torch.float64)]))
+        to.copy_(
+            torch.cat([values.double()[after.kept], torch.full((int(after.one),), one, dtype=torch.float64)])
+        )
     new.requires_grad_(conv.weight.requires_grad)
     own.requires_grad_(norm.weight.requires_grad)
     return new, own
 
 
-def _columns(weight: Tensor, before: Feed, pads: bool) -> Tensor:
-    """A weight (O, C, KH, KW) with the input channels that are left; the one of ones is read by what was lost, or not at all."""
+def _columns(weight: Tensor, before: ChannelFeed, pads: bool) -> Tensor:
+    """A weight (O, C, KH, KW) with the input channels that are left; the one of ones is read by what was
+    lost, or not at all."""
     ones = before.lost(weight) if pads else torch.zeros_like(weight[:, :1])
     return torch.cat([weight[:, before.kept], *([ones] if before.one else [])], 1)
 

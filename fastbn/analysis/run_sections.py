@@ -9,21 +9,48 @@ import numpy as np
 from fastbn.analysis import affine
 from fastbn.analysis.curves import AXES, Curve, curves
 from fastbn.analysis.published import DISABLED, PAPER, published
-from fastbn.analysis.runs import Run
+from fastbn.analysis.runs import FinishedRun
 from fastbn.analysis.subject import Subject, spread_out
 from fastbn.page.charts import Series, histogram, lines, strips
-from fastbn.page.page import ABSENT, NOTHING, Html, figure, figures, heading, joined, listing, paragraph, section, table
+from fastbn.page.page import (
+    ABSENT,
+    NOTHING,
+    Html,
+    figure,
+    figures,
+    heading,
+    joined,
+    listing,
+    paragraph,
+    section,
+    table,
+)
 from fastbn.page.scales import number
 from fastbn.training.affine_statistics import SMALL
 
 SYMBOLS = {"gamma": "γ", "beta": "β"}
 ROWS = 24  # layers that a chart or a table shows
-METRICS = {"test_accuracy": "accuracy on the test set", "train_accuracy": "accuracy in training", "test_loss": "loss on the test set"}
+METRICS = {
+    "test_accuracy": "accuracy on the test set",
+    "train_accuracy": "accuracy in training",
+    "test_loss": "loss on the test set",
+}
 X = {"epochs": "epochs", "seconds": "seconds of training", "joules": "joules of the GPU"}
 
 
 def result(found: Sequence[Subject]) -> Html:
-    header = ["run", "test accuracy", "test loss", "training accuracy", "epochs", "seconds", "images/s", "peak memory", "joules", "trained"]
+    header = [
+        "run",
+        "test accuracy",
+        "test loss",
+        "training accuracy",
+        "epochs",
+        "seconds",
+        "images/s",
+        "peak memory",
+        "joules",
+        "trained",
+    ]
     rows = []
     for subject in found:
         for run in subject.runs:
@@ -40,11 +67,15 @@ def result(found: Sequence[Subject]) -> Html:
                     number(own["images_per_second"]) if "images_per_second" in own else ABSENT,
                     f"{own['peak_memory_bytes'] / 1e6:,.0f} MB" if "peak_memory_bytes" in own else ABSENT,
                     ABSENT if None in joules else number(sum(j for j in joules if j is not None)),
-                    f"{own['trained_parameters']:,} of {own['parameters']:,}" if "parameters" in own else ABSENT,
+                    f"{own['trained_parameters']:,} of {own['parameters']:,}"
+                    if "parameters" in own
+                    else ABSENT,
                 ]
             )
     seeds = [
-        [curve.name, str(curve.runs), f"{curve.mean[-1]:.4f} ± {curve.std[-1]:.4f}"] for curve in curves(_runs(found)) if curve.runs > 1
+        [curve.name, str(curve.runs), f"{curve.mean[-1]:.4f} ± {curve.std[-1]:.4f}"]
+        for curve in curves(_runs(found))
+        if curve.runs > 1
     ]
     over = [heading("Over seeds"), table(["runs", "n", "test accuracy, mean ± std"], seeds)] if seeds else []
     return section("Result", table(header, rows), *over, _published(found))
@@ -61,15 +92,23 @@ def _published(found: Sequence[Subject]) -> Html:
             here = f"here {s.run.summary['test_accuracy']:.3f} after {under}"
             said.append(f"{s.run.network}, {s.name}: {known:.3f} after 160 epochs of 50,000 images; {here}")
     small = "; ".join(f"{affine.small_overall(s.affine):.3f} ({s.name})" for s in found)
-    said.append(f"about a third ({DISABLED:.2f}) of all features end disabled, |γ| < {SMALL:g}, in BN-only training; here {small}")
+    said.append(
+        f"about a third ({DISABLED:.2f}) of all features end disabled, |γ| < {SMALL:g}, in BN-only "
+        f"training; here {small}"
+    )
     return joined([heading(f"Published ({PAPER})"), listing(said)])
 
 
 def courses(found: Sequence[Subject]) -> Html:
     """Accuracy against each axis, loss against epochs."""
     drawn = []
-    for metric, axis in [("test_accuracy", axis) for axis in AXES] + [("train_accuracy", "epochs"), ("test_loss", "epochs")]:
-        lone = [_series(curve, axis, i, METRICS[metric]) for i, curve in enumerate(curves(_runs(found), metric))]
+    for metric, axis in [("test_accuracy", axis) for axis in AXES] + [
+        ("train_accuracy", "epochs"),
+        ("test_loss", "epochs"),
+    ]:
+        lone = [
+            _series(curve, axis, i, METRICS[metric]) for i, curve in enumerate(curves(_runs(found), metric))
+        ]
         series = [one for one in lone if one is not None]
         title = f"{METRICS[metric].capitalize()} against {X[axis]}"
         drawn.append(figure(lines(title, series, X[axis], METRICS[metric]), title, _seeds(found)))
@@ -81,12 +120,18 @@ def _series(curve: Curve, axis: str, place: int, what: str) -> Series | None:
     if x is None:
         return None
     points = [*zip(x.tolist(), curve.mean.tolist(), strict=True)]
-    band = [(m - s, m + s) for m, s in zip(curve.mean.tolist(), curve.std.tolist(), strict=True)] if curve.runs > 1 else []
+    band = (
+        [(m - s, m + s) for m, s in zip(curve.mean.tolist(), curve.std.tolist(), strict=True)]
+        if curve.runs > 1
+        else []
+    )
     return Series(curve.name, points, place % 6, place, marked=len(points) <= ROWS, band=band)
 
 
 def _seeds(found: Sequence[Subject]) -> str:
-    return "Mean over the seeds, the band one standard deviation." if any(len(s.runs) > 1 for s in found) else ""
+    return (
+        "Mean over the seeds, the band one standard deviation." if any(len(s.runs) > 1 for s in found) else ""
+    )
 
 
 def gamma_and_beta(found: Sequence[Subject]) -> Html:
@@ -105,8 +150,13 @@ def _small_table(found: Sequence[Subject]) -> Html:
     for s in found:
         gamma, beta = np.concatenate(s.affine.gamma), np.concatenate(s.affine.beta)
         shares = [f"{affine.small_overall(s.affine, t):.4f}" for t in thresholds]
-        rows.append([s.name, f"{len(gamma):,}", *shares, *(f"{v.mean():.3f} ± {v.std():.3f}" for v in (gamma, beta))])
-    said = f"Of each group of runs, the first is looked into. A channel counts as disabled where |γ| < {SMALL:g}."
+        rows.append(
+            [s.name, f"{len(gamma):,}", *shares, *(f"{v.mean():.3f} ± {v.std():.3f}" for v in (gamma, beta))]
+        )
+    said = (
+        "Of each group of runs, the first is looked into. A channel counts as disabled where |γ| < "
+        f"{SMALL:g}."
+    )
     header = ["run", "channels", *(f"|γ| < {t:g}" for t in thresholds), "γ, mean ± std", "β, mean ± std"]
     return joined([paragraph(said, "note"), table(header, rows)])
 
@@ -124,7 +174,9 @@ def _small_by_depth(found: Sequence[Subject]) -> Html:
         shares = affine.small(s.affine).tolist()
         series.append(Series(s.name, [*enumerate(shares, 1)], s.kind, i, marked=len(shares) <= ROWS))
     title = f"Share of |γ| < {SMALL:g} by layer"
-    return figure(lines(title, series, "BatchNorm, from the first to the last", "share of its channels"), title)
+    return figure(
+        lines(title, series, "BatchNorm, from the first to the last", "share of its channels"), title
+    )
 
 
 def _by_layer(subject: Subject, found: Sequence[Subject], which: str) -> Html:
@@ -148,10 +200,14 @@ def _trajectories(found: Sequence[Subject]) -> Html:
         for i, s in enumerate(recorded):
             mean, std = affine.overall(s.run.lines, s.affine, which)
             band = [(m - d, m + d) for m, d in zip(mean.tolist(), std.tolist(), strict=True)]
-            series.append(Series(s.name, [*enumerate(mean.tolist(), 1)], s.kind, i, marked=len(mean) <= ROWS, band=band))
+            series.append(
+                Series(s.name, [*enumerate(mean.tolist(), 1)], s.kind, i, marked=len(mean) <= ROWS, band=band)
+            )
         title = f"{SYMBOLS[which]} over training"
         chart = lines(title, series, "epochs", f"mean of {SYMBOLS[which]}")
-        drawn.append(figure(chart, title, "Mean over all channels, the band one standard deviation of the channels."))
+        drawn.append(
+            figure(chart, title, "Mean over all channels, the band one standard deviation of the channels.")
+        )
     for s in recorded:
         std = affine.course(s.run.lines, "gamma_std")
         layers = spread_out(std.shape[1], 5)
@@ -163,10 +219,15 @@ def _trajectories(found: Sequence[Subject]) -> Html:
 
 
 def recipe(found: Sequence[Subject]) -> Html:
-    """Every setting and condition: what all share in a sentence, the rest by group; what all leave open is left out."""
+    """Every setting and condition: what all share in a sentence, the rest by group; what all leave open is
+    left out."""
     names = list(dict.fromkeys(name for s in found for name in s.run.config))
     skipped = ("out", "resume", "explain", "download", "data_dir", "track")
-    rows = [[name.replace("_", " "), *(_said(s.run.config.get(name)) for s in found)] for name in names if name not in skipped]
+    rows = [
+        [name.replace("_", " "), *(_said(s.run.config.get(name)) for s in found)]
+        for name in names
+        if name not in skipped
+    ]
     for name in ("device", "engine_why", "versions", "date"):
         key = "machine" if name == "device" else name.replace("_", " ")
         rows.append([key, *(_said(s.run.summary.get(name)) for s in found)])
@@ -189,5 +250,5 @@ def _said(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _runs(found: Sequence[Subject]) -> list[Run]:
+def _runs(found: Sequence[Subject]) -> list[FinishedRun]:
     return [run for s in found for run in s.runs]

@@ -15,16 +15,17 @@ from fastbn.data.names import DEFAULT_DIR, IMAGE_SIZE
 from fastbn.errors import UsageError
 from fastbn.models.families import resolve
 from fastbn.models.network import Network
-from fastbn.training.checkpoint import CHECKPOINT, load
 from fastbn.run.folder import read_json
 from fastbn.training.affine_statistics import affine_norms
+from fastbn.training.checkpoint import CHECKPOINT, load
 
 FILES = ("config.json", "metrics.jsonl", CHECKPOINT, "summary.json")
-ONLY = ("seed", "out", "data_dir", "download", "resume", "explain", "track", "threads")  # in which repetitions may differ
+# in which repetitions may differ
+ONLY = ("seed", "out", "data_dir", "download", "resume", "explain", "track", "threads")
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class FinishedRun:
     path: Path
     config: dict[str, Any]
     lines: list[dict[str, Any]]  # of metrics.jsonl, an epoch each
@@ -33,15 +34,21 @@ class Run:
 
     @functools.cached_property
     def model(self) -> Network:
-        """On the CPU. Raises UsageError for a checkpoint that is damaged, and for a network without γ and β."""
+        """On the CPU. Raises UsageError for a checkpoint that is damaged, and for a network without γ and
+        β."""
         model = load(self.path, weights=self.weights)
         if not affine_norms(model):
-            raise UsageError(f"{self.path}: its network has no BatchNorm2d layer with γ and β; there is nothing to look into")
+            raise UsageError(
+                f"{self.path}: its network has no BatchNorm2d layer with γ and β; there is nothing to look "
+                "into"
+            )
         return model
 
     @property
     def network(self) -> str:
-        spec = resolve(self.config["depth"], family=self.config.get("family"), norm=self.config.get("norm", "batch"))
+        spec = resolve(
+            self.config["depth"], family=self.config.get("family"), norm=self.config.get("norm", "batch")
+        )
         return f"{spec.title} on {self.config['dataset']}"
 
     @property
@@ -51,15 +58,24 @@ class Run:
     @property
     def recipe(self) -> tuple[tuple[str, str], ...]:
         """Every setting but those in which repetitions may differ."""
-        return tuple((name, json.dumps(value)) for name, value in sorted(self.config.items()) if name not in ONLY)
+        return tuple(
+            (name, json.dumps(value)) for name, value in sorted(self.config.items()) if name not in ONLY
+        )
 
     def test_set(self, data_dir: str | None = None, limit: int | None = None) -> Images:
-        """The run's own, where it lies now; of as many images as it was tested on, or `limit`. Raises UsageError where it is missing,
-        or is no set of images in memory."""
+        """The run's own, where it lies now; of as many images as it was tested on, or `limit`. Raises
+        UsageError where it is missing, or is no set of images in memory."""
         size = IMAGE_SIZE.get(self.model.spec.family, 32)
-        test = load_data(self.config["dataset"], data_dir or self.config.get("data_dir", DEFAULT_DIR), size=size, default_dir=None).test
+        test = load_data(
+            self.config["dataset"],
+            data_dir or self.config.get("data_dir", DEFAULT_DIR),
+            size=size,
+            default_dir=None,
+        ).test
         if not isinstance(test, Images):
-            raise UsageError(f"{self.path}: its data set {test.name} is not of images in memory; add --no-data")
+            raise UsageError(
+                f"{self.path}: its data set {test.name} is not of images in memory; add --no-data"
+            )
         test = test.limit(self.config.get("limit_test")).limit(limit)
         pixels = self.config.get("pixels", "standard")
         return test if pixels == "standard" else test.prepared(pixels=pixels)
@@ -68,28 +84,41 @@ class Run:
 TRAINS = {"bn": "BatchNorm only", "all": "everything"}
 
 
-def read(path: str | os.PathLike[str], weights: str | None = None) -> Run:
+def read(path: str | os.PathLike[str], weights: str | None = None) -> FinishedRun:
     """Raises UsageError, in one line, for a folder that is missing, no run's, half written or damaged."""
     folder = Path(path)
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; give one that python -m fastbn.train wrote")
     missing = [name for name in FILES if not (folder / name).exists()]
     if len(missing) == len(FILES):
-        raise UsageError(f"{folder} holds no run (none of {', '.join(FILES)}); give a folder that python -m fastbn.train wrote")
+        raise UsageError(
+            f"{folder} holds no run (none of {', '.join(FILES)}); give a folder that python -m fastbn.train "
+            "wrote"
+        )
     if missing:
-        raise UsageError(f"{folder}: a half-written run, {' and '.join(missing)} not there; finish it with --resume --out {folder}")
+        raise UsageError(
+            f"{folder}: a half-written run, {' and '.join(missing)} not there; finish it with --resume "
+            f"--out {folder}"
+        )
     config, summary = (read_json(folder / name) for name in ("config.json", "summary.json"))
     lines = _lines(folder / "metrics.jsonl")
     for found, name in ((config, "config.json"), (summary, "summary.json")):
-        wanted = {"config.json": ("depth", "dataset", "train", "seed"), "summary.json": ("test_accuracy", "epochs")}[name]
+        wanted = {
+            "config.json": ("depth", "dataset", "train", "seed"),
+            "summary.json": ("test_accuracy", "epochs"),
+        }[name]
         if lacking := [key for key in wanted if key not in found]:
-            raise UsageError(f"{folder / name} says nothing of {', '.join(lacking)}; it is damaged, or of another version of fastbn")
+            raise UsageError(
+                f"{folder / name} says nothing of {', '.join(lacking)}; it is damaged, or of another "
+                "version of fastbn"
+            )
     if len(lines) != summary["epochs"]:
         raise UsageError(
-            f"{folder}: a half-written run, {len(lines)} epochs in metrics.jsonl and {summary['epochs']} in summary.json; "
+            f"{folder}: a half-written run, {len(lines)} epochs in metrics.jsonl and {summary['epochs']} in "
+            "summary.json; "
             f"finish it with --resume --out {folder}"
         )
-    return Run(folder, config, lines, summary, weights)
+    return FinishedRun(folder, config, lines, summary, weights)
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -10,18 +10,18 @@ import numpy as np
 
 from fastbn.analysis.affine import Affine, affine
 from fastbn.analysis.curves import groups
-from fastbn.analysis.runs import Run
+from fastbn.analysis.runs import FinishedRun
 from fastbn.models.network import Network
 
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
     name: str
-    runs: list[Run]  # that differ in the seed alone
+    runs: list[FinishedRun]  # that differ in the seed alone
     kind: int  # its colour
 
     @property
-    def run(self) -> Run:
+    def run(self) -> FinishedRun:
         """The one that is looked into."""
         return self.runs[0]
 
@@ -34,7 +34,7 @@ class Subject:
         return affine(self.model)
 
 
-def subjects(runs: Sequence[Run]) -> list[Subject]:
+def subjects(runs: Sequence[FinishedRun]) -> list[Subject]:
     return [Subject(name, own, i % 6) for i, (name, own) in enumerate(groups(runs))]
 
 

@@ -1,4 +1,5 @@
-"""What pruning costs and gains by threshold: accuracy, parameters, FLOPs and the time of a forward, measured beside the whole network."""
+"""What pruning costs and gains by threshold: accuracy, parameters, FLOPs and the time of a forward,
+measured beside the whole network."""
 
 from __future__ import annotations
 
@@ -20,8 +21,8 @@ from fastbn.data.images import Images
 from fastbn.engine import fuse
 from fastbn.models.resnet import FastBNOnlyResNet
 from fastbn.trainable import count
-from fastbn.training.evaluation import evaluate
 from fastbn.training.affine_statistics import affine_norms
+from fastbn.training.evaluation import evaluate
 
 THRESHOLDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3)
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
@@ -41,13 +42,16 @@ class Cut:
 
 
 def by_threshold(
-    model: FastBNOnlyResNet, test: Images, thresholds: Sequence[float] = THRESHOLDS, batch_size: int = 128, rounds: int = 7
+    model: FastBNOnlyResNet,
+    test: Images,
+    thresholds: Sequence[float] = THRESHOLDS,
+    batch_size: int = 128,
+    rounds: int = 7,
 ) -> list[Cut]:
     """The whole network first, then pruned at each threshold: what they reach on the test set and take.
 
-    All run stock in eval mode; their forwards of one batch take turns, the medians of `rounds` are kept, and of two memory layouts each
-    has its faster one. Raises as `prune`.
-    """
+    All run stock in eval mode; their forwards of one batch take turns, the medians of `rounds` are kept, and
+    of two memory layouts each has its faster one. Raises as `prune`."""
     whole = fuse(copy.deepcopy(model), "stock").eval()
     networks: list[nn.Module] = [whole, *(prune(model, t).eval() for t in thresholds)]
     device = next(model.parameters()).device
@@ -60,14 +64,26 @@ def by_threshold(
         zeroed = (gamma < threshold) | (gamma == 0) if threshold is not None else gamma == 0
         accuracy = evaluate(network, feed(test, device)).mean("test")["test_accuracy"]
         share = zeroed.double().mean().item()
-        found.append(Cut(threshold, share, accuracy, count(network)[1], flops(network, images[:1]), own, seconds[0] / own))
+        found.append(
+            Cut(
+                threshold,
+                share,
+                accuracy,
+                count(network)[1],
+                flops(network, images[:1]),
+                own,
+                seconds[0] / own,
+            )
+        )
     return found
 
 
 def arrays(cuts: Sequence[Cut]) -> dict[str, np.ndarray]:
     """The table by column; the whole network's threshold is 0."""
     columns = [field.name for field in dataclasses.fields(Cut)]
-    return {name: np.array([0.0 if (v := getattr(cut, name)) is None else v for cut in cuts]) for name in columns}
+    return {
+        name: np.array([0.0 if (v := getattr(cut, name)) is None else v for cut in cuts]) for name in columns
+    }
 
 
 def flops(model: nn.Module, images: Tensor) -> int:
@@ -92,7 +108,10 @@ def _seconds(networks: Sequence[nn.Module], images: Tensor, rounds: int) -> list
                     _wait(images.device)
                     if turn:  # the first warms up
                         times.setdefault((i, layout), []).append(time.perf_counter() - start)
-    return [min(statistics.median(times[i, layout]) for layout in LAYOUTS) / len(images) for i in range(len(networks))]
+    return [
+        min(statistics.median(times[i, layout]) for layout in LAYOUTS) / len(images)
+        for i in range(len(networks))
+    ]
 
 
 def _wait(device: torch.device) -> None:

@@ -17,10 +17,21 @@ from fastbn.data.names import DATASETS, DEFAULT_DIR
 if TYPE_CHECKING:
     from fastbn.data.augment import Epoch, batch, draw_epoch
     from fastbn.data.datasets import Loaded, load
-    from fastbn.data.images import Images
     from fastbn.data.imagenet.stream import Stream, read_imagenet
+    from fastbn.data.images import Images
 
-__all__ = ["DATASETS", "DEFAULT_DIR", "Epoch", "Images", "Loaded", "Stream", "batch", "draw_epoch", "load", "read_imagenet"]
+__all__ = [
+    "DATASETS",
+    "DEFAULT_DIR",
+    "Epoch",
+    "Images",
+    "Loaded",
+    "Stream",
+    "batch",
+    "draw_epoch",
+    "load",
+    "read_imagenet",
+]
 
 _HOME = {
     **dict.fromkeys(("Epoch", "batch", "draw_epoch"), "augment"),

@@ -1,4 +1,5 @@
-"""Reads CIFAR-10 and CIFAR-100 in either official form; every file is verified before a byte of it is used."""
+"""Reads CIFAR-10 and CIFAR-100 in either official form; every file is verified before a byte of it is
+used."""
 
 from __future__ import annotations
 
@@ -22,10 +23,13 @@ def find(spec: Cifar, data_dir: str | Path) -> Form | None:
 
 
 def read_cifar(spec: Cifar, data_dir: str | Path) -> tuple[Images, Images]:
-    """(train, test) from the official folder in `data_dir`; UsageError where it is absent or a file is not the official one."""
+    """(train, test) from the official folder in `data_dir`; UsageError where it is absent or a file is not
+    the official one."""
     form = find(spec, data_dir)
     if form is None:
-        raise UsageError(f"{spec.title} is not in {data_dir}: no folder {spec.folders} there; unpack {spec.url} into it")
+        raise UsageError(
+            f"{spec.title} is not in {data_dir}: no folder {spec.folders} there; unpack {spec.url} into it"
+        )
     folder = Path(data_dir) / form.folder
     return _read_split(spec, form, folder, form.train), _read_split(spec, form, folder, form.test)
 
@@ -52,7 +56,11 @@ def _read_split(spec: Cifar, form: Form, folder: Path, files: tuple[File, ...]) 
     for file in files:
         path = folder / file.name
         blob = verify(path, file)
-        pixels, classes = read_batch(blob, str(path), form.labels_key) if form.pickled else _read_records(blob, path, form.label_bytes)
+        pixels, classes = (
+            read_batch(blob, str(path), form.labels_key)
+            if form.pickled
+            else _read_records(blob, path, form.label_bytes)
+        )
         rows.append(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))  # (n, 32, 32, 3) from planes
         labels.append(classes)
     return Images(
@@ -69,9 +77,13 @@ def _read_split(spec: Cifar, form: Form, folder: Path, files: tuple[File, ...]) 
 
 
 def _read_records(blob: bytes, path: Path, label_bytes: int) -> tuple[np.ndarray, np.ndarray]:
-    """(n, 3072) uint8 and (n,) int64 from records of `label_bytes` labels, of which the last counts, and the pixels."""
+    """(n, 3072) uint8 and (n,) int64 from records of `label_bytes` labels, of which the last counts, and
+    the pixels."""
     record = label_bytes + PIXELS
     if not blob or len(blob) % record:
-        raise UsageError(f"{path} holds {len(blob):,} bytes, not whole records of {record:,}; delete it and download it again")
+        raise UsageError(
+            f"{path} holds {len(blob):,} bytes, not whole records of {record:,}; delete it and download it "
+            "again"
+        )
     records = np.frombuffer(blob, np.uint8).reshape(-1, record)
     return records[:, label_bytes:], records[:, label_bytes - 1].astype(np.int64)

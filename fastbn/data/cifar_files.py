@@ -22,7 +22,8 @@ class Form:
     pickled: bool  # python batches; else records of label bytes and 3,072 pixel bytes
     train: tuple[File, ...]
     test: tuple[File, ...]
-    others: tuple[File, ...] = ()  # not read here; unpacked with the rest, so that other programs find the folder whole
+    # not read here; unpacked with the rest, so that other programs find the folder whole
+    others: tuple[File, ...] = ()
     labels_key: str = "labels"  # python batches: where the labels are
     label_bytes: int = 1  # binary batches: the label is the last of so many bytes
 

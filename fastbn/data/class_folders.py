@@ -1,4 +1,5 @@
-"""A user's own images: DIR/train/CLASS/*.png and DIR/test/CLASS/*.png (or DIR/val), read whole into memory."""
+"""A user's own images: DIR/train/CLASS/*.png and DIR/test/CLASS/*.png (or DIR/val), read whole into
+memory."""
 
 from __future__ import annotations
 
@@ -21,23 +22,29 @@ LONG = 5_000  # images from which reading them is worth a word
 def read_folder(data_dir: str | Path, size: int = 32) -> tuple[Images, Images]:
     """(train, test) of class folders: RGB, the shorter side resized to `size`, the centre cut out square.
 
-    Raises UsageError, naming the file or folder, for a broken image, an empty class, none, or classes that differ.
-    """
+    Raises UsageError, naming the file or folder, for a broken image, an empty class, none, or classes that
+    differ."""
     if size < 1:
         raise UsageError(f"the image size must be at least 1 pixel, got {size}")
     root = Path(data_dir)
     train_dir, test_dir = root / "train", _test_dir(root)
     train, test = class_folders(train_dir, test_dir)
-    return _read(train_dir, train, size, root.resolve().name), _read(test_dir, test, size, root.resolve().name)
+    return _read(train_dir, train, size, root.resolve().name), _read(
+        test_dir, test, size, root.resolve().name
+    )
 
 
 def class_folders(train_dir: Path, test_dir: Path) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """The names of the image files of each class in either folder, classes and files in alphabetical order."""
+    """The names of the image files of each class in either folder, classes and files in alphabetical
+    order."""
     train, test = _listing(train_dir), _listing(test_dir)
     if train.keys() != test.keys():
         alone = sorted(train.keys() ^ test.keys())[0]
         where, other = (train_dir, test_dir) if alone in train else (test_dir, train_dir)
-        raise UsageError(f"{train_dir} and {test_dir} must hold the same classes: {where / alone} has no counterpart in {other}")
+        raise UsageError(
+            f"{train_dir} and {test_dir} must hold the same classes: {where / alone} has no counterpart in "
+            f"{other}"
+        )
     return train, test
 
 
@@ -45,7 +52,10 @@ def _test_dir(root: Path) -> Path:
     for name in ("test", "val"):
         if (root / name).is_dir():
             return root / name
-    raise UsageError(f"{root} holds no folder test or val; lay the images out as {root}/train/CLASS/*.png and {root}/test/CLASS/*.png")
+    raise UsageError(
+        f"{root} holds no folder test or val; lay the images out as {root}/train/CLASS/*.png and "
+        f"{root}/test/CLASS/*.png"
+    )
 
 
 def _listing(folder: Path) -> dict[str, list[str]]:
@@ -54,9 +64,15 @@ def _listing(folder: Path) -> dict[str, list[str]]:
     listing = {}
     for entry in sorted(folder.iterdir()):
         if entry.is_dir() and not entry.name.startswith("."):
-            names = sorted(name for name in os.listdir(entry) if name.lower().endswith(SUFFIXES) and not name.startswith("."))
+            names = sorted(
+                name
+                for name in os.listdir(entry)
+                if name.lower().endswith(SUFFIXES) and not name.startswith(".")
+            )
             if not names:
-                raise UsageError(f"{entry} holds no image ({', '.join(SUFFIXES)}); add some or remove the folder")
+                raise UsageError(
+                    f"{entry} holds no image ({', '.join(SUFFIXES)}); add some or remove the folder"
+                )
             listing[entry.name] = names
     if not listing:
         raise UsageError(f"{folder} holds no class folders; lay the images out as {folder}/CLASS/*.png")
@@ -69,7 +85,9 @@ def _read(where: Path, listing: dict[str, list[str]], size: int, name: str) -> I
     needed, memory = len(paths) * size * size * 3, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
         sizes = f"{needed / 1e9:.0f} GB, this machine has {memory / 1e9:.0f}"
-        raise MachineError(f"{len(paths):,} images of {size}×{size} need {sizes}; reduce the size or their number")
+        raise MachineError(
+            f"{len(paths):,} images of {size}×{size} need {sizes}; reduce the size or their number"
+        )
     image_module = pillow()
     images = torch.empty(len(paths), size, size, 3, dtype=torch.uint8)
 
@@ -80,7 +98,12 @@ def _read(where: Path, listing: dict[str, list[str]], size: int, name: str) -> I
     if len(paths) >= LONG and not terminal:
         print(f"reading {len(paths):,} images from {where}", file=sys.stderr, flush=True)
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter's lock
-        bar = tqdm(pool.map(read, range(len(paths))), total=len(paths), desc=str(where), disable=len(paths) < LONG or not terminal)
+        bar = tqdm(
+            pool.map(read, range(len(paths))),
+            total=len(paths),
+            desc=str(where),
+            disable=len(paths) < LONG or not terminal,
+        )
         try:
             for _ in bar:
                 pass
@@ -95,7 +118,9 @@ def pillow() -> Any:
     try:
         from PIL import Image
     except ImportError:
-        raise MachineError("reading image files needs Pillow, which is not installed; run: pip install 'fastbn[images]'") from None
+        raise MachineError(
+            "reading image files needs Pillow, which is not installed; run: pip install 'fastbn[images]'"
+        ) from None
     return Image
 
 
@@ -105,7 +130,9 @@ def _load(image_module: Any, path: Path, size: int) -> torch.Tensor:
         with image_module.open(path) as opened:
             image = opened.convert("RGB")
     except Exception as error:  # each format's decoder raises its own
-        raise UsageError(f"{path} cannot be read as an image ({type(error).__name__}: {error}); repair or remove it") from None
+        raise UsageError(
+            f"{path} cannot be read as an image ({type(error).__name__}: {error}); repair or remove it"
+        ) from None
     width, height = image.size
     scale = size / min(width, height)
     width, height = max(size, round(width * scale)), max(size, round(height * scale))

@@ -8,15 +8,16 @@ from pathlib import Path
 
 from fastbn.data.cifar import find, read_cifar
 from fastbn.data.cifar_files import CIFAR10, CIFAR100, Cifar
+from fastbn.data.class_folders import read_folder
 from fastbn.data.digits import load_digits
 from fastbn.data.download import DownloadFailed, fetch_cifar
-from fastbn.data.class_folders import read_folder
+from fastbn.data.imagenet.stream import Stream, read_imagenet
 from fastbn.data.images import Images
 from fastbn.data.names import DATASETS, DEFAULT_DIR
-from fastbn.data.imagenet.stream import Stream, read_imagenet
 from fastbn.errors import UsageError
 
-READERS = {"tweets": "fastbn.experiments.torri.tweets:read_tweets"}  # what one study alone reads lives beside it
+# what one study alone reads lives beside it
+READERS = {"tweets": "fastbn.experiments.torri.tweets:read_tweets"}
 CIFARS = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 
 
@@ -31,14 +32,18 @@ class Loaded:
 
 
 def load(
-    dataset: str, data_dir: str | Path, download: bool = False, size: int = 32, default_dir: str | Path | None = DEFAULT_DIR
+    dataset: str,
+    data_dir: str | Path,
+    download: bool = False,
+    size: int = 32,
+    default_dir: str | Path | None = DEFAULT_DIR,
 ) -> Loaded:
     """The data set called `dataset`, one of DATASETS.
 
-    "auto" is CIFAR-10 where it lies in `data_dir` or can be downloaded there, else the embedded digits; a damaged CIFAR-10 is an
-    error all the same. Any other name is that set or a UsageError. Only `default_dir` (None: no folder) is downloaded into,
-    unless `download`. `size` is for "folder" and "imagenet": the side in pixels that their images are brought to.
-    """
+    "auto" is CIFAR-10 where it lies in `data_dir` or can be downloaded there, else the embedded digits; a
+    damaged CIFAR-10 is an error all the same. Any other name is that set or a UsageError. Only `default_dir`
+    (None: no folder) is downloaded into, unless `download`. `size` is for "folder" and "imagenet": the side
+    in pixels that their images are brought to."""
     may_download = download or (default_dir is not None and Path(data_dir) == Path(default_dir))
     if dataset in CIFARS:
         return _cifar(CIFARS[dataset], Path(data_dir), may_download)
@@ -67,7 +72,9 @@ def _auto(spec: Cifar, data_dir: Path, may_download: bool) -> Loaded:
             return _cifar(spec, data_dir, may_download)
         except DownloadFailed as failed:
             obstacle = f"could not be downloaded ({failed.reason})"
-    return Loaded(*load_digits(), "digits", f"digits, embedded: {spec.title} is not in {data_dir} and {obstacle}")
+    return Loaded(
+        *load_digits(), "digits", f"digits, embedded: {spec.title} is not in {data_dir} and {obstacle}"
+    )
 
 
 def _cifar(spec: Cifar, data_dir: Path, may_download: bool) -> Loaded:

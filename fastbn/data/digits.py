@@ -1,4 +1,5 @@
-"""The embedded data set: 1,797 real handwritten digits, 8×8 scans enlarged to 32×32. See DIGITS.md for the source."""
+"""The embedded data set: 1,797 real handwritten digits, 8×8 scans enlarged to 32×32. See DIGITS.md for the
+source."""
 
 from __future__ import annotations
 
@@ -18,9 +19,11 @@ SCALE = 4
 
 
 def load_digits() -> tuple[Images, Images]:
-    """(train, test): 1,437 and 360 images of 32×32, always the same ones. Shifts only: a mirrored digit is another sign."""
+    """(train, test): 1,437 and 360 images of 32×32, always the same ones. Shifts only: a mirrored digit is
+    another sign."""
     text = gzip.decompress(files("fastbn.data").joinpath("digits.csv.gz").read_bytes()).decode()
-    table = np.loadtxt(io.StringIO(text), delimiter=",")  # (1797, 65): 64 levels of ink, 0 … 16, and the digit
+    # (1797, 65): 64 levels of ink, 0 … 16, and the digit
+    table = np.loadtxt(io.StringIO(text), delimiter=",")
     images = torch.from_numpy(_enlarge(table[:, :64].reshape(-1, 8, 8)))[..., None].repeat(1, 1, 1, 3)
     whole = Images(
         images,
@@ -38,12 +41,14 @@ def load_digits() -> tuple[Images, Images]:
 
 
 def _enlarge(levels: np.ndarray) -> np.ndarray:
-    """(n, 8, 8) levels 0 … 16 -> (n, 32, 32) uint8, bilinear, pixel centres aligned; exact, so the same bytes everywhere.
+    """(n, 8, 8) levels 0 … 16 -> (n, 32, 32) uint8, bilinear, pixel centres aligned; exact, so the same bytes
+    everywhere.
 
-    The weights are eighths: with them as integers every sum is a whole number of at most 8·8·16, and the last step rounds it.
-    """
+    The weights are eighths: with them as integers every sum is a whole number of at most 8·8·16, and the last
+    step rounds it."""
     side = levels.shape[1]
-    centre = np.clip((np.arange(side * SCALE) + 0.5) / SCALE - 0.5, 0, side - 1)  # of each new pixel, in old pixels
+    # of each new pixel, in old pixels
+    centre = np.clip((np.arange(side * SCALE) + 0.5) / SCALE - 0.5, 0, side - 1)
     low = np.minimum(centre.astype(int), side - 2)
     weights = np.zeros((side * SCALE, side))
     weights[np.arange(len(centre)), low] = 8 * (low + 1 - centre)

@@ -1,4 +1,5 @@
-"""Downloads CIFAR's archives: streamed to a `.part`, verified, renamed; a kill leaves nothing that looks finished."""
+"""Downloads CIFAR's archives: streamed to a `.part`, verified, renamed; a kill leaves nothing that looks
+finished."""
 
 from __future__ import annotations
 
@@ -37,8 +38,11 @@ class DownloadFailed(UsageError):
         self.reason = reason
 
 
-def download(url: str, target: str | Path, md5: str, progress: bool = True, connect_seconds: float = CONNECT_SECONDS) -> None:
-    """Fetches `url` to `target`, which appears only whole and with the given MD5; DownloadFailed otherwise."""
+def download(
+    url: str, target: str | Path, md5: str, progress: bool = True, connect_seconds: float = CONNECT_SECONDS
+) -> None:
+    """Fetches `url` to `target`, which appears only whole and with the given MD5; DownloadFailed
+    otherwise."""
     target = Path(target)
     part = target.with_name(target.name + ".part")
     by_hand = f"download it by other means and put {target.name} into {target.parent}"
@@ -56,7 +60,8 @@ def download(url: str, target: str | Path, md5: str, progress: bool = True, conn
 
 
 def fetch_cifar(spec: Cifar, data_dir: str | Path, progress: bool = True) -> None:
-    """Puts the official folder of python batches into `data_dir`: from the archive where it lies there, else by download."""
+    """Puts the official folder of python batches into `data_dir`: from the archive where it lies there,
+    else by download."""
     data_dir = Path(data_dir)
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
@@ -74,7 +79,9 @@ def fetch_cifar(spec: Cifar, data_dir: str | Path, progress: bool = True) -> Non
                 archive.unlink()
     except OSError as error:
         reason = f"{data_dir} cannot be written: {error.strerror or error}"
-        raise DownloadFailed(f"cannot fetch {spec.title}: {reason}; name another --data-dir", reason) from None
+        raise DownloadFailed(
+            f"cannot fetch {spec.title}: {reason}; name another --data-dir", reason
+        ) from None
 
 
 class _Connection(http.client.HTTPConnection):
@@ -103,7 +110,12 @@ def _stream(url: str, part: Path, progress: bool, connect_seconds: float) -> str
     """Writes what `url` delivers to `part`, flushed to the disk, and returns its MD5."""
     digest = hashlib.md5(usedforsecurity=False)
     request = urllib.request.Request(url, headers={"User-Agent": "fastbn"})
-    with urllib.request.build_opener(_Handler, _SecureHandler).open(request, timeout=connect_seconds) as response, part.open("wb") as file:
+    with (
+        urllib.request.build_opener(_Handler, _SecureHandler).open(
+            request, timeout=connect_seconds
+        ) as response,
+        part.open("wb") as file,
+    ):
         length = response.headers.get("Content-Length", "")
         total = int(length) if length.isdigit() else None
         with _bar(url, total, progress) as bar:
@@ -123,8 +135,17 @@ def _bar(url: str, total: int | None, progress: bool) -> Iterator[Any]:
     """A bar on a terminal; elsewhere a line at the start and one at the end."""
     terminal = progress and sys.stderr.isatty()
     if progress and not terminal:
-        print(f"downloading {url}" + (f" ({total / 1e6:.0f} MB)" if total else ""), file=sys.stderr, flush=True)
-    with tqdm(total=total, unit="B", unit_scale=True, desc=url.rsplit("/", 1)[-1], disable=not terminal, file=sys.stderr) as bar:
+        print(
+            f"downloading {url}" + (f" ({total / 1e6:.0f} MB)" if total else ""), file=sys.stderr, flush=True
+        )
+    with tqdm(
+        total=total,
+        unit="B",
+        unit_scale=True,
+        desc=url.rsplit("/", 1)[-1],
+        disable=not terminal,
+        file=sys.stderr,
+    ) as bar:
         yield bar
     if progress and not terminal:
         print(f"downloaded {url}", file=sys.stderr, flush=True)
@@ -168,7 +189,12 @@ def _lock(path: Path) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    inner = getattr(error, "reason", error)  # URLError wraps the socket's error; HTTPError has a code and a phrase
+    # URLError wraps the socket's error; HTTPError has a code and a phrase
+    inner = getattr(error, "reason", error)
     code = getattr(error, "code", None)
-    text = f"HTTP {code} {inner}" if code else getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
+    text = (
+        f"HTTP {code} {inner}"
+        if code
+        else getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
+    )
     return " ".join(str(text).split())

@@ -1,8 +1,8 @@
 """What training and evaluation take their batches from.
 
-A feed yields, for each batch, a few tensors on the device: as little as can be (indices, of a set that lies there whole), and turns
-them into images and labels where the step runs, so that a step that is one CUDA graph holds that work too.
-"""
+A feed yields, for each batch, a few tensors on the device: as little as can be (indices, of a set that lies
+there whole), and turns them into images and labels where the step runs, so that a step that is one CUDA graph
+holds that work too."""
 
 from __future__ import annotations
 
@@ -47,13 +47,16 @@ class Feed(Protocol):
         """Draws an epoch's order and augmentation."""
 
     def batches(self, size: int, first: int = 0, share: tuple[int, int] = (0, 1)) -> Iterator[Inputs]:
-        """The epoch's batches of `size` from the `first` on, the ragged last one kept; of each the part of rank share[0] of share[1]."""
+        """The epoch's batches of `size` from the `first` on, the ragged last one kept; of each the part of
+        rank share[0] of share[1]."""
 
     def load(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """(x, labels) of what `batches` yielded: x (n, …) as the network takes it, labels (n,) int64. The host waits for nothing."""
+        """(x, labels) of what `batches` yielded: x (n, …) as the network takes it, labels (n,) int64. The
+        host waits for nothing."""
 
     def held_out(self, size: int, share: tuple[int, int] = (0, 1)) -> Iterator[tuple[Tensor, Tensor]]:
-        """(x, labels) of every sample in order, without draws, `size` at a time; of these batches each share[1]th, from share[0] on."""
+        """(x, labels) of every sample in order, without draws, `size` at a time; of these batches each
+        share[1]th, from share[0] on."""
 
 
 class Resident:
@@ -84,9 +87,12 @@ class Resident:
         return Resident(self.images.to(device))
 
     def begin(self, seed: int, epoch: int) -> None:
-        host = draw_epoch(len(self.images), seed, epoch, self.images.pad, self.images.flip, self.images.brightness)
+        host = draw_epoch(
+            len(self.images), seed, epoch, self.images.pad, self.images.flip, self.images.brightness
+        )
         drawn = host.to(self.device)
-        if self.device.type == "xla":  # there a part of a tensor is a graph of its own, one for each place; a part of the host's is data
+        # there a part of a tensor is a graph of its own, one for each place; a part of the host's is data
+        if self.device.type == "xla":
             drawn = dataclasses.replace(drawn, order=host.order)
         if self._epoch is None:
             self._epoch = drawn
@@ -118,4 +124,6 @@ def feed(samples: object, device: torch.device, what: str = "images") -> Feed:
         return Resident(samples.to(device))
     if isinstance(samples, Feed):
         return samples.to(device)
-    raise UsageError(f"{what} must be fastbn.Images(uint8 (N, H, W, 3), labels), got {type(samples).__name__}")
+    raise UsageError(
+        f"{what} must be fastbn.Images(uint8 (N, H, W, 3), labels), got {type(samples).__name__}"
+    )

@@ -25,7 +25,8 @@ class Images:
     classes a name a class; by default "class 0" … up to the largest label
     mean, std   of the three channels, of pixels in [0, 1]; by default ImageNet's
     name    enters the seeded draws of `limit` and `split`
-    flip, pad   the augmentation in training: random mirroring; a random crop of the image padded by `pad` zeros (0: none)
+    flip, pad   the augmentation in training: random mirroring; a random crop of the image padded by `pad`
+    zeros (0: none)
     default_epochs  how long to train where nobody says
 
     Raises UsageError for a wrong dtype, shape or label.
@@ -51,12 +52,19 @@ class Images:
         low, high = int(self.labels.min()), int(self.labels.max())
         self.classes = tuple(classes) if classes is not None else tuple(f"class {k}" for k in range(high + 1))
         if low < 0 or high >= len(self.classes):
-            raise UsageError(f"labels must lie in 0 … {len(self.classes) - 1} for {len(self.classes)} classes, got {low} … {high}")
+            raise UsageError(
+                f"labels must lie in 0 … {len(self.classes) - 1} for {len(self.classes)} classes, got {low} "
+                f"… {high}"
+            )
         self.mean, self.std = _three("mean", mean), _three("std", std)
         if min(self.std) <= 0:
-            raise UsageError(f"std must be positive, got {self.std}; give the deviation of pixels scaled to [0, 1]")
+            raise UsageError(
+                f"std must be positive, got {self.std}; give the deviation of pixels scaled to [0, 1]"
+            )
         if pad < 0 or default_epochs < 1:
-            raise UsageError(f"pad must be at least 0 and default_epochs at least 1, got {pad} and {default_epochs}")
+            raise UsageError(
+                f"pad must be at least 0 and default_epochs at least 1, got {pad} and {default_epochs}"
+            )
         self.name, self.flip, self.pad, self.default_epochs = name, bool(flip), int(pad), int(default_epochs)
         self.brightness = False
         self._tables: dict[torch.dtype, Tensor] = {}
@@ -87,8 +95,9 @@ class Images:
     def prepared(self, augment: str | None = None, pixels: str = "standard") -> Images:
         """The same images, augmented otherwise in training, and normalised otherwise.
 
-        augment: flip, crop and brightness joined by "+", or "none"; None: as now. crop pads by an eighth of the side where the set pads
-        nothing; brightness adds up to ±0.5 to an image's pixels in [0, 1], cut off there.
+        augment: flip, crop and brightness joined by "+", or "none"; None: as now. crop pads by an eighth of
+        the side where the set pads nothing; brightness adds up to ±0.5 to an image's pixels in [0, 1], cut
+        off there.
         pixels: "unit" leaves them in [0, 1]. Raises UsageError for another name.
         """
         names, other = choices.augmentations(augment), self._with(self.images, self.labels)
@@ -100,22 +109,29 @@ class Images:
         return other
 
     def limit(self, n: int | None) -> Images:
-        """`n` images drawn from the set, always the same ones and a smaller draw within a larger; None or n ≥ N: all."""
+        """`n` images drawn from the set, always the same ones and a smaller draw within a larger; None or
+        n ≥ N: all."""
         if n is None or n >= len(self):
             return self
         if n < 1:
-            raise UsageError(f"a limit of {n} images leaves nothing of {self.name}; ask for 1 … {len(self)}, or leave it out for all")
+            raise UsageError(
+                f"a limit of {n} images leaves nothing of {self.name}; ask for 1 … {len(self)}, or leave it "
+                "out for all"
+            )
         return self.take(draws.permutation(0, f"limit/{self.name}", len(self))[:n])
 
     def split(self, n: int, seed: int) -> tuple[Images, Images]:
         """(the rest, `n` held out for validation), drawn by the seed; both keep the set's order."""
         if not 1 <= n < len(self):
-            raise UsageError(f"cannot hold {n} images out of the {len(self)} of {self.name}; ask for 1 … {len(self) - 1}")
+            raise UsageError(
+                f"cannot hold {n} images out of the {len(self)} of {self.name}; ask for 1 … {len(self) - 1}"
+            )
         order = torch.from_numpy(draws.permutation(seed, f"split/{self.name}", len(self)))
         return self.take(order[n:].sort().values), self.take(order[:n].sort().values)
 
     def table(self, dtype: torch.dtype) -> Tensor:
-        """(3·257,) what byte v of channel c becomes, at 257·c + v: (v/255 − mean)/std, and 0 at v = 256, the padding.
+        """(3·257,) what byte v of channel c becomes, at 257·c + v: (v/255 − mean)/std, and 0 at v = 256, the
+        padding.
 
         Computed on the CPU in float32 and rounded once to `dtype`, so every device trains on the same bits.
         """
@@ -136,15 +152,26 @@ def _checked_images(images: Any) -> Tensor:
     images = torch.as_tensor(images)
     shape = tuple(images.shape)
     if images.dtype != torch.uint8:
-        raise UsageError(f"images must be uint8 (0 … 255), got {images.dtype}; pass the bytes: fastbn normalises by mean and std itself")
+        raise UsageError(
+            f"images must be uint8 (0 … 255), got {images.dtype}; pass the bytes: fastbn normalises by mean "
+            "and std itself"
+        )
     if images.ndim == 4 and shape[3] != 3 and shape[1] == 3:
-        raise UsageError(f"images must be (N, H, W, 3), channels last, got {shape}; pass images.permute(0, 2, 3, 1).contiguous()")
+        raise UsageError(
+            f"images must be (N, H, W, 3), channels last, got {shape}; pass images.permute(0, 2, 3, "
+            "1).contiguous()"
+        )
     if images.ndim != 4 or shape[3] != 3:
-        raise UsageError(f"images must be (N, H, W, 3), got {shape}; a grey set becomes RGB by images[..., None].repeat(1, 1, 1, 3)")
+        raise UsageError(
+            f"images must be (N, H, W, 3), got {shape}; a grey set becomes RGB by images[..., "
+            "None].repeat(1, 1, 1, 3)"
+        )
     if 0 in shape:
         raise UsageError(f"images must hold at least one pixel, got {shape}")
     if not images.is_contiguous():
-        raise UsageError(f"images {shape} must be contiguous, got strides {images.stride()}; pass images.contiguous()")
+        raise UsageError(
+            f"images {shape} must be contiguous, got strides {images.stride()}; pass images.contiguous()"
+        )
     return images
 
 

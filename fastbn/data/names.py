@@ -3,6 +3,7 @@
 DATASETS = ("auto", "cifar10", "cifar100", "digits", "folder", "imagenet", "tweets")
 IMAGE_SIZE = {"cifar": 32, "imagenet": 224}  # the side of class-folder images, by the network's family
 DEFAULT_DIR = "data"  # the one folder that is downloaded into without being asked
-USUAL = {  # what a data set's studies train by, where it is not the recipe's defaults: the paper's, on ImageNet
+# what a data set's studies train by, where it is not the recipe's defaults: the paper's, on ImageNet
+USUAL = {
     "imagenet": {"batch_size": 1024, "lr": 0.4, "milestones": (30, 60, 80), "warmup_epochs": 5},
 }

@@ -1,8 +1,9 @@
-"""Reads the pickles of CIFAR's python batches, and nothing else: a dictionary of lists, bytes and byte arrays.
+"""Reads the pickles of CIFAR's python batches, and nothing else: a dictionary of lists, bytes and byte
+arrays.
 
-A pickle can name any function to be called. Here the four names that these files need resolve to stand-ins of our own that
-only record what they are given; every other name is refused before anything of it runs, and numpy never sees the pickle.
-"""
+A pickle can name any function to be called. Here the four names that these files need resolve to stand-ins of
+our own that only record what they are given; every other name is refused before anything of it runs, and
+numpy never sees the pickle."""
 
 from __future__ import annotations
 
@@ -17,24 +18,37 @@ from fastbn.errors import UsageError
 
 
 def read_batch(blob: bytes, where: str, labels_key: str) -> tuple[np.ndarray, np.ndarray]:
-    """(N, 3072) uint8 rows and (N,) int64 labels of one batch; UsageError, naming `where`, for anything unexpected."""
+    """(N, 3072) uint8 rows and (N,) int64 labels of one batch; UsageError, naming `where`, for anything
+    unexpected."""
     try:
         content = _Unpickler(io.BytesIO(blob), encoding="bytes").load()
     except UsageError as error:
         raise UsageError(f"{where} {error}; {_REMEDY}") from None
     except Exception as error:  # a malformed pickle raises almost anything
-        raise UsageError(f"{where} is not a CIFAR batch ({type(error).__name__}: {error}); {_REMEDY}") from None
+        raise UsageError(
+            f"{where} is not a CIFAR batch ({type(error).__name__}: {error}); {_REMEDY}"
+        ) from None
     if not isinstance(content, dict):
-        raise UsageError(f"{where} holds a {type(content).__name__}, not the dictionary of a CIFAR batch; {_REMEDY}")
-    by_name = {key.decode("latin1") if isinstance(key, bytes) else key: value for key, value in content.items()}
+        raise UsageError(
+            f"{where} holds a {type(content).__name__}, not the dictionary of a CIFAR batch; {_REMEDY}"
+        )
+    by_name = {
+        key.decode("latin1") if isinstance(key, bytes) else key: value for key, value in content.items()
+    }
     missing = {"data", labels_key} - by_name.keys()
     if missing:
         raise UsageError(f"{where} lacks {', '.join(sorted(missing))}; {_REMEDY}")
     data, labels = by_name["data"], by_name[labels_key]
     if not isinstance(data, _Array) or data.dtype != "u1" or len(data.shape) != 2 or data.shape[1] != 3072:
         raise UsageError(f"{where} holds as data {data!r}, not bytes of shape (N, 3072); {_REMEDY}")
-    if not isinstance(labels, list) or len(labels) != data.shape[0] or not all(type(label) is int for label in labels):
-        raise UsageError(f"{where} holds as {labels_key} something else than {data.shape[0]} integers; {_REMEDY}")
+    if (
+        not isinstance(labels, list)
+        or len(labels) != data.shape[0]
+        or not all(type(label) is int for label in labels)
+    ):
+        raise UsageError(
+            f"{where} holds as {labels_key} something else than {data.shape[0]} integers; {_REMEDY}"
+        )
     return data.bytes(), np.array(labels, np.int64)
 
 
@@ -62,7 +76,9 @@ class _Array:
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, fortran, content = state
         if not isinstance(dtype, _Dtype) or dtype.name != "u1" or not isinstance(content, bytes):
-            raise UsageError(f"holds an array of {getattr(dtype, 'name', dtype)!r}, where CIFAR's are of bytes ('u1')")
+            raise UsageError(
+                f"holds an array of {getattr(dtype, 'name', dtype)!r}, where CIFAR's are of bytes ('u1')"
+            )
         shape = tuple(int(extent) for extent in shape)
         if min(shape, default=0) < 0 or int(np.prod(shape, dtype=object)) != len(content):
             raise UsageError(f"holds an array of shape {shape} in {len(content)} bytes")
@@ -97,7 +113,9 @@ _ADMITTED: dict[tuple[str, str], Callable[..., Any]] = {
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ADMITTED:
-            raise UsageError(f"is a pickle that names {module}.{name}, which no CIFAR file does; nothing of it was run")
+            raise UsageError(
+                f"is a pickle that names {module}.{name}, which no CIFAR file does; nothing of it was run"
+            )
         return _ADMITTED[module, name]
 
     def persistent_load(self, pid: Any) -> Any:

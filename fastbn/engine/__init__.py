@@ -1,4 +1,5 @@
-"""The engine: the graph read off a model, its fused forward and backward, and the engines that carry out its operations."""
+"""The engine: the graph read off a model, its fused forward and backward, and the engines that carry out
+its operations."""
 
 from fastbn.engine.fuse import fuse, fused_forward
 

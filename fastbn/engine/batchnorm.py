@@ -1,12 +1,12 @@
-"""BatchNorm by channel: what a module asks for at this call, how its running statistics move, and the formulas of a few numbers
-a channel that every CPU engine shares."""
+"""BatchNorm by channel: what a module asks for at this call, how its running statistics move, and the
+formulas of a few numbers a channel that every CPU engine shares."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from fastbn.engine.interface import Coefficients, Group, Norm, Statistics, Target
+from fastbn.engine.interface import Coefficients, NormTarget, NormVectors, ProcessGroup, Statistics
 
 
 def uses_batch(norm: nn.BatchNorm2d) -> bool:
@@ -20,7 +20,8 @@ def moves(norm: nn.BatchNorm2d) -> bool:
 
 
 def share_of_batch(norm: nn.BatchNorm2d) -> float:
-    """By how much its running statistics move towards this batch's; counts the batch. Momentum None is the cumulative average."""
+    """By how much its running statistics move towards this batch's; counts the batch. Momentum None is the
+    cumulative average."""
     if not moves(norm):
         return 0.0
     if norm.num_batches_tracked is not None:
@@ -30,10 +31,11 @@ def share_of_batch(norm: nn.BatchNorm2d) -> float:
     return 1.0 / float(norm.num_batches_tracked) if norm.num_batches_tracked is not None else 0.0
 
 
-def normalise(statistics: Statistics | None, target: Target, rows: int) -> None:
-    """Writes μ, r = (σ² + ε)^-½, scale = γ·r and shift = β − μ·scale into the target's vectors, of the batch's statistics, or of the
-    running ones where there are none; moves the running ones, whose variance is the unbiased one. All without the convolution's bias.
-    `statistics` and `rows` are this process's; a group makes everybody's of them."""
+def normalise(statistics: Statistics | None, target: NormTarget, rows: int) -> None:
+    """Writes μ, r = (σ² + ε)^-½, scale = γ·r and shift = β − μ·scale into the target's vectors, of the
+    batch's statistics, or of the running ones where there are none; moves the running ones, whose variance is
+    the unbiased one. All without the convolution's bias. `statistics` and `rows` are this process's; a group
+    makes everybody's of them."""
     norm = target.module
     if statistics is not None and target.group is not None:
         statistics, rows = target.group.statistics(statistics), target.group.rows(rows)
@@ -54,9 +56,12 @@ def normalise(statistics: Statistics | None, target: Target, rows: int) -> None:
         shift += norm.bias
 
 
-def finish(sums: tuple[Tensor, Tensor], norm: Norm, rows: int, out: Tensor, group: Group | None = None) -> Coefficients:
-    """Writes dγ = r·Σ ds·(y − μ) and dβ = Σ ds into out (2, C); returns c1, c2, c0 of dy = c1·ds + c2·y + c0. In a group `out` gets this
-    process's part, which the gradient's own sum over processes completes; the coefficients are everybody's."""
+def finish(
+    sums: tuple[Tensor, Tensor], norm: NormVectors, rows: int, out: Tensor, group: ProcessGroup | None = None
+) -> Coefficients:
+    """Writes dγ = r·Σ ds·(y − μ) and dβ = Σ ds into out (2, C); returns c1, c2, c0 of dy = c1·ds + c2·y + c0.
+    In a group `out` gets this process's part, which the gradient's own sum over processes completes; the
+    coefficients are everybody's."""
     dweight, dbias = out
     dbias.copy_(sums[0])
     torch.mul(sums[1], norm.rstd, out=dweight)

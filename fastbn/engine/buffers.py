@@ -1,8 +1,8 @@
-"""Memory for activations that comes back: a tensor's block is kept when the tensor dies, and given to the next that it fits.
+"""Memory for activations that comes back: a tensor's block is kept when the tensor dies, and given to the
+next that it fits.
 
-A training step asks for the same sizes in every turn, so after the first step nothing is allocated. Fresh memory costs a page
-fault every 4 KB, about a millisecond for an activation of 8 MB.
-"""
+A training step asks for the same sizes in every turn, so after the first step nothing is allocated. Fresh
+memory costs a page fault every 4 KB, about a millisecond for an activation of 8 MB."""
 
 from __future__ import annotations
 
@@ -17,29 +17,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
-MOST = 8  # a block may be this many times as large as what is asked for: the ragged last batch uses the whole batches' blocks
+# a block may be this many times as large as what is asked for: the ragged last batch uses the whole batches'
+# blocks
+MOST = 8
 LINE = 64  # bytes of a cache line: a vector that straddles two is loaded twice
 
 
-class Memory(Protocol):
+class BlockPool(Protocol):
     """Where tensors come from."""
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
         """An uninitialised tensor."""
 
 
-def activation(memory: Memory, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def activation(memory: BlockPool, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """An uninitialised logical (N, C, H, W), channels-last."""
     n, c, h, w = shape
     return memory.empty((n, h, w, c), dtype).permute(0, 3, 1, 2)
 
 
 class Buffers:
-    """Blocks by size. A block is out for as long as any tensor views it, so forwards and backwards may overlap as they like."""
+    """Blocks by size. A block is out for as long as any tensor views it, so forwards and backwards may
+    overlap as they like."""
 
     def __init__(self) -> None:
         self._free: list[np.ndarray] = []  # by rising size
-        self._back: collections.deque[np.ndarray] = collections.deque()  # come back, not yet among the free ones
+        # come back, not yet among the free ones
+        self._back: collections.deque[np.ndarray] = collections.deque()
         self._lock = threading.Lock()
         self.bytes = 0  # in all blocks, out or not
 
@@ -49,14 +53,16 @@ class Buffers:
         with self._lock:
             block = self._fitting(size)
         lent = block[:size]  # its own object: it dies with the last tensor on it
-        weakref.finalize(lent, self._back.append, block).atexit = False  # at any moment, in any thread: one atomic append
+        # at any moment, in any thread: one atomic append
+        weakref.finalize(lent, self._back.append, block).atexit = False
         return torch.from_numpy(lent).view(dtype).view(shape)
 
     def _fitting(self, size: int) -> np.ndarray:
         """The smallest free block that is large enough, and not much too large; else a new one."""
         while self._back:
             block = self._back.popleft()
-            self._free.insert(bisect.bisect_left(self._free, len(block), key=len), block)  # the last to come back, still in a cache, first
+            # the last to come back, still in a cache, first
+            self._free.insert(bisect.bisect_left(self._free, len(block), key=len), block)
         place = bisect.bisect_left(self._free, size, key=len)
         if place < len(self._free) and len(self._free[place]) <= MOST * size:
             return self._free.pop(place)

@@ -1,11 +1,14 @@
-"""A region's walks as CUDA graphs: recorded once an input shape and state of the modules, replayed by every later call.
+"""A region's walks as CUDA graphs: recorded once an input shape and state of the modules, replayed by every
+later call.
 
-At depth 866 a step of the walk is 1,732 launches, each a tenth of a millisecond of Python and a few microseconds of GPU. A key's first
-call runs as it is, and compiles what is not yet compiled; nothing runs twice, so warming up leaves no trace in any state.
+At depth 866 a step of the walk is 1,732 launches, each a tenth of a millisecond of Python and a few
+microseconds of GPU. A key's first call runs as it is, and compiles what is not yet compiled; nothing runs
+twice, so warming up leaves no trace in any state.
 
-What a forward left for its backward lies in the graphs' own memory. A recorded pair is therefore lent to a forward, and comes back
-when autograd lets go of what was saved: after the backward, or when the result dies. Overlapping forwards record pairs of their own.
-"""
+What a forward left for its backward lies in the graphs' own memory. A recorded pair is therefore lent to a
+forward, and comes back
+when autograd lets go of what was saved: after the backward, or when the result dies. Overlapping forwards
+record pairs of their own."""
 
 from __future__ import annotations
 
@@ -23,10 +26,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastbn.engine.triton import tf32
 from fastbn.engine import walk
 from fastbn.engine.interface import Record
-from fastbn.engine.walk import Found
+from fastbn.engine.triton import tf32
+from fastbn.engine.walk import RegionGradients
 from fastbn.errors import is_out_of_memory
 
 _UNRECORDED: contextvars.ContextVar[bool] = contextvars.ContextVar("unrecorded", default=False)
@@ -34,14 +37,21 @@ KEYS = 4  # states of which recordings are kept: each holds a step's memory
 
 
 class Recorder:
-    """Records CUDA graphs, on a stream of its own (one that others use must not be captured) and in one pool of memory."""
+    """Records CUDA graphs, on a stream of its own (one that others use must not be captured) and in one
+    pool of memory."""
 
     def __init__(self, device: torch.device):
-        self._device, self._stream, self._pool = device, torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+        self._device, self._stream, self._pool = (
+            device,
+            torch.cuda.Stream(device),
+            torch.cuda.graph_pool_handle(),
+        )
 
     def __call__(self, launches: Callable[[], None]) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()
-        capture = torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local")
+        capture = torch.cuda.graph(
+            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+        )
         with torch.cuda.device(self._device), uncollected(), capture:
             launches()
         return graph.replay
@@ -49,7 +59,8 @@ class Recorder:
 
 @contextlib.contextmanager
 def uncollected() -> Iterator[None]:
-    """Inside, no garbage is collected: a graph among it that is destroyed while another is captured spoils the capture."""
+    """Inside, no garbage is collected: a graph among it that is destroyed while another is captured spoils
+    the capture."""
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -61,7 +72,8 @@ def uncollected() -> Iterator[None]:
 
 @contextlib.contextmanager
 def unrecorded() -> Iterator[None]:
-    """Inside, regions walk and record nothing: who encloses them records them with all that is around them."""
+    """Inside, regions walk and record nothing: who encloses them records them with all that is around
+    them."""
     token = _UNRECORDED.set(True)
     try:
         yield
@@ -75,8 +87,8 @@ def _capturable(device: torch.device) -> bool:
 
 @dataclasses.dataclass
 class Made:
-    """What a forward made. `lease` (1,) keeps what it saved from being overwritten for as long as that tensor lives; where nothing
-    is lent it is there too, for checkpointing counts what is saved."""
+    """What a forward made. `lease` (1,) keeps what it saved from being overwritten for as long as that tensor
+    lives; where nothing is lent it is there too, for checkpointing counts what is saved."""
 
     outputs: list[Tensor]
     vectors: Tensor
@@ -89,7 +101,9 @@ class Made:
 class Replayed(Protocol):
     """What carried a forward out, for its backward."""
 
-    def backward(self, gradients: list[Tensor | None], vectors: Tensor, saved: list[Tensor]) -> Found | None:
+    def backward(
+        self, gradients: list[Tensor | None], vectors: Tensor, saved: list[Tensor]
+    ) -> RegionGradients | None:
         """As walk.backward, or None where it has to be walked."""
 
 
@@ -110,7 +124,11 @@ class Walks:
 class Graphs:
     """CUDA graphs."""
 
-    def __init__(self, recorder: Callable[[torch.device], Record] = Recorder, usable: Callable[[torch.device], bool] = _capturable):
+    def __init__(
+        self,
+        recorder: Callable[[torch.device], Record] = Recorder,
+        usable: Callable[[torch.device], bool] = _capturable,
+    ):
         self._recorder, self._usable = recorder, usable
         self._free: collections.OrderedDict[Any, list[Recorded]] = collections.OrderedDict()
 
@@ -133,10 +151,13 @@ class Graphs:
         lent = np.empty(1, np.uint8)
         weakref.finalize(lent, free.append, recorded).atexit = False
         outputs = recorded.forward(inputs)
-        return Made(outputs, recorded.vectors, recorded.saved, recorded.call, recorded, torch.from_numpy(lent))
+        return Made(
+            outputs, recorded.vectors, recorded.saved, recorded.call, recorded, torch.from_numpy(lent)
+        )
 
     def _recorded(self, call: walk.Call, inputs: list[Tensor]) -> Recorded | None:
-        """None where memory does not hold it: nothing has run yet, and this call is walked, and all that follow."""
+        """None where memory does not hold it: nothing has run yet, and this call is walked, and all that
+        follow."""
         try:
             return Recorded(call, inputs, self._recorder(inputs[0].device))
         except (RuntimeError, MemoryError) as error:
@@ -145,12 +166,16 @@ class Graphs:
         self._free.clear()
         self._usable = lambda device: False
         first, last = call.region.convs[0].name, call.region.convs[-1].norm
-        warnings.warn(f"fastbn launches {first} to {last} one by one: memory does not hold a recording of it too", stacklevel=2)
+        warnings.warn(
+            f"fastbn launches {first} to {last} one by one: memory does not hold a recording of it too",
+            stacklevel=2,
+        )
         return None
 
 
 class Recorded:
-    """A forward and its backwards, one for each set of outputs that gradient comes from, in memory of their own."""
+    """A forward and its backwards, one for each set of outputs that gradient comes from, in memory of
+    their own."""
 
     def __init__(self, call: walk.Call, inputs: list[Tensor], record: Record):
         self.call = dataclasses.replace(call, batch=[])
@@ -158,7 +183,7 @@ class Recorded:
         self._inputs = [x.clone(memory_format=torch.preserve_format) for x in inputs]
         self._backwards: dict[tuple[bool, ...], Callable[[], None] | None] = {}
         self._gradients: dict[tuple[bool, ...], list[Tensor | None]] = {}
-        self._found: dict[tuple[bool, ...], Found] = {}
+        self._found: dict[tuple[bool, ...], RegionGradients] = {}
         self._replay = record(self._forward)
 
     def _forward(self) -> None:
@@ -172,9 +197,13 @@ class Recorded:
         self._replay()
         return [z.clone(memory_format=torch.preserve_format) for z in self._made]
 
-    def backward(self, gradients: list[Tensor | None], vectors: Tensor, saved: list[Tensor]) -> Found | None:
-        """walk.backward of what the last forward left, in fresh memory. Its first run is not recorded: it compiles. None where what
-        autograd kept is not what lies here: its hooks may have put a copy, or a recomputation, in its place."""
+    def backward(
+        self, gradients: list[Tensor | None], vectors: Tensor, saved: list[Tensor]
+    ) -> RegionGradients | None:
+        """walk.backward of what the last forward left, in fresh memory. Its first run is not recorded: it
+        compiles. None where what
+        autograd kept is not what lies here: its hooks may have put a copy, or a recomputation, in its place.
+        """
         if vectors.data_ptr() != self.vectors.data_ptr():
             return None
         which = tuple(g is not None for g in gradients)
@@ -197,15 +226,16 @@ class Recorded:
         return _fresh(self._found[which])
 
 
-def _fresh(found: Found) -> Found:
+def _fresh(found: RegionGradients) -> RegionGradients:
     """Copies."""
     copies = {value: g.clone(memory_format=torch.preserve_format) for value, g in found.inputs.items()}
-    return Found(copies, found.affine.clone(), found.reached)
+    return RegionGradients(copies, found.affine.clone(), found.reached)
 
 
 def key_of(call: walk.Call, inputs: list[Tensor]) -> Any:
-    """All that a recording holds fixed: shapes, what gradient is wanted of, each module's settings and its tensors' places, and of the
-    process whether tensors are inference's (which nothing else may write to) and whether float32's products are TF32's."""
+    """All that a recording holds fixed: shapes, what gradient is wanted of, each module's settings and its
+    tensors' places, and of the process whether tensors are inference's (which nothing else may write to) and
+    whether float32's products are TF32's."""
     assert call.held is not None
     process = torch.is_inference_mode_enabled(), tf32.convolutions()
     given = tuple((x.shape, x.dtype, x.device) for x in inputs)

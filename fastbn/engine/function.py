@@ -9,23 +9,30 @@ import torch
 from torch import Tensor
 
 from fastbn.engine import walk
-from fastbn.engine.module_state import Frozen, versions
 from fastbn.engine.executor import Made, Replayed
+from fastbn.engine.module_state import FrozenWeights, versions
 
 
 class RegionFunction(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, run: Callable[[walk.Call, list[Tensor]], Made], call: walk.Call, frozen: Frozen, *tensors: Tensor | None
+        ctx: Any,
+        run: Callable[[walk.Call, list[Tensor]], Made],
+        call: walk.Call,
+        frozen: FrozenWeights,
+        *tensors: Tensor | None,
     ) -> tuple[Tensor, ...]:
         inputs: Any = tensors[: call.region.inputs]
         made = run(call, list(inputs))
         ctx.call, ctx.recorded, ctx.frozen = made.call, made.recorded, frozen
         ctx.dtypes = [None if t is None else t.dtype for t in tensors]
         ctx.save_for_backward(made.lease, made.vectors, *made.saved)
-        outputs = tuple(z.detach() for z in made.outputs)  # else views of rows, which autograd lets nobody edit in place
+        # else views of rows, which autograd lets nobody edit in place
+        outputs = tuple(z.detach() for z in made.outputs)
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*(z for z, value in zip(outputs, call.region.outputs, strict=True) if value not in call.live))
+        ctx.mark_non_differentiable(
+            *(z for z, value in zip(outputs, call.region.outputs, strict=True) if value not in call.live)
+        )
         return outputs
 
     @staticmethod
@@ -38,8 +45,8 @@ class RegionFunction(torch.autograd.Function):
 
 
 class _Once(torch.autograd.Function):
-    """Hands gradients on; differentiating them raises. (torch's once_differentiable lets that pass, as a constant, where
-    no upstream gradient requires one itself.)"""
+    """Hands gradients on; differentiating them raises. (torch's once_differentiable lets that pass, as a
+    constant, where no upstream gradient requires one itself.)"""
 
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -48,7 +55,10 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor | None) -> Any:
-        raise RuntimeError("double backward through a fused region: fastbn computes first derivatives; use fuse(model, 'stock')")
+        raise RuntimeError(
+            "double backward through a fused region: fastbn computes first derivatives; use fuse(model, "
+            "'stock')"
+        )
 
 
 def _backward(ctx: Any, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
@@ -57,11 +67,16 @@ def _backward(ctx: Any, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | 
     if now != ctx.frozen.versions:
         conv = next(c for c, a, b in zip(call.region.convs, now, ctx.frozen.versions, strict=True) if a != b)
         raise RuntimeError(
-            f"{conv.name}.weight was modified in place between the forward and the backward; the gradient would belong to neither"
+            f"{conv.name}.weight was modified in place between the forward and the backward; the gradient "
+            "would belong to neither"
         )
     _, vectors, *saved = ctx.saved_tensors
-    ctx.maybe_clear_saved_tensors()  # unless the graph is retained: from here on `saved` alone holds them, and the walk lets go of each
-    given = [None if g is None else g.to(call.gradients).contiguous(memory_format=torch.channels_last) for g in gradients]
+    # unless the graph is retained: from here on `saved` alone holds them, and the walk lets go of each
+    ctx.maybe_clear_saved_tensors()
+    given = [
+        None if g is None else g.to(call.gradients).contiguous(memory_format=torch.channels_last)
+        for g in gradients
+    ]
     recorded: Replayed | None = ctx.recorded
     replayed = recorded.backward(given, vectors, saved) if recorded else None
     found = walk.backward(call, given, vectors, saved) if replayed is None else replayed
@@ -71,4 +86,9 @@ def _backward(ctx: Any, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | 
     for conv, *pair in zip(call.region.convs, *(row.split(sizes) for row in found.affine), strict=True):
         every += pair if conv in found.reached else (None, None)
     each = zip(every, needs, dtypes, strict=True)
-    return tuple([None if g is None or not needed else g if g.dtype is dtype else g.to(dtype) for g, needed, dtype in each])
+    return tuple(
+        [
+            None if g is None or not needed else g if g.dtype is dtype else g.to(dtype)
+            for g, needed, dtype in each
+        ]
+    )

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from fastbn.engine import select
-from fastbn.graph.regions import Graph
 from fastbn.engine.module_state import PARAMETERS
-from fastbn.engine.weight_cache import Packs
-from fastbn.graph.read import read, trace
 from fastbn.engine.region import refuse_stock, storage_dtype
+from fastbn.engine.weight_cache import WeightCache
+from fastbn.graph.read import read, trace
+from fastbn.graph.regions import Graph
 
 HOOKS = operator.attrgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 TRAINING = operator.attrgetter("training")
@@ -25,17 +25,19 @@ SIMPLE = (type(None), bool, int, float, str)  # arguments that a trace may fix
 
 
 def fuse(model: nn.Module, engine: str = "auto", exact: bool = False) -> nn.Module:
-    """Gives a model the engine, in place, and returns it: wherever a convolution with a frozen weight meets a BatchNorm,
-    an addition, a ReLU, they run as one. Parameters, buffers, names and results stay what they are.
+    """Gives a model the engine, in place, and returns it: wherever a convolution with a frozen weight meets a
+    BatchNorm, an addition, a ReLU, they run as one. Parameters, buffers, names and results stay what they
+    are.
 
-    engine: 'auto' (by the input's device and dtype, at the first forward), 'native', 'reference', or 'stock', which undoes fuse.
-    exact: without Winograd, whose transforms cost a few of float32's last bits, and make one NaN a tile of NaNs.
+    engine: 'auto' (by the input's device and dtype, at the first forward), 'native', 'reference', or 'stock',
+    which undoes fuse.
+    exact: without Winograd, whose transforms cost a few of float32's last bits, and make one NaN a tile of
+    NaNs.
 
-    What Python computes while the network is traced (its own attributes, random numbers, branches) is fixed until a submodule, a
-    mode or a requires_grad changes. A frozen weight written through `.data` is not noticed: write it under torch.no_grad().
-    Raises UsageError for an unknown engine, MachineError for one that this machine can't run, TypeError for a model
-    that torch.fx can't trace.
-    """
+    What Python computes while the network is traced (its own attributes, random numbers, branches) is fixed
+    until a submodule, a mode or a requires_grad changes. A frozen weight written through `.data` is not
+    noticed: write it under torch.no_grad(). Raises UsageError for an unknown engine, MachineError for one
+    that this machine can't run, TypeError for a model that torch.fx can't trace."""
     select.check(engine)
     if engine == "stock":
         vars(model).pop("forward", None)
@@ -62,14 +64,16 @@ class Fused:
 
     def _forget(self) -> None:
         self._programs: dict[Any, tuple[Graph, fx.GraphModule]] = {}
-        self._packs: dict[str, Packs] = {}  # by engine; the programs for training and for evaluation share them
+        # by engine; the programs for training and for evaluation share them
+        self._packs: dict[str, WeightCache] = {}
         self._structure: list[tuple[dict[str, Any], tuple[Any, ...]]] = []
         self._submodules: list[nn.Module] = []
         self._inner: list[nn.Module] = []
         self._convs: list[nn.Module] = []
         self._warned: set[str] = set()
 
-    def __getstate__(self) -> dict[str, Any]:  # deepcopy and pickle carry the model and the choice, not what was read
+    # deepcopy and pickle carry the model and the choice, not what was read
+    def __getstate__(self) -> dict[str, Any]:
         return {"model": self.model, "engine": self.engine, "exact": self.exact}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -92,7 +96,9 @@ class Fused:
             refuse_stock(why, self.model.modules())
             if why not in self._warned:
                 self._warned.add(why)
-                warnings.warn(f"fastbn runs {type(self.model).__name__} stock in this call: {why}", stacklevel=2)
+                warnings.warn(
+                    f"fastbn runs {type(self.model).__name__} stock in this call: {why}", stacklevel=2
+                )
             return self._stock(args, kwargs)
         like = next((x for x in tensors if x.is_floating_point()), next(self.model.parameters(), tensors[0]))
         if self.engine == "auto" and tensors[0].device.type == "xla":
@@ -100,12 +106,16 @@ class Fused:
         _, program = self._program(tensors[0].device, storage_dtype(like), constants)
         return program(*bound.arguments.values())
 
-    def program(self, device: torch.device, dtype: torch.dtype, constants: dict[str, Any]) -> tuple[Graph, fx.GraphModule]:
+    def program(
+        self, device: torch.device, dtype: torch.dtype, constants: dict[str, Any]
+    ) -> tuple[Graph, fx.GraphModule]:
         """The graph and its program for the model as it now is, on this device."""
         self._look()
         return self._program(device, dtype, constants)
 
-    def _program(self, device: torch.device, dtype: torch.dtype, constants: dict[str, Any]) -> tuple[Graph, fx.GraphModule]:
+    def _program(
+        self, device: torch.device, dtype: torch.dtype, constants: dict[str, Any]
+    ) -> tuple[Graph, fx.GraphModule]:
         engine, self.why = select.choose(self.engine, device, dtype, self.exact)
         assert engine is not None
         own = itertools.chain.from_iterable(map(dict.values, map(PARAMETERS, self._convs)))
@@ -116,7 +126,9 @@ class Fused:
             tuple([p is not None and p.requires_grad for p in own]),
         )
         if state not in self._programs:
-            self._programs[state] = read(self.model, constants, engine, self._packs.setdefault(engine.name, {}))
+            self._programs[state] = read(
+                self.model, constants, engine, self._packs.setdefault(engine.name, {})
+            )
         return self._programs[state]
 
     def defaults(self) -> dict[str, Any]:
@@ -141,7 +153,8 @@ class Fused:
             self._submodules += [child for child in module._modules.values() if child is not None]
             if module._modules:
                 self._structure.append((module._modules, tuple(module._modules.values())))
-            if module._modules or not type(module).__module__.startswith("torch.nn"):  # what the trace went into
+            # what the trace went into
+            if module._modules or not type(module).__module__.startswith("torch.nn"):
                 self._inner.append(module)
             if isinstance(module, nn.modules.conv._ConvNd):
                 self._convs.append(module)

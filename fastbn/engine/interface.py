@@ -1,8 +1,8 @@
 """The few operations that an engine carries out, and what passes between them and the walk over a region.
 
-Activations are logical (N, C, H, W) in channels-last memory; per-channel vectors are (C,) float32 (float64 when the
-activations are). `ds` is the gradient after the ReLU's mask, `y` a convolution's raw output, M = N·H·W.
-"""
+Activations are logical (N, C, H, W) in channels-last memory; per-channel vectors are (C,) float32 (float64
+when the activations are). `ds` is the gradient after the ReLU's mask, `y` a convolution's raw output, M =
+N·H·W."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(eq=False)
-class Norm:
-    """A BatchNorm at work: n = scale·y + shift with scale = γ·r, shift = β − μ·scale, r = (σ² + ε)^-½. Views of (4, C)."""
+class NormVectors:
+    """A BatchNorm at work: n = scale·y + shift with scale = γ·r, shift = β − μ·scale, r = (σ² + ε)^-½.
+    Views of (4, C)."""
 
     vectors: Tensor  # (4, C): mean, rstd, scale, shift
     batch: bool  # whether μ and σ² are the batch's own (their gradient flows) or frozen
-    pending: Any = None  # while the vectors are not yet written: what the engine will write them from, when it reads them first
+    # while the vectors are not yet written: what the engine will write them from, when it reads them first
+    pending: Any = None
 
     @property
     def mean(self) -> Tensor:
@@ -52,9 +54,9 @@ class Statistics:
     var: Tensor
 
 
-class Group(Protocol):
-    """Processes whose batches BatchNorm takes as one. Each calls these for the same convolutions, in the same order, and waits in them
-    for the others."""
+class ProcessGroup(Protocol):
+    """Processes whose batches BatchNorm takes as one. Each calls these for the same convolutions, in the same
+    order, and waits in them for the others."""
 
     def rows(self, own: int) -> int:
         """M over all of them, where this one's tensors have `own` rows."""
@@ -67,21 +69,22 @@ class Group(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Target:
+class NormTarget:
     """A BatchNorm that reads a raw output: its module, and where its vectors go."""
 
     module: nn.BatchNorm2d
     conv_bias: Tensor | None  # of the convolution before: the raw output is without it
-    norm: Norm  # its vectors are written
-    group: Group | None = None  # whose statistics it takes, where not this process's alone
+    norm: NormVectors  # its vectors are written
+    group: ProcessGroup | None = None  # whose statistics it takes, where not this process's alone
 
 
 @dataclasses.dataclass(frozen=True)
-class Activation:
-    """z = [relu](Σ scale·y + shift [+ residual]), not yet formed: whoever reads it first forms it as it loads."""
+class LazyActivation:
+    """z = [relu](Σ scale·y + shift [+ residual]), not yet formed: whoever reads it first forms it as it
+    loads."""
 
     ys: tuple[Tensor, ...]
-    norms: tuple[Norm, ...]
+    norms: tuple[NormVectors, ...]
     residual: Tensor | None
     relu: bool
 
@@ -94,13 +97,15 @@ class Formed:
     mask: Any | None  # of a ReLU after an addition, in the engine's own form
 
 
-Record = Callable[[Callable[[], None]], Callable[[], None]]  # what is launched -> what launches it again, in the same memory
-Coefficients = tuple[Tensor, Tensor | None, Tensor | None]  # c1, c2, c0, (C,) each; the last two None where statistics are frozen
+# what is launched -> what launches it again, in the same memory
+Record = Callable[[Callable[[], None]], Callable[[], None]]
+# c1, c2, c0, (C,) each; the last two None where statistics are frozen
+Coefficients = tuple[Tensor, Tensor | None, Tensor | None]
 Pending = Any  # coefficients, or what an engine will make them from
 
 
 @dataclasses.dataclass(frozen=True)
-class Path:
+class BackpropPath:
     """One way by which gradient comes back to a value: convᵀ(dy) with dy = c1·ds + c2·y + c0."""
 
     conv: Conv
@@ -112,14 +117,15 @@ class Path:
 
 @dataclasses.dataclass(frozen=True)
 class Mask:
-    """How a value was made, as far as its gradient needs to know. `saved` is the forward's mask, else it is recomputed from y."""
+    """How a value was made, as far as its gradient needs to know. `saved` is the forward's mask, else it
+    is recomputed from y."""
 
     relu: bool
     saved: Any | None
     ys: tuple[Tensor, ...]
-    norms: tuple[Norm, ...]
+    norms: tuple[NormVectors, ...]
     affine: tuple[Tensor, ...]  # by y: (2, C), where its dγ and dβ go: this process's part of them
-    group: Group | None = None  # as in the forward's target
+    group: ProcessGroup | None = None  # as in the forward's target
 
 
 class Engine(Protocol):
@@ -141,39 +147,54 @@ class Engine(Protocol):
         """Of one pixel's mask."""
 
     def forms_first(self, conv: Conv, source: Shape, keeps: bool) -> bool:
-        """Whether z is formed by a pass before this convolution reads it, rather than as it loads. keeps: z or its mask is asked for."""
+        """Whether z is formed by a pass before this convolution reads it, rather than as it loads. keeps:
+        z or its mask is asked for."""
 
     def aside(self, conv: Conv, size: tuple[int, int]) -> bool:
-        """Whether its input gradient, of images of this size, is made, and dy for it, before the sum that it goes into."""
+        """Whether its input gradient, of images of this size, is made, and dy for it, before the sum that
+        it goes into."""
 
     def replays(self) -> Replays:
         """What keeps a region's walks, so as to carry their like out faster."""
 
     def pack(
-        self, conv: Conv, weight: Tensor, dtype: torch.dtype, gradients: torch.dtype | None = None, size: tuple[int, int] | None = None
+        self,
+        conv: Conv,
+        weight: Tensor,
+        dtype: torch.dtype,
+        gradients: torch.dtype | None = None,
+        size: tuple[int, int] | None = None,
     ) -> Any:
-        """The frozen weight (C, C_in/groups, KH, KW) in the form that this engine multiplies activations of this dtype by, and
-        gradients of that one (the same where it is None), by its algorithm for images of this size. Made once."""
+        """The frozen weight (C, C_in/groups, KH, KW) in the form that this engine multiplies activations of
+        this dtype by, and gradients of that one (the same where it is None), by its algorithm for images of
+        this size. Made once."""
 
     def convolve(
-        self, conv: Conv, packed: Any, source: Tensor | Activation, keep_z: bool, keep_mask: bool, target: Target | None
+        self,
+        conv: Conv,
+        packed: Any,
+        source: Tensor | LazyActivation,
+        keep_z: bool,
+        keep_mask: bool,
+        target: NormTarget | None,
     ) -> tuple[Tensor, Formed | None]:
-        """y = conv(source), and what forming the source left behind (None if it was formed already). The target's vectors become
-        μ, r, γ·r and β − μ·γ·r: of y's own statistics, by which the running ones move, or of the running ones where it is frozen;
-        at once, or when the engine first reads them. With no target y is all: what reads it has its vectors already."""
+        """y = conv(source), and what forming the source left behind (None if it was formed already). The
+        target's vectors become μ, r, γ·r and β − μ·γ·r: of y's own statistics, by which the running ones
+        move, or of the running ones where it is frozen; at once, or when the engine first reads them. With no
+        target y is all: what reads it has its vectors already."""
 
-    def ready(self, norm: Norm) -> None:
+    def ready(self, norm: NormVectors) -> None:
         """Sees to it that the vectors are written, for a norm that no operation will read."""
 
-    def form(self, activation: Activation, keep_mask: bool) -> Formed:
+    def form(self, activation: LazyActivation, keep_mask: bool) -> Formed:
         """z of an activation that no convolution reads first."""
 
     def gradient(
-        self, paths: list[Path], added: list[Tensor], mask: Mask | None, shape: Shape
+        self, paths: list[BackpropPath], added: list[Tensor], mask: Mask | None, shape: Shape
     ) -> tuple[Tensor, list[Pending]]:
-        """The gradient of a value of this shape: Σ convᵀ(dy) + Σ added, masked: ds. For each of the mask's ys its coefficients, to be
-        handed to a path or to settle(); its dγ and dβ are written then at the latest. With no mask it is the plain sum (a region's
-        input)."""
+        """The gradient of a value of this shape: Σ convᵀ(dy) + Σ added, masked: ds. For each of the mask's ys
+        its coefficients, to be handed to a path or to settle(); its dγ and dβ are written then at the latest.
+        With no mask it is the plain sum (a region's input)."""
 
     def settle(self, coefficients: Pending) -> Coefficients:
         """Coefficients that no path takes, made."""

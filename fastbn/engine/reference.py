@@ -1,12 +1,12 @@
-"""The reference engine: the graph's operations as plain channels-last tensor code. The oracle for the others; float64 too.
+"""The reference engine: the graph's operations as plain channels-last tensor code. The oracle for the others;
+float64 too.
 
     forward    n = scale·y + shift          z = relu(n [+ residual | + rscale·y_r + rshift])
     backward   ds = dz · (z > 0)            dβ = Σ ds        dγ = r·Σ ds·(y − μ)
                dy = c1·ds + c2·y + c0       c1 = γ·r         c2 = −γ·r²·dγ/M         c0 = −γ·r·dβ/M − c2·μ
 
-It saves raw convolution outputs, and one byte an element for a ReLU after an addition; a ReLU straight after a
-BatchNorm is told again from y. No weight gradient is ever computed.
-"""
+It saves raw convolution outputs, and one byte an element for a ReLU after an addition; a ReLU straight after
+a BatchNorm is told again from y. No weight gradient is ever computed."""
 
 from __future__ import annotations
 
@@ -15,11 +15,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastbn.engine import batchnorm
-from fastbn.graph.regions import Conv, Shape
-from fastbn.engine.interface import Activation, Coefficients, Formed, Mask, Norm, Path, Statistics, Target
 from fastbn.engine.executor import Walks
+from fastbn.engine.interface import (
+    BackpropPath,
+    Coefficients,
+    Formed,
+    LazyActivation,
+    Mask,
+    NormTarget,
+    NormVectors,
+    Statistics,
+)
+from fastbn.graph.regions import Conv, Shape
 
-BITS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
+BITS = {
+    torch.float64: torch.int64,
+    torch.float32: torch.int32,
+    torch.float16: torch.int16,
+    torch.bfloat16: torch.int16,
+}
 
 
 class Reference:
@@ -35,7 +49,7 @@ class Reference:
     def algorithm(self, conv: Conv, size: tuple[int, int] | None = None) -> str:
         return "torch's conv2d"
 
-    def ready(self, norm: Norm) -> None:
+    def ready(self, norm: NormVectors) -> None:
         pass  # it is
 
     def settle(self, coefficients: Coefficients) -> Coefficients:
@@ -54,14 +68,25 @@ class Reference:
         return True
 
     def pack(
-        self, conv: Conv, weight: Tensor, dtype: torch.dtype, gradients: torch.dtype | None = None, size: tuple[int, int] | None = None
+        self,
+        conv: Conv,
+        weight: Tensor,
+        dtype: torch.dtype,
+        gradients: torch.dtype | None = None,
+        size: tuple[int, int] | None = None,
     ) -> Tensor:
         return weight.detach().to(dtype).contiguous(memory_format=torch.channels_last)
 
     def convolve(
-        self, conv: Conv, packed: Tensor, source: Tensor | Activation, keep_z: bool, keep_mask: bool, target: Target | None
+        self,
+        conv: Conv,
+        packed: Tensor,
+        source: Tensor | LazyActivation,
+        keep_z: bool,
+        keep_mask: bool,
+        target: NormTarget | None,
     ) -> tuple[Tensor, Formed | None]:
-        formed = self.form(source, keep_mask) if isinstance(source, Activation) else None
+        formed = self.form(source, keep_mask) if isinstance(source, LazyActivation) else None
         z = formed.z if formed else source
         assert isinstance(z, Tensor)
         y = F.conv2d(z, packed, None, conv.stride, conv.padding, conv.dilation, conv.groups)
@@ -69,10 +94,12 @@ class Reference:
         if formed and not keep_z:
             formed = Formed(None, formed.mask)
         if target is not None:
-            batchnorm.normalise(_statistics(y) if target.norm.batch else None, target, y.numel() // conv.channels)
+            batchnorm.normalise(
+                _statistics(y) if target.norm.batch else None, target, y.numel() // conv.channels
+            )
         return y, formed
 
-    def form(self, activation: Activation, keep_mask: bool) -> Formed:
+    def form(self, activation: LazyActivation, keep_mask: bool) -> Formed:
         z = _affine(activation.ys[0], activation.norms[0].scale, activation.norms[0].shift)
         for y, norm in zip(activation.ys[1:], activation.norms[1:], strict=True):
             z += _affine(y, norm.scale, norm.shift)
@@ -84,7 +111,7 @@ class Reference:
         return Formed(z, (z <= 0).logical_not_() if keep_mask else None)  # a NaN stays open
 
     def gradient(
-        self, paths: list[Path], added: list[Tensor], mask: Mask | None, shape: Shape
+        self, paths: list[BackpropPath], added: list[Tensor], mask: Mask | None, shape: Shape
     ) -> tuple[Tensor, list[Coefficients]]:
         dz: Tensor | None = None
         for path in paths:
@@ -100,7 +127,10 @@ class Reference:
         ds = _masked(dz, mask, ours)
         rows = ds.numel() // shape[1]
         made = zip(mask.ys, mask.norms, mask.affine, strict=True)
-        return ds, [batchnorm.finish(_sums(ds, y, norm.mean), norm, rows, affine, mask.group) for y, norm, affine in made]
+        return ds, [
+            batchnorm.finish(_sums(ds, y, norm.mean), norm, rows, affine, mask.group)
+            for y, norm, affine in made
+        ]
 
 
 def _wide(t: Tensor) -> Tensor:
@@ -120,8 +150,9 @@ def _affine(y: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
 
 def _statistics(y: Tensor) -> Statistics:
-    """Mean and biased variance. torch's one pass gives Σ(y − a)²/M about a mean a of its own, rounded where |mean| is large;
-    Σ(y − a)²/M − (a − μ)² is the variance about the better μ (Chan, Golub, LeVeque 1983). Good at |mean| = 1000·std."""
+    """Mean and biased variance. torch's one pass gives Σ(y − a)²/M about a mean a of its own, rounded where
+    |mean| is large; Σ(y − a)²/M − (a − μ)² is the variance about the better μ (Chan, Golub, LeVeque 1983).
+    Good at |mean| = 1000·std."""
     mean = _rows(y).mean(0)
     about, var = torch.batch_norm_update_stats(_wide(y), None, None, 0.0)
     return Statistics(mean, (var - (about - mean).square()).clamp_(min=0))
@@ -149,7 +180,7 @@ def _masked(dz: Tensor, mask: Mask, ours: bool) -> Tensor:
     return torch.ops.aten.threshold_backward(dz, n.to(dz.dtype), 0)
 
 
-def _input_gradient(path: Path, shape: Shape) -> Tensor:
+def _input_gradient(path: BackpropPath, shape: Shape) -> Tensor:
     """convᵀ(c1·ds + c2·y + c0), shaped like the convolution's source."""
     conv, (c1, c2, c0) = path.conv, path.coefficients
     n, c, h, w = path.ds.shape
@@ -160,8 +191,13 @@ def _input_gradient(path: Path, shape: Shape) -> Tensor:
     dy = dy.view(n, h, w, c).permute(0, 3, 1, 2).to(path.ds.dtype)
     reach = [
         (extent - 1) * s - 2 * p + d * (k - 1) + 1
-        for extent, s, p, d, k in zip((h, w), conv.stride, conv.padding, conv.dilation, conv.kernel, strict=True)
+        for extent, s, p, d, k in zip(
+            (h, w), conv.stride, conv.padding, conv.dilation, conv.kernel, strict=True
+        )
     ]
-    ragged = [size - r for size, r in zip(shape[2:], reach, strict=True)]  # rows that a stride skipped at the end
-    dx = F.conv_transpose2d(dy, path.packed, None, conv.stride, conv.padding, ragged, conv.groups, conv.dilation)
+    # rows that a stride skipped at the end
+    ragged = [size - r for size, r in zip(shape[2:], reach, strict=True)]
+    dx = F.conv_transpose2d(
+        dy, path.packed, None, conv.stride, conv.padding, ragged, conv.groups, conv.dilation
+    )
     return dx.contiguous(memory_format=torch.channels_last)

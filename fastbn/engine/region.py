@@ -1,4 +1,5 @@
-"""A region as a module: one autograd function around the walk, and the region's own nodes for the calls that it can't take."""
+"""A region as a module: one autograd function around the walk, and the region's own nodes for the calls
+that it can't take."""
 
 from __future__ import annotations
 
@@ -13,20 +14,20 @@ from torch import Tensor, fx, nn
 
 from fastbn.engine import batchnorm, recomputation, walk
 from fastbn.engine.function import RegionFunction
-from fastbn.graph.regions import Region, Shape, Unfit
-from fastbn.engine.module_state import Held
-from fastbn.engine.interface import Engine, Group
-from fastbn.engine.weight_cache import Packing, Packs
+from fastbn.engine.interface import Engine, ProcessGroup
+from fastbn.engine.module_state import ModuleState
+from fastbn.engine.weight_cache import Packing, WeightCache
 from fastbn.errors import UsageError
+from fastbn.graph.regions import Region, Shape, Unfit
 
 _MIXED: contextvars.ContextVar[torch.dtype | None] = contextvars.ContextVar("mixed", default=None)
-_GROUP: contextvars.ContextVar[Group | None] = contextvars.ContextVar("group", default=None)
+_GROUP: contextvars.ContextVar[ProcessGroup | None] = contextvars.ContextVar("group", default=None)
 
 
 @contextlib.contextmanager
-def synchronised(group: Group | None) -> Iterator[None]:
-    """Inside, BatchNorms that take the batch's statistics take those of the group's batches. What would run stock, by this process's
-    statistics alone, raises UsageError instead."""
+def synchronised(group: ProcessGroup | None) -> Iterator[None]:
+    """Inside, BatchNorms that take the batch's statistics take those of the group's batches. What would run
+    stock, by this process's statistics alone, raises UsageError instead."""
     token = _GROUP.set(group)
     try:
         yield
@@ -36,14 +37,21 @@ def synchronised(group: Group | None) -> Iterator[None]:
 
 def refuse_stock(why: str, norms: Iterable[nn.Module]) -> None:
     """Raises UsageError where BatchNorms that should take a group's statistics would run stock."""
-    if _GROUP.get() is not None and any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in norms):
-        raise UsageError(f"--sync-bn: a BatchNorm would run stock, by this rank's statistics alone: {why}; leave --sync-bn out")
+    if _GROUP.get() is not None and any(
+        isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in norms
+    ):
+        raise UsageError(
+            f"--sync-bn: a BatchNorm would run stock, by this rank's statistics alone: {why}; leave "
+            "--sync-bn out"
+        )
 
 
 @contextlib.contextmanager
 def mixed(gradients: torch.dtype = torch.bfloat16) -> Iterator[None]:
-    """Inside, regions store activations in float16, which BatchNorm keeps in range, and gradients in bfloat16, which needs no loss
-    scaling: no product mixes the two where weights are frozen. What goes in and comes out is float32. The Triton engine's alone."""
+    """Inside, regions store activations in float16, which BatchNorm keeps in range, and gradients in
+    bfloat16, which needs no loss
+    scaling: no product mixes the two where weights are frozen. What goes in and comes out is float32. The
+    Triton engine's alone."""
     token = _MIXED.set(gradients)
     try:
         yield
@@ -52,19 +60,26 @@ def mixed(gradients: torch.dtype = torch.bfloat16) -> Iterator[None]:
 
 
 class FusedRegion(nn.Module):
-    """Runs a region by an engine. `stock` is the same region as ordinary nodes: it takes the calls that do not fit."""
+    """Runs a region by an engine. `stock` is the same region as ordinary nodes: it takes the calls that do
+    not fit."""
 
     def __init__(
-        self, region: Region, engine: Engine, modules: list[tuple[nn.Conv2d, nn.BatchNorm2d]], stock: fx.GraphModule, packs: Packs
+        self,
+        region: Region,
+        engine: Engine,
+        modules: list[tuple[nn.Conv2d, nn.BatchNorm2d]],
+        stock: fx.GraphModule,
+        packs: WeightCache,
     ):
         super().__init__()
         self.region, self.engine = region, engine
         self.pairs = modules  # in a list: they are the model's own submodules, not this one's
         self._stock = [stock]
-        self._held = Held(modules)
+        self._held = ModuleState(modules)
         self._packing = Packing(region, engine, modules, packs)
         self._own = [conv.weight_shape for conv in region.convs], [conv.channels for conv in region.convs]
-        self._shapes: dict[tuple[Shape, ...], tuple[dict[int, Shape], bool]] = {}  # and whether a BatchNorm gets one value a channel
+        # and whether a BatchNorm gets one value a channel
+        self._shapes: dict[tuple[Shape, ...], tuple[dict[int, Shape], bool]] = {}
         self._lives: dict[tuple[tuple[bool, ...], tuple[bool, ...]], frozenset[int]] = {}
         self._segments: dict[Any, tuple[range, ...]] = {}
         self._warned: set[str] = set()
@@ -78,18 +93,30 @@ class FusedRegion(nn.Module):
             refuse_stock(str(unfit), (norm for _, norm in self.pairs))
             if str(unfit) not in self._warned:
                 self._warned.add(str(unfit))
-                warnings.warn(f"fastbn runs {self.region.convs[0].name} to {self.region.convs[-1].norm} stock: {unfit}", stacklevel=2)
+                warnings.warn(
+                    f"fastbn runs {self.region.convs[0].name} to {self.region.convs[-1].norm} stock: {unfit}",
+                    stacklevel=2,
+                )
             return self._stock[0](*inputs)
         device, dtype = inputs[0].device.type, storage_dtype(inputs[0])
         is_mixed = _mixes(inputs[0])
         gradients = _MIXED.get() or dtype if is_mixed else dtype
         plain = all(x.is_contiguous() for x in inputs)  # what comes in NCHW goes out NCHW, as stock does
-        with torch.autocast(device, enabled=False), torch.cuda.device_of(inputs[0]):  # Triton launches on the current device
+        # Triton launches on the current device
+        with torch.autocast(device, enabled=False), torch.cuda.device_of(inputs[0]):
             cast = [x.to(dtype).contiguous(memory_format=torch.channels_last) for x in inputs]
             frozen, group = self._held.frozen(), _GROUP.get()
             packed = self._packing(frozen, dtype, gradients, shapes)
             call = walk.Call(
-                self.region, self.engine, self.pairs, packed, shapes, frozenset(), gradients, group=group, held=self._held
+                self.region,
+                self.engine,
+                self.pairs,
+                packed,
+                shapes,
+                frozenset(),
+                gradients,
+                group=group,
+                held=self._held,
             )
             if torch.is_grad_enabled():
                 call.live = self._live(cast)
@@ -104,7 +131,9 @@ class FusedRegion(nn.Module):
                 outputs = tuple(z.float() for z in outputs)
             return tuple(z.contiguous() for z in outputs) if plain else outputs
 
-    def _spans(self, shapes: dict[int, Shape], itemsize: int, policy: recomputation.Recompute) -> tuple[range, ...]:
+    def _spans(
+        self, shapes: dict[int, Shape], itemsize: int, policy: recomputation.Recompute
+    ) -> tuple[range, ...]:
         key = tuple(shapes[value] for value in range(self.region.inputs)), itemsize, policy
         if key not in self._segments:
             self._segments[key] = recomputation.spans(self.region, shapes, itemsize, policy)
@@ -116,17 +145,27 @@ class FusedRegion(nn.Module):
             if not isinstance(x, Tensor):
                 raise Unfit(f"an input is {x!r}, not a tensor")
             if x.dim() != 4 or not x.is_floating_point():
-                raise Unfit(f"an input is a {x.dtype} tensor of shape {tuple(x.shape)}, not (N, C, H, W) of floats")
+                raise Unfit(
+                    f"an input is a {x.dtype} tensor of shape {tuple(x.shape)}, not (N, C, H, W) of floats"
+                )
             if x.device != inputs[0].device or not self.engine.takes(x.device, storage_dtype(inputs[0])):
-                raise Unfit(f"the {self.engine.name} engine does not take {storage_dtype(inputs[0])} on {x.device}")
+                raise Unfit(
+                    f"the {self.engine.name} engine does not take {storage_dtype(inputs[0])} on {x.device}"
+                )
         self._check_modules()
         given: Any = tuple([tuple(x.shape) for x in inputs])
         if given not in self._shapes:
             found = self.region.shapes(given)
-            self._shapes[given] = found, any(n * h * w == 1 for join in self.region.joins for n, _, h, w in [found[join.value]])
+            self._shapes[given] = (
+                found,
+                any(n * h * w == 1 for join in self.region.joins for n, _, h, w in [found[join.value]]),
+            )
         (shapes, single), group = self._shapes[given], _GROUP.get()
         if group is not None and not self.engine.groups:
-            raise UsageError(f"--sync-bn: the {self.engine.name} engine has none; use --engine reference or native, or leave --sync-bn out")
+            raise UsageError(
+                f"--sync-bn: the {self.engine.name} engine has none; use --engine reference or native, or "
+                "leave --sync-bn out"
+            )
         if single or group is not None:
             self._refuse_single(shapes, group)
         return shapes
@@ -139,12 +178,16 @@ class FusedRegion(nn.Module):
             conv = next(conv for conv, weight, size, *expected in own if [weight, size] != expected)
             raise Unfit(f"{conv.name} or {conv.norm} has another shape than it says")
 
-    def _refuse_single(self, shapes: dict[int, Shape], group: Group | None) -> None:
-        """Raises Unfit where a BatchNorm would take the statistics of one value a channel, as stock refuses to."""
+    def _refuse_single(self, shapes: dict[int, Shape], group: ProcessGroup | None) -> None:
+        """Raises Unfit where a BatchNorm would take the statistics of one value a channel, as stock
+        refuses to."""
         pairs = iter(self.pairs)
         for join in self.region.joins:
             n, _, h, w = shapes[join.value]
-            if any([batchnorm.uses_batch(next(pairs)[1]) for _ in join.convs]) and (group.rows(n * h * w) if group else n * h * w) == 1:
+            if (
+                any([batchnorm.uses_batch(next(pairs)[1]) for _ in join.convs])
+                and (group.rows(n * h * w) if group else n * h * w) == 1
+            ):
                 raise Unfit(f"{join.convs[0].norm} has one value per channel")
 
     def _live(self, inputs: list[Tensor]) -> frozenset[int]:

@@ -8,31 +8,36 @@ import os
 import torch
 
 from fastbn.choices import ENGINES, one_of
+from fastbn.engine.interface import Engine
 from fastbn.engine.native import build
 from fastbn.engine.native.engine import STORAGE, Native
-from fastbn.engine.interface import Engine
 from fastbn.engine.reference import Reference
 from fastbn.errors import MachineError
 
 REFERENCE = Reference()
-# It leaves weight gradients and unread activations out by itself, while torch_xla takes the reference engine's statistics and masks to
-# the CPU and back: 1 graph a step against 18 (docs/tpu.md has the times).
+# It leaves weight gradients and unread activations out by itself, while torch_xla takes the reference
+# engine's statistics and masks to the CPU and back: 1 graph a step against 18 (docs/tpu.md has the times).
 XLA = "XLA compiles a step of the model's own forward whole"
 OLDEST = 80  # compute capability × 10: what the kernels' matrix instructions need
 
 
 def check(name: str) -> str:
-    """The name, if it is an engine's; raises UsageError otherwise and MachineError for one that cannot run here."""
+    """The name, if it is an engine's; raises UsageError otherwise and MachineError for one that cannot run
+    here."""
     if one_of("engine", name, ENGINES) == "triton" and not (_interpreted() or torch.cuda.is_available()):
         raise MachineError(
-            "engine 'triton' was asked for, but PyTorch finds no CUDA device here; ask for 'auto', 'native' or 'reference' "
+            "engine 'triton' was asked for, but PyTorch finds no CUDA device here; ask for 'auto', 'native' "
+            "or 'reference' "
             "(TRITON_INTERPRET=1 runs its kernels on CPU tensors, slowly, to check them)"
         )
     return name
 
 
-def choose(name: str, device: torch.device, dtype: torch.dtype, exact: bool = False) -> tuple[Engine | None, str]:
-    """The engine for activations of this device and dtype (None is stock: the model's own forward by autograd), and why.
+def choose(
+    name: str, device: torch.device, dtype: torch.dtype, exact: bool = False
+) -> tuple[Engine | None, str]:
+    """The engine for activations of this device and dtype (None is stock: the model's own forward by
+    autograd), and why.
 
     exact: no algorithm that rounds more than the plain sum does.
     """
@@ -45,7 +50,9 @@ def choose(name: str, device: torch.device, dtype: torch.dtype, exact: bool = Fa
     if name == "triton" or (name == "auto" and device.type == "cuda"):
         unfit = why_not_triton(device, dtype)
         if not unfit:
-            return _triton(capability(device)), "asked for" if name == "triton" else f"{_short(dtype)} on CUDA"
+            return _triton(
+                capability(device)
+            ), "asked for" if name == "triton" else f"{_short(dtype)} on CUDA"
     else:
         unfit = _why_not_native(device, dtype)
         if not unfit:
@@ -90,7 +97,10 @@ def why_not_triton(device: torch.device, dtype: torch.dtype) -> str:
     if device.type != "cuda" and not _interpreted():
         return f"the Triton engine is for CUDA, and this is {device.type}"
     if device.type == "cuda" and capability(device) < OLDEST:
-        return f"the Triton engine needs compute capability {OLDEST / 10}, and {torch.cuda.get_device_name(device)} has less"
+        return (
+            f"the Triton engine needs compute capability {OLDEST / 10}, and "
+            f"{torch.cuda.get_device_name(device)} has less"
+        )
     try:
         import triton  # noqa: F401
     except ImportError as error:

@@ -1,8 +1,8 @@
 """The walk over a region, forward and backward: the same for every engine, which carries out each step.
 
-Joins in `Call.again` leave nothing behind but their vectors and what enters their span from outside: the backward runs the span's
-convolutions a second time, by the same launches, normalised by the same μ and r, and so to the same bits.
-"""
+Joins in `Call.again` leave nothing behind but their vectors and what enters their span from outside: the
+backward runs the span's convolutions a second time, by the same launches, normalised by the same μ and r, and
+so to the same bits."""
 
 from __future__ import annotations
 
@@ -14,16 +14,25 @@ import torch
 from torch import Tensor, nn
 
 from fastbn.engine import batchnorm
+from fastbn.engine.interface import (
+    BackpropPath,
+    Engine,
+    LazyActivation,
+    Mask,
+    NormTarget,
+    NormVectors,
+    ProcessGroup,
+)
+from fastbn.engine.module_state import ModuleState
 from fastbn.graph.regions import Conv, Join, Region, Shape
-from fastbn.engine.module_state import Held
-from fastbn.engine.interface import Activation, Engine, Group, Mask, Norm, Path, Target
 
-Part = tuple[int, str]  # what is saved: a value and which part of it: "ys", "mask" or "z"
+SavedPart = tuple[int, str]  # what is saved: a value and which part of it: "ys", "mask" or "z"
 
 
 @dataclasses.dataclass
 class Call:
-    """One call of a region: its data, the modules' present state, and what its forward leaves for its backward."""
+    """One call of a region: its data, the modules' present state, and what its forward leaves for its
+    backward."""
 
     region: Region
     engine: Engine
@@ -33,10 +42,11 @@ class Call:
     live: frozenset[int]  # the values through which gradient flows
     gradients: torch.dtype  # what they are stored in
     again: tuple[range, ...] = ()  # spans of joins that the backward computes a second time
-    batch: list[bool] = dataclasses.field(default_factory=list)  # by convolution: statistics of the batch or frozen
-    parts: list[Part] = dataclasses.field(default_factory=list)  # what the forward saved, in order
-    group: Group | None = None  # whose batches BatchNorm takes as one
-    held: Held | None = None  # the modules as they were read for this call
+    # by convolution: statistics of the batch or frozen
+    batch: list[bool] = dataclasses.field(default_factory=list)
+    parts: list[SavedPart] = dataclasses.field(default_factory=list)  # what the forward saved, in order
+    group: ProcessGroup | None = None  # whose batches BatchNorm takes as one
+    held: ModuleState | None = None  # the modules as they were read for this call
 
 
 def live_values(region: Region, inputs: list[bool], trains: list[bool]) -> frozenset[int]:
@@ -51,14 +61,14 @@ def live_values(region: Region, inputs: list[bool], trains: list[bool]) -> froze
     return frozenset(live)
 
 
-def saved_parts(call: Call) -> list[Part]:
-    """What the forward saves, in order: raw outputs and masks of live joins; of a span that is run again the values that enter it,
-    and the masks of values that nothing in it forms."""
+def saved_parts(call: Call) -> list[SavedPart]:
+    """What the forward saves, in order: raw outputs and masks of live joins; of a span that is run again the
+    values that enter it, and the masks of values that nothing in it forms."""
     region = call.region
-    parts: dict[Part, None] = {}
+    parts: dict[SavedPart, None] = {}
     made: set[int] = set()
     formed: set[int] = set()
-    entering: dict[Part, None] = {}
+    entering: dict[SavedPart, None] = {}
     for span in call.again:
         own, read = _made(region, span), _read(region, span)
         made |= own
@@ -85,30 +95,42 @@ def _read(region: Region, span: range) -> set[int]:
 class _Forward:
     """Carries out joins in order. What is asked for of `parts` is found in `saved` afterwards."""
 
-    def __init__(self, call: Call, vectors: Tensor, values: dict[int, Tensor | Activation], parts: Iterable[Part]):
+    def __init__(
+        self,
+        call: Call,
+        vectors: Tensor,
+        values: dict[int, Tensor | LazyActivation],
+        parts: Iterable[SavedPart],
+    ):
         self._call, self._vectors = call, vectors
         self._wanted = set(parts)
         self._joins = {join.value: join for join in call.region.joins}
-        self._convs = dict(zip(call.region.convs, zip(call.modules, call.packed, call.batch, strict=True), strict=True))
+        self._convs = dict(
+            zip(call.region.convs, zip(call.modules, call.packed, call.batch, strict=True), strict=True)
+        )
         self.values = values
-        self.saved: dict[Part, list[Tensor]] = {}
+        self.saved: dict[SavedPart, list[Tensor]] = {}
         for value, z in values.items():
             self._formed(value, z, None)
 
     def run(self, joins: Iterable[Join], uses: dict[int, int], statistics: bool) -> None:
-        """uses: how often each value is still to be read, by the joins and elsewhere. Without `statistics` the vectors are there
-        already, and the running ones stay as they are."""
+        """uses: how often each value is still to be read, by the joins and elsewhere. Without `statistics`
+        the vectors are there already, and the running ones stay as they are."""
         engine = self._call.engine
         for join in joins:
             ys, ready = [], []
             for conv in join.convs:
                 (conv_module, norm_module), packed, batch = self._convs[conv]
-                norm = Norm(self._vectors[:, conv.span], batch)
-                target = Target(norm_module, conv_module.bias, norm, self._call.group) if statistics else None
+                norm = NormVectors(self._vectors[:, conv.span], batch)
+                target = (
+                    NormTarget(norm_module, conv_module.bias, norm, self._call.group) if statistics else None
+                )
                 uses[conv.source] -= 1
                 source = self.values[conv.source]
                 keep_z = uses[conv.source] > 0 or (conv.source, "z") in self._wanted
-                y, left = engine.convolve(conv, packed, source, keep_z, self._keeps_mask(conv.source, source), target)
+                y, left = engine.convolve(
+                    conv, packed, source, keep_z, self._keeps_mask(conv.source, source), target
+                )
                 if left is not None:
                     self._formed(conv.source, left.z, left.mask)
                 self._drop_unless(uses, conv.source)
@@ -122,27 +144,27 @@ class _Forward:
                 self._drop_unless(uses, join.residual)
             if (join.value, "ys") in self._wanted:
                 self.saved[join.value, "ys"] = list(ys)
-            self.values[join.value] = Activation(tuple(ys), tuple(ready), residual, join.relu)
+            self.values[join.value] = LazyActivation(tuple(ys), tuple(ready), residual, join.relu)
             if statistics and uses[join.value] == 0:
                 for norm in ready:
                     engine.ready(norm)
 
     def form(self, value: int) -> Tensor:
         activation = self.values[value]
-        if isinstance(activation, Activation):
+        if isinstance(activation, LazyActivation):
             result = self._call.engine.form(activation, self._keeps_mask(value, activation))
             self._formed(value, result.z, result.mask)
         z = self.values[value]
-        assert not isinstance(z, Activation)
+        assert not isinstance(z, LazyActivation)
         return z
 
-    def _keeps_mask(self, value: int, source: Tensor | Activation) -> bool:
-        return isinstance(source, Activation) and (value, "mask") in self._wanted
+    def _keeps_mask(self, value: int, source: Tensor | LazyActivation) -> bool:
+        return isinstance(source, LazyActivation) and (value, "mask") in self._wanted
 
-    def _formed(self, value: int, z: Tensor | Activation | None, mask: Any) -> None:
+    def _formed(self, value: int, z: Tensor | LazyActivation | None, mask: Any) -> None:
         if mask is not None:
             self.saved[value, "mask"] = [mask]
-        if z is not None and not isinstance(z, Activation):
+        if z is not None and not isinstance(z, LazyActivation):
             self.values[value] = z
             if (value, "z") in self._wanted:
                 self.saved[value, "z"] = [z]
@@ -153,8 +175,8 @@ class _Forward:
 
 
 def forward(call: Call, inputs: list[Tensor]) -> tuple[list[Tensor], Tensor, list[Tensor]]:
-    """The region's outputs; every BatchNorm's vectors (4, channels); and what the backward reads: `saved_parts`, flat.
-    Running statistics are committed."""
+    """The region's outputs; every BatchNorm's vectors (4, channels); and what the backward reads:
+    `saved_parts`, flat. Running statistics are committed."""
     region = call.region
     wide = torch.promote_types(inputs[0].dtype, torch.float32)
     vectors = inputs[0].new_empty((4, region.channels), dtype=wide)
@@ -167,7 +189,7 @@ def forward(call: Call, inputs: list[Tensor]) -> tuple[list[Tensor], Tensor, lis
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class RegionGradients:
     """What a backward found."""
 
     inputs: dict[int, Tensor]  # the gradients of the region's live inputs
@@ -175,7 +197,9 @@ class Found:
     reached: frozenset[Conv]  # the convolutions to whose BatchNorms it came
 
 
-def backward(call: Call, gradients: list[Tensor | None], vectors: Tensor, saved: list[Tensor]) -> Found:
+def backward(
+    call: Call, gradients: list[Tensor | None], vectors: Tensor, saved: list[Tensor]
+) -> RegionGradients:
     """The walk back. Empties `saved`: a join's tensors go as soon as the walk is past it."""
     region, engine = call.region, call.engine
     flat = torch.empty_like(vectors[:2])
@@ -184,7 +208,7 @@ def backward(call: Call, gradients: list[Tensor | None], vectors: Tensor, saved:
     saved.clear()
     span_of = {region.joins[i].value: span for span in call.again for i in span}
     packed = dict(zip(region.convs, zip(call.packed, call.batch, strict=True), strict=True))
-    paths: dict[int, list[Path]] = {}
+    paths: dict[int, list[BackpropPath]] = {}
     added: dict[int, list[Tensor]] = {}
     for value, gradient in zip(region.outputs, gradients, strict=True):
         if gradient is not None:
@@ -197,14 +221,16 @@ def backward(call: Call, gradients: list[Tensor | None], vectors: Tensor, saved:
             kept |= _again(call, span_of[join.value], vectors, kept)
         ys, mask = kept.pop((join.value, "ys")), kept.pop((join.value, "mask"), [None])[0]
         kept.pop((join.value, "z"), None)  # only joins behind this one read it
-        ready = tuple(Norm(vectors[:, conv.span], packed[conv][1]) for conv in join.convs)
+        ready = tuple(NormVectors(vectors[:, conv.span], packed[conv][1]) for conv in join.convs)
         own = tuple(flat[:, conv.span] for conv in join.convs)
-        ds, coefficients = engine.gradient(back, terms, Mask(join.relu, mask, tuple(ys), ready, own, call.group), call.shapes[join.value])
+        ds, coefficients = engine.gradient(
+            back, terms, Mask(join.relu, mask, tuple(ys), ready, own, call.group), call.shapes[join.value]
+        )
         del back, terms
         reached.update(join.convs)
         for conv, y, c in zip(join.convs, ys, coefficients, strict=True):
             if conv.source in call.live:
-                paths.setdefault(conv.source, []).append(Path(conv, packed[conv][0], ds, y, c))
+                paths.setdefault(conv.source, []).append(BackpropPath(conv, packed[conv][0], ds, y, c))
             else:
                 engine.settle(c)
         if join.residual is not None and join.residual in call.live:
@@ -212,15 +238,19 @@ def backward(call: Call, gradients: list[Tensor | None], vectors: Tensor, saved:
     found = {}
     for value in range(region.inputs):
         if value in call.live and (value in paths or value in added):
-            found[value], _ = engine.gradient(paths.pop(value, []), added.pop(value, []), None, call.shapes[value])
-    return Found(found, flat, frozenset(reached))
+            found[value], _ = engine.gradient(
+                paths.pop(value, []), added.pop(value, []), None, call.shapes[value]
+            )
+    return RegionGradients(found, flat, frozenset(reached))
 
 
-def _again(call: Call, span: range, vectors: Tensor, kept: dict[Part, list[Tensor]]) -> dict[Part, list[Tensor]]:
+def _again(
+    call: Call, span: range, vectors: Tensor, kept: dict[SavedPart, list[Tensor]]
+) -> dict[SavedPart, list[Tensor]]:
     """The raw outputs of a span's live joins, and the masks that the forward did not save."""
     region = call.region
     made, read = _made(region, span), _read(region, span)
-    values: dict[int, Tensor | Activation] = {value: kept[value, "z"][0] for value in read - made}
+    values: dict[int, Tensor | LazyActivation] = {value: kept[value, "z"][0] for value in read - made}
     parts = [(value, part) for value in made & call.live for part in ("ys", "mask")]
     wanted = [part for part in parts if part not in kept]
     joins = [region.joins[i] for i in span]
@@ -233,8 +263,10 @@ def _again(call: Call, span: range, vectors: Tensor, kept: dict[Part, list[Tenso
     return walk.saved
 
 
-def _kept(call: Call, saved: list[Tensor]) -> dict[Part, list[Tensor]]:
+def _kept(call: Call, saved: list[Tensor]) -> dict[SavedPart, list[Tensor]]:
     """The saved list by part."""
     convs = {join.value: len(join.convs) for join in call.region.joins}
     rest = iter(saved)
-    return {part: [next(rest) for _ in range(convs[part[0]] if part[1] == "ys" else 1)] for part in call.parts}
+    return {
+        part: [next(rest) for _ in range(convs[part[0]] if part[1] == "ys" else 1)] for part in call.parts
+    }

@@ -1,1 +1,2 @@
-"""The papers' experiments, each a preset with its published figures beside it: python -m fastbn.experiments list."""
+"""The papers' experiments, each a preset with its published figures beside it: python -m
+fastbn.experiments list."""

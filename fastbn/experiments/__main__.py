@@ -1,4 +1,5 @@
-"""python -m fastbn.experiments list | show NAME | run NAME | table NAME: the papers' experiments, one command each."""
+"""python -m fastbn.experiments list | show NAME | run NAME | table NAME: the papers' experiments, one
+command each."""
 
 from __future__ import annotations
 
@@ -10,19 +11,22 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastbn.run.config import Parser
 from fastbn.errors import MachineError, Stopped, UsageError
 from fastbn.experiments.preset import Job, Preset, command, folder, jobs, shard
 from fastbn.experiments.presets import PRESETS, preset
 from fastbn.experiments.table import table
+from fastbn.run.config import Parser
 
 DONE, FAILED = 0, 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 done; 1 a run failed (the table says which); 2 a wrong argument; 130 and 143 stopped by a signal, after saving."""
+    """Exit codes: 0 done; 1 a run failed (the table says which); 2 a wrong argument; 130 and 143 stopped
+    by a signal, after saving."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    words, more = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
+    words, more = (
+        (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
+    )
     try:
         asked = _parser().parse_args(words)
         if asked.what == "list":
@@ -53,12 +57,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def listing() -> str:
     """A line a preset."""
     width = max(map(len, PRESETS))
-    return "\n".join(f"{one.name:{width}}  {one.title} ({len(one.lines)} lines, {one.seeds} seeds)" for one in PRESETS.values())
+    return "\n".join(
+        f"{one.name:{width}}  {one.title} ({len(one.lines)} lines, {one.seeds} seeds)"
+        for one in PRESETS.values()
+    )
 
 
 def show(one: Preset) -> str:
-    """Everything that a preset says: its study, where it differs, each line as the trainer's command with its published figures."""
-    lines = [f"{one.name}: {one.title}", f"source: {one.source}", f"states: {one.states}", f"seeds: {one.seeds}", ""]
+    """Everything that a preset says: its study, where it differs, each line as the trainer's command with
+    its published figures."""
+    lines = [
+        f"{one.name}: {one.title}",
+        f"source: {one.source}",
+        f"states: {one.states}",
+        f"seeds: {one.seeds}",
+        "",
+    ]
     for line in one.lines:
         figures = ", ".join(f"{found.of} {found.value:g}% ({found.grade})" for found in line.published)
         lines.append(f"{line.name}" + (f": published {figures}" if figures else ""))
@@ -100,17 +114,42 @@ def _parser() -> Parser:
     parser = Parser("python -m fastbn.experiments", description="The papers' experiments, one command each.")
     kinds = parser.add_subparsers(dest="what", required=True, metavar="list|show|run|table")
     kinds.add_parser("list", help="every preset")
-    kinds.add_parser("show", help="one preset: its study, its lines, its published figures").add_argument("name")
-    for what, help in (("run", "run what is not done yet, then the table"), ("table", "the table of what is there")):
-        sub = kinds.add_parser(what, help=help, epilog="What follows -- goes to every run, over the preset's: … -- --device cpu")
+    kinds.add_parser("show", help="one preset: its study, its lines, its published figures").add_argument(
+        "name"
+    )
+    for what, help in (
+        ("run", "run what is not done yet, then the table"),
+        ("table", "the table of what is there"),
+    ):
+        sub = kinds.add_parser(
+            what, help=help, epilog="What follows -- goes to every run, over the preset's: … -- --device cpu"
+        )
         sub.add_argument("name")
-        sub.add_argument("--quick", action="store_true", help="a cut of minutes, never compared with the published figures")
+        sub.add_argument(
+            "--quick", action="store_true", help="a cut of minutes, never compared with the published figures"
+        )
         sub.add_argument("--seeds", type=int, metavar="N", help="seeds 0 … N−1; the preset's own number")
         if what == "run":
-            sub.add_argument("--shard", default="0/1", metavar="I/N", help="the I-th of N parts, from 0: for a Slurm array, or Ray")
-            sub.add_argument("--replicas", type=int, default=1, metavar="K", help="train K seeds of a line side by side in one process (1)")
+            sub.add_argument(
+                "--shard",
+                default="0/1",
+                metavar="I/N",
+                help="the I-th of N parts, from 0: for a Slurm array, or Ray",
+            )
+            sub.add_argument(
+                "--replicas",
+                type=int,
+                default=1,
+                metavar="K",
+                help="train K seeds of a line side by side in one process (1)",
+            )
         sub.add_argument("--data-dir", metavar="DIR", help="where the data set lies (data)")
-        sub.add_argument("--out", default="runs/experiments", metavar="DIR", help="the folder of experiments (runs/experiments)")
+        sub.add_argument(
+            "--out",
+            default="runs/experiments",
+            metavar="DIR",
+            help="the folder of experiments (runs/experiments)",
+        )
     return parser
 
 

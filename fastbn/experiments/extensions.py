@@ -1,4 +1,5 @@
-"""Questions that the studies leave: BatchNorm first and then everything, lower layers alone, other norms. No published figures."""
+"""Questions that the studies leave: BatchNorm first and then everything, lower layers alone, other norms.
+No published figures."""
 
 from __future__ import annotations
 
@@ -14,7 +15,11 @@ PRESETS = (
         "bn-then-all",
         "BatchNorm first, then everything, beside everything at once",
         "a question of the W&B report",
-        RECIPE + " The second run starts from the first one's end, its learning rate anew; 'all 320' has as many epochs as both together.",
+        RECIPE
+        + (
+            " The second run starts from the first one's end, its learning rate anew; 'all 320' has as many "
+            "epochs as both together."
+        ),
         (
             Line("bn", {**R14, "train": "bn"}),
             Line("bn, then all", {**R14, "train": "all"}, after="bn"),
@@ -27,7 +32,11 @@ PRESETS = (
         "lower-layers",
         "What the lower layers' BatchNorm can do alone",
         "a question of the W&B report",
-        RECIPE + " ResNet-20 has 21 BatchNorm layers, two of them on projections; first-9 and last-9 count in module order.",
+        RECIPE
+        + (
+            " ResNet-20 has 21 BatchNorm layers, two of them on projections; first-9 and last-9 count in "
+            "module order."
+        ),
         tuple(Line(train, {**R20, "train": train}) for train in SELECTED),
         Quick(("bn", "bn@first-9", "bn@last-9"), MINUTES),
     ),

@@ -1,4 +1,5 @@
-"""Carries an experiment's runs out as processes of the ordinary trainer, one on each GPU at a time, or one after the other; with
+"""Carries an experiment's runs out as processes of the ordinary trainer, one on each GPU at a time, or one
+after the other; with
 --replicas a process trains several seeds of a line side by side."""
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 
 from fastbn.errors import Stopped
-from fastbn.experiments.results import ERROR, outcome
 from fastbn.experiments.preset import Job, beside
+from fastbn.experiments.results import ERROR, outcome
 
 LOG = "log.txt"
 DIVERGED = 3
@@ -31,12 +32,15 @@ def devices() -> list[str | None]:
 
 
 def run(jobs: Sequence[Job], places: Sequence[str | None], replicas: int = 1) -> int:
-    """Runs what is not done yet, so many seeds of a line in a process; what was begun is resumed. Returns how many failed. Raises
-    Stopped after its processes have saved."""
+    """Runs what is not done yet, so many seeds of a line in a process; what was begun is resumed. Returns how
+    many failed. Raises Stopped after its processes have saved."""
     waiting = [job for job in jobs if outcome(job).state != "done"]
     done = {job.out for job in jobs} - {job.out for job in waiting}
     free, running, failed = list(places), dict[subprocess.Popen[bytes], tuple[list[Job], str | None]](), set()
-    _say(f"{len(done)} of {len(jobs)} runs done before, {len(waiting)} to go, {len(places) * replicas} at a time")
+    _say(
+        f"{len(done)} of {len(jobs)} runs done before, {len(waiting)} to go, {len(places) * replicas} at a "
+        "time"
+    )
     with _stopping(running):
         while waiting or running:
             ready: dict[tuple[str, int], list[Job]] = {}
@@ -53,7 +57,11 @@ def run(jobs: Sequence[Job], places: Sequence[str | None], replicas: int = 1) ->
                 running[_launch(group, place)] = group, place
                 for job in group:
                     waiting.remove(job)
-                    _say(f"{job.out.name} begins" + (f" on GPU {place}" if place is not None else "") + f"; {job.out / LOG}")
+                    _say(
+                        f"{job.out.name} begins"
+                        + (f" on GPU {place}" if place is not None else "")
+                        + f"; {job.out / LOG}"
+                    )
             for process in [process for process in running if process.poll() is not None]:
                 group, place = running.pop(process)
                 free.append(place)
@@ -70,11 +78,14 @@ def run(jobs: Sequence[Job], places: Sequence[str | None], replicas: int = 1) ->
 
 def _start_of(job: Job, jobs: Sequence[Job]) -> object:
     """The folder of the run that this one starts from."""
-    return next((other.out for other in jobs if other.line.name == job.line.after and other.seed == job.seed), None)
+    return next(
+        (other.out for other in jobs if other.line.name == job.line.after and other.seed == job.seed), None
+    )
 
 
 def _launch(jobs: Sequence[Job], place: str | None) -> subprocess.Popen[bytes]:
-    """The trainer's process, or that of several runs side by side; what is no run's own goes to the first one's log."""
+    """The trainer's process, or that of several runs side by side; what is no run's own goes to the first
+    one's log."""
     words = [sys.executable, "-m", "fastbn.train" if len(jobs) == 1 else "fastbn.experiments.replicas"]
     for job in jobs:
         job.out.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
 """Frankle, Schwab, Morcos: Training BatchNorm and Only BatchNorm (ICLR 2021, arXiv:2003.00152).
 
-The trainer's defaults are the recipe of the paper's public code, so a line says only what it varies. Figures in percent; those called
-digitised are read off the figures of the paper's first version, by depth 14, 32, 56, 110, 218, 434, 866 or by width 16, 32, … 512.
-"""
+The trainer's defaults are the recipe of the paper's public code, so a line says only what it varies. Figures
+in percent; those called digitised are read off the figures of the paper's first version, by depth 14, 32, 56,
+110, 218, 434, 866 or by width 16, 32, … 512."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ from fastbn.experiments.preset import Figure, Line, Preset, Quick
 
 SOURCE = "Frankle, Schwab, Morcos 2021, arXiv:2003.00152"
 RECIPE = (
-    "The trainer's defaults: BatchNorm eps 1e-5 and momentum 0.1, γ uniform in [0, 1), β 0, He-normal convolutions without bias, "
-    "1×1 projections with BatchNorm, stride on a block's first 3×3; SGD 0.9, lr 0.1 ÷10 at 80 and 120, 160 epochs, batch 128, "
-    "weight decay 1e-4 on everything that trains, flip and crop. The paper's five seeds are three here; --seeds changes that."
+    "The trainer's defaults: BatchNorm eps 1e-5 and momentum 0.1, γ uniform in [0, 1), β 0, He-normal "
+    "convolutions without bias, "
+    "1×1 projections with BatchNorm, stride on a block's first 3×3; SGD 0.9, lr 0.1 ÷10 at 80 and 120, 160 "
+    "epochs, batch 128, "
+    "weight decay 1e-4 on everything that trains, flip and crop. The paper's five seeds are three here; "
+    "--seeds changes that."
 )
 DEPTHS = (14, 32, 56, 110, 218, 434, 866)
 WIDTHS = (16, 32, 64, 128, 256, 512)
 CIFAR = {"dataset": "cifar10", "epochs": 160}
-MINUTES = {"limit_train": 2_000, "limit_test": 1_000, "epochs": 2}  # a cut for presets of which nothing is compared
+# a cut for presets of which nothing is compared
+MINUTES = {"limit_train": 2_000, "limit_test": 1_000, "epochs": 2}
 
 BN = (48.2, 57.6, 63.0, 69.7, 75.9, 80.0, 82.0)
 BN_OTHER_INIT = (50.7, 59.5, 64.9, 71.8, 77.4, 81.4, 83.9)
@@ -37,7 +41,8 @@ def depths(train: str, values: tuple[float, ...] = ()) -> tuple[Line, ...]:
     """A line a depth, of one mode."""
     figures = [digitised(value) for value in values] or [()] * len(DEPTHS)
     return tuple(
-        Line(f"{depth} {train}", {**CIFAR, "depth": depth, "train": train}, figure) for depth, figure in zip(DEPTHS, figures, strict=True)
+        Line(f"{depth} {train}", {**CIFAR, "depth": depth, "train": train}, figure)
+        for depth, figure in zip(DEPTHS, figures, strict=True)
     )
 
 
@@ -52,13 +57,19 @@ def _bn_by_depth() -> tuple[Line, ...]:
 
 def _all_by_depth() -> tuple[Line, ...]:
     lines = list(depths("all", ALL))
-    lines[3] = Line(lines[3].name, lines[3].settings, (*lines[3].published, Figure(9.0, "printed", "gamma_below_0.01")))
+    lines[3] = Line(
+        lines[3].name, lines[3].settings, (*lines[3].published, Figure(9.0, "printed", "gamma_below_0.01"))
+    )
     return tuple(lines)
 
 
 def widths(train: str, values: tuple[float, ...]) -> tuple[Line, ...]:
     return tuple(
-        Line(f"14 width {width} {train}", {**CIFAR, "depth": 14, "width": width, "train": train}, digitised(value))
+        Line(
+            f"14 width {width} {train}",
+            {**CIFAR, "depth": 14, "width": width, "train": train},
+            digitised(value),
+        )
         for width, value in zip(WIDTHS, values, strict=True)
     )
 
@@ -66,11 +77,20 @@ def widths(train: str, values: tuple[float, ...]) -> tuple[Line, ...]:
 def varied(option: str, values: tuple[str, ...]) -> tuple[Line, ...]:
     """BN only at three depths, by one option."""
     return tuple(
-        Line(f"{depth} {value}", {**CIFAR, "depth": depth, "train": "bn", option: value}) for depth in (14, 56, 110) for value in values
+        Line(f"{depth} {value}", {**CIFAR, "depth": depth, "train": "bn", option: value})
+        for depth in (14, 56, 110)
+        for value in values
     )
 
 
-IMAGENET = {"dataset": "imagenet", "family": "imagenet", "epochs": 90, "batch_size": 1024, "lr": 0.4, "milestones": (30, 60, 80)}
+IMAGENET = {
+    "dataset": "imagenet",
+    "family": "imagenet",
+    "epochs": 90,
+    "batch_size": 1024,
+    "lr": 0.4,
+    "milestones": (30, 60, 80),
+}
 IMAGENET |= {"warmup_epochs": 5}
 
 PRESETS = (
@@ -78,7 +98,9 @@ PRESETS = (
         "paper-depth",
         "BatchNorm only and everything, by depth",
         SOURCE,
-        RECIPE + " Controls at depth 14: none (the paper: about 10), and two weights a channel in BatchNorm's place. Depth 8 is ours: a "
+        RECIPE
+        + " Controls at depth 14: none (the paper: about 10), and two weights a channel in BatchNorm's "
+        "place. Depth 8 is ours: a "
         "shallow end that a cut of minutes can tell from 14.",
         (
             Line("8 bn", {**CIFAR, "depth": 8, "train": "bn"}),
@@ -97,7 +119,11 @@ PRESETS = (
         "ResNet-14 by width",
         SOURCE,
         RECIPE,
-        (*widths("bn", WIDE_BN), *widths("all", WIDE_ALL), *widths("bn+shortcut+output", WIDE_BN_SHORTCUT_OUTPUT)),
+        (
+            *widths("bn", WIDE_BN),
+            *widths("all", WIDE_ALL),
+            *widths("bn+shortcut+output", WIDE_BN_SHORTCUT_OUTPUT),
+        ),
         Quick(("14 width 16 bn", "14 width 32 bn", "14 width 16 bn+shortcut+output"), MINUTES),
     ),
     Preset(
@@ -122,7 +148,10 @@ PRESETS = (
         RECIPE + " The paper shows curves; no figure is taken from them.",
         (
             *varied("gamma_init", ("uniform", "ones", "uniform_symmetric", "normal")),
-            *(Line(f"{depth} beta ones", {**CIFAR, "depth": depth, "train": "bn", "beta_init": "ones"}) for depth in (14, 56, 110)),
+            *(
+                Line(f"{depth} beta ones", {**CIFAR, "depth": depth, "train": "bn", "beta_init": "ones"})
+                for depth in (14, 56, 110)
+            ),
         ),
         Quick(("14 uniform", "14 ones", "14 uniform_symmetric", "14 normal", "14 beta ones"), MINUTES),
     ),
@@ -138,7 +167,8 @@ PRESETS = (
         "paper-random-params",
         "As many random weights a channel as BatchNorm has parameters, and more",
         SOURCE,
-        RECIPE + " random=K trains K weights of each channel of every convolution, BatchNorm frozen as drawn.",
+        RECIPE
+        + " random=K trains K weights of each channel of every convolution, BatchNorm frozen as drawn.",
         (
             *depths("bn", BN),
             *depths("random=2"),
@@ -158,8 +188,10 @@ PRESETS = (
         "paper-imagenet",
         "BatchNorm only on ImageNet, by depth",
         SOURCE,
-        "ResNets of the ImageNet family on 224² crops: 90 epochs, batch 1024, lr 0.4 ÷10 at 30, 60 and 80, five epochs of warm-up, as "
-        "the paper's public code has them; the rest are the trainer's defaults. --quick trains on 32² images, so nothing of it compares.",
+        "ResNets of the ImageNet family on 224² crops: 90 epochs, batch 1024, lr 0.4 ÷10 at 30, 60 and 80, "
+        "five epochs of warm-up, as "
+        "the paper's public code has them; the rest are the trainer's defaults. --quick trains on 32² "
+        "images, so nothing of it compares.",
         tuple(
             Line(
                 f"{depth} bn",
@@ -168,7 +200,17 @@ PRESETS = (
             )
             for depth in (18, 34, 50, 101, 152, 200)
         ),
-        Quick(("18 bn", "34 bn"), {"dataset": "cifar10", **MINUTES, "batch_size": 128, "lr": 0.1, "milestones": None, "warmup_epochs": 0}),
+        Quick(
+            ("18 bn", "34 bn"),
+            {
+                "dataset": "cifar10",
+                **MINUTES,
+                "batch_size": 128,
+                "lr": 0.1,
+                "milestones": None,
+                "warmup_epochs": 0,
+            },
+        ),
         seeds=1,
     ),
 )

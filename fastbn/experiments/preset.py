@@ -1,4 +1,5 @@
-"""What a preset is: runs of the ordinary trainer as data, with the published figures beside them. Imports no torch."""
+"""What a preset is: runs of the ordinary trainer as data, with the published figures beside them. Imports
+no torch."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ GRADES = {
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """A published figure, in percent: its grade, one of GRADES, and what it is of, as a run's metrics name it."""
+    """A published figure, in percent: its grade, one of GRADES, and what it is of, as a run's metrics name
+    it."""
 
     value: float
     grade: str
@@ -29,7 +31,8 @@ class Figure:
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One line of the table: settings of the trainer, run with every seed. `after`: the line whose run of the same seed it starts from."""
+    """One line of the table: settings of the trainer, run with every seed. `after`: the line whose run of
+    the same seed it starts from."""
 
     name: str
     settings: Mapping[str, Any]
@@ -39,7 +42,8 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Quick:
-    """The cut of --quick: some of the lines, these settings over theirs. It is never compared with the published figures."""
+    """The cut of --quick: some of the lines, these settings over theirs. It is never compared with the
+    published figures."""
 
     lines: tuple[str, ...]
     settings: Mapping[str, Any]
@@ -47,7 +51,8 @@ class Quick:
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """An experiment. `states`: where its study differs from the trainer's defaults, and what the study does not say."""
+    """An experiment. `states`: where its study differs from the trainer's defaults, and what the study
+    does not say."""
 
     name: str
     title: str
@@ -62,7 +67,9 @@ class Preset:
         if not quick:
             return self.lines
         kept = [line for line in self.lines if line.name in self.quick.lines]
-        return tuple(dataclasses.replace(line, settings={**line.settings, **self.quick.settings}) for line in kept)
+        return tuple(
+            dataclasses.replace(line, settings={**line.settings, **self.quick.settings}) for line in kept
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,8 +103,11 @@ def folder(root: Path, preset: Preset, quick: bool) -> Path:
     return root / (f"{preset.name}-quick" if quick else preset.name)
 
 
-def jobs(preset: Preset, root: Path, quick: bool = False, seeds: int | None = None, more: Sequence[str] = ()) -> list[Job]:
-    """The runs that a preset expands to, those of the first seed first. `more`: arguments for every one of them, over the preset's."""
+def jobs(
+    preset: Preset, root: Path, quick: bool = False, seeds: int | None = None, more: Sequence[str] = ()
+) -> list[Job]:
+    """The runs that a preset expands to, those of the first seed first. `more`: arguments for every one of
+    them, over the preset's."""
     count = seeds or (1 if quick else preset.seeds)
     found: dict[tuple[str, int], Job] = {}
     for seed in range(count):
@@ -111,12 +121,14 @@ def jobs(preset: Preset, root: Path, quick: bool = False, seeds: int | None = No
 
 
 def beside(job: Job, replicas: int) -> tuple[str, int]:
-    """What the runs that one process trains side by side have in common: a line, and each so many seeds of it."""
+    """What the runs that one process trains side by side have in common: a line, and each so many seeds of
+    it."""
     return job.line.name, job.seed // replicas
 
 
 def shard(jobs: Sequence[Job], i: int, n: int, replicas: int = 1) -> list[Job]:
-    """The i-th of n parts of an experiment, i from 0; a run, the one that it starts from and its replicas lie in the same part."""
+    """The i-th of n parts of an experiment, i from 0; a run, the one that it starts from and its replicas
+    lie in the same part."""
     firsts = list(dict.fromkeys(beside(job, replicas) for job in jobs if job.line.after is None))
     chains = {group: k for k, group in enumerate(firsts)}
     for job in jobs:

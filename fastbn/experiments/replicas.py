@@ -1,8 +1,9 @@
-"""python -m fastbn.experiments.replicas ARGUMENTS -- ARGUMENTS …: runs of the trainer, side by side in one process.
+"""python -m fastbn.experiments.replicas ARGUMENTS -- ARGUMENTS …: runs of the trainer, side by side in one
+process.
 
-`run NAME --replicas K` starts it. Each run has its arguments, --out among them, and in that folder all that it would leave there alone;
-what it says is in its log. They differ in seed, learning rate and what they start from; the data set is read once.
-"""
+`run NAME --replicas K` starts it. Each run has its arguments, --out among them, and in that folder all that
+it would leave there alone; what it says is in its log. They differ in seed, learning rate and what they start
+from; the data set is read once."""
 
 from __future__ import annotations
 
@@ -13,18 +14,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from fastbn.run.config import Config, parse
 from fastbn.errors import Diverged, MachineError, Stopped, UsageError
 from fastbn.experiments.launch import LOG
+from fastbn.run.config import Config, parse
 from fastbn.train import told
 
 if TYPE_CHECKING:
-    from fastbn.training.loop import Course
-    from fastbn.run.run import Run
+    from fastbn.run.run import TrainingRun
+    from fastbn.training.loop import TrainingLoop
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes as the trainer's; where runs ended differently that of the last failure. One that fails does not end the others."""
+    """Exit codes as the trainer's; where runs ended differently that of the last failure. One that fails
+    does not end the others."""
     try:
         configs = parsed(list(sys.argv[1:] if arguments is None else arguments))
     except UsageError as error:
@@ -34,7 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         places = [Path(config.out or "") for config in configs]
         for place in places:
             place.mkdir(parents=True, exist_ok=True)
-        return train(configs, [stack.enter_context(open(place / LOG, "a", encoding="utf-8")) for place in places])
+        return train(
+            configs, [stack.enter_context(open(place / LOG, "a", encoding="utf-8")) for place in places]
+        )
 
 
 def parsed(words: Sequence[str]) -> list[Config]:
@@ -45,12 +49,20 @@ def parsed(words: Sequence[str]) -> list[Config]:
             parts.append([])
         else:
             parts[-1].append(word)
-    asked = [_parsed([word for word in part if word != "--resume"]) for part in parts]  # --resume adds what was saved
+    # --resume adds what was saved
+    asked = [_parsed([word for word in part if word != "--resume"]) for part in parts]
     alike = {dataclasses.replace(config, seed=0, lr=None, weights=None, out=None) for config in asked}
     if len(alike) > 1 or len({config.out for config in asked} - {None}) < len(asked):
-        raise UsageError("replicas differ in --seed, --lr and --weights alone, and each has an --out of its own; run others by themselves")
+        raise UsageError(
+            "replicas differ in --seed, --lr and --weights alone, and each has an --out of its own; run "
+            "others by themselves"
+        )
     one = asked[0]
-    alone = {"--batch-size auto": one.batch_size == "auto", "--track": one.track, "--dataset imagenet": one.dataset == "imagenet"}
+    alone = {
+        "--batch-size auto": one.batch_size == "auto",
+        "--track": one.track,
+        "--dataset imagenet": one.dataset == "imagenet",
+    }
     for flag in (flag for flag, given in alone.items() if given):
         raise UsageError(f"{flag} is for a run that has the process to itself; leave --replicas out")
     return [_parsed(part) for part in parts]
@@ -62,17 +74,17 @@ def _parsed(words: Sequence[str]) -> Config:
 
 def train(configs: Sequence[Config], logs: Sequence[TextIO]) -> int:
     """Trains them all; the exit code."""
+    from fastbn.devices import choose_device
+    from fastbn.run.resolve import data, implied
+    from fastbn.run.run import ready
     from fastbn.trainable import trainable
     from fastbn.training.distributed.ranks import ALONE
     from fastbn.training.fit import prepared
-    from fastbn.devices import choose_device
     from fastbn.training.progress import Progress
     from fastbn.training.replicas import side_by_side
-    from fastbn.run.resolve import data, implied
-    from fastbn.run.run import ready
 
-    courses: list[Course] = []
-    runs: list[tuple[Run, TextIO]] = []  # of the courses
+    courses: list[TrainingLoop] = []
+    runs: list[tuple[TrainingRun, TextIO]] = []  # of the courses
     open_logs, code = list(logs), 0
 
     def failed(error: UsageError | MachineError | Diverged | Stopped, log: TextIO) -> None:
@@ -81,7 +93,7 @@ def train(configs: Sequence[Config], logs: Sequence[TextIO]) -> int:
         print(f"fastbn: {text}", file=log, flush=True)
         open_logs.remove(log)
 
-    def done(run: Run, history: list[dict[str, object]], log: TextIO) -> None:
+    def done(run: TrainingRun, history: list[dict[str, object]], log: TextIO) -> None:
         print(run.finished(history), file=log, flush=True)
         open_logs.remove(log)
 
@@ -105,7 +117,9 @@ def train(configs: Sequence[Config], logs: Sequence[TextIO]) -> int:
                         done(run, run.measured(), log)
                         continue
                     sets = run.train, run.loaded.test, run.val
-                    course = prepared(run.model, *sets, run.config.recipe(), bar, run.saver, replicas=len(configs))
+                    course = prepared(
+                        run.model, *sets, run.config.recipe(), bar, run.saver, replicas=len(configs)
+                    )
                 except (UsageError, MachineError) as error:
                     failed(error, log)
                     continue

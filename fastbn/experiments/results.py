@@ -31,9 +31,13 @@ def outcome(job: Job) -> Outcome:
     last = lines[-1] if lines else {}
     if saved:
         asked = job.config
-        asked = asked.resolved(asked.epochs or saved["epochs"], saved["precision"])  # first: what is open means the default, not the saved
+        # first: what is open means the default, not the saved
+        asked = asked.resolved(asked.epochs or saved["epochs"], saved["precision"])
         if differing := asked.completed_by(saved).differences(saved):
-            raise UsageError(f"{job.out} holds a run with other settings ({'; '.join(differing)}); move it away, or choose another --out")
+            raise UsageError(
+                f"{job.out} holds a run with other settings ({'; '.join(differing)}); move it away, or "
+                "choose another --out"
+            )
         if summary and (len(lines) >= (asked.epochs or 0) or asked.train == "none"):
             return Outcome("done", last, len(lines), summary)
     error = job.out / ERROR
@@ -43,7 +47,8 @@ def outcome(job: Job) -> Outcome:
 
 
 def figure(job: Job, found: Outcome, of: str) -> float | None:
-    """A figure of a finished run in percent: a metric of its last epoch, or the share of γ below 0.01; None where it has none."""
+    """A figure of a finished run in percent: a metric of its last epoch, or the share of γ below 0.01;
+    None where it has none."""
     if of == "gamma_below_0.01":
         return _small_gammas(job.out)
     value = found.last.get(of, found.summary.get(of))
@@ -58,7 +63,9 @@ def _small_gammas(run: Path) -> float:
     from fastbn.training.checkpoint import load
 
     norms = [module for module in load(run, "stock").modules() if isinstance(module, NORMS)]
-    gammas = torch.cat([module.weight.detach().flatten() for module in norms if isinstance(module.weight, torch.Tensor)])
+    gammas = torch.cat(
+        [module.weight.detach().flatten() for module in norms if isinstance(module.weight, torch.Tensor)]
+    )
     return 100.0 * float((gammas.abs() < 0.01).double().mean())
 
 

@@ -1,12 +1,13 @@
-"""One table of an experiment: ours, mean ± standard deviation over the seeds, beside the published figures."""
+"""One table of an experiment: ours, mean ± standard deviation over the seeds, beside the published
+figures."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
 
-from fastbn.experiments.results import Outcome, figure, outcome
 from fastbn.experiments.preset import GRADES, Figure, Job, Line, Preset
+from fastbn.experiments.results import Outcome, figure, outcome
 
 CLOSE = 2.5  # points within which a figure counts as reproduced
 WHAT = {
@@ -19,24 +20,42 @@ HEAD = "| line | figure, % | seeds | ours | published | difference |\n|---|---|-
 
 
 def table(preset: Preset, jobs: Sequence[Job], quick: bool) -> str:
-    """Markdown. Works for what is there: runs that are not finished are counted, and the furthest is shown."""
+    """Markdown. Works for what is there: runs that are not finished are counted, and the furthest is
+    shown."""
     found = [(job, outcome(job)) for job in jobs]
-    rows = [row for line in preset.cut(quick) for row in _rows(line, [pair for pair in found if pair[0].line.name == line.name], quick)]
+    rows = [
+        row
+        for line in preset.cut(quick)
+        for row in _rows(line, [pair for pair in found if pair[0].line.name == line.name], quick)
+    ]
     done = sum(result.state == "done" for _, result in found)
     title = f"# {preset.name}: {preset.title}\n\n{preset.source}. {done} of {len(found)} runs finished."
     if quick:
-        cut = ", ".join(f"{name} {value}" for name, value in preset.quick.settings.items() if value is not None)
-        note = f"**A quick cut ({cut}), not the experiment:** the published figures are of the whole, and no difference is taken."
+        cut = ", ".join(
+            f"{name} {value}" for name, value in preset.quick.settings.items() if value is not None
+        )
+        note = (
+            f"**A quick cut ({cut}), not the experiment:** the published figures are of the whole, and "
+            "no difference is taken."
+        )
     else:
         grades = {published.grade for line in preset.lines for published in line.published}
         meanings = [f"*{grade}*: {meaning}." for grade, meaning in GRADES.items() if grade in grades]
-        note = " ".join([f"✓ within {CLOSE} points of the published figure, ✗ beyond.", *meanings]) if grades else ""
+        note = (
+            " ".join([f"✓ within {CLOSE} points of the published figure, ✗ beyond.", *meanings])
+            if grades
+            else ""
+        )
     return f"{title}\n\n{HEAD}\n" + "\n".join(rows) + (f"\n\n{note}\n" if note else "\n")
 
 
 def _rows(line: Line, found: list[tuple[Job, Outcome]], quick: bool) -> list[str]:
     """A row for each kind of figure that a line has published, one at least."""
-    kinds = list(dict.fromkeys([*(published.of for published in line.published), *([] if line.published else ["test_accuracy"])]))
+    kinds = list(
+        dict.fromkeys(
+            [*(published.of for published in line.published), *([] if line.published else ["test_accuracy"])]
+        )
+    )
     if "test_accuracy" not in kinds and any("test_top5" in kind for kind in kinds):
         kinds = ["test_accuracy", *kinds]
     return [_row(line, kind, found, quick) for kind in kinds]
@@ -50,7 +69,10 @@ def _row(line: Line, kind: str, found: list[tuple[Job, Outcome]], quick: bool) -
     seeds = f"{len(finished)} of {len(found)}"
     ours = _ours(values) if values else "not measured" if finished else _unfinished(found, kind)
     mark = "" if quick or not values or not published else _difference(statistics.fmean(values), published[0])
-    return f"| {line.name} | {WHAT.get(kind, kind)} | {seeds} | {ours} | {'; '.join(texts) or '—'} | {mark or '—'} |"
+    return (
+        f"| {line.name} | {WHAT.get(kind, kind)} | {seeds} | {ours} | {'; '.join(texts) or '—'} | "
+        f"{mark or '—'} |"
+    )
 
 
 def _ours(values: list[float]) -> str:

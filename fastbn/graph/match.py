@@ -1,4 +1,5 @@
-"""Finds, in a traced network, what can run fused: convolution with a frozen weight -> BatchNorm [-> addition] [-> ReLU].
+"""Finds, in a traced network, what can run fused: convolution with a frozen weight -> BatchNorm [-> addition]
+[-> ReLU].
 
 Only torch's own modules and functions are named here, so any traceable network can match.
 """
@@ -15,14 +16,35 @@ from torch import fx, nn
 
 ADDITIONS = {operator.add, operator.iadd, torch.add}
 RELUS = {F.relu, torch.relu, F.relu_, torch.relu_}
-VIEWS = {"view", "view_as", "reshape", "flatten", "unflatten", "permute", "transpose", "movedim", "squeeze", "unsqueeze", "expand"}
+VIEWS = {
+    "view",
+    "view_as",
+    "reshape",
+    "flatten",
+    "unflatten",
+    "permute",
+    "transpose",
+    "movedim",
+    "squeeze",
+    "unsqueeze",
+    "expand",
+}
 VIEWS |= {"narrow", "select", "chunk", "split", "unbind", "getitem", "contiguous", "to", "detach", "dropout"}
-IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.imod, operator.ipow}
+IN_PLACE = {
+    operator.iadd,
+    operator.isub,
+    operator.imul,
+    operator.itruediv,
+    operator.ifloordiv,
+    operator.imod,
+    operator.ipow,
+}
 
 
 @dataclasses.dataclass
-class Unit:
-    """A join before it has numbers: its convolutions and their BatchNorms, the residual, and the node that is z."""
+class FusedUnit:
+    """A join before it has numbers: its convolutions and their BatchNorms, the residual, and the node that
+    is z."""
 
     convs: list[tuple[fx.Node, fx.Node]]
     residual: fx.Node | None
@@ -38,20 +60,24 @@ class Unit:
 
 def match(
     graph: fx.Graph, modules: dict[str, nn.Module], unsupported: Callable[[str, nn.Conv2d], str | None]
-) -> tuple[list[Unit], dict[str, str]]:
-    """The units of a traced network in the order of their outputs, and why each other convolution runs stock."""
+) -> tuple[list[FusedUnit], dict[str, str]]:
+    """The units of a traced network in the order of their outputs, and why each other convolution runs
+    stock."""
     barred = _mutated(graph, modules)
     convs: dict[fx.Node, fx.Node] = {}  # BatchNorm -> its convolution
     refused: dict[str, str] = {}
     for node in graph.nodes:
-        if node.op == "call_module" and isinstance(conv := modules[str(node.target)], nn.modules.conv._ConvNd):
+        if node.op == "call_module" and isinstance(
+            conv := modules[str(node.target)], nn.modules.conv._ConvNd
+        ):
             why = _why_not(node, conv, modules, barred) or unsupported(str(node.target), conv)  # type: ignore[arg-type]
             if why:
                 refused[str(node.target)] = why
             else:
                 convs[next(iter(node.users))] = node
     place = {node: i for i, node in enumerate(graph.nodes)}
-    alone: set[str] = set()  # BatchNorms called again and again, out of the trace's order if they took in what follows
+    # BatchNorms called again and again, out of the trace's order if they took in what follows
+    alone: set[str] = set()
     while True:
         units, taken = [], set()
         for norm in graph.nodes:
@@ -65,7 +91,7 @@ def match(
         alone |= late
 
 
-def _out_of_order(units: list[Unit], place: dict[fx.Node, int]) -> set[str]:
+def _out_of_order(units: list[FusedUnit], place: dict[fx.Node, int]) -> set[str]:
     """BatchNorms of which a later call would move the running statistics before an earlier one."""
     last: dict[str, int] = {}
     found = set()
@@ -76,7 +102,9 @@ def _out_of_order(units: list[Unit], place: dict[fx.Node, int]) -> set[str]:
     return found
 
 
-def _why_not(node: fx.Node, conv: nn.Module, modules: dict[str, nn.Module], barred: set[fx.Node]) -> str | None:
+def _why_not(
+    node: fx.Node, conv: nn.Module, modules: dict[str, nn.Module], barred: set[fx.Node]
+) -> str | None:
     if type(conv) is not nn.Conv2d:
         return f"{type(conv).__name__} is not nn.Conv2d"
     if conv.weight.requires_grad or (conv.bias is not None and conv.bias.requires_grad):
@@ -88,7 +116,11 @@ def _why_not(node: fx.Node, conv: nn.Module, modules: dict[str, nn.Module], barr
     if len(node.args) != 1 or not isinstance(node.args[0], fx.Node) or node.kwargs:
         return "it is called in an unusual form"
     users = list(node.users)
-    if len(users) != 1 or users[0].op != "call_module" or type(modules[str(users[0].target)]) is not nn.BatchNorm2d:
+    if (
+        len(users) != 1
+        or users[0].op != "call_module"
+        or type(modules[str(users[0].target)]) is not nn.BatchNorm2d
+    ):
         return "its output does not go to a BatchNorm2d alone"
     if users[0].args != (node,) or users[0].kwargs:
         return "its BatchNorm is called in an unusual form"
@@ -107,8 +139,14 @@ def fixed_padding(conv: nn.Conv2d) -> tuple[int, int] | None:
     return None if any(t % 2 for t in total) else (total[0] // 2, total[1] // 2)
 
 
-def _unit(norm: fx.Node, convs: dict[fx.Node, fx.Node], modules: dict[str, nn.Module], barred: set[fx.Node], alone: set[str]) -> Unit:
-    unit = Unit([(convs[norm], norm)], None, False, norm, [convs[norm], norm])
+def _unit(
+    norm: fx.Node,
+    convs: dict[fx.Node, fx.Node],
+    modules: dict[str, nn.Module],
+    barred: set[fx.Node],
+    alone: set[str],
+) -> FusedUnit:
+    unit = FusedUnit([(convs[norm], norm)], None, False, norm, [convs[norm], norm])
     if str(norm.target) in alone:
         return unit
     add = _only_user(norm, barred)
@@ -116,7 +154,11 @@ def _unit(norm: fx.Node, convs: dict[fx.Node, fx.Node], modules: dict[str, nn.Mo
     if add is not None and operands is not None and add not in barred:
         first, second = operands
         other = second if first is norm else first
-        rewrites_another = _mutates(add, modules) and first is not norm and (len(first.users) > 1 or first.op == "placeholder")
+        rewrites_another = (
+            _mutates(add, modules)
+            and first is not norm
+            and (len(first.users) > 1 or first.op == "placeholder")
+        )
         if other is not norm and not rewrites_another and other not in barred:
             if other in convs and len(other.users) == 1 and str(other.target) not in alone:
                 unit.convs = [(convs[first], first), (convs[second], second)]
@@ -149,7 +191,9 @@ def _operands(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
 def _is_relu(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     if node.op == "call_module":
         return type(modules[str(node.target)]) is nn.ReLU
-    return (node.op == "call_function" and node.target in RELUS) or (node.op == "call_method" and node.target in ("relu", "relu_"))
+    return (node.op == "call_function" and node.target in RELUS) or (
+        node.op == "call_method" and node.target in ("relu", "relu_")
+    )
 
 
 def _mutates(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
@@ -159,11 +203,14 @@ def _mutates(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     if node.op == "call_method":
         return str(node.target).endswith("_") and not str(node.target).endswith("__")
     name = getattr(node.target, "__name__", "")
-    return node.op == "call_function" and (node.target in IN_PLACE or name.endswith("_") or bool(node.kwargs.get("inplace")))
+    return node.op == "call_function" and (
+        node.target in IN_PLACE or name.endswith("_") or bool(node.kwargs.get("inplace"))
+    )
 
 
 def _mutated(graph: fx.Graph, modules: dict[str, nn.Module]) -> set[fx.Node]:
-    """Values changed in place while something else reads them too: fusing across the change could reorder the two."""
+    """Values changed in place while something else reads them too: fusing across the change could reorder
+    the two."""
     found = set()
     for node in graph.nodes:
         if _mutates(node, modules):
@@ -178,6 +225,8 @@ def _mutated(graph: fx.Graph, modules: dict[str, nn.Module]) -> set[fx.Node]:
 def _may_view(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     """Whether a node's value may share its first argument's memory."""
     if node.op == "call_module":
-        return isinstance(modules[str(node.target)], (nn.Identity, nn.Flatten, nn.Unflatten, nn.modules.dropout._DropoutNd))
+        return isinstance(
+            modules[str(node.target)], (nn.Identity, nn.Flatten, nn.Unflatten, nn.modules.dropout._DropoutNd)
+        )
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     return node.op in ("call_function", "call_method") and (name in VIEWS or _mutates(node, modules))

@@ -1,8 +1,8 @@
-"""Gathers matched units into maximal regions, and orders regions and stock nodes so that each runs after what it reads.
+"""Gathers matched units into maximal regions, and orders regions and stock nodes so that each runs after what
+it reads.
 
-A region runs as one function, so nothing outside may lie between two of its units: a unit joins the region of a value
-that it reads only if none of its other inputs depends on that region from outside.
-"""
+A region runs as one function, so nothing outside may lie between two of its units: a unit joins the region of
+a value that it reads only if none of its other inputs depends on that region from outside."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import heapq
 
 from torch import fx
 
-from fastbn.graph.match import Unit
+from fastbn.graph.match import FusedUnit
 
 
-def partition(graph: fx.Graph, units: list[Unit]) -> list[list[Unit]]:
+def partition(graph: fx.Graph, units: list[FusedUnit]) -> list[list[FusedUnit]]:
     """The regions, each a list of units in the order in which they run."""
     unit_of = {unit.output: unit for unit in units}
     inner = {node for unit in units for node in unit.nodes} - set(unit_of)
     region_of: dict[fx.Node, int] = {}  # a unit's output -> its region
-    members: dict[int, list[Unit]] = {}
+    members: dict[int, list[FusedUnit]] = {}
     behind: dict[int, set[int]] = {}  # region -> the regions that it reads, at any distance
     reads: dict[fx.Node, set[int]] = {}  # node -> the regions that it depends on
 
@@ -63,9 +63,12 @@ def partition(graph: fx.Graph, units: list[Unit]) -> list[list[Unit]]:
     return [sorted(region, key=lambda unit: place[unit.output]) for region in members.values()]
 
 
-def order(graph: fx.Graph, regions: list[list[Unit]]) -> list[fx.Node | int]:
-    """Stock nodes and regions (by index) in an order that runs: the trace's own, a region as late as its last unit."""
-    owner: dict[fx.Node, fx.Node | int] = {node: i for i, region in enumerate(regions) for unit in region for node in unit.nodes}
+def order(graph: fx.Graph, regions: list[list[FusedUnit]]) -> list[fx.Node | int]:
+    """Stock nodes and regions (by index) in an order that runs: the trace's own, a region as late as its
+    last unit."""
+    owner: dict[fx.Node, fx.Node | int] = {
+        node: i for i, region in enumerate(regions) for unit in region for node in unit.nodes
+    }
     last: dict[fx.Node | int, int] = {}
     needs: dict[fx.Node | int, set[fx.Node | int]] = {}
     feeds: dict[fx.Node | int, list[fx.Node | int]] = {}

@@ -1,4 +1,5 @@
-"""Reads the graph off a model: a torch.fx trace, what matches in it, and the program that runs regions and stock nodes in turn."""
+"""Reads the graph off a model: a torch.fx trace, what matches in it, and the program that runs regions and
+stock nodes in turn."""
 
 from __future__ import annotations
 
@@ -6,23 +7,26 @@ from typing import Any
 
 from torch import fx, nn
 
-from fastbn.graph.regions import Conv, Graph, Join, Region
-from fastbn.graph.match import IN_PLACE, Unit, fixed_padding, match
 from fastbn.engine.interface import Engine
-from fastbn.engine.weight_cache import Packs
-from fastbn.graph.partition import order, partition
 from fastbn.engine.region import FusedRegion
+from fastbn.engine.weight_cache import WeightCache
+from fastbn.graph.match import IN_PLACE, FusedUnit, fixed_padding, match
+from fastbn.graph.partition import order, partition
+from fastbn.graph.regions import Conv, Graph, Join, Region
 
 
 class _Proxy(fx.Proxy):
-    """One that records `x += y` as what it is; fx's own makes `x = x + y` of it, which differs where x has another name."""
+    """One that records `x += y` as what it is; fx's own makes `x = x + y` of it, which differs where x has
+    another name."""
 
 
 for operation in IN_PLACE:
     setattr(
         _Proxy,
         f"__{operation.__name__}__",
-        lambda self, other, operation=operation: self.tracer.create_proxy("call_function", operation, (self, other), {}),
+        lambda self, other, operation=operation: self.tracer.create_proxy(
+            "call_function", operation, (self, other), {}
+        ),
     )
 
 
@@ -32,7 +36,8 @@ class _Tracer(fx.Tracer):
 
 
 def trace(model: nn.Module, constants: dict[str, Any]) -> fx.Graph:
-    """The model's operations, its forward called with these constants. Raises TypeError where Python decides by the data."""
+    """The model's operations, its forward called with these constants. Raises TypeError where Python
+    decides by the data."""
     try:
         return _Tracer().trace(model, concrete_args=constants)
     except Exception as error:
@@ -43,7 +48,9 @@ def trace(model: nn.Module, constants: dict[str, Any]) -> fx.Graph:
         ) from error
 
 
-def read(model: nn.Module, constants: dict[str, Any], engine: Engine, packs: Packs) -> tuple[Graph, fx.GraphModule]:
+def read(
+    model: nn.Module, constants: dict[str, Any], engine: Engine, packs: WeightCache
+) -> tuple[Graph, fx.GraphModule]:
     """The graph, and the same computation with every region replaced by one call of this engine."""
     traced = trace(model, constants)
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -59,7 +66,9 @@ def read(model: nn.Module, constants: dict[str, Any], engine: Engine, packs: Pac
     for item in plan:
         if isinstance(item, int):
             number, builder = next(regions)
-            root[f"region{number}"] = FusedRegion(builder.region, engine, builder.pairs, builder.stock(modules), packs)
+            root[f"region{number}"] = FusedRegion(
+                builder.region, engine, builder.pairs, builder.stock(modules), packs
+            )
             call = program.call_module(f"region{number}", tuple(env[node] for node in builder.inputs))
             for i, node in enumerate(builder.outputs):
                 env[node] = program.call_function(_pick, (call, i))
@@ -73,7 +82,9 @@ def read(model: nn.Module, constants: dict[str, Any], engine: Engine, packs: Pac
                 root[str(item.target)] = model.get_submodule(str(item.target))
     left = [node for node in plan if isinstance(node, fx.Node) and node.op.startswith("call_")]
     stock = [(_title(node), refused.get(str(node.target), "")) for node in left]
-    return Graph(tuple(builder.region for builder in built), tuple(stock)), fx.GraphModule(root, program, type(model).__name__)
+    return Graph(tuple(builder.region for builder in built), tuple(stock)), fx.GraphModule(
+        root, program, type(model).__name__
+    )
 
 
 def _pick(values: tuple[Any, ...], i: int) -> Any:
@@ -87,8 +98,22 @@ def _title(node: fx.Node) -> str:
 def _conv(name: str, norm: str, conv: nn.Conv2d, source: int, slot: int) -> Conv:
     padding = fixed_padding(conv)
     assert padding is not None
-    kernel, stride, dilation = ((value[0], value[1]) for value in (conv.kernel_size, conv.stride, conv.dilation))
-    return Conv(name, norm, source, conv.in_channels, conv.out_channels, kernel, stride, padding, dilation, conv.groups, slot)
+    kernel, stride, dilation = (
+        (value[0], value[1]) for value in (conv.kernel_size, conv.stride, conv.dilation)
+    )
+    return Conv(
+        name,
+        norm,
+        source,
+        conv.in_channels,
+        conv.out_channels,
+        kernel,
+        stride,
+        padding,
+        dilation,
+        conv.groups,
+        slot,
+    )
 
 
 class _Attribute(nn.Module):
@@ -105,12 +130,14 @@ class _Attribute(nn.Module):
 class _Builder:
     """Numbers a region's values and convolutions."""
 
-    def __init__(self, units: list[Unit], modules: dict[str, nn.Module]):
+    def __init__(self, units: list[FusedUnit], modules: dict[str, nn.Module]):
         self.units = units
         made = {unit.output for unit in units}
         self.inputs = list(dict.fromkeys(node for unit in units for node in unit.inputs if node not in made))
         inside = {node for unit in units for node in unit.nodes}
-        self.outputs = [unit.output for unit in units if any(user not in inside for user in unit.output.users)]
+        self.outputs = [
+            unit.output for unit in units if any(user not in inside for user in unit.output.users)
+        ]
         self.pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
         number = {node: i for i, node in enumerate(self.inputs)}
         joins, slot = [], 0
@@ -119,7 +146,9 @@ class _Builder:
             for conv_node, norm_node in unit.convs:
                 module: Any = modules[str(conv_node.target)]
                 source: Any = conv_node.args[0]
-                convs.append(_conv(str(conv_node.target), str(norm_node.target), module, number[source], slot))
+                convs.append(
+                    _conv(str(conv_node.target), str(norm_node.target), module, number[source], slot)
+                )
                 slot += module.out_channels
                 norm: Any = modules[str(norm_node.target)]
                 self.pairs.append((module, norm))
@@ -136,5 +165,7 @@ class _Builder:
             for node in unit.nodes:
                 env[node] = graph.node_copy(node, lambda n: env[n])
         graph.output(tuple(env[node] for node in self.outputs))
-        root = {str(node.target): modules[str(node.target)] for node in graph.nodes if node.op == "call_module"}
+        root = {
+            str(node.target): modules[str(node.target)] for node in graph.nodes if node.op == "call_module"
+        }
         return fx.GraphModule(root, graph, "StockRegion")

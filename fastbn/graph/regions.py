@@ -1,6 +1,8 @@
-"""The graph: what an engine carries out, as plain data read off a model. It holds names and numbers, no tensors.
+"""The graph: what an engine carries out, as plain data read off a model. It holds names and numbers, no
+tensors.
 
-A region is a chain of joins. A join makes one activation from one or two convolutions, each followed by its BatchNorm:
+A region is a chain of joins. A join makes one activation from one or two convolutions, each followed by its
+BatchNorm:
 
     z = [relu]( scale·y + shift  [+ rscale·y_r + rshift | + residual] )        y = conv(source), raw
 
@@ -17,12 +19,14 @@ Pair = tuple[int, int]
 
 
 class Unfit(Exception):
-    """These inputs are outside what a region can carry out (a broadcast addition, say); stock decides what they mean."""
+    """These inputs are outside what a region can carry out (a broadcast addition, say); stock decides what
+    they mean."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Conv:
-    """A convolution with a frozen weight, and the BatchNorm that reads it. Each is itself alone: it may key a dictionary."""
+    """A convolution with a frozen weight, and the BatchNorm that reads it. Each is itself alone: it may
+    key a dictionary."""
 
     name: str  # "layer1.0.conv1"
     norm: str  # "layer1.0.bn1"
@@ -41,7 +45,9 @@ class Conv:
         n, c, *size = source
         out = [
             (extent + 2 * p - d * (k - 1) - 1) // s + 1
-            for extent, p, d, k, s in zip(size, self.padding, self.dilation, self.kernel, self.stride, strict=True)
+            for extent, p, d, k, s in zip(
+                size, self.padding, self.dilation, self.kernel, self.stride, strict=True
+            )
         ]
         if c != self.in_channels or min(out) < 1 or n < 1:
             raise Unfit(f"{self.name} cannot read an input of shape {source}")
@@ -59,7 +65,8 @@ class Conv:
 
 @dataclasses.dataclass(frozen=True)
 class Join:
-    """An activation z, made of one convolution, or of two (a projection block), or of one and a residual value."""
+    """An activation z, made of one convolution, or of two (a projection block), or of one and a residual
+    value."""
 
     value: int
     convs: tuple[Conv, ...]
@@ -106,14 +113,18 @@ class Region:
         return counts
 
     def shapes(self, inputs: tuple[Shape, ...]) -> dict[int, Shape]:
-        """Every value's shape, from the inputs'. A join's z and its raw outputs share one; raises Unfit where they don't."""
+        """Every value's shape, from the inputs'. A join's z and its raw outputs share one; raises Unfit
+        where they don't."""
         shapes = dict(enumerate(inputs))
         for join in self.joins:
             found = {conv.shape(shapes[conv.source]) for conv in join.convs}
             if join.residual is not None:
                 found.add(shapes[join.residual])
             if len(found) > 1:
-                raise Unfit(f"the addition after {join.convs[0].norm} broadcasts {' and '.join(map(str, sorted(found)))}")
+                raise Unfit(
+                    f"the addition after {join.convs[0].norm} broadcasts "
+                    f"{' and '.join(map(str, sorted(found)))}"
+                )
             shapes[join.value] = found.pop()
         return shapes
 

@@ -1,27 +1,32 @@
-"""The convolutions on the shortcuts of residual blocks, found by the network's shape, whatever its modules are called."""
+"""The convolutions on the shortcuts of residual blocks, found by the network's shape, whatever its modules
+are called."""
 
 from __future__ import annotations
 
 from torch import fx, nn
 
+from fastbn.errors import UsageError
 from fastbn.graph.match import ADDITIONS
 from fastbn.graph.read import trace
-from fastbn.errors import UsageError
 
 
 def shortcuts(model: nn.Module, norms: tuple[type[nn.Module], ...]) -> list[str]:
-    """Their names, in the order of the additions: where a convolution (and at most `norms` after it) is added to a longer way from
-    the same value. Raises UsageError for a model that torch.fx can't trace."""
+    """Their names, in the order of the additions: where a convolution (and at most `norms` after it) is added
+    to a longer way from the same value. Raises UsageError for a model that torch.fx can't trace."""
     try:
         graph = trace(model, {})
     except TypeError as error:
-        raise UsageError(f"train='shortcut' is found in a torch.fx trace, and {type(model).__name__} has none: {error}") from error
+        raise UsageError(
+            f"train='shortcut' is found in a torch.fx trace, and {type(model).__name__} has none: {error}"
+        ) from error
     modules = dict(model.named_modules(remove_duplicate=False))
     place = {node: i for i, node in enumerate(graph.nodes)}
     found: list[str] = []
     for node in graph.nodes:
         operands = [arg for arg in node.args if isinstance(arg, fx.Node)]
-        added = (node.op == "call_function" and node.target in ADDITIONS) or (node.op == "call_method" and node.target in ("add", "add_"))
+        added = (node.op == "call_function" and node.target in ADDITIONS) or (
+            node.op == "call_method" and node.target in ("add", "add_")
+        )
         if not added or len(operands) != 2:
             continue
         for operand, other in (operands, operands[::-1]):
@@ -34,7 +39,9 @@ def shortcuts(model: nn.Module, norms: tuple[type[nn.Module], ...]) -> list[str]
     return found
 
 
-def _convolution(node: fx.Node, modules: dict[str, nn.Module], norms: tuple[type[nn.Module], ...]) -> fx.Node | None:
+def _convolution(
+    node: fx.Node, modules: dict[str, nn.Module], norms: tuple[type[nn.Module], ...]
+) -> fx.Node | None:
     """The convolution whose output this is, but for the norms after it."""
     while node.op == "call_module" and not isinstance(modules[str(node.target)], nn.modules.conv._ConvNd):
         module, before = modules[str(node.target)], node.args[0] if node.args else None

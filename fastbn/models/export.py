@@ -1,4 +1,5 @@
-"""A trained network for use without fastbn: torch's modules alone, its BatchNorms folded away, exported, or as ONNX.
+"""A trained network for use without fastbn: torch's modules alone, its BatchNorms folded away, exported, or
+as ONNX.
 
 Each takes any network that torch.fx can trace, fused or not, and leaves it as it was.
 """
@@ -17,13 +18,14 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fastbn.engine import fuse
 from fastbn.engine.fuse import Fused
-from fastbn.graph.read import trace
 from fastbn.errors import MachineError, UsageError
+from fastbn.graph.read import trace
 
 
 def to_torch(model: nn.Module) -> fx.GraphModule:
-    """The same network of torch's own modules: same names, outputs and `requires_grad`, in the same mode, no class of fastbn's in
-    it, so that what torch.save writes of it loads where fastbn is not installed. Raises TypeError where torch.fx can't trace it."""
+    """The same network of torch's own modules: same names, outputs and `requires_grad`, in the same mode, no
+    class of fastbn's in it, so that what torch.save writes of it loads where fastbn is not installed. Raises
+    TypeError where torch.fx can't trace it."""
     own = fuse(copy.deepcopy(model), "stock")
     graph = fx.Graph()  # one that knows of no tracer
     graph.output(graph.graph_copy(trace(own, Fused(own, "reference").defaults()), {}))
@@ -37,8 +39,9 @@ def to_torch(model: nn.Module) -> fx.GraphModule:
 
 
 def fold_bn(model: nn.Module) -> fx.GraphModule:
-    """The network for inference, in eval mode: each BatchNorm that alone reads a convolution is merged into it, γ·r into the
-    weight, β − μ·γ·r into the bias. Others stay. Raises TypeError where torch.fx can't trace it."""
+    """The network for inference, in eval mode: each BatchNorm that alone reads a convolution is merged into
+    it, γ·r into the weight, β − μ·γ·r into the bias. Others stay. Raises TypeError where torch.fx can't trace
+    it."""
     plain = to_torch(model).eval()
     for norm, before in list(_foldable(plain)):
         conv: Any = plain.get_submodule(str(before.target))
@@ -53,14 +56,21 @@ def fold_bn(model: nn.Module) -> fx.GraphModule:
 
 
 def to_exported(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
-    """torch.export's program of the network in eval mode, for a batch of any size of images like these (N ≥ 2, 3, H, W)."""
+    """torch.export's program of the network in eval mode, for a batch of any size of images like these (N
+    ≥ 2, 3, H, W)."""
     if images.dim() != 4 or len(images) < 2:
-        raise UsageError(f"export needs example images (N, 3, H, W) with N of at least 2, got {tuple(images.shape)}")  # 1 is fixed as 1
-    return torch.export.export(to_torch(model).eval(), (images,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+        # 1 is fixed as 1
+        raise UsageError(
+            f"export needs example images (N, 3, H, W) with N of at least 2, got {tuple(images.shape)}"
+        )
+    return torch.export.export(
+        to_torch(model).eval(), (images,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)
+    )
 
 
 def to_onnx(model: nn.Module, images: Tensor, path: str | os.PathLike[str]) -> None:
-    """Writes the network in eval mode, BatchNorms folded, as one ONNX file: input "images" (N, 3, H, W) of any N, output "logits".
+    """Writes the network in eval mode, BatchNorms folded, as one ONNX file: input "images" (N, 3, H, W) of
+    any N, output "logits".
 
     images: an example of at least two. Raises MachineError where onnx and onnxscript are not installed.
     """
@@ -68,9 +78,13 @@ def to_onnx(model: nn.Module, images: Tensor, path: str | os.PathLike[str]) -> N
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise MachineError(f"ONNX export needs onnx and onnxscript ({error}); pip install 'fastbn[export]'") from error
+        raise MachineError(
+            f"ONNX export needs onnx and onnxscript ({error}); pip install 'fastbn[export]'"
+        ) from error
     program = to_exported(fold_bn(model), images)
-    found = torch.onnx.export(program, input_names=["images"], output_names=["logits"], dynamo=True, verbose=False)
+    found = torch.onnx.export(
+        program, input_names=["images"], output_names=["logits"], dynamo=True, verbose=False
+    )
     assert found is not None
     found.save(os.fspath(path), external_data=False)
 
@@ -78,7 +92,11 @@ def to_onnx(model: nn.Module, images: Tensor, path: str | os.PathLike[str]) -> N
 def _foldable(plain: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node]]:
     """(BatchNorm, the convolution before it) where each is called once, and the one alone reads the other."""
     called = collections.Counter(str(node.target) for node in plain.graph.nodes if node.op == "call_module")
-    once = {node: plain.get_submodule(str(node.target)) for node in plain.graph.nodes if called[str(node.target)] == 1}
+    once = {
+        node: plain.get_submodule(str(node.target))
+        for node in plain.graph.nodes
+        if called[str(node.target)] == 1
+    }
     for node, norm in once.items():
         if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None:
             before = node.all_input_nodes[0]

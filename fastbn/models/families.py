@@ -1,7 +1,7 @@
 """What a network is made from: its family, what a depth means in it, and the errors for a depth that is none.
 
-Source   He et al. 2015, Deep Residual Learning: table 1 (ImageNet) and section 4.2 (CIFAR); 200: He et al. 2016, Identity Mappings;
-         Simonyan, Zisserman 2014, Very Deep Convolutional Networks (VGG).
+Source   He et al. 2015, Deep Residual Learning: table 1 (ImageNet) and section 4.2 (CIFAR); 200: He et al.
+         2016, Identity Mappings; Simonyan, Zisserman 2014, Very Deep Convolutional Networks (VGG).
 Imports no torch.
 """
 
@@ -28,7 +28,14 @@ NORMS = ("batch", "instance", "group", "selu")
 STRIDES = ("3x3", "1x1")
 VGG_DEPTHS = (11, 13, 16, 19)
 ONLY_DEPTH = {"wandb": 20, "mlp": 4, "lstm": 1}  # families of one network
-TITLES = {"cifar": "ResNet", "imagenet": "ResNet", "vgg": "VGG", "wandb": "bottleneck ResNet-20", "mlp": "MLP", "lstm": "LSTM"}
+TITLES = {
+    "cifar": "ResNet",
+    "imagenet": "ResNet",
+    "vgg": "VGG",
+    "wandb": "bottleneck ResNet-20",
+    "mlp": "MLP",
+    "lstm": "LSTM",
+}
 BIASED = ("vgg", "wandb")  # families whose convolutions have a bias, whatever is asked
 IMAGENET = {
     18: ("basic", (2, 2, 2, 2)),
@@ -38,14 +45,16 @@ IMAGENET = {
     152: ("bottleneck", (3, 8, 36, 3)),
     200: ("bottleneck", (3, 24, 36, 3)),
 }
-WIDTH = {"cifar": 16, "imagenet": 64, "vgg": 64, "wandb": 16, "mlp": 1024, "lstm": 100}  # channels or units of the first stage
+# channels or units of the first stage
+WIDTH = {"cifar": 16, "imagenet": 64, "vgg": 64, "wandb": 16, "mlp": 1024, "lstm": 100}
 CIFAR_DEPTHS = "6n+2 (14, 20, 56, 110, 866, …)"
 IMAGENET_DEPTHS = "one of " + ", ".join(map(str, IMAGENET))
 
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """Everything a model is made from, resolved: equal specs are equal models, bit for bit (`orthogonal`: on one machine)."""
+    """Everything a model is made from, resolved: equal specs are equal models, bit for bit (`orthogonal`:
+    on one machine)."""
 
     depth: int
     num_classes: int
@@ -65,8 +74,14 @@ class Spec:
 
     def said(self) -> dict[str, Any]:
         """Its fields but for those that are as they are where nobody says."""
-        usual = {field.name: field.default for field in dataclasses.fields(self) if field.default is not dataclasses.MISSING}
-        return {name: value for name, value in self.asdict().items() if name not in usual or value != usual[name]}
+        usual = {
+            field.name: field.default
+            for field in dataclasses.fields(self)
+            if field.default is not dataclasses.MISSING
+        }
+        return {
+            name: value for name, value in self.asdict().items() if name not in usual or value != usual[name]
+        }
 
     def asdict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -76,7 +91,11 @@ class Spec:
         """As a person would name it."""
         name, depth = TITLES[self.family], "" if self.family in ONLY_DEPTH else f"-{self.depth}"
         plain = f"{name}{depth}" + (" (imagenet)" if self.family == "imagenet" else "")
-        return plain if self.norm == "batch" else f"{plain} with {self.norm.upper() if self.norm == 'selu' else self.norm + ' norm'}"
+        return (
+            plain
+            if self.norm == "batch"
+            else f"{plain} with {self.norm.upper() if self.norm == 'selu' else self.norm + ' norm'}"
+        )
 
     @property
     def block(self) -> str:
@@ -107,10 +126,11 @@ def resolve(
     vocabulary: int = 0,
     embedding: int = 200,
 ) -> Spec:
-    """The Spec that these arguments ask for: the family inferred from the depth, or the depth of a family that has one; the width from
-    the family.
+    """The Spec that these arguments ask for: the family inferred from the depth, or the depth of a family
+    that has one; the width from the family.
 
-    norm: "selu" is none, with SELU in place of ReLU; mlp and lstm have "batch" alone. norm_momentum is torch's: the weight of the new.
+    norm: "selu" is none, with SELU in place of ReLU; mlp and lstm have "batch" alone. norm_momentum is
+    torch's: the weight of the new.
     conv_bias: convolutions with a bias, in a ResNet. stride_on: the convolution of a bottleneck that strides.
     Raises UsageError.
     """
@@ -121,7 +141,10 @@ def resolve(
     depth = _integer("depth", depth, 1)
     family = _family(depth, family)
     if norm != "batch" and family in ("mlp", "lstm"):
-        raise UsageError(f"the family {family} has norm batch alone, got {norm!r}; cifar, imagenet, vgg and wandb have {', '.join(NORMS)}")
+        raise UsageError(
+            f"the family {family} has norm batch alone, got {norm!r}; cifar, imagenet, vgg and wandb have "
+            f"{', '.join(NORMS)}"
+        )
     return Spec(
         depth=depth,
         num_classes=_integer("num_classes", num_classes, 1),
@@ -142,7 +165,11 @@ def resolve(
 
 
 def _depths(family: str | None) -> str:
-    known = {"cifar": CIFAR_DEPTHS, "imagenet": IMAGENET_DEPTHS, "vgg": "one of " + ", ".join(map(str, VGG_DEPTHS))}
+    known = {
+        "cifar": CIFAR_DEPTHS,
+        "imagenet": IMAGENET_DEPTHS,
+        "vgg": "one of " + ", ".join(map(str, VGG_DEPTHS)),
+    }
     return known.get(family or "", f"{CIFAR_DEPTHS} or {IMAGENET_DEPTHS}")
 
 
@@ -153,24 +180,32 @@ def _family(depth: int, family: str | None) -> str:
     if family is None:
         if is_cifar and is_imagenet:
             raise UsageError(
-                f"depth {depth} is both a CIFAR ResNet (6n+2 with n={depth // 6}, basic blocks) and an ImageNet ResNet (bottlenecks); "
+                f"depth {depth} is both a CIFAR ResNet (6n+2 with n={depth // 6}, basic blocks) and an "
+                "ImageNet ResNet (bottlenecks); "
                 'say which with family="cifar" or family="imagenet"'
             )
         if not (is_cifar or is_imagenet):
             near = f"{cifar} (cifar), {imagenet} (imagenet)"
-            raise UsageError(f"depth must be {CIFAR_DEPTHS} or {IMAGENET_DEPTHS}, got {depth}; nearest: {near}")
+            raise UsageError(
+                f"depth must be {CIFAR_DEPTHS} or {IMAGENET_DEPTHS}, got {depth}; nearest: {near}"
+            )
         return "cifar" if is_cifar else "imagenet"
     family = one_of("family", family, FAMILIES)
     if family not in ("cifar", "imagenet"):
         known = VGG_DEPTHS if family == "vgg" else (ONLY_DEPTH[family],)
         if depth not in known:
             nearest = min(known, key=lambda one: abs(one - depth))
-            raise UsageError(f"depth must be one of {', '.join(map(str, known))} for family={family!r}, got {depth}; nearest: {nearest}")
+            raise UsageError(
+                f"depth must be one of {', '.join(map(str, known))} for family={family!r}, got {depth}; "
+                f"nearest: {nearest}"
+            )
         return family
     if family == "cifar" and not is_cifar:
         raise UsageError(f"depth must be {CIFAR_DEPTHS} for family='cifar', got {depth}; nearest: {cifar}")
     if family == "imagenet" and not is_imagenet:
-        raise UsageError(f"depth must be {IMAGENET_DEPTHS} for family='imagenet', got {depth}; nearest: {imagenet}")
+        raise UsageError(
+            f"depth must be {IMAGENET_DEPTHS} for family='imagenet', got {depth}; nearest: {imagenet}"
+        )
     return family
 
 

@@ -1,8 +1,9 @@
 """The seeded draw of every parameter, a stream a name; the fingerprint of the frozen ones.
 
 Source   He et al. 2015, Delving Deep into Rectifiers (kaiming, he_normal); Saxe et al. 2013 (orthogonal);
-         Glorot, Bengio 2010 (glorot_uniform, Keras's default); torch_uniform is what torch's layers are made with;
-         Frankle et al. 2020, Training BatchNorm and Only BatchNorm (γ uniform in [0, 1), the binary weights).
+         Glorot, Bengio 2010 (glorot_uniform, Keras's default); torch_uniform is what torch's layers are made
+         with; Frankle et al. 2020, Training BatchNorm and Only BatchNorm (γ uniform in [0, 1), the binary
+         weights).
 Drawn in float64, cast to the parameter's dtype at the end.
 """
 
@@ -24,11 +25,11 @@ from fastbn.trainable import NORMS
 
 __all__ = ["BETA", "GAMMA", "WEIGHT", "draw", "fingerprint", "load_weights"]
 
-Shape = tuple[int, ...]
+ParameterShape = tuple[int, ...]
 CUT_STD = 0.87962566342397  # the standard deviation of a standard normal cut at ±2, Keras's constant
 
 
-def _fan_in(shape: Shape) -> int:
+def _fan_in(shape: ParameterShape) -> int:
     return math.prod(shape[1:])
 
 
@@ -36,18 +37,19 @@ def _signed_uniform(seed: int, name: str, n: int) -> np.ndarray:
     return 2.0 * draws.uniform(seed, name, n) - 1.0
 
 
-def _kaiming_normal(seed: int, name: str, shape: Shape) -> np.ndarray:
+def _kaiming_normal(seed: int, name: str, shape: ParameterShape) -> np.ndarray:
     """N(0, 2/fan_in)."""
     return draws.normal(seed, name, math.prod(shape)) * math.sqrt(2.0 / _fan_in(shape))
 
 
-def _kaiming_uniform(seed: int, name: str, shape: Shape) -> np.ndarray:
+def _kaiming_uniform(seed: int, name: str, shape: ParameterShape) -> np.ndarray:
     """Uniform in ±√(6/fan_in), of variance 2/fan_in."""
     return _signed_uniform(seed, name, math.prod(shape)) * math.sqrt(6.0 / _fan_in(shape))
 
 
-def _orthogonal(seed: int, name: str, shape: Shape) -> np.ndarray:
-    """Orthonormal rows, or columns where there are more rows: Q of a QR, its signs fixed by R's diagonal so that Q is uniform (Haar)."""
+def _orthogonal(seed: int, name: str, shape: ParameterShape) -> np.ndarray:
+    """Orthonormal rows, or columns where there are more rows: Q of a QR, its signs fixed by R's diagonal
+    so that Q is uniform (Haar)."""
     rows, columns = shape[0], _fan_in(shape)
     normals = draws.normal(seed, name, rows * columns).reshape(rows, columns)
     q, r = np.linalg.qr(normals.T if rows < columns else normals)
@@ -55,28 +57,31 @@ def _orthogonal(seed: int, name: str, shape: Shape) -> np.ndarray:
     return q.T if rows < columns else q
 
 
-def _binary(seed: int, name: str, shape: Shape) -> np.ndarray:
+def _binary(seed: int, name: str, shape: ParameterShape) -> np.ndarray:
     """±√(2/fan_in), with the signs of kaiming_normal's draw; zero counts as positive."""
-    return np.where(draws.normal(seed, name, math.prod(shape)) < 0, -1.0, 1.0) * math.sqrt(2.0 / _fan_in(shape))
+    return np.where(draws.normal(seed, name, math.prod(shape)) < 0, -1.0, 1.0) * math.sqrt(
+        2.0 / _fan_in(shape)
+    )
 
 
-def _torch_uniform(seed: int, name: str, shape: Shape) -> np.ndarray:
+def _torch_uniform(seed: int, name: str, shape: ParameterShape) -> np.ndarray:
     """Uniform in ±1/√fan_in."""
     return _signed_uniform(seed, name, math.prod(shape)) / math.sqrt(_fan_in(shape))
 
 
-def _glorot_uniform(seed: int, name: str, shape: Shape) -> np.ndarray:
+def _glorot_uniform(seed: int, name: str, shape: ParameterShape) -> np.ndarray:
     """Uniform in ±√(6/(fan_in + fan_out))."""
     fans = _fan_in(shape) + shape[0] * math.prod(shape[2:])
     return _signed_uniform(seed, name, math.prod(shape)) * math.sqrt(6.0 / fans)
 
 
-def _he_normal(seed: int, name: str, shape: Shape) -> np.ndarray:
-    """A normal cut at ±2σ with standard deviation √(2/C) after the cut, Keras's HeNormal for a vector of C."""
+def _he_normal(seed: int, name: str, shape: ParameterShape) -> np.ndarray:
+    """A normal cut at ±2σ with standard deviation √(2/C) after the cut, Keras's HeNormal for a vector of
+    C."""
     return draws.normal(seed, name, shape[0], cut=2.0) * (math.sqrt(2.0 / shape[0]) / CUT_STD)
 
 
-Init = Callable[[int, str, Shape], np.ndarray]
+Init = Callable[[int, str, ParameterShape], np.ndarray]
 WEIGHT: dict[str, Init] = {
     "kaiming_normal": _kaiming_normal,
     "kaiming_uniform": _kaiming_uniform,
@@ -103,12 +108,12 @@ def _within(bound: float) -> Init:
 
 
 def draw(model: nn.Module, spec: Spec) -> None:
-    """Fill every Conv2d, Linear, norm, Embedding and LSTM of `model` in place from `spec`'s seed and inits; running statistics become
-    0, 1, 0.
+    """Fill every Conv2d, Linear, norm, Embedding and LSTM of `model` in place from `spec`'s seed and inits;
+    running statistics become 0, 1, 0.
 
-    A parameter's values depend on the seed, its name, its shape and its init. A bias is uniform in ±1/√fan_in, an LSTM's parameters in
-    ±1/√hidden, an embedding normal with zeros for its padding: torch's own. A parameter on the meta device is passed over.
-    """
+    A parameter's values depend on the seed, its name, its shape and its init. A bias is uniform in
+    ±1/√fan_in, an LSTM's parameters in ±1/√hidden, an embedding normal with zeros for its padding: torch's
+    own. A parameter on the meta device is passed over."""
     for name, module in model.named_modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             _fill(module.weight, WEIGHT[spec.weight_init], spec.seed, f"{name}.weight")
@@ -122,7 +127,12 @@ def draw(model: nn.Module, spec: Spec) -> None:
             if isinstance(module, _NormBase):
                 module.reset_running_stats()
         elif isinstance(module, nn.Embedding):
-            _fill(module.weight, lambda seed, name, shape: draws.normal(seed, name, math.prod(shape)), spec.seed, f"{name}.weight")
+            _fill(
+                module.weight,
+                lambda seed, name, shape: draws.normal(seed, name, math.prod(shape)),
+                spec.seed,
+                f"{name}.weight",
+            )
             if module.padding_idx is not None and not module.weight.is_meta:
                 module.weight.data[module.padding_idx] = 0
         elif isinstance(module, nn.LSTM):
@@ -131,16 +141,21 @@ def draw(model: nn.Module, spec: Spec) -> None:
 
 
 def fingerprint(model: nn.Module, names: Iterable[str] | None = None) -> str:
-    """SHA-256 (hex) over the name, the shape and the little-endian float32 bytes of parameters and buffers, in state_dict order.
+    """SHA-256 (hex) over the name, the shape and the little-endian float32 bytes of parameters and buffers,
+    in state_dict order.
 
-    names: which; by default the frozen ones of a model that trains BatchNorm, every parameter that no norm layer owns. What requires
-    grad makes no difference. Raises KeyError for a name that is not in the state_dict.
-    """
+    names: which; by default the frozen ones of a model that trains BatchNorm, every parameter that no norm
+    layer owns. What requires grad makes no difference. Raises KeyError for a name that is not in the
+    state_dict."""
     state = model.state_dict()
     if names is None:
         norms = [module for module in model.modules() if isinstance(module, NORMS)]
         owned = {id(parameter) for norm in norms for parameter in norm.parameters(recurse=False)}
-        chosen = {name for name, parameter in model.named_parameters(remove_duplicate=False) if id(parameter) not in owned}
+        chosen = {
+            name
+            for name, parameter in model.named_parameters(remove_duplicate=False)
+            if id(parameter) not in owned
+        }
     else:
         chosen = set(names)
         if missing := sorted(chosen - state.keys()):
@@ -149,7 +164,14 @@ def fingerprint(model: nn.Module, names: Iterable[str] | None = None) -> str:
     for name, value in state.items():
         if name in chosen:
             digest.update(f"{name}{tuple(value.shape)}".encode())
-            digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().astype("<f4", copy=False).tobytes())
+            digest.update(
+                value.detach()
+                .to("cpu", torch.float32)
+                .contiguous()
+                .numpy()
+                .astype("<f4", copy=False)
+                .tobytes()
+            )
     return digest.hexdigest()
 
 

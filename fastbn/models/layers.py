@@ -20,15 +20,17 @@ def differentiable(x: Tensor) -> Tensor:
 
 
 class GroupNorm(nn.GroupNorm):
-    """nn.GroupNorm whose input always requires grad: on CPUs torch's channels-last backward crashes the process where γ and β train and
-    the input does not (torch 2.13), as behind a first convolution that is frozen."""
+    """nn.GroupNorm whose input always requires grad: on CPUs torch's channels-last backward crashes the
+    process where γ and β train and the input does not (torch 2.13), as behind a first convolution that is
+    frozen."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(differentiable(x))
 
 
 class Layers:
-    """Makes a network's layers. Under `norm="selu"` there is no norm, and SELU stands for BatchNorm and ReLU (Klambauer et al. 2017)."""
+    """Makes a network's layers. Under `norm="selu"` there is no norm, and SELU stands for BatchNorm and
+    ReLU (Klambauer et al. 2017)."""
 
     def __init__(self, spec: Spec):
         self.spec = spec

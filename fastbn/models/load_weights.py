@@ -1,4 +1,5 @@
-"""A model's weights from a file with torchvision's keys, checked whole before anything is written; no pickle is executed."""
+"""A model's weights from a file with torchvision's keys, checked whole before anything is written; no
+pickle is executed."""
 
 from __future__ import annotations
 
@@ -19,14 +20,16 @@ COUNTER = "num_batches_tracked"
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> str:
-    """Copy the file's parameters, γ, β and running statistics into `model`, and return the file's SHA-256 (hex).
+    """Copy the file's parameters, γ, β and running statistics into `model`, and return the file's SHA-256
+    (hex).
 
-    path: `.safetensors`, or what torch.save wrote of a state dict (also under "state_dict", also with DataParallel's "module." on every
-    key), read with weights_only=True. Any floating-point dtype, cast to the model's. A file with another number of classes leaves the
-    model's own `fc`; `num_batches_tracked` may be missing, and is then 0.
+    path: `.safetensors`, or what torch.save wrote of a state dict (also under "state_dict", also with
+    DataParallel's "module." on every key), read with weights_only=True. Any floating-point dtype, cast to the
+    model's. A file with another number of classes leaves the model's own `fc`; `num_batches_tracked` may be
+    missing, and is then 0.
 
-    Raises UsageError, the model untouched, for a file that cannot be read, and for keys or shapes that do not fit.
-    """
+    Raises UsageError, the model untouched, for a file that cannot be read, and for keys or shapes that do not
+    fit."""
     path = Path(path)
     try:
         content = path.read_bytes()
@@ -67,11 +70,21 @@ def _tensors(loaded: object, path: Path) -> dict[str, Tensor]:
     if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, Mapping) or not loaded:
-        raise UsageError(f"weights file {path}: must hold a state dict of tensors by name, found {_kind(loaded)}")
+        raise UsageError(
+            f"weights file {path}: must hold a state dict of tensors by name, found {_kind(loaded)}"
+        )
     for name, value in loaded.items():
-        plain = isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
+        plain = (
+            isinstance(name, str)
+            and isinstance(value, Tensor)
+            and value.layout == torch.strided
+            and value.device.type == "cpu"
+        )
         if not plain or not (value.is_floating_point() or str(name).endswith(COUNTER)):
-            raise UsageError(f"weights file {path}: must hold floating-point tensors by name, found {name!r}: {_kind(value)}")
+            raise UsageError(
+                f"weights file {path}: must hold floating-point tensors by name, found {name!r}: "
+                f"{_kind(value)}"
+            )
     prefix = "module." if all(name.startswith("module.") for name in loaded) else ""
     return {name.removeprefix(prefix): value for name, value in loaded.items()}
 
@@ -95,7 +108,10 @@ def _check(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: st
     if wrong := [f"{name} {tuple(has)} for {tuple(needs)}" for name, has, needs in shapes if has != needs]:
         problems.append(f"{len(wrong)} of another shape ({_few(wrong)})")
     if problems:
-        raise UsageError(f"weights file {os.fspath(path)} does not fit the model: {', '.join(problems)}; check depth, width and family")
+        raise UsageError(
+            f"weights file {os.fspath(path)} does not fit the model: {', '.join(problems)}; check depth, "
+            "width and family"
+        )
 
 
 def _few(names: Iterable[str]) -> str:
@@ -104,7 +120,11 @@ def _few(names: Iterable[str]) -> str:
 
 
 def _kind(value: object) -> str:
-    return f"a {value.layout} {value.dtype} tensor on {value.device}" if isinstance(value, Tensor) else type(value).__name__
+    return (
+        f"a {value.layout} {value.dtype} tensor on {value.device}"
+        if isinstance(value, Tensor)
+        else type(value).__name__
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -1,4 +1,5 @@
-"""Network: what every network made from a Spec shares: its draw, its weights from a file, its freezing and its engine."""
+"""Network: what every network made from a Spec shares: its draw, its weights from a file, its freezing and
+its engine."""
 
 from __future__ import annotations
 
@@ -9,20 +10,21 @@ import torch
 from torch import Tensor, fx, nn
 
 from fastbn.engine import fuse
-from fastbn.models.families import HOMES, Spec
 from fastbn.models.export import to_torch
+from fastbn.models.families import HOMES, Spec
 from fastbn.models.init import draw, load_weights
 from fastbn.trainable import count, freeze
 
 
 class Network(nn.Module):
-    """A network of one family: a subclass makes its layers in `build` and says what follows what in `forward`; its head is `fc`.
+    """A network of one family: a subclass makes its layers in `build` and says what follows what in
+    `forward`; its head is `fc`.
 
     spec: everything it is made from. engine: what runs it, as in `fastbn.fuse`.
     weights: a .safetensors or .pth file with its state dict's keys, see `load_weights`.
 
-    Parameters are of torch's default dtype on its default device; on "meta" nothing is drawn. Only norms require grad (in a network
-    without any, everything).
+    Parameters are of torch's default dtype on its default device; on "meta" nothing is drawn. Only norms
+    require grad (in a network without any, everything).
     Attributes: `spec`, `weights_file` and `weights_sha256` (None without a file).
     """
 
@@ -53,12 +55,16 @@ class Network(nn.Module):
         return to_torch(self)
 
     def lines(self) -> list[str]:
-        """The layers as a reader wants them: not their modules, of which 866 layers would print 1,900 lines."""
+        """The layers as a reader wants them: not their modules, of which 866 layers would print 1,900
+        lines."""
         return []
 
     def __repr__(self) -> str:
         some, total = count(self)
-        first = ", ".join(f"{key}={value!r}" for key, value in self.spec.said().items()) + f", weights={self.weights_file!r}"
+        first = (
+            ", ".join(f"{key}={value!r}" for key, value in self.spec.said().items())
+            + f", weights={self.weights_file!r}"
+        )
         lines = [*self.lines(), f"fc: {self.fc!r}", f"trainable: {some:,} of {total:,} parameters"]
         return f"{type(self).__name__}({first})" + "".join(f"\n  {line}" for line in lines)
 

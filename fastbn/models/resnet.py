@@ -1,7 +1,8 @@
-"""FastBNOnlyResNet: an ordinary ResNet with torchvision's names, seeded weights, everything but BatchNorm frozen, and fused.
+"""FastBNOnlyResNet: an ordinary ResNet with torchvision's names, seeded weights, everything but BatchNorm
+frozen, and fused.
 
-Source   He et al. 2015, Deep Residual Learning (both families, post-activation); the bottleneck's stride is on its 3×3, as torchvision's.
-"""
+Source   He et al. 2015, Deep Residual Learning (both families, post-activation); the bottleneck's stride is
+on its 3×3, as torchvision's."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from fastbn.models.network import Network
 
 
 class BasicBlock(nn.Module):
-    """(N, in_channels, H, W) -> (N, channels, ⌈H/stride⌉, ⌈W/stride⌉): two 3×3 convolutions beside an identity or a projection."""
+    """(N, in_channels, H, W) -> (N, channels, ⌈H/stride⌉, ⌈W/stride⌉): two 3×3 convolutions beside an
+    identity or a projection."""
 
     expansion = 1
 
@@ -39,7 +41,8 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """(N, in_channels, H, W) -> (N, 4·channels, ⌈H/stride⌉, ⌈W/stride⌉): 1×1, 3×3, 1×1 beside an identity or a projection."""
+    """(N, in_channels, H, W) -> (N, 4·channels, ⌈H/stride⌉, ⌈W/stride⌉): 1×1, 3×3, 1×1 beside an identity
+    or a projection."""
 
     expansion = 4
 
@@ -68,9 +71,11 @@ BLOCKS: dict[str, type[BasicBlock] | type[Bottleneck]] = {"basic": BasicBlock, "
 
 
 class FastBNOnlyResNet(Network):
-    """A ResNet of `depth` layers, images (N, 3, H, W) -> logits (N, num_classes), in which only BatchNorm's γ and β require grad.
+    """A ResNet of `depth` layers, images (N, 3, H, W) -> logits (N, num_classes), in which only BatchNorm's γ
+    and β require grad.
 
-    depth: 6n+2 (CIFAR family: three stages of n basic blocks, no max-pooling) or 18, 34, 50, 101, 152, 200 (ImageNet family).
+    depth: 6n+2 (CIFAR family: three stages of n basic blocks, no max-pooling) or 18, 34, 50, 101, 152, 200
+    (ImageNet family).
     width: channels of the first stage, doubled at each later one; 16 (CIFAR) or 64 (ImageNet).
     family: "cifar" or "imagenet"; inferred from the depth except for 50, 152 and 200, which are both.
     seed: of every parameter's draw, a stream a name; torch's global generators are neither read nor advanced.
@@ -80,9 +85,8 @@ class FastBNOnlyResNet(Network):
     variant: norm, norm_eps, norm_momentum, conv_bias, stride_on, as in `fastbn.models.families.resolve`.
 
     Parameters are of torch's default dtype on its default device; on "meta" nothing is drawn.
-    Attributes: `spec` (everything above, resolved), `weights_file` and `weights_sha256` (None without a file).
-    Raises UsageError for an argument that cannot be.
-    """
+    Attributes: `spec` (everything above, resolved), `weights_file` and `weights_sha256` (None without a
+    file). Raises UsageError for an argument that cannot be."""
 
     def __init__(
         self,
@@ -101,7 +105,10 @@ class FastBNOnlyResNet(Network):
     ):
         spec = resolve(depth, num_classes, width, family, seed, gamma_init, beta_init, weight_init, **variant)
         if spec.family not in ("cifar", "imagenet"):
-            raise UsageError(f"FastBNOnlyResNet is of the family cifar or imagenet, got {family!r}; fastbn.models.network makes others")
+            raise UsageError(
+                f"FastBNOnlyResNet is of the family cifar or imagenet, got {family!r}; "
+                "fastbn.models.network makes others"
+            )
         super().__init__(spec, engine, weights)
 
     def build(self, spec: Spec) -> None:
@@ -135,11 +142,16 @@ class FastBNOnlyResNet(Network):
     def lines(self) -> list[str]:
         """The stages as built."""
         spec, expansion = self.spec, BLOCKS[self.spec.block].expansion
-        lines = [f"stem: {'3×3' if spec.family == 'cifar' else '7×7 stride 2, max-pool stride 2'}, 3→{spec.width}"]
+        lines = [
+            f"stem: {'3×3' if spec.family == 'cifar' else '7×7 stride 2, max-pool stride 2'}, 3→{spec.width}"
+        ]
         channels = spec.width
         for i, blocks in enumerate(spec.blocks):
             wide = (spec.width << i) * expansion
-            lines.append(f"layer{i + 1}: {blocks} × {BLOCKS[spec.block].__name__} {channels}→{wide}" + (", stride 2" if i else ""))
+            lines.append(
+                f"layer{i + 1}: {blocks} × {BLOCKS[spec.block].__name__} {channels}→{wide}"
+                + (", stride 2" if i else "")
+            )
             channels = wide
         return lines
 

@@ -1,7 +1,7 @@
 """VGG-11, 13, 16 and 19 with BatchNorm for 32×32 images.
 
-Source   Simonyan, Zisserman 2014, table 1 (A, B, D, E); the head and the biased convolutions as in open_lth's CIFAR networks.
-"""
+Source   Simonyan, Zisserman 2014, table 1 (A, B, D, E); the head and the biased convolutions as in open_lth's
+CIFAR networks."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from fastbn.models.families import Spec
 from fastbn.models.layers import Layers
 from fastbn.models.network import Network
 
-STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}  # 3×3 convolutions between max-pools
+# 3×3 convolutions between max-pools
+STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 GROWTH = (1, 2, 4, 8, 8)  # channels of each stage, in widths
 
 
 class VGG(Network):
-    """Images (N, 3, H, W), H and W at least 16, -> logits: five stages of 3×3 convolutions, a max-pool between two, then the mean."""
+    """Images (N, 3, H, W), H and W at least 16, -> logits: five stages of 3×3 convolutions, a max-pool
+    between two, then the mean."""
 
     def build(self, spec: Spec) -> None:
         layers, channels = Layers(spec), 3
@@ -44,4 +46,7 @@ class VGG(Network):
 
     def lines(self) -> list[str]:
         stages = zip(STAGES[self.spec.depth], GROWTH, strict=True)
-        return [f"layer{i + 1}: {count} × 3×3 to {self.spec.width * growth}" for i, (count, growth) in enumerate(stages)]
+        return [
+            f"layer{i + 1}: {count} × 3×3 to {self.spec.width * growth}"
+            for i, (count, growth) in enumerate(stages)
+        ]

@@ -1,8 +1,9 @@
-"""Charts as inline SVG for fastbn.page, from numbers alone: bars, lines (linear or logarithmic), histograms, strips, roofline.
+"""Charts as inline SVG for fastbn.page, from numbers alone: bars, lines (linear or logarithmic), histograms,
+strips, roofline.
 
-A chart is 420 units wide, so that its 12-unit text is legible on a phone as on paper. What a series is is told by its name beside
-it, its mark and its dashes; colour only repeats it. Every mark has its value as a tooltip, every chart a text that stands for it.
-"""
+A chart is 420 units wide, so that its 12-unit text is legible on a phone as on paper. What a series is is
+told by its name beside it, its mark and its dashes; colour only repeats it. Every mark has its value as a
+tooltip, every chart a text that stands for it."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ MARKS = (  # around (0, 0): circle, square, triangle, diamond, plus, triangle on
 
 
 @dataclasses.dataclass(frozen=True)
-class Value:
+class ChartValue:
     """A measurement with its quartiles, or another interval, where there is one."""
 
     middle: float
@@ -40,13 +41,14 @@ class Bar:
     """A name and one value a measure. `kind` is its colour, 0 … 5."""
 
     name: str
-    values: Sequence[Value | None]
+    values: Sequence[ChartValue | None]
     kind: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """Points (x, y), joined by a line or not, each with a label or none. `look` sets mark and dashes apart within a colour.
+    """Points (x, y), joined by a line or not, each with a label or none. `look` sets mark and dashes apart
+    within a colour.
     band: (low, high) at each point, or nothing."""
 
     name: str
@@ -59,14 +61,21 @@ class Series:
     band: Sequence[tuple[float, float]] = ()
 
 
-def bars(title: str, rows: Sequence[Bar], unit: str, measures: Sequence[str] = ("",), rule: float | None = None) -> Html:
-    """Horizontal: a name above its bars, one for each measure it has, and a whisker where a value has an interval. `rule` is a line
-    to compare with. `unit` follows a value at once: " ms", "×"."""
+def bars(
+    title: str, rows: Sequence[Bar], unit: str, measures: Sequence[str] = ("",), rule: float | None = None
+) -> Html:
+    """Horizontal: a name above its bars, one for each measure it has, and a whisker where a value has an
+    interval. `rule` is a line to compare with. `unit` follows a value at once: " ms", "×"."""
     rows = [row for row in rows if any(row.values)]
     if not rows:
         return NOTHING
     most = max(value.high or value.middle for row in rows for value in row.values if value)
-    widest = max(len(_value(value, unit, measure)) for row in rows for value, measure in zip(row.values, measures, strict=True) if value)
+    widest = max(
+        len(_value(value, unit, measure))
+        for row in rows
+        for value, measure in zip(row.values, measures, strict=True)
+        if value
+    )
     scale = Scale(0.0, max(most, rule or 0.0) or 1.0, 0.0, WIDTH - 10 - GLYPH * widest)
     drawn, top = [], 2.0
     for row in rows:
@@ -75,27 +84,41 @@ def bars(title: str, rows: Sequence[Bar], unit: str, measures: Sequence[str] = (
         for i, (value, measure) in enumerate(zip(row.values, measures, strict=True)):
             if value is None:
                 continue
-            end, low, high = (scale(v) for v in (value.middle, value.low or value.middle, value.high or value.middle))
+            end, low, high = (
+                scale(v) for v in (value.middle, value.low or value.middle, value.high or value.middle)
+            )
             spread = f" ({number(value.low)} … {number(value.high)})" if value.low and value.high else ""
             tip = f"{row.name}: {_value(value, unit, measure)}{spread}"
             second = " second" if i else ""
             drawn.append(f'<rect class="track" x="0" y="{top:g}" width="{scale.end:.1f}" height="12" />')
-            drawn.append(f'<rect class="bar{second} k{row.kind}" x="0" y="{top:g}" width="{end:.1f}" height="12">{_tip(tip)}</rect>')
+            drawn.append(
+                f'<rect class="bar{second} k{row.kind}" x="0" y="{top:g}" width="{end:.1f}" '
+                f'height="12">{_tip(tip)}</rect>'
+            )
             if high > low:
                 path = f"M{low:.1f} {top + 3:g}v6m0 -3H{high:.1f}m0 -3v6"
                 drawn.append(f'<path class="whisker" d="{path}">{_tip(tip)}</path>')
             drawn.append(_text(max(end, high) + 6, top + 10.5, _value(value, unit, measure)))
             if rule is not None:
-                drawn.append(f'<path class="axis" stroke-dasharray="2 2" d="M{scale(rule):.1f} {top - 2:g}v16">{_tip(number(rule))}</path>')
+                drawn.append(
+                    f'<path class="axis" stroke-dasharray="2 2" d="M{scale(rule):.1f} '
+                    f'{top - 2:g}v16">{_tip(number(rule))}</path>'
+                )
             top += 15
         top += 7
-    said = "; ".join(f"{row.name} {', '.join(_value(v, unit, m) for v, m in zip(row.values, measures, strict=True) if v)}" for row in rows)
+    said = "; ".join(
+        f"{row.name} {', '.join(_value(v, unit, m) for v, m in zip(row.values, measures, strict=True) if v)}"
+        for row in rows
+    )
     return _svg(f"{title}: {said}", top - 4, drawn)
 
 
-def lines(title: str, series: Sequence[Series], x_label: str, y_label: str, log: bool = False, said: str = "") -> Html:
-    """Series over two axes, both logarithmic or both linear from 0; x is ticked where points are, if these are few and round. Points
-    that a logarithm can't show are left out. `said` stands for the chart instead of its points."""
+def lines(
+    title: str, series: Sequence[Series], x_label: str, y_label: str, log: bool = False, said: str = ""
+) -> Html:
+    """Series over two axes, both logarithmic or both linear from 0; x is ticked where points are, if these
+    are few and round. Points that a logarithm can't show are left out. `said` stands for the chart instead of
+    its points."""
     if log:
         series = [dataclasses.replace(s, points=[p for p in s.points if min(p) > 0]) for s in series]
     series = [s for s in series if s.points]
@@ -117,7 +140,10 @@ def lines(title: str, series: Sequence[Series], x_label: str, y_label: str, log:
     for v in xs if few else x.ticks():
         half = GLYPH * len(short(v)) / 2
         if x(v) - half > after:
-            drawn.append(f'<path class="axis" d="M{x(v):.1f} 250v4" />{_text(min(x(v), WIDTH - half), 267, short(v), "soft", "middle")}')
+            drawn.append(
+                f'<path class="axis" d="M{x(v):.1f} 250v4" '
+                f"/>{_text(min(x(v), WIDTH - half), 267, short(v), 'soft', 'middle')}"
+            )
             after = x(v) + half + 4
     taken = [(x(a), y(b), 5.0) for s in series if s.marked for a, b in s.points]
     for i, s in enumerate(series):
@@ -127,23 +153,44 @@ def lines(title: str, series: Sequence[Series], x_label: str, y_label: str, log:
         drawn += [*_band(s, around), *_drawn(s, spots, tips), *_labels(s.labels, spots, taken)]
         drawn += [f'<path class="curve k{s.kind}"{_dashes(s)} d="M0 {row:g}h28" />'] if s.joined else []
         drawn += [*_drawn(s, [(14.0, row)], [s.name]), _text(34, row + 4, _fit(s.name, WIDTH - 34))]
-    said = said or "; ".join(f"{s.name}: " + ", ".join(f"{number(a)} → {number(b)}" for a, b in s.points) for s in series)
+    said = said or "; ".join(
+        f"{s.name}: " + ", ".join(f"{number(a)} → {number(b)}" for a, b in s.points) for s in series
+    )
     return _svg(f"{title}, {y_label} against {x_label}. {said}", 300 + 18 * len(series), drawn)
 
 
-def histogram(title: str, edges: Sequence[float], heights: Sequence[tuple[str, int, Sequence[float]]], x_label: str, y_label: str) -> Html:
-    """Outlines over the same bins, laid over each other: (name, kind, a height a bin) each, between `edges`, one more than bins."""
+def histogram(
+    title: str,
+    edges: Sequence[float],
+    heights: Sequence[tuple[str, int, Sequence[float]]],
+    x_label: str,
+    y_label: str,
+) -> Html:
+    """Outlines over the same bins, laid over each other: (name, kind, a height a bin) each, between
+    `edges`, one more than bins."""
     series, said = [], []
     for i, (name, kind, found) in enumerate(heights):
         tops = [0.0, *(h for h in found for _ in (0, 1)), 0.0]
-        series.append(Series(name, [*zip([e for e in edges for _ in (0, 1)], tops, strict=True)], kind, i, marked=False))
+        series.append(
+            Series(name, [*zip([e for e in edges for _ in (0, 1)], tops, strict=True)], kind, i, marked=False)
+        )
         most = max(range(len(found)), key=lambda at: found[at])
-        said.append(f"{name}: most, {number(found[most])}, between {number(edges[most])} and {number(edges[most + 1])}")
+        said.append(
+            f"{name}: most, {number(found[most])}, between {number(edges[most])} and "
+            f"{number(edges[most + 1])}"
+        )
     return lines(title, series, x_label, y_label, said="; ".join(said))
 
 
-def strips(title: str, rows: Sequence[tuple[str, Sequence[float]]], edges: Sequence[float], x_label: str, kind: int = 0) -> Html:
-    """A row a name: histograms over the same bins as shades, strongest where a row has its most. `edges` is one longer than a row."""
+def strips(
+    title: str,
+    rows: Sequence[tuple[str, Sequence[float]]],
+    edges: Sequence[float],
+    x_label: str,
+    kind: int = 0,
+) -> Html:
+    """A row a name: histograms over the same bins as shades, strongest where a row has its most. `edges`
+    is one longer than a row."""
     if not rows:
         return NOTHING
     margin = min(8 + GLYPH * max(len(name) for name, _ in rows), WIDTH * 0.45)
@@ -152,14 +199,21 @@ def strips(title: str, rows: Sequence[tuple[str, Sequence[float]]], edges: Seque
     for i, (name, found) in enumerate(rows):
         top, most = 4.0 + 16 * i, max(found) or 1.0
         drawn.append(_text(0, top + 11, _fit(name, margin)))
-        drawn.append(f'<rect class="track" x="{x.start:.1f}" y="{top:g}" width="{x.end - x.start:.1f}" height="14" />')
+        drawn.append(
+            f'<rect class="track" x="{x.start:.1f}" y="{top:g}" width="{x.end - x.start:.1f}" height="14" />'
+        )
         for low, high, height in zip(edges[:-1], edges[1:], found, strict=True):
             if height:
                 place = f'x="{x(low):.1f}" y="{top:g}" width="{x(high) - x(low):.2f}" height="14"'
                 tip = _tip(f"{name}: {number(height)} in {number(low)} … {number(high)}")
-                drawn.append(f'<rect class="cell k{kind}" {place} fill-opacity="{height / most:.2f}">{tip}</rect>')
+                drawn.append(
+                    f'<rect class="cell k{kind}" {place} fill-opacity="{height / most:.2f}">{tip}</rect>'
+                )
     for v in x.ticks():
-        drawn.append(f'<path class="axis" d="M{x(v):.1f} {bottom:g}v4" />{_text(x(v), bottom + 17, short(v), "soft", "middle")}')
+        drawn.append(
+            f'<path class="axis" d="M{x(v):.1f} {bottom:g}v4" '
+            f"/>{_text(x(v), bottom + 17, short(v), 'soft', 'middle')}"
+        )
     drawn.append(_text(WIDTH - 2, bottom + 34, x_label, "soft", "end"))
     return _svg(f"{title}, {x_label}, of {', '.join(name for name, _ in rows)}", bottom + 40, drawn)
 
@@ -171,14 +225,24 @@ def roofline(title: str, series: Sequence[Series], bytes_per_second: float, flop
         return NOTHING
     ridge = flops_per_second / bytes_per_second
     ends = sorted({min(*xs, ridge) / 1.5, ridge, max(*xs, ridge) * 1.5})
-    roof = Series("the machine's own rates", [(x, min(bytes_per_second * x, flops_per_second) / 1e9) for x in ends], 5, 1, marked=False)
-    points = [dataclasses.replace(s, joined=False, points=[(x, y / 1e9) for x, y in s.points]) for s in series]
+    roof = Series(
+        "the machine's own rates",
+        [(x, min(bytes_per_second * x, flops_per_second) / 1e9) for x in ends],
+        5,
+        1,
+        marked=False,
+    )
+    points = [
+        dataclasses.replace(s, joined=False, points=[(x, y / 1e9) for x, y in s.points]) for s in series
+    ]
     return lines(title, [roof, *points], "FLOP a byte", "GFLOP/s", log=True)
 
 
 def _drawn(s: Series, spots: Sequence[tuple[float, float]], tips: Sequence[str]) -> list[str]:
     path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in spots)
-    curve = [f'<path class="curve k{s.kind}"{_dashes(s)} d="{path}" />'] if s.joined and len(spots) > 1 else []
+    curve = (
+        [f'<path class="curve k{s.kind}"{_dashes(s)} d="{path}" />'] if s.joined and len(spots) > 1 else []
+    )
     if not s.marked:
         return curve
     mark = f'<path class="mark k{s.kind}" d="{MARKS[s.look % len(MARKS)]}"'
@@ -189,24 +253,33 @@ def _drawn(s: Series, spots: Sequence[tuple[float, float]], tips: Sequence[str])
 def _band(s: Series, around: Sequence[tuple[float, tuple[float, float]]]) -> list[str]:
     if not any(low != high for _, (low, high) in around):
         return []
-    path = [f"{x:.1f} {high:.1f}" for x, (_, high) in around] + [f"{x:.1f} {low:.1f}" for x, (low, _) in reversed(around)]
+    path = [f"{x:.1f} {high:.1f}" for x, (_, high) in around] + [
+        f"{x:.1f} {low:.1f}" for x, (low, _) in reversed(around)
+    ]
     return [f'<path class="band k{s.kind}" d="M{"L".join(path)}z" />']
 
 
-def _labels(labels: Sequence[str], spots: Sequence[tuple[float, float]], taken: list[tuple[float, float, float]]) -> list[str]:
-    """Beside their points, at the first of four places that nothing has `taken`: (x, y, half the width) of marks and labels."""
+def _labels(
+    labels: Sequence[str], spots: Sequence[tuple[float, float]], taken: list[tuple[float, float, float]]
+) -> list[str]:
+    """Beside their points, at the first of four places that nothing has `taken`: (x, y, half the width) of
+    marks and labels."""
     drawn = []
     for label, (x, y) in zip(labels, spots, strict=False):
         half = GLYPH * len(label) / 2
         places = [(x + 7 + half, y), (x - 7 - half, y), (x, y - 12), (x, y + 12)]
-        free = [(a, b) for a, b in places if all(abs(a - c) > half + own or abs(b - d) > 9 for c, d, own in taken) and a + half < WIDTH]
+        free = [
+            (a, b)
+            for a, b in places
+            if all(abs(a - c) > half + own or abs(b - d) > 9 for c, d, own in taken) and a + half < WIDTH
+        ]
         a, b = (free or places)[0]
         taken.append((a, b, half))
         drawn.append(_text(a, b + 4, label, place="middle"))
     return drawn
 
 
-def _value(value: Value, unit: str, measure: str) -> str:
+def _value(value: ChartValue, unit: str, measure: str) -> str:
     return f"{measure} {number(value.middle)}{unit}".strip()
 
 
@@ -231,4 +304,6 @@ def _text(x: float, y: float, value: str, style: str = "", place: str = "start")
 
 
 def _svg(said: str, height: float, drawn: Sequence[str]) -> Html:
-    return Html(f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{text(said)}">{"".join(drawn)}</svg>')
+    return Html(
+        f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{text(said)}">{"".join(drawn)}</svg>'
+    )

@@ -1,10 +1,11 @@
-"""The one page template: a report as a single HTML file that needs nothing else, on a screen light or dark, on a phone, on paper.
+"""The one page template: a report as a single HTML file that needs nothing else, on a screen light or dark,
+on a phone, on paper.
 
-    found = page("A report", "What it shows.", [section("Steps", table(["case", "ms"], [["ResNet-14", "12.0"]]), paragraph("Done."))])
-    Path("report.html").write_text(found, encoding="utf-8")
+    found = page("A report", "What it shows.", [section("Steps", table(["case", "ms"], [["ResNet-14",
+    "12.0"]]), paragraph("Done."))]) Path("report.html").write_text(found, encoding="utf-8")
 
-Whatever takes `str` escapes it; `Html` is markup already. No script, font or image is fetched. The markup is well-formed XML too.
-fastbn.page.charts draws into it, by the classes k0 … k5 (series) that are coloured here.
+Whatever takes `str` escapes it; `Html` is markup already. No script, font or image is fetched. The markup is
+well-formed XML too. fastbn.page.charts draws into it, by the classes k0 … k5 (series) that are coloured here.
 """
 
 from __future__ import annotations
@@ -75,7 +76,8 @@ PAGE = """<!DOCTYPE html>
 </html>
 """
 
-CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")  # what neither HTML nor XML may hold, escaped or not
+# what neither HTML nor XML may hold, escaped or not
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 NUMERIC = re.compile(r"[<>≤≥~]? ?[-−+]?[\d.,]+(e[-+]\d+)?( ?(…|–|/) ?[\d.,]+)*( ?[^\d\s]{1,7})?$")
 
 
@@ -108,7 +110,8 @@ def listing(items: Iterable[str]) -> Html:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
-    """A row's first cell is its name. A column of numbers is set right; one in which no row has anything is left out."""
+    """A row's first cell is its name. A column of numbers is set right; one in which no row has anything
+    is left out."""
     used = [i for i, _ in enumerate(header) if i == 0 or any(row[i] not in ("", ABSENT) for row in rows)]
     if not rows:
         return NOTHING
@@ -116,12 +119,17 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
     style = {i: ' class="figure"' if i in right else "" for i in used}
     head = "".join(f'<th scope="col"{style[i]}>{text(header[i])}</th>' for i in used)
     cells = ["".join(f"<td{style[i]}>{text(row[i])}</td>" for i in used[1:]) for row in rows]
-    body = "".join(f'<tr><th scope="row">{text(row[0])}</th>{own}</tr>' for row, own in zip(rows, cells, strict=True))
-    return Html(f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>')
+    body = "".join(
+        f'<tr><th scope="row">{text(row[0])}</th>{own}</tr>' for row, own in zip(rows, cells, strict=True)
+    )
+    return Html(
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
 
 
 def figure(chart: Html, title: str, caption: str = "") -> Html:
-    """A chart under its title, with what it shows and under which conditions; nothing where there is no chart."""
+    """A chart under its title, with what it shows and under which conditions; nothing where there is no
+    chart."""
     said = f"<strong>{text(title)}</strong>{'<br />' if caption else ''}{text(caption)}"
     return Html(f"<figure><figcaption>{said}</figcaption>{chart}</figure>") if chart else NOTHING
 
@@ -135,7 +143,9 @@ def figures(found: Sequence[Html]) -> Html:
 def section(title: str, *parts: Html) -> Html:
     """Under a heading of its own; nothing where every part is empty."""
     body = joined(parts)
-    return Html(f'<section id="{anchor(title)}"><h2>{text(title)}</h2>\n{body}\n</section>') if body else NOTHING
+    return (
+        Html(f'<section id="{anchor(title)}"><h2>{text(title)}</h2>\n{body}\n</section>') if body else NOTHING
+    )
 
 
 def page(title: str, lead: str, sections: Sequence[Html]) -> str:
@@ -144,4 +154,10 @@ def page(title: str, lead: str, sections: Sequence[Html]) -> str:
     found = [re.match(r'<section id="([^"]*)"><h2>(.*?)</h2>', one) for one in kept]
     nav = " ".join(f'<a href="#{match[1]}">{match[2]}</a>' for match in found if match)
     nav = f'<nav aria-label="Contents">{nav}</nav>'
-    return PAGE.format(title=text(title), style=STYLE, lead=paragraph(lead, "lead") if lead else "", nav=nav, sections=joined(kept))
+    return PAGE.format(
+        title=text(title),
+        style=STYLE,
+        lead=paragraph(lead, "lead") if lead else "",
+        nav=nav,
+        sections=joined(kept),
+    )

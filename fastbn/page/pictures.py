@@ -15,7 +15,8 @@ GAP = 1  # pixels between the images of a grid
 
 
 def grid(images: np.ndarray, columns: int) -> np.ndarray:
-    """Images (n, H, W, 3) or (n, H, W, 4) uint8 in rows of `columns`, as one (H', W', 4); what lies between is transparent."""
+    """Images (n, H, W, 3) or (n, H, W, 4) uint8 in rows of `columns`, as one (H', W', 4); what lies
+    between is transparent."""
     n, height, width, depth = images.shape
     rows = -(-n // columns)
     found = np.zeros((rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, 4), np.uint8)
@@ -30,15 +31,23 @@ def grid(images: np.ndarray, columns: int) -> np.ndarray:
 def png(image: np.ndarray) -> bytes:
     """(H, W, 4) uint8, red green blue alpha, as a PNG file."""
     height, width, _ = image.shape
-    rows = np.concatenate([np.zeros((height, 1), np.uint8), image.reshape(height, -1)], 1)  # each begins with its filter: none
-    parts = [("IHDR", struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)), ("IDAT", zlib.compress(rows.tobytes(), 9)), ("IEND", b"")]
+    # each begins with its filter: none
+    rows = np.concatenate([np.zeros((height, 1), np.uint8), image.reshape(height, -1)], 1)
+    parts = [
+        ("IHDR", struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)),
+        ("IDAT", zlib.compress(rows.tobytes(), 9)),
+        ("IEND", b""),
+    ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(name.encode(), body) for name, body in parts)
 
 
 def picture(image: np.ndarray, said: str) -> Html:
     """An image (H, W, 4) uint8 as wide as its figure; `said` stands for it where it can't be seen."""
     found = base64.b64encode(png(image)).decode()
-    return Html(f'<img class="pixels" alt="{text(said)}" width="{image.shape[1]}" src="data:image/png;base64,{found}" />')
+    return Html(
+        f'<img class="pixels" alt="{text(said)}" width="{image.shape[1]}" '
+        f'src="data:image/png;base64,{found}" />'
+    )
 
 
 def rows(pictures: Sequence[tuple[str, Html]]) -> Html:

@@ -19,20 +19,35 @@ class Scale:
 
     def __call__(self, value: float) -> float:
         of = math.log if self.log else float
-        return self.start + (of(value) - of(self.low)) / (of(self.high) - of(self.low)) * (self.end - self.start)
+        return self.start + (of(value) - of(self.low)) / (of(self.high) - of(self.low)) * (
+            self.end - self.start
+        )
 
     def ticks(self, most: int = 6) -> list[float]:
         """Round numbers within it, `most` at most and two at least, if there are."""
         if self.log:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            for steps, every in (((1, 2, 5), 1), ((1, 3), 1), *(((1,), every) for every in range(1, len(decades) + 1))):
-                found = [m * 10.0**d for d in decades if d % every == 0 for m in steps if self.low <= m * 10.0**d <= self.high]
+            for steps, every in (
+                ((1, 2, 5), 1),
+                ((1, 3), 1),
+                *(((1,), every) for every in range(1, len(decades) + 1)),
+            ):
+                found = [
+                    m * 10.0**d
+                    for d in decades
+                    if d % every == 0
+                    for m in steps
+                    if self.low <= m * 10.0**d <= self.high
+                ]
                 if 2 <= len(found) <= most:
                     return found
         span = self.high - self.low
         size = 10.0 ** math.floor(math.log10(span / most))
         step = next(m * size for m in (1, 2, 5, 10, 20) if span / (m * size) <= most)
-        return [i * step for i in range(math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9) + 1)]
+        return [
+            i * step
+            for i in range(math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9) + 1)
+        ]
 
 
 def number(value: float) -> str:
@@ -50,7 +65,8 @@ def short(value: float) -> str:
 
 
 def domain(values: Sequence[float], log: bool) -> tuple[float, float]:
-    """What an axis spans to show these, in order: a quarter more on either side of a logarithm, else from 0 on."""
+    """What an axis spans to show these, in order: a quarter more on either side of a logarithm, else from
+    0 on."""
     low, high = values[0], values[-1]
     if log:
         return low / 1.25, high * 1.25

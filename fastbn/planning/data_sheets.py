@@ -1,4 +1,5 @@
-"""What a plan must know of a device: its memory and its speeds. This machine's are read and measured, others' are their makers' figures."""
+"""What a plan must know of a device: its memory and its speeds. This machine's are read and measured,
+others' are their makers' figures."""
 
 from __future__ import annotations
 
@@ -9,8 +10,8 @@ from collections.abc import Callable
 
 import torch
 
-from fastbn.choices import one_of
 from fastbn import devices
+from fastbn.choices import one_of
 
 GB = 10**9
 LAUNCH = 1.3e-6  # seconds, inside a CUDA graph
@@ -19,7 +20,8 @@ SPARE = 0.05  # of the memory, which a plan leaves: allocators round up, librari
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """memory in bytes, free for a run; bytes_per_second of a copy; flops_per_second of matrix products, by precision; seconds a launch."""
+    """memory in bytes, free for a run; bytes_per_second of a copy; flops_per_second of matrix products, by
+    precision; seconds a launch."""
 
     name: str
     type: str
@@ -31,11 +33,22 @@ class Device:
     capability: int = 0  # of a GPU, ×10: which kernels it has
 
 
-def _gpu(name: str, capability: int, memory: float, terabytes: float, half: float, tf32: float, fp32: float) -> Device:
+def _gpu(
+    name: str, capability: int, memory: float, terabytes: float, half: float, tf32: float, fp32: float
+) -> Device:
     """A GPU's data sheet: GB, TB/s, and dense TFLOP/s in half precision, TF32 and float32."""
     flops = {"mixed": half, "bf16": half, "tf32": tf32, "fp32": fp32}
     speeds = {precision: figure * 1e12 for precision, figure in flops.items()}
-    return Device(name, "cuda", int(memory * GB), terabytes * 1e12, speeds, LAUNCH, "by its data sheet, nothing measured", capability)
+    return Device(
+        name,
+        "cuda",
+        int(memory * GB),
+        terabytes * 1e12,
+        speeds,
+        LAUNCH,
+        "by its data sheet, nothing measured",
+        capability,
+    )
 
 
 SHEETS = {
@@ -53,9 +66,13 @@ def sheet(name: str) -> Device:
 
 
 def here(device: torch.device, memory: float | None = None) -> Device:
-    """This machine's device, its speeds measured in half a second. memory: GB, where a run may not take all that is free."""
+    """This machine's device, its speeds measured in half a second. memory: GB, where a run may not take
+    all that is free."""
     free = int(memory * GB) if memory is not None else free_memory(device)
-    flops = {precision: _flops(device, precision) for precision in ("fp32", *(("tf32", "bf16") if device.type == "cuda" else ()))}
+    flops = {
+        precision: _flops(device, precision)
+        for precision in ("fp32", *(("tf32", "bf16") if device.type == "cuda" else ()))
+    }
     flops.setdefault("bf16", flops["fp32"])
     flops["mixed"] = flops["bf16"]
     launch = LAUNCH if device.type == "cuda" else 0.0
@@ -64,8 +81,8 @@ def here(device: torch.device, memory: float | None = None) -> Device:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that a run may take: what CUDA has free once PyTorch has given back what it can (not the memory of graphs, which counts as
-    unused there); of a machine's memory what is available."""
+    """Bytes that a run may take: what CUDA has free once PyTorch has given back what it can (not the memory
+    of graphs, which counts as unused there); of a machine's memory what is available."""
     if device.type == "cuda":
         devices.free_unused(device)
         return torch.cuda.mem_get_info(device)[0]

@@ -11,7 +11,7 @@ from torch import nn
 from fastbn.engine import select
 from fastbn.engine.fuse import Fused, fused_forward
 from fastbn.graph.regions import Graph
-from fastbn.planning.step_memory import Network
+from fastbn.planning.step_memory import NetworkMemory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,19 +36,22 @@ class Explanation:
                 f"{sum(join.residual is not None or len(join.convs) > 1 for join in region.joins)} additions",
                 f"{sum(join.relu for join in region.joins)} ReLUs",
             )
-            lines.append(f"  fused {number}: {first.name} … {last.norm}: {', '.join(counts)}; {2 * region.channels:,} γ and β")
+            lines.append(
+                f"  fused {number}: {first.name} … {last.norm}: {', '.join(counts)}; "
+                f"{2 * region.channels:,} γ and β"
+            )
         lines += [f"  {count} convolutions by {algorithm}" for algorithm, count in self.algorithms.items()]
         lines += [f"  stock: {what}" + (f": {why}" if why else "") for what, why in self.graph.stock]
         return "\n".join(lines)
 
 
 def explain(model: nn.Module, image: tuple[int, int, int] | None = None) -> Explanation:
-    """What fuse(model) runs fused and what it leaves to stock PyTorch, for the model as it now is and the device it is on.
+    """What fuse(model) runs fused and what it leaves to stock PyTorch, for the model as it now is and the
+    device it is on.
 
-    image: (channels, height, width) of what it will read. Some convolutions take another algorithm by their images' size; without it they
-    are counted under the one that they take at large.
-    A model that was not fused is read as fuse(model) would. Raises TypeError for one that torch.fx can't trace.
-    """
+    image: (channels, height, width) of what it will read. Some convolutions take another algorithm by their
+    images' size; without it they are counted under the one that they take at large. A model that was not
+    fused is read as fuse(model) would. Raises TypeError for one that torch.fx can't trace."""
     given = fused_forward(model)
     fused = given or Fused(model, "auto")
     like = next(iter(model.parameters()), torch.empty(0))
@@ -56,8 +59,12 @@ def explain(model: nn.Module, image: tuple[int, int, int] | None = None) -> Expl
     engine, why = select.choose(fused.engine, like.device, like.dtype, fused.exact)
     assert engine is not None  # fuse(model, "stock") leaves no fused forward behind
     if image is None:
-        algorithms = collections.Counter(engine.algorithm(conv) for region in graph.regions for conv in region.convs)
+        algorithms = collections.Counter(
+            engine.algorithm(conv) for region in graph.regions for conv in region.convs
+        )
     else:
-        regions = Network(model, engine, program).shapes((1, *image))
-        algorithms = collections.Counter(engine.algorithm(conv, own[conv.source][2:]) for region, own in regions for conv in region.convs)
+        regions = NetworkMemory(model, engine, program).shapes((1, *image))
+        algorithms = collections.Counter(
+            engine.algorithm(conv, own[conv.source][2:]) for region, own in regions for conv in region.convs
+        )
     return Explanation(type(model).__name__, engine.name, why, graph, dict(algorithms), given is not None)

@@ -1,14 +1,16 @@
-"""What many devices send each other in a step and how long it takes: a model, from the number of parameters and a link.
+"""What many devices send each other in a step and how long it takes: a model, from the number of parameters
+and a link.
 
     ring   2(K−1)·α + 2(K−1)/K·S/β        each device sends 2(K−1)/K·S bytes, the least there is
-    tree   2⌈log₂K⌉·α + 2·S/β              up and down a binary tree, pipelined
-    an all-reduce of S bytes over K devices takes the quicker; α: seconds a message waits, β: bytes a second of one device's link
+    tree   2⌈log₂K⌉·α + 2·S/β              up and down a binary tree, pipelined an all-reduce of S bytes over
+    K devices takes the quicker; α: seconds a message waits, β: bytes a second of one device's link
 
-Source     Thakur, Rabenseifner, Gropp 2005, "Optimization of Collective Communication Operations in MPICH"; Patarasuk, Yuan 2009,
-           "Bandwidth optimal all-reduce algorithms" (the ring's bytes are the least); Sanders, Speck, Träff 2009, "Two-tree algorithms for
-           full bandwidth broadcast, reduction and scan" (what NCCL's trees are).
-Left out   overlap: stock DDP hides a part of its all-reduce behind its backward, and its figure is what there is to hide; slow links
-           between fast ones; ranks that come late.
+Source     Thakur, Rabenseifner, Gropp 2005, "Optimization of Collective Communication Operations in MPICH";
+           Patarasuk, Yuan 2009, "Bandwidth optimal all-reduce algorithms" (the ring's bytes are the least);
+           Sanders, Speck, Träff 2009, "Two-tree algorithms for full bandwidth broadcast, reduction and scan"
+           (what NCCL's trees are).
+Left out   overlap: stock DDP hides a part of its all-reduce behind its backward, and its figure is what there
+           is to hide; slow links between fast ones; ranks that come late.
 """
 
 from __future__ import annotations
@@ -20,11 +22,11 @@ import time
 
 from torch import nn
 
+from fastbn.planning import precision
 from fastbn.run.config import Config
 from fastbn.trainable import count
-from fastbn.planning import precision
 from fastbn.training.distributed.exchange import FIGURES
-from fastbn.training.step import Step, Totals
+from fastbn.training.step import Totals, TrainingStep
 
 DEVICES = (8, 64, 1024)
 
@@ -60,8 +62,9 @@ def seconds(size: int, devices: int, link: Link = ASSUMED) -> float:
     return min(ring, tree)
 
 
-def measured(step: Step, batch_size: int, repeats: int = 3) -> float:
-    """Seconds of a step here: the median, after one that packs, compiles and allocates. The model is trained by them."""
+def measured(step: TrainingStep, batch_size: int, repeats: int = 3) -> float:
+    """Seconds of a step here: the median, after one that packs, compiles and allocates. The model is
+    trained by them."""
     found = []
     step.model.train()
     step.feed.begin(0, 0)
@@ -75,14 +78,22 @@ def measured(step: Step, batch_size: int, repeats: int = 3) -> float:
 
 
 def synchronised_seconds(channels: list[int], devices: int, link: Link = ASSUMED) -> float:
-    """Of --sync-bn's all-reduces in a step, one forward and one back a BatchNorm of so many channels, two float64 a channel each."""
+    """Of --sync-bn's all-reduces in a step, one forward and one back a BatchNorm of so many channels, two
+    float64 a channel each."""
     return sum(2 * seconds(2 * 8 * c, devices, link) for c in channels)
 
 
 def table(
-    trained: int, total: int, channels: list[int], step: float, devices: int, sync_bn: bool = False, link: Link = ASSUMED
+    trained: int,
+    total: int,
+    channels: list[int],
+    step: float,
+    devices: int,
+    sync_bn: bool = False,
+    link: Link = ASSUMED,
 ) -> list[str]:
-    """Lines for people. trained: parameters that train, of `total`; channels: of each BatchNorm; step: seconds of one on one device."""
+    """Lines for people. trained: parameters that train, of `total`; channels: of each BatchNorm; step:
+    seconds of one on one device."""
     sizes = step_bytes(trained), 4 * total
     lines = [f"{'':>8}  {'fastbn':^38}  {'stock DDP, everything trains':^38}"]
     head = f"{'sent a step':>14}{'time':>12}{'of the step':>12}"
@@ -91,14 +102,17 @@ def table(
         cells = []
         for size in sizes:
             spent = seconds(size, number, link)
-            cells.append(f"{_bytes(sent_bytes(size, number)):>14}{_seconds(spent):>12}{spent / (spent + step):>12.1%}")
+            cells.append(
+                f"{_bytes(sent_bytes(size, number)):>14}{_seconds(spent):>12}{spent / (spent + step):>12.1%}"
+            )
         also = synchronised_seconds(channels, number, link)
         lines.append(f"{number:>8,}  {'  '.join(cells)}" + (f"  {_seconds(also):>12}" if sync_bn else ""))
     return lines
 
 
-def lines(config: Config, model: nn.Module, step: Step) -> list[str]:
-    """What `--explain --devices` says: each device takes a batch of its own in the step's seconds, given or measured here."""
+def lines(config: Config, model: nn.Module, step: TrainingStep) -> list[str]:
+    """What `--explain --devices` says: each device takes a batch of its own in the step's seconds, given
+    or measured here."""
     assert config.devices is not None
     seconds, how = config.step_seconds, "as given"
     if seconds is None:
@@ -106,7 +120,10 @@ def lines(config: Config, model: nn.Module, step: Step) -> list[str]:
             seconds = measured(step, config.batch)
         how = "as measured here"
     batch = min(config.batch, len(step.feed))
-    first = f"many      {batch} images and {seconds * 1e3:,.1f} ms a device and step, {how}; assumed: {ASSUMED}, nothing hidden"
+    first = (
+        f"many      {batch} images and {seconds * 1e3:,.1f} ms a device and step, {how}; assumed: "
+        f"{ASSUMED}, nothing hidden"
+    )
     channels = [m.num_features for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     return [first, *table(*count(model), channels, seconds, config.devices, config.sync_bn)]
 

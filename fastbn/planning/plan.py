@@ -1,8 +1,8 @@
 """The plan: how a step is carried out, decided from the graph before anything runs.
 
-The largest part of the forward that memory holds stays saved; what is before it is computed again by segments (engine/recomputation.py),
-cut where boundaries and the largest segment together are smallest. Nothing is computed again that need not be.
-"""
+The largest part of the forward that memory holds stays saved; what is before it is computed again by segments
+(engine/recomputation.py), cut where boundaries and the largest segment together are smallest. Nothing is
+computed again that need not be."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ import math
 
 from torch import nn
 
-from fastbn.run.config import Recipe
 from fastbn.data.feed import Feed
 from fastbn.engine import fused_forward, recomputation
-from fastbn.graph.regions import Region, Shape
-from fastbn.planning.step_memory import Network
 from fastbn.engine.recomputation import Recompute
 from fastbn.errors import MachineError
+from fastbn.graph.regions import Region, Shape
 from fastbn.planning import roofline
 from fastbn.planning.data_sheets import GB, SPARE, free_memory
 from fastbn.planning.precision import storage
+from fastbn.planning.step_memory import NetworkMemory
+from fastbn.run.config import Recipe
 
 
 @dataclasses.dataclass(frozen=True)
-class Memory:
-    """Bytes: what is there between steps, and a step's peak on top, of which `saved` waits for the backward."""
+class StepMemory:
+    """Bytes: what is there between steps, and a step's peak on top, of which `saved` waits for the
+    backward."""
 
     weights: int  # parameters, buffers, the engine's packed copies of frozen ones
     optimizer: int  # the flat vector, its gradient, its states
@@ -46,7 +47,7 @@ class Plan:
     batch: int
     bn_batch: int  # images that share their statistics: the batch, or a slice of it
     recompute: Recompute | None
-    memory: Memory
+    memory: StepMemory
     budget: int
     again: float  # FLOPs computed again, as a share of the step's own
 
@@ -55,7 +56,10 @@ class Plan:
         if self.recompute is None:
             return "the forward saves all that the backward reads: it fits"
         kept = f", the last {gb(self.recompute.kept)} saved" if self.recompute.kept else ""
-        return f"raw outputs computed again in segments of {gb(self.recompute.segment)}{kept}: {self.again:.0%} more arithmetic"
+        return (
+            f"raw outputs computed again in segments of {gb(self.recompute.segment)}{kept}: "
+            f"{self.again:.0%} more arithmetic"
+        )
 
     def __str__(self) -> str:
         m = self.memory
@@ -63,22 +67,33 @@ class Plan:
         return (
             f"batch {self.batch:,}{slices if self.bn_batch < self.batch else ''}; {self.how}; "
             f"{gb(m.peak)} of {gb(self.budget)} at the peak "
-            f"({gb(m.saved)} saved for the backward, {gb(m.step - m.saved)} the rest of a step, {gb(m.weights)} weights, "
+            f"({gb(m.saved)} saved for the backward, {gb(m.step - m.saved)} the rest of a step, "
+            f"{gb(m.weights)} weights, "
             f"{gb(m.optimizer)} optimizer, {gb(m.data)} data)"
         )
 
 
 class Planner:
-    """Plans a network's steps within `memory` bytes. image: (channels, height, width); data: bytes of the data set that lie there."""
+    """Plans a network's steps within `memory` bytes. image: (channels, height, width); data: bytes of the
+    data set that lie there."""
 
-    def __init__(self, network: Network, image: tuple[int, int, int], precision: str, memory: int, optimizer: str = "sgd", data: int = 0):
+    def __init__(
+        self,
+        network: NetworkMemory,
+        image: tuple[int, int, int],
+        precision: str,
+        memory: int,
+        optimizer: str = "sgd",
+        data: int = 0,
+    ):
         self.network, self.image, self._data = network, image, data
         self.dtypes = storage(precision)
         self._vectors = {"sgd": 3, "adam": 4}[optimizer]  # γ and β, their gradient, the optimizer's states
         self.budget = int(memory * (1 - SPARE))
 
     def plan(self, batch: int, bn_batch: int | None = None, budget: int | None = None) -> Plan:
-        """The plan that computes least again. Raises MachineError where not even segments of one block fit."""
+        """The plan that computes least again. Raises MachineError where not even segments of one block
+        fit."""
         budget = self.budget if budget is None else budget
         at_once = min(batch, bn_batch or batch)
         whole = self._plan(batch, at_once, None, budget)
@@ -86,10 +101,16 @@ class Planner:
             return whole
         least = self._plan(batch, at_once, self._cut(at_once, 0), budget)
         if least.memory.peak > budget:
-            needs = f"needs {gb(least.memory.peak)} with every block computed again ({gb(whole.memory.peak)} with none)"
+            needs = (
+                f"needs {gb(least.memory.peak)} with every block computed again "
+                f"({gb(whole.memory.peak)} with none)"
+            )
             fits = self.largest(budget)
             remedy = f"the largest batch that fits is {fits:,}" if fits else "not even one image fits"
-            raise MachineError(f"a step of {batch:,} images {needs}, and there are {gb(budget)}; {remedy}, or give --bn-batch")
+            raise MachineError(
+                f"a step of {batch:,} images {needs}, and there are {gb(budget)}; {remedy}, or give "
+                "--bn-batch"
+            )
         low, high, found = 0, whole.memory.saved, least
         for _ in range(8):  # to a 256th: kept as much as fits
             kept = (low + high) // 2
@@ -101,7 +122,8 @@ class Planner:
         return found
 
     def smaller(self, plan: Plan) -> Plan:
-        """The next plan below one that ran out of memory in spite of itself: a step of four fifths. Raises MachineError as `plan`."""
+        """The next plan below one that ran out of memory in spite of itself: a step of four fifths. Raises
+        MachineError as `plan`."""
         return self.plan(plan.batch, plan.bn_batch, plan.memory.peak - plan.memory.step // 5)
 
     def largest(self, budget: int | None = None) -> int:
@@ -124,20 +146,23 @@ class Planner:
 
     def _plan(self, batch: int, at_once: int, recompute: Recompute | None, budget: int) -> Plan:
         step = self.network.occupied(self._shape(at_once), self.dtypes, recompute)
-        memory = Memory(
+        memory = StepMemory(
             self.network.stored_bytes + self.network.packed_bytes(self._shape(at_once), self.dtypes),
             self._vectors * 4 * self.network.trained,
             self._data,
             step.peak,
             step.saved,
         )
-        return Plan(batch, at_once, recompute, memory, budget, step.flops_again / max(1, self._flops(at_once)))
+        return Plan(
+            batch, at_once, recompute, memory, budget, step.flops_again / max(1, self._flops(at_once))
+        )
 
     def _shape(self, n: int) -> Shape:
         return (n, *self.image)
 
     def _cut(self, n: int, kept: int) -> Recompute:
-        """The segments under which boundaries and the largest segment take least, of halvings of the whole."""
+        """The segments under which boundaries and the largest segment take least, of halvings of the
+        whole."""
         size, best = self.dtypes[0].itemsize, (math.inf, Recompute(1, kept))
         region, shapes = self.regions(n)[0]
         held = recomputation.raw_bytes(region, shapes, size)
@@ -145,7 +170,9 @@ class Planner:
             policy = Recompute(max(1, sum(held) >> halvings), kept)
             spans = recomputation.spans(region, shapes, size, policy)
             largest = max((sum(held[i] for i in span) for span in spans), default=0)
-            entering = sum(math.prod(shapes[region.joins[span.start - 1].value]) * size for span in spans if span.start)
+            entering = sum(
+                math.prod(shapes[region.joins[span.start - 1].value]) * size for span in spans if span.start
+            )
             best = min(best, (largest + entering, policy), key=lambda pair: pair[0])
         return best[1]
 
@@ -157,18 +184,22 @@ class Planner:
     @functools.lru_cache(8)  # noqa: B019 (as long-lived as the planner)
     def _flops(self, n: int) -> int:
         """Of a step's convolutions, forward and input gradients."""
-        return sum(cost.flops for region, shapes in self.regions(n) for cost in roofline.costs(region, shapes, self.dtypes))
+        return sum(
+            cost.flops
+            for region, shapes in self.regions(n)
+            for cost in roofline.costs(region, shapes, self.dtypes)
+        )
 
 
 def planner_of(model: nn.Module, feed: Feed, recipe: Recipe, replicas: int = 1) -> Planner | None:
-    """The planner of a resolved recipe's steps on the device where model and feed are, in what memory is free there or the recipe
-    grants. None where nothing is to be decided: the model runs stock, reads no images, or is XLA's to plan.
-    Of so many replicas on CUDA, whose steps overlap, each has an equal part of what is free.
-    The model is read in the modes it is in."""
+    """The planner of a resolved recipe's steps on the device where model and feed are, in what memory is free
+    there or the recipe grants. None where nothing is to be decided: the model runs stock, reads no images, or
+    is XLA's to plan. Of so many replicas on CUDA, whose steps overlap, each has an equal part of what is
+    free. The model is read in the modes it is in."""
     fused = fused_forward(model)
     if fused is None or len(feed.sample) != 3 or feed.device.type == "xla":
         return None
-    network = Network.of(model, fused, storage(recipe.precision)[0])
+    network = NetworkMemory.of(model, fused, storage(recipe.precision)[0])
     there = network.stored_bytes + feed.nbytes
     free = free_memory(feed.device) // (replicas if feed.device.type == "cuda" else 1)
     memory = int(recipe.memory * GB) if recipe.memory is not None else free + there

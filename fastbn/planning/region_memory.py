@@ -1,6 +1,8 @@
-"""What a region's step occupies, counted without a byte of it: the walk itself, carried out by an engine that only allocates.
+"""What a region's step occupies, counted without a byte of it: the walk itself, carried out by an engine that
+only allocates.
 
-Counted   activations, their gradients, masks, and what an engine allocates beside them while an operation runs.
+Counted   activations, their gradients, masks, and what an engine allocates beside them while an operation
+runs.
 Left out  vectors of one number a channel, partial sums, workspaces inside a library.
 """
 
@@ -14,13 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from fastbn.engine import walk
+from fastbn.engine.interface import BackpropPath, Engine, Formed, LazyActivation, Mask, NormTarget
 from fastbn.engine.native.memory_layout import Span, lay_out, scratch_bytes
 from fastbn.graph.regions import Conv, Region, Shape
-from fastbn.engine.interface import Activation, Engine, Formed, Mask, Path, Target
 
 
 class Meter:
-    """Bytes that are alive, and the most that were; and from which to which operation each tensor is in use."""
+    """Bytes that are alive, and the most that were; and from which to which operation each tensor is in
+    use."""
 
     def __init__(self) -> None:
         self.live = self.peak = self.operations = 0
@@ -36,7 +39,9 @@ class Meter:
         """The next operation, and what it reads: ghosts, and activations of them."""
         self.operations += 1
         for operand in operands:
-            ghosts: Any = (*operand.ys, operand.residual) if isinstance(operand, Activation) else (operand,)
+            ghosts: Any = (
+                (*operand.ys, operand.residual) if isinstance(operand, LazyActivation) else (operand,)
+            )
             for ghost in ghosts:
                 if ghost is not None:
                     ghost.span.last = self.operations
@@ -59,8 +64,8 @@ class Ghost:
 
 @dataclasses.dataclass(frozen=True)
 class Footprint:
-    """Bytes beyond a region's inputs: at the peak of its forward and of its backward (what was saved among it), of what is saved
-    between the two, and of its outputs."""
+    """Bytes beyond a region's inputs: at the peak of its forward and of its backward (what was saved among
+    it), of what is saved between the two, and of its outputs."""
 
     forward: int
     backward: int
@@ -77,12 +82,15 @@ def footprint(
     dtypes: tuple[torch.dtype, torch.dtype],
     again: tuple[range, ...] = (),
 ) -> Footprint:
-    """wanted: by input, whether it requires a gradient. dtypes: what activations and gradients are stored in."""
+    """wanted: by input, whether it requires a gradient. dtypes: what activations and gradients are stored
+    in."""
     meter = Meter()
     own: Any = _Allocating(meter, engine, dtypes)
     trains = [any(t is not None and t.requires_grad for t in (norm.weight, norm.bias)) for _, norm in modules]
     live = walk.live_values(region, list(wanted), trains)
-    call = walk.Call(region, own, modules, [None] * len(modules), region.shapes(inputs), live, dtypes[1], again)
+    call = walk.Call(
+        region, own, modules, [None] * len(modules), region.shapes(inputs), live, dtypes[1], again
+    )
     given: Any = [Ghost(meter, shape, 0, dtypes[0]) for shape in inputs]
     with torch.no_grad():
         made: Any
@@ -95,7 +103,10 @@ def footprint(
         kept, meter.peak, back = meter.live, 0, set()
         if not live.isdisjoint(region.outputs):
             meter.peak = meter.live
-            arriving: Any = [Ghost(meter, call.shapes[z], dtypes[1].itemsize, dtypes[1]) if z in live else None for z in region.outputs]
+            arriving: Any = [
+                Ghost(meter, call.shapes[z], dtypes[1].itemsize, dtypes[1]) if z in live else None
+                for z in region.outputs
+            ]
             found: Any
             back = {g.span for g in arriving if g is not None}
             found = walk.backward(call, arriving, vectors, saved)
@@ -106,7 +117,9 @@ def footprint(
         others = [span for span in meter.spans if span not in saving | handed | back]
         kept = lay_out([span for span in meter.spans if span in saving], others, len(calls))
         forward = kept + scratch_bytes(others, calls[:turn]) + outputs
-        backward = kept + scratch_bytes(others, calls[turn:]) + sum(span.bytes for span in back) if back else 0
+        backward = (
+            kept + scratch_bytes(others, calls[turn:]) + sum(span.bytes for span in back) if back else 0
+        )
     return Footprint(forward, backward, kept if back else 0, outputs)
 
 
@@ -120,12 +133,16 @@ class _Allocating:
         self._activations, self._gradients = dtypes
 
     def convolve(
-        self, conv: Conv, packed: Any, source: Any, keep_z: bool, keep_mask: bool, target: Target | None
+        self, conv: Conv, packed: Any, source: Any, keep_z: bool, keep_mask: bool, target: NormTarget | None
     ) -> tuple[Any, Formed | None]:
         self._meter.operate(source)
         formed = None
-        if isinstance(source, Activation):
-            formed = self._form(source, keep_z or self._engine.forms_first(conv, _shape(source), keep_z or keep_mask), keep_mask)
+        if isinstance(source, LazyActivation):
+            formed = self._form(
+                source,
+                keep_z or self._engine.forms_first(conv, _shape(source), keep_z or keep_mask),
+                keep_mask,
+            )
         y = self._activation(conv.shape(_shape(source)))
         return y, formed and Formed(formed.z if keep_z else None, formed.mask)
 
@@ -139,8 +156,14 @@ class _Allocating:
         self._meter.operate(activation)
         return self._form(activation, True, keep_mask)
 
-    def gradient(self, paths: list[Path], added: list[Any], mask: Mask | None, shape: Shape) -> tuple[Any, list[Any]]:
-        self._meter.operate(*added, *(t for path in paths for t in (path.ds, path.y)), *((mask.saved, *mask.ys) if mask else ()))
+    def gradient(
+        self, paths: list[BackpropPath], added: list[Any], mask: Mask | None, shape: Shape
+    ) -> tuple[Any, list[Any]]:
+        self._meter.operate(
+            *added,
+            *(t for path in paths for t in (path.ds, path.y)),
+            *((mask.saved, *mask.ys) if mask else ()),
+        )
         terms = list(added)
         if self._engine.name == "reference":
             ds = self._by_tensor_code(paths, terms, mask, shape)
@@ -157,7 +180,9 @@ class _Allocating:
             ds = self._gradient(shape)
         return ds, [None] * len(mask.ys) if mask is not None else []
 
-    def _by_tensor_code(self, paths: list[Path], added: list[Any], mask: Mask | None, shape: Shape) -> Any:
+    def _by_tensor_code(
+        self, paths: list[BackpropPath], added: list[Any], mask: Mask | None, shape: Shape
+    ) -> Any:
         dz = None
         for path in paths:
             dy = self._gradient(path.ds.shape)
@@ -199,5 +224,5 @@ class _Allocating:
 
 
 def _shape(source: Any) -> Shape:
-    n, c, h, w = (source.ys[0] if isinstance(source, Activation) else source).shape
+    n, c, h, w = (source.ys[0] if isinstance(source, LazyActivation) else source).shape
     return n, c, h, w

@@ -2,8 +2,8 @@
 
     seconds ≥ Σ over launches of max(bytes / bytes_per_second, FLOPs / flops_per_second) + launch
 
-Traffic and FLOPs are the graph's (planning/traffic.py); an algorithm that makes fewer or more products than the sum itself is counted so.
-"""
+Traffic and FLOPs are the graph's (planning/traffic.py); an algorithm that makes fewer or more products than
+the sum itself is counted so."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fastbn.planning import traffic
-from fastbn.graph.regions import Region, Shape
 from fastbn.engine.interface import Engine
+from fastbn.graph.regions import Region, Shape
+from fastbn.planning import traffic
 from fastbn.planning.data_sheets import Device
 
 if TYPE_CHECKING:
@@ -29,9 +29,13 @@ PRODUCTS = {  # for each of the convolution's own
 }
 
 
-def costs(region: Region, shapes: dict[int, Shape], dtypes: tuple[torch.dtype, torch.dtype]) -> list[traffic.Cost]:
+def costs(
+    region: Region, shapes: dict[int, Shape], dtypes: tuple[torch.dtype, torch.dtype]
+) -> list[traffic.Cost]:
     """Launch by launch, of a forward and a backward."""
-    case = traffic.Case(region, tuple(shapes[i] for i in range(region.inputs)), dtypes[0].itemsize, dtypes[1].itemsize)
+    case = traffic.TrafficCase(
+        region, tuple(shapes[i] for i in range(region.inputs)), dtypes[0].itemsize, dtypes[1].itemsize
+    )
     plan = traffic.fused(case)
     return [each.cost for each in itertools.chain(plan.forward, plan.backward)]
 
@@ -53,7 +57,8 @@ def line(planner: Planner, plan: Plan, precision: str, device: Device) -> str:
     """What --explain says of it."""
     least = seconds(planner, plan, precision, device)
     return (
-        f"at least {least * 1e3:,.{0 if least > 0.1 else 2}f} ms a step, at most {plan.batch / least:,.0f} images/s, "
+        f"at least {least * 1e3:,.{0 if least > 0.1 else 2}f} ms a step, at most {plan.batch / least:,.0f} "
+        "images/s, "
         f"{device.name} {device.source}"
     )
 

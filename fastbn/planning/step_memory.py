@@ -1,8 +1,9 @@
-"""What a network's step occupies at any batch: its regions' footprints, and what PyTorch's own operations save and make between them.
+"""What a network's step occupies at any batch: its regions' footprints, and what PyTorch's own operations
+save and make between them.
 
-The operations outside the regions run on fake tensors, which have shapes and no contents, under autograd: what autograd keeps, and for
-how long, is its own doing. Weights, the data set and the optimizer's vectors are not a step's: they are there before it.
-"""
+The operations outside the regions run on fake tensors, which have shapes and no contents, under autograd:
+what autograd keeps, and for how long, is its own doing. Weights, the data set and the optimizer's vectors are
+not a step's: they are there before it."""
 
 from __future__ import annotations
 
@@ -19,18 +20,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fastbn.engine import recomputation
-from fastbn.engine.select import choose
-from fastbn.planning.region_memory import Footprint, footprint
 from fastbn.engine.fuse import Fused
-from fastbn.graph.regions import Conv, Region, Shape
 from fastbn.engine.interface import Engine
-from fastbn.graph.read import read
 from fastbn.engine.region import FusedRegion
+from fastbn.engine.select import choose
+from fastbn.graph.read import read
+from fastbn.graph.regions import Conv, Region, Shape
+from fastbn.planning.region_memory import Footprint, footprint
 
 
 @dataclasses.dataclass(frozen=True)
 class Occupied:
-    """Bytes of a step: at its peak; of what the forward leaves for the backward, all regions'; and FLOPs that the backward does again."""
+    """Bytes of a step: at its peak; of what the forward leaves for the backward, all regions'; and FLOPs
+    that the backward does again."""
 
     peak: int
     saved: int
@@ -38,7 +40,8 @@ class Occupied:
 
 
 class Counted(TorchDispatchMode):
-    """Inside, `live` is the bytes of the storages that torch made and that still live; `peak` the most that it was."""
+    """Inside, `live` is the bytes of the storages that torch made and that still live; `peak` the most
+    that it was."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,8 +73,9 @@ class Counted(TorchDispatchMode):
         self.live -= self._seen.pop(key)
 
 
-class Network:
-    """A model as an engine sees it, to be asked what its steps occupy. It is read in the modes that it is in."""
+class NetworkMemory:
+    """A model as an engine sees it, to be asked what its steps occupy. It is read in the modes that it is
+    in."""
 
     def __init__(self, model: nn.Module, engine: Engine, program: fx.GraphModule | None = None):
         self.engine = engine
@@ -85,13 +89,13 @@ class Network:
         self._packed: dict[Any, int] = {}
 
     @staticmethod
-    def of(model: nn.Module, fused: Fused, dtype: torch.dtype) -> Network:
+    def of(model: nn.Module, fused: Fused, dtype: torch.dtype) -> NetworkMemory:
         """A fused model's own, for activations of this dtype on the device where it is."""
         device = next(model.parameters()).device
         _, program = fused.program(device, dtype, fused.defaults())
         engine, _ = choose(fused.engine, device, dtype, fused.exact)
         assert engine is not None
-        return Network(model, engine, program)
+        return NetworkMemory(model, engine, program)
 
     def shapes(self, x: Shape) -> list[tuple[Region, dict[int, Shape]]]:
         """Every region with the shapes of its values, for a batch of this shape."""
@@ -118,15 +122,21 @@ class Network:
                 total += self._packed[key]
         return total
 
-    def occupied(self, x: Shape, dtypes: tuple[torch.dtype, torch.dtype], policy: recomputation.Recompute | None = None) -> Occupied:
-        """Of a step on a batch of float32 images x, from their making to the gradients. dtypes: what activations and gradients
-        are stored in. Raises Unfit for a shape that a region can't carry out."""
+    def occupied(
+        self, x: Shape, dtypes: tuple[torch.dtype, torch.dtype], policy: recomputation.Recompute | None = None
+    ) -> Occupied:
+        """Of a step on a batch of float32 images x, from their making to the gradients. dtypes: what
+        activations and gradients are stored in. Raises Unfit for a shape that a region can't carry out."""
         before = [(p, p.grad) for p in self._program.parameters()]  # of what trains outside the regions
         try:
             with FakeTensorMode(allow_non_fake_inputs=True), Counted() as counted:
                 walk = _Walk(self._program, self.engine, counted, dtypes, policy)
-                logits = walk.run(torch.empty(x, device=self._device).contiguous(memory_format=torch.channels_last))
-                loss = F.cross_entropy(logits.float(), torch.zeros(x[0], dtype=torch.int64, device=self._device))
+                logits = walk.run(
+                    torch.empty(x, device=self._device).contiguous(memory_format=torch.channels_last)
+                )
+                loss = F.cross_entropy(
+                    logits.float(), torch.zeros(x[0], dtype=torch.int64, device=self._device)
+                )
                 if loss.requires_grad:
                     loss.backward()
         finally:
@@ -143,7 +153,14 @@ def _kind(conv: Conv) -> Any:
 class _Walk(fx.Interpreter):
     """Runs a program on fake tensors, its regions replaced by what they occupy."""
 
-    def __init__(self, program: fx.GraphModule, engine: Engine, counted: Counted, dtypes: tuple[torch.dtype, torch.dtype], policy: Any):
+    def __init__(
+        self,
+        program: fx.GraphModule,
+        engine: Engine,
+        counted: Counted,
+        dtypes: tuple[torch.dtype, torch.dtype],
+        policy: Any,
+    ):
         super().__init__(program)
         self._engine, self._counted, self._dtypes, self._policy = engine, counted, dtypes, policy
         self.saved = self.flops_again = 0
@@ -158,19 +175,30 @@ class _Walk(fx.Interpreter):
         self.shapes.append((region, shapes))
         again = () if self._policy is None else recomputation.spans(region, shapes, size, self._policy)
         wanted = tuple(x.requires_grad for x in args)
-        found = footprint(region, module.pairs, self._engine, tuple(x.shape for x in args), wanted, self._dtypes, again)
+        found = footprint(
+            region, module.pairs, self._engine, tuple(x.shape for x in args), wanted, self._dtypes, again
+        )
         self.saved += found.saved
         for span in again:
             for i in span:
                 for conv in region.joins[i].convs:
-                    self.flops_again += 2 * math.prod(conv.weight_shape[1:]) * math.prod(shapes[region.joins[i].value])
-        trains = any(t is not None and t.requires_grad for _, norm in module.pairs for t in (norm.weight, norm.bias))
-        anchor = torch.empty((), requires_grad=trains)  # in place of γ and β, whose gradients stay what they are
+                    self.flops_again += (
+                        2 * math.prod(conv.weight_shape[1:]) * math.prod(shapes[region.joins[i].value])
+                    )
+        trains = any(
+            t is not None and t.requires_grad for _, norm in module.pairs for t in (norm.weight, norm.bias)
+        )
+        # in place of γ and β, whose gradients stay what they are
+        anchor = torch.empty((), requires_grad=trains)
         cast = sum(x.numel() * size for x in args if x.dtype != self._dtypes[0])
         if again:  # what enters the first of them is kept
             found = dataclasses.replace(found, saved=found.saved + cast, backward=found.backward + cast)
         outputs = [shapes[value] for value in region.outputs]
-        return _Region.apply(_Absent(self._counted, found, cast, self._dtypes[1], outputs, bool(again) and not cast), *args, anchor)
+        return _Region.apply(
+            _Absent(self._counted, found, cast, self._dtypes[1], outputs, bool(again) and not cast),
+            *args,
+            anchor,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,14 +223,20 @@ class _Region(torch.autograd.Function):
         if region.keeps:
             ctx.save_for_backward(*tensors)
         region.counted.reach(region.counted.live + region.found.forward + region.cast)
-        outputs = tuple(tensors[0].new_empty(shape).contiguous(memory_format=torch.channels_last) for shape in region.outputs)
+        outputs = tuple(
+            tensors[0].new_empty(shape).contiguous(memory_format=torch.channels_last)
+            for shape in region.outputs
+        )
         region.counted.add(region.found.saved)
         return outputs
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
         region, counted = ctx.region, ctx.region.counted
-        both = sum(g.nbytes for g in gradients if g is not None and g.dtype == region.gradients)  # counted here and in the footprint
+        # counted here and in the footprint
+        both = sum(g.nbytes for g in gradients if g is not None and g.dtype == region.gradients)
         counted.reach(counted.live - region.found.saved - both + region.found.backward)
         counted.add(-region.found.saved)
-        return None, *(torch.empty(shape, device=device) if wanted else None for shape, wanted, device in ctx.tensors)
+        return None, *(
+            torch.empty(shape, device=device) if wanted else None for shape, wanted, device in ctx.tensors
+        )

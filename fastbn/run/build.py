@@ -1,4 +1,5 @@
-"""The network that a run's settings ask for, with what it starts from and what trains in it; and the engine that carries it out."""
+"""The network that a run's settings ask for, with what it starts from and what trains in it; and the
+engine that carries it out."""
 
 from __future__ import annotations
 
@@ -7,7 +8,6 @@ from pathlib import Path
 import torch
 
 from fastbn.choices import TRAINS_CONVOLUTIONS, train_terms
-from fastbn.run.config import Config
 from fastbn.data.feed import Feed
 from fastbn.data.images import Images
 from fastbn.engine import fuse
@@ -16,9 +16,10 @@ from fastbn.errors import UsageError
 from fastbn.models.families import Spec, resolve
 from fastbn.models.load_weights import put
 from fastbn.models.network import Network, network
+from fastbn.planning.precision import storage
+from fastbn.run.config import Config
 from fastbn.trainable import freeze
 from fastbn.training.checkpoint import load
-from fastbn.planning.precision import storage
 
 WITHOUT_CONVOLUTIONS = ("mlp", "lstm")
 
@@ -49,11 +50,18 @@ def network_of(config: Config, train: Feed | Images) -> Network:
     vocabulary: tuple[str, ...] = getattr(train, "vocabulary", ())
     if bool(vocabulary) != (config.family == "lstm"):
         reads, holds = ("words", "images") if config.family == "lstm" else ("images", "words")
-        raise UsageError(f"family {config.family} reads {reads}, and {train.name} holds {holds}; lstm is for tweets, the others for images")
+        raise UsageError(
+            f"family {config.family} reads {reads}, and {train.name} holds {holds}; lstm is for tweets, the "
+            "others for images"
+        )
     if config.vectors is not None and config.family != "lstm":
-        raise UsageError(f"--vectors starts an embedding, and family {config.family} has none; it is for --family lstm")
+        raise UsageError(
+            f"--vectors starts an embedding, and family {config.family} has none; it is for --family lstm"
+        )
     run = config.weights if config.weights is not None and Path(config.weights).is_dir() else None
-    model = network(spec_of(config, len(train.classes), len(vocabulary)), "stock", config.weights if run is None else None)
+    model = network(
+        spec_of(config, len(train.classes), len(vocabulary)), "stock", config.weights if run is None else None
+    )
     if config.vectors is not None:
         model.use_vectors(config.vectors, vocabulary)  # type: ignore[operator]
     if run is not None:
@@ -69,12 +77,18 @@ def engine_of(config: Config, device: torch.device) -> tuple[str, str]:
     why = _why_stock(config)
     if why is not None:
         if config.engine not in ("auto", "stock"):
-            raise UsageError(f"--engine {config.engine} runs frozen convolutions with BatchNorm, and here {why}; use --engine stock")
+            raise UsageError(
+                f"--engine {config.engine} runs frozen convolutions with BatchNorm, and here {why}; use "
+                "--engine stock"
+            )
         return "stock", why
     engine, why = choose(config.engine, device, storage(config.precision)[0])
     name = engine.name if engine else "stock"
     if config.precision == "mixed" and name != "triton":
-        raise UsageError(f"--precision mixed is the Triton engine's, and --engine {config.engine} means {name} here; use fp32 or bf16")
+        raise UsageError(
+            f"--precision mixed is the Triton engine's, and --engine {config.engine} means {name} here; use "
+            "fp32 or bf16"
+        )
     return name, why
 
 

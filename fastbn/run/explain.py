@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import torch
 
-from fastbn.run.config import Config
 from fastbn.data.feed import feed
+from fastbn.planning import data_sheets, links, roofline
 from fastbn.planning.explain import explain
-from fastbn.planning import links, data_sheets, roofline
+from fastbn.planning.plan import planner_of
 from fastbn.run import explain_device, messages
 from fastbn.run.build import network_of
-from fastbn.planning.plan import planner_of
+from fastbn.run.config import Config
 from fastbn.run.resolve import data, implied, resolved, sized
-from fastbn.training.step import Step
+from fastbn.training.step import TrainingStep
 
 
 def explain_run(config: Config) -> str:
-    """The plan: what would train, on what, by which engine and in how much memory, and which parts of the network run fused."""
+    """The plan: what would train, on what, by which engine and in how much memory, and which parts of the
+    network run fused."""
     asked = config = implied(config)
     loaded = data(config, may_download=False)
     if config.on is not None:
@@ -24,7 +25,9 @@ def explain_run(config: Config) -> str:
     config, why = resolved(config, loaded)
     model = network_of(config, loaded.train)
     config = sized(config, loaded, model)
-    note = "" if asked.dataset != "auto" else "the plan for the data that is here: --explain downloads nothing"
+    note = (
+        "" if asked.dataset != "auto" else "the plan for the data that is here: --explain downloads nothing"
+    )
     lines = messages.opening(config, loaded, model, why, note)
     device = torch.device(config.device)
     source = feed(loaded.train, device)
@@ -35,5 +38,5 @@ def explain_run(config: Config) -> str:
         lines += [f"plan      {plan}", f"time      {least}"]
     lines += str(explain(model, planner.image if planner else None)).splitlines()[1:]
     if config.devices is not None:
-        lines += links.lines(config, model, Step(model, source, config.recipe(), planner=planner))
+        lines += links.lines(config, model, TrainingStep(model, source, config.recipe(), planner=planner))
     return "\n".join(lines)

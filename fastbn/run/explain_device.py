@@ -1,25 +1,27 @@
-"""--explain --on h200: the plan for a device that is not here, by its data sheet and the Triton engine's choices for its capability."""
+"""--explain --on h200: the plan for a device that is not here, by its data sheet and the Triton engine's
+choices for its capability."""
 
 from __future__ import annotations
 
 import dataclasses
 
 from fastbn.choices import one_of
-from fastbn.run.config import Config
 from fastbn.data.datasets import Loaded
 from fastbn.data.feed import feed
 from fastbn.data.names import USUAL
-from fastbn.planning.step_memory import Network
 from fastbn.errors import MachineError, UsageError
-from fastbn.trainable import count
 from fastbn.planning import data_sheets, roofline
-from fastbn.run.build import network_of
 from fastbn.planning.data_sheets import GB
 from fastbn.planning.plan import Planner
+from fastbn.planning.step_memory import NetworkMemory
+from fastbn.run.build import network_of
+from fastbn.run.config import Config
+from fastbn.trainable import count
 
 
 def lines(config: Config, loaded: Loaded) -> list[str]:
-    """What --explain prints. Raises UsageError for a device that is not known, and what only the device itself could tell."""
+    """What --explain prints. Raises UsageError for a device that is not known, and what only the device
+    itself could tell."""
     assert config.on is not None
     device = data_sheets.sheet(config.on)
     if config.batch_size == "auto":
@@ -28,7 +30,9 @@ def lines(config: Config, loaded: Loaded) -> list[str]:
     try:
         from fastbn.engine.triton.engine import Triton
     except ImportError as error:
-        raise MachineError(f"--on {config.on} plans for the Triton engine, and Triton can't be imported ({error})") from None
+        raise MachineError(
+            f"--on {config.on} plans for the Triton engine, and Triton can't be imported ({error})"
+        ) from None
     config = config.resolved(loaded.train.default_epochs, "mixed", USUAL.get(loaded.name, {}))
     model = network_of(dataclasses.replace(config, device="cpu", engine="stock"), loaded.train).train()
     source = feed(loaded.train, next(model.parameters()).device)
@@ -36,7 +40,14 @@ def lines(config: Config, loaded: Loaded) -> list[str]:
     if len(image) != 3:
         raise UsageError(f"--on plans networks that read images, and {source.name} holds words")
     memory = int(config.memory * GB) if config.memory is not None else device.memory
-    planner = Planner(Network(model, Triton(device.capability)), image, config.precision, memory, config.optimizer, source.nbytes)
+    planner = Planner(
+        NetworkMemory(model, Triton(device.capability)),
+        image,
+        config.precision,
+        memory,
+        config.optimizer,
+        source.nbytes,
+    )
     plan = planner.plan(config.batch, config.bn_batch)
     some, total = count(model)
     return [

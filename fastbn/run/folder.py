@@ -22,16 +22,21 @@ class RunFolder:
     """Opened by one process at a time: an flock, so a kill leaves no lock behind."""
 
     def __init__(self, path: str | os.PathLike[str]):
-        """Makes the folder if need be and takes its lock. Raises UsageError if another run holds it, MachineError if it can't be made."""
+        """Makes the folder if need be and takes its lock. Raises UsageError if another run holds it,
+        MachineError if it can't be made."""
         self.path = Path(path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / "lock", "w")  # noqa: SIM115 (held for as long as the run lasts)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UsageError(f"{self.path} is in use by another run; wait for it, or choose another --out") from None
+            raise UsageError(
+                f"{self.path} is in use by another run; wait for it, or choose another --out"
+            ) from None
         except OSError as error:
-            raise MachineError(f"cannot write to {self.path}: {error.strerror or error}; choose another --out") from error
+            raise MachineError(
+                f"cannot write to {self.path}: {error.strerror or error}; choose another --out"
+            ) from error
 
     def close(self) -> None:
         self._lock.close()
@@ -60,15 +65,20 @@ class RunFolder:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise MachineError(f"could not write {path}: {error.strerror or error}; the checkpoint is intact") from error
+            raise MachineError(
+                f"could not write {path}: {error.strerror or error}; the checkpoint is intact"
+            ) from error
 
     def keep_metrics(self, epochs: int) -> list[dict[str, Any]]:
-        """The lines of the first `epochs` epochs; those beyond, and one that a kill cut short, are dropped from the file.
+        """The lines of the first `epochs` epochs; those beyond, and one that a kill cut short, are dropped
+        from the file.
 
         Raises UsageError, the file untouched, where one of those epochs has no line.
         """
         path = self.path / "metrics.jsonl"
-        texts = path.read_text(encoding="utf-8", errors="replace").splitlines()[:epochs] if path.exists() else []
+        texts = (
+            path.read_text(encoding="utf-8", errors="replace").splitlines()[:epochs] if path.exists() else []
+        )
         lines = []
         for epoch in range(epochs):
             try:
@@ -77,7 +87,10 @@ class RunFolder:
             except (IndexError, KeyError, TypeError, ValueError):
                 whole = False
             if not whole:
-                raise UsageError(f"{path}: no line of epoch {epoch + 1} of {epochs} saved; the folder is damaged, choose another --out")
+                raise UsageError(
+                    f"{path}: no line of epoch {epoch + 1} of {epochs} saved; the folder is damaged, choose "
+                    "another --out"
+                )
         self._replace("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
         return lines
 
@@ -105,7 +118,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: not readable as JSON ({error}); the folder is damaged, choose another --out") from error
+        raise UsageError(
+            f"{path}: not readable as JSON ({error}); the folder is damaged, choose another --out"
+        ) from error
     if not isinstance(found, dict):
         raise UsageError(f"{path}: not a run's file; the folder is damaged, choose another --out")
     return found

@@ -6,17 +6,17 @@ import dataclasses
 
 import torch
 
-from fastbn.run.config import Config
+from fastbn import devices
 from fastbn.data.datasets import Loaded, load
 from fastbn.data.feed import feed
 from fastbn.data.images import Images
 from fastbn.data.names import DEFAULT_DIR, IMAGE_SIZE, USUAL
 from fastbn.errors import UsageError
 from fastbn.models.network import Network
-from fastbn import devices
 from fastbn.planning import precision
-from fastbn.training.batch_size import fastest
 from fastbn.run.build import engine_of, spec_of
+from fastbn.run.config import Config
+from fastbn.training.batch_size import fastest
 from fastbn.training.distributed.ranks import ALONE, Ranks
 from fastbn.training.progress import Progress
 
@@ -29,15 +29,21 @@ def implied(config: Config) -> Config:
 
 def data(config: Config, may_download: bool = True) -> Loaded:
     size = IMAGE_SIZE.get(spec_of(config).family, 32)
-    default_dir = DEFAULT_DIR if may_download else None  # the one folder that is downloaded into without being asked
-    return _limited(load(config.dataset, config.data_dir, config.download and may_download, size, default_dir), config)
+    # the one folder that is downloaded into without being asked
+    default_dir = DEFAULT_DIR if may_download else None
+    return _limited(
+        load(config.dataset, config.data_dir, config.download and may_download, size, default_dir), config
+    )
 
 
 def _limited(loaded: Loaded, config: Config) -> Loaded:
     train, test = loaded.train.limit(config.limit_train), loaded.test.limit(config.limit_test)
     if config.augment is not None or config.pixels != "standard":
         if not (isinstance(train, Images) and isinstance(test, Images)):
-            raise UsageError(f"--augment and --pixels are of images in memory, and {train.name} is not that; leave them out")
+            raise UsageError(
+                f"--augment and --pixels are of images in memory, and {train.name} is not that; leave them "
+                "out"
+            )
         train, test = (images.prepared(config.augment, config.pixels) for images in (train, test))
     return dataclasses.replace(loaded, train=train, test=test)
 
@@ -50,8 +56,13 @@ def resolved(config: Config, loaded: Loaded) -> tuple[Config, str]:
     spec = spec_of(config)
     engine, why = engine_of(config, device)
     if config.sync_bn and engine in ("triton", "stock"):
-        raise UsageError(f"--sync-bn is the reference and the native engine's, this run's is {engine} ({why}); leave it out")
-    config = config.resolved(loaded.train.default_epochs, precision.automatic(engine, device), USUAL.get(loaded.name, {}))
+        raise UsageError(
+            f"--sync-bn is the reference and the native engine's, this run's is {engine} ({why}); leave it "
+            "out"
+        )
+    config = config.resolved(
+        loaded.train.default_epochs, precision.automatic(engine, device), USUAL.get(loaded.name, {})
+    )
     config = dataclasses.replace(
         config,
         depth=spec.depth,
@@ -71,7 +82,10 @@ def sized(config: Config, loaded: Loaded, model: Network, ranks: Ranks = ALONE) 
     if config.batch_size != "auto":
         return config
     if ranks.count > 1:
-        raise UsageError(f"--batch-size auto is measured by one process, and this is one of {ranks.count} ranks; give a number")
+        raise UsageError(
+            f"--batch-size auto is measured by one process, and this is one of {ranks.count} ranks; give a "
+            "number"
+        )
     speak = Progress(config.epochs or 0, True).say
     found = fastest(model, feed(loaded.train, torch.device(config.device)), config.recipe(), speak)
     return config.with_batch(found, USUAL.get(loaded.name, {}))

@@ -8,27 +8,27 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from fastbn.run.config import Config
+from fastbn import devices
 from fastbn.data.datasets import Loaded
-from fastbn.data.images import Images
 from fastbn.data.imagenet.stream import Stream
+from fastbn.data.images import Images
 from fastbn.errors import UsageError
 from fastbn.models.network import Network
-from fastbn.trainable import trainable
-from fastbn import devices
 from fastbn.planning import precision
 from fastbn.run import messages
 from fastbn.run.build import engine_of, network_of, spec_of
-from fastbn.training.checkpoint import CHECKPOINT, save
-from fastbn.training.distributed import agree
-from fastbn.training.distributed.ranks import Ranks, started
+from fastbn.run.config import Config
 from fastbn.run.folder import RunFolder, json_ready
-from fastbn.training.fit import fit
-from fastbn.run.untrained import measure
-from fastbn.training.progress import Progress
 from fastbn.run.resolve import data, implied, resolved, sized
 from fastbn.run.saver import Saver
 from fastbn.run.tracking import Tracker
+from fastbn.run.untrained import measure
+from fastbn.trainable import trainable
+from fastbn.training.checkpoint import CHECKPOINT, save
+from fastbn.training.distributed import agree
+from fastbn.training.distributed.ranks import Ranks, started
+from fastbn.training.fit import fit
+from fastbn.training.progress import Progress
 
 
 def train_run(config: Config) -> str:
@@ -39,12 +39,24 @@ def train_run(config: Config) -> str:
         if not trainable(run.model):
             return run.finished(run.measured())
         recipe = run.config.recipe()
-        return run.finished(fit(run.model, run.train, run.loaded.test, run.val, saver=run.saver, ranks=ranks, recipe=recipe, log=run.log))
+        return run.finished(
+            fit(
+                run.model,
+                run.train,
+                run.loaded.test,
+                run.val,
+                saver=run.saver,
+                ranks=ranks,
+                recipe=recipe,
+                log=run.log,
+            )
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Run:
-    """A run that can train: everything resolved, its folder open and its first lines said. On the first rank alone it has a folder."""
+class TrainingRun:
+    """A run that can train: everything resolved, its folder open and its first lines said. On the first
+    rank alone it has a folder."""
 
     config: Config
     loaded: Loaded
@@ -76,17 +88,25 @@ class Run:
     def finished(self, history: list[dict[str, Any]]) -> str:
         """Writes the summary, and returns the line that sums the run up."""
         seconds = time.perf_counter() - self.begun
-        summary = messages.summary(self.config, self.loaded, self.model, self.why, history, seconds) | self.beside
+        summary = (
+            messages.summary(self.config, self.loaded, self.model, self.why, history, seconds) | self.beside
+        )
         if self.folder is not None:
             self.folder.write_json("summary.json", summary)
         return messages.last_line(self.config, self.loaded, self.model, summary)
 
 
 def ready(
-    config: Config, ranks: Ranks, stack: contextlib.ExitStack, speak: Progress, loaded: Loaded | None = None, replicas: int = 1
-) -> Run:
+    config: Config,
+    ranks: Ranks,
+    stack: contextlib.ExitStack,
+    speak: Progress,
+    loaded: Loaded | None = None,
+    replicas: int = 1,
+) -> TrainingRun:
     """The first rank alone opens the folder, and decides on the data; `stack` closes the folder.
-    loaded: the data set, where it has been read already; replicas: how many runs, this among them, share the process."""
+    loaded: the data set, where it has been read already; replicas: how many runs, this among them, share the
+    process."""
     begun = time.perf_counter()
     opened = ranks.agree(lambda: _opened(config, ranks, stack, loaded) if ranks.first else None)
     config, note = ranks.told((opened.config, opened.note) if opened else (config, ""))
@@ -101,7 +121,10 @@ def ready(
         if folder is not None and folder.has_checkpoint:
             differing = complete.differences(folder.checkpoint()[1].get("config", {}))
             if differing:
-                raise UsageError(f"{folder.path} holds a run with other settings ({'; '.join(differing)}); give the same, or another --out")
+                raise UsageError(
+                    f"{folder.path} holds a run with other settings ({'; '.join(differing)}); give the "
+                    "same, or another --out"
+                )
         return complete, loaded, why, model
 
     config, loaded, why, model = ranks.agree(made)
@@ -119,7 +142,7 @@ def ready(
         if tracker is not None:
             tracker.start(folder.path.name, settings)
     beside = {"ranks": ranks.count, "replicas": replicas}
-    return Run(config, loaded, why, model, train, val, folder, saver, tracker, beside, begun)
+    return TrainingRun(config, loaded, why, model, train, val, folder, saver, tracker, beside, begun)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,5 +186,10 @@ def _continued(config: Config, folder: RunFolder, ranks: Ranks) -> tuple[Config,
     if not folder.has_checkpoint:
         return config, f"nothing saved in {folder.path}: starting afresh"
     if saved is None:
-        raise UsageError(f"{folder.path} holds a checkpoint but no config.json; the folder is damaged, choose another --out")
-    return config.completed_by(saved), f"resuming {folder.path}{agree.other_ranks(config, saved.get('ranks', 1), ranks)}"
+        raise UsageError(
+            f"{folder.path} holds a checkpoint but no config.json; the folder is damaged, choose another "
+            "--out"
+        )
+    return config.completed_by(
+        saved
+    ), f"resuming {folder.path}{agree.other_ranks(config, saved.get('ranks', 1), ranks)}"

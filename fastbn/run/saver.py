@@ -11,9 +11,9 @@ from torch import Tensor
 
 from fastbn.errors import UsageError
 from fastbn.models.network import Network
-from fastbn.training.checkpoint import CHECKPOINT, Source, header_of, restore, source_of, tensors_of
 from fastbn.run.folder import BEST, RunFolder
-from fastbn.training.step import Step, Totals
+from fastbn.training.checkpoint import CHECKPOINT, WeightSource, header_of, restore, source_of, tensors_of
+from fastbn.training.step import Totals, TrainingStep
 
 
 @dataclasses.dataclass
@@ -26,13 +26,14 @@ class Position:
 
 
 class Saver:
-    """Writes a run's metrics and checkpoints into its folder; starts from the checkpoint that lies there, if any."""
+    """Writes a run's metrics and checkpoints into its folder; starts from the checkpoint that lies there,
+    if any."""
 
     def __init__(self, folder: RunFolder, config: dict[str, Any]):
         self.folder, self.config = folder, config
         self.history: list[dict[str, Any]] = []
 
-    def start(self, step: Step) -> Position:
+    def start(self, step: TrainingStep) -> Position:
         """The position to train from: the checkpoint's, the model and optimizer restored, or the beginning.
 
         Raises UsageError for a checkpoint that is damaged or of another network.
@@ -46,10 +47,16 @@ class Saver:
             return Position(0, 0, Totals.zero(device))
         tensors, header = self.folder.checkpoint()
         if header.get("model") != model.spec.said():
-            raise UsageError(f"{self.folder.path / CHECKPOINT} is of another network: {header.get('model')}, asked {model.spec.said()}")
+            raise UsageError(
+                f"{self.folder.path / CHECKPOINT} is of another network: {header.get('model')}, asked "
+                f"{model.spec.said()}"
+            )
         if "position" not in header:
-            raise UsageError(f"{self.folder.path / CHECKPOINT} holds a model but no run to resume; start one in another --out")
-        self.source = Source(**header["source"])
+            raise UsageError(
+                f"{self.folder.path / CHECKPOINT} holds a model but no run to resume; start one in another "
+                "--out"
+            )
+        self.source = WeightSource(**header["source"])
         if model.weights_file is not None:  # which may have moved; its SHA-256 decides
             self.source = dataclasses.replace(self.source, file=os.path.abspath(model.weights_file))
         restore(model, tensors, self.source)
@@ -63,7 +70,7 @@ class Saver:
         totals.images = saved["images"]
         return Position(saved["epoch"], saved["step"], totals)
 
-    def save(self, step: Step, position: Position) -> None:
+    def save(self, step: TrainingStep, position: Position) -> None:
         """The checkpoint of this position."""
         tensors, header = self._model(step)
         totals = position.totals
@@ -80,15 +87,23 @@ class Saver:
         tensors |= {f"optimizer.{name}": value for name, value in step.optimizer.state.items()}
         self.folder.save(CHECKPOINT, tensors, header)
 
-    def epoch(self, step: Step, position: Position, line: dict[str, Any]) -> None:
-        """An epoch is over: its metrics first, so that a kill between the two repeats the epoch and loses nothing."""
-        if "val_accuracy" in line and line["val_accuracy"] > max((old["val_accuracy"] for old in self.history), default=-1.0):
+    def epoch(self, step: TrainingStep, position: Position, line: dict[str, Any]) -> None:
+        """An epoch is over: its metrics first, so that a kill between the two repeats the epoch and loses
+        nothing."""
+        if "val_accuracy" in line and line["val_accuracy"] > max(
+            (old["val_accuracy"] for old in self.history), default=-1.0
+        ):
             tensors, header = self._model(step)
-            self.folder.save(BEST, tensors, header | {"config": self.config, "epoch": line["epoch"], "val_accuracy": line["val_accuracy"]})
+            self.folder.save(
+                BEST,
+                tensors,
+                header
+                | {"config": self.config, "epoch": line["epoch"], "val_accuracy": line["val_accuracy"]},
+            )
         self.history.append(line)
         self.folder.add_metrics(line)
         self.save(step, position)
 
-    def _model(self, step: Step) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def _model(self, step: TrainingStep) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with torch.no_grad():
             return tensors_of(self.model, self.source), header_of(self.model, self.source)

@@ -15,15 +15,21 @@ class Tracker:
     """One run at a tracking module. Numbers alone are told, by the names that metrics.jsonl gives them."""
 
     def __init__(self, name: str):
-        """Imports the module. Raises MachineError where it is not installed, UsageError where it is no tracker."""
+        """Imports the module. Raises MachineError where it is not installed, UsageError where it is no
+        tracker."""
         try:
             self._module: ModuleType = importlib.import_module(name)
         except ImportError as error:
-            raise MachineError(f"--track {name}: it can't be imported ({error}); install it, or leave --track out") from error
+            raise MachineError(
+                f"--track {name}: it can't be imported ({error}); install it, or leave --track out"
+            ) from error
         self._started = False
         missing = [own for own in ("init", "log", "finish") if not callable(getattr(self._module, own, None))]
         if missing:
-            raise UsageError(f"--track {name}: the module has no {', '.join(missing)}; give one with init, log and finish, such as wandb")
+            raise UsageError(
+                f"--track {name}: the module has no {', '.join(missing)}; give one with init, log and "
+                "finish, such as wandb"
+            )
 
     def start(self, run: str, config: dict[str, Any]) -> None:
         self._module.init(project=PROJECT, name=run, config=config)

@@ -8,19 +8,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastbn.run.config import Recipe
-from fastbn.data.feed import feed
 from fastbn import devices
-from fastbn.training import affine_statistics
+from fastbn.data.feed import feed
 from fastbn.planning import precision
-from fastbn.training.distributed.exchange import Found
+from fastbn.run.config import Recipe
+from fastbn.training import affine_statistics
+from fastbn.training.distributed.exchange import StepResult
 from fastbn.training.evaluation import evaluate
 from fastbn.training.step import Totals
 
 
 def measure(model: nn.Module, train: object, test: object, recipe: Recipe) -> list[dict[str, Any]]:
-    """One pass over the training set in training mode, without a gradient, for BatchNorm's running statistics; then the test. Returns
-    one line of metrics like those of `fit`'s epochs."""
+    """One pass over the training set in training mode, without a gradient, for BatchNorm's running
+    statistics; then the test. Returns one line of metrics like those of `fit`'s epochs."""
     device = next(model.parameters()).device
     source, held = feed(train, device, "train"), feed(test, device, "test")
     totals, was_training, start = Totals.zero(device), model.training, time.perf_counter()
@@ -30,7 +30,7 @@ def measure(model: nn.Module, train: object, test: object, recipe: Recipe) -> li
         for inputs in source.batches(recipe.batch):
             x, labels = source.load(*inputs)
             logits = model(x).float()
-            totals.add(Found.of(logits, labels, nn.functional.cross_entropy(logits, labels)))
+            totals.add(StepResult.of(logits, labels, nn.functional.cross_entropy(logits, labels)))
             totals.images += len(labels)
             devices.carry_out(device)
         line: dict[str, Any] = {"epoch": 0, "step": 0, "lr": 0.0} | totals.mean("train")

@@ -1,4 +1,5 @@
-"""γ and β of every BatchNorm in a few numbers a layer, taken at each epoch's end: one copy to the host, whatever the depth."""
+"""γ and β of every BatchNorm in a few numbers a layer, taken at each epoch's end: one copy to the host,
+whatever the depth."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ def vectors(norms: list[nn.BatchNorm2d]) -> tuple[list[np.ndarray], list[np.ndar
 
 
 def statistics(model: nn.Module) -> dict[str, list[float]]:
-    """By layer, in module order: mean and standard deviation of γ and of β, and the share of |γ| < 0.01, rounded to 4 digits."""
+    """By layer, in module order: mean and standard deviation of γ and of β, and the share of |γ| < 0.01,
+    rounded to 4 digits."""
     norms = [norm for _, norm in affine_norms(model)]
     gamma, beta = vectors(norms) if norms else ([], [])
     return {

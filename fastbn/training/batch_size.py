@@ -1,4 +1,5 @@
-"""--batch-size auto: the smallest batch whose images/s are within 5% of the best of those that fit, measured on a copy of the network."""
+"""--batch-size auto: the smallest batch whose images/s are within 5% of the best of those that fit,
+measured on a copy of the network."""
 
 from __future__ import annotations
 
@@ -9,13 +10,13 @@ from collections.abc import Callable, Iterator
 
 from torch import nn
 
-from fastbn.run.config import Recipe
+from fastbn import devices
 from fastbn.data.feed import Feed, Inputs
 from fastbn.errors import MachineError
-from fastbn import devices
 from fastbn.planning import precision
 from fastbn.planning.plan import planner_of
-from fastbn.training.step import Step, Totals
+from fastbn.run.config import Recipe
+from fastbn.training.step import Totals, TrainingStep
 
 SMALLEST, LARGEST = 32, 2**14
 WITHIN = 0.95
@@ -24,9 +25,11 @@ SECONDS = 0.5  # of timed steps
 PATIENCE = 2  # sizes in a row that are no faster than the best: the rest will not be
 
 
-def fastest(model: nn.Module, source: Feed, recipe: Recipe, say: Callable[[str], None] = lambda line: None) -> int:
-    """The batch size. The model and its running statistics stay as they are; `say` is told each measurement. Raises MachineError where
-    not even the smallest fits."""
+def fastest(
+    model: nn.Module, source: Feed, recipe: Recipe, say: Callable[[str], None] = lambda line: None
+) -> int:
+    """The batch size. The model and its running statistics stay as they are; `say` is told each measurement.
+    Raises MachineError where not even the smallest fits."""
     found: dict[int, float] = {}
     size, since = SMALLEST, 0
     while size <= LARGEST and (size == SMALLEST or size <= len(source)) and since < PATIENCE:
@@ -52,7 +55,10 @@ def choose(found: dict[int, float]) -> int:
 
 def _images_per_second(model: nn.Module, source: Feed, recipe: Recipe) -> float:
     model.train()
-    step, totals = Step(model, source, recipe, planner=planner_of(model, source, recipe)), Totals.zero(source.device)
+    step, totals = (
+        TrainingStep(model, source, recipe, planner=planner_of(model, source, recipe)),
+        Totals.zero(source.device),
+    )
     batches, images = _whole(source, recipe), 0
     with precision.arithmetic(recipe.precision, source.device):
         for _ in range(UNTIMED):

@@ -1,4 +1,5 @@
-"""A safetensors file with a JSON header and a digest over both: written whole or not at all, and read back or refused."""
+"""A safetensors file with a JSON header and a digest over both: written whole or not at all, and read back
+or refused."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ FORMAT = "fastbn-1"
 
 
 def write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
-    """Writes beside the target, flushes to the disk, renames: a kill or a full disk leaves the file that was there before.
+    """Writes beside the target, flushes to the disk, renames: a kill or a full disk leaves the file that was
+    there before.
 
     Raises MachineError where the file cannot be written.
     """
@@ -36,11 +38,14 @@ def write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> Non
         _sync_folder(path.parent)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise MachineError(f"could not save {path}: {error.strerror or error}; what was saved before is intact") from error
+        raise MachineError(
+            f"could not save {path}: {error.strerror or error}; what was saved before is intact"
+        ) from error
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the header. Raises UsageError for a file that is missing, truncated, altered, or not fastbn's."""
+    """The tensors and the header. Raises UsageError for a file that is missing, truncated, altered, or not
+    fastbn's."""
     try:
         with safetensors.safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -48,12 +53,19 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
     except (OSError, safetensors.SafetensorError) as error:
-        raise UsageError(f"{path}: not a readable safetensors file ({error}); it is truncated or not a checkpoint") from error
+        raise UsageError(
+            f"{path}: not a readable safetensors file ({error}); it is truncated or not a checkpoint"
+        ) from error
     if metadata.get("format") != FORMAT:
         found = metadata.get("format", "none")
-        raise UsageError(f"{path}: not a checkpoint that this version reads: its format is {found}, this version's is {FORMAT}")
+        raise UsageError(
+            f"{path}: not a checkpoint that this version reads: its format is {found}, this version's is "
+            f"{FORMAT}"
+        )
     if _digest(metadata.get("header", ""), tensors) != metadata.get("sha256"):
-        raise UsageError(f"{path}: its contents do not match its SHA-256; the file is damaged, use another copy")
+        raise UsageError(
+            f"{path}: its contents do not match its SHA-256; the file is damaged, use another copy"
+        )
     return tensors, json.loads(metadata["header"])
 
 

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastbn.data.feed import Feed
 from fastbn import devices
-from fastbn.training.distributed.exchange import Found
+from fastbn.data.feed import Feed
+from fastbn.training.distributed.exchange import StepResult
 from fastbn.training.step import Totals, at_least_float32
 
 MANY = 100  # classes, from which on the five likeliest are counted too
@@ -24,19 +24,19 @@ def evaluate(
     pause: Callable[[int], None] = lambda n: None,
     share: tuple[int, int] = (0, 1),
 ) -> Totals:
-    """The totals of a model in eval mode over samples on its device, or over one rank's share of them: whole batches, so that no image
-    meets others than in one process. The modules' own modes are as before afterwards.
+    """The totals of a model in eval mode over samples on its device, or over one rank's share of them: whole
+    batches, so that no image meets others than in one process. The modules' own modes are as before
+    afterwards.
 
-    From 100 classes on `top5` is among them. `pause` is called after each batch with its size: a place to show progress, and to stop by
-    raising.
-    """
+    From 100 classes on `top5` is among them. `pause` is called after each batch with its size: a place to
+    show progress, and to stop by raising."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         totals = Totals.zero(samples.device)
         for x, labels in samples.held_out(batch_size, share):
             logits = at_least_float32(model(x))
-            totals.add(Found.of(logits, labels, F.cross_entropy(logits, labels)))
+            totals.add(StepResult.of(logits, labels, F.cross_entropy(logits, labels)))
             if logits.shape[1] >= MANY:
                 near = (logits.topk(5).indices == labels[:, None]).sum()
                 totals.top5 = near if totals.top5 is None else totals.top5 + near

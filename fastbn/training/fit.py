@@ -9,23 +9,23 @@ from typing import Any
 
 from torch import nn
 
-from fastbn.run.config import Recipe
+from fastbn import devices
 from fastbn.data.feed import feed
-from fastbn.data.images import Images
 from fastbn.data.imagenet.stream import Stream
+from fastbn.data.images import Images
 from fastbn.engine import fused_forward
 from fastbn.errors import UsageError
-from fastbn import devices
 from fastbn.planning import precision
+from fastbn.planning.plan import planner_of
+from fastbn.run.config import Recipe
+from fastbn.run.saver import Saver
 from fastbn.training.batch_size import fastest
-from fastbn.training.loop import Course, training_mode
 from fastbn.training.distributed import agree
 from fastbn.training.distributed.ranks import ALONE, Ranks, joined
-from fastbn.planning.plan import planner_of
+from fastbn.training.loop import TrainingLoop, training_mode
 from fastbn.training.progress import Progress
-from fastbn.run.saver import Saver
 from fastbn.training.signals import stop_request
-from fastbn.training.step import Step
+from fastbn.training.step import TrainingStep
 
 
 def fit(
@@ -41,22 +41,25 @@ def fit(
     log: Callable[[dict[str, Any]], None] | None = None,
     **settings: Any,
 ) -> list[dict[str, Any]]:
-    """Trains what requires grad, and returns one dict an epoch: epoch, step, lr, train_loss, train_accuracy, test_loss,
-    test_accuracy (val_… too where given; from 100 classes on test_top5_accuracy), images_per_second, seconds, evaluation_seconds,
-    peak_memory_bytes, planned_memory_bytes, energy_joules, and norms: γ and β in a few numbers a layer.
+    """Trains what requires grad, and returns one dict an epoch: epoch, step, lr, train_loss, train_accuracy,
+    test_loss, test_accuracy (val_… too where given; from 100 classes on test_top5_accuracy),
+    images_per_second, seconds, evaluation_seconds, peak_memory_bytes, planned_memory_bytes, energy_joules,
+    and norms: γ and β in a few numbers a layer.
 
     model: on the device where it should train; the images are brought there. Accuracies are fractions of 1.
-    settings: the fields of fastbn.run.config.Recipe (epochs, batch_size, optimizer, lr, seed, …); or a `recipe` made of them.
+    settings: the fields of fastbn.run.config.Recipe (epochs, batch_size, optimizer, lr, seed, …); or a
+    `recipe` made of them.
     saver: keeps a run's folder; `python -m fastbn.train` gives one, to the first rank alone.
-    ranks: the processes that train together, each with its part of every batch; those of the process group that torch.distributed
-    has, if it has one. The first rank's parameters are everybody's, and it alone shows progress.
+    ranks: the processes that train together, each with its part of every batch; those of the process group
+    that torch.distributed has, if it has one. The first rank's parameters are everybody's, and it alone shows
+    progress.
     log: is called with each epoch's dict.
 
         history = fastbn.fit(model, train, test, epochs=15, batch_size=64)
 
-    Raises UsageError where nothing trains or a setting can't be, MachineError for a precision that the device lacks or a batch that its
-    memory does not hold, Diverged when a loss or gradient is not finite (the parameters are then as after the last good step).
-    """
+    Raises UsageError where nothing trains or a setting can't be, MachineError for a precision that the device
+    lacks or a batch that its memory does not hold, Diverged when a loss or gradient is not finite (the
+    parameters are then as after the last good step)."""
     if recipe is not None and settings:
         raise UsageError(f"give fit a recipe or settings, not both: got recipe and {', '.join(settings)}")
     ranks = joined(next(model.parameters()).device) if ranks is None else ranks
@@ -83,11 +86,15 @@ def prepared(
     log: Callable[[dict[str, Any]], None] | None = None,
     ranks: Ranks = ALONE,
     replicas: int = 1,
-) -> Course:
+) -> TrainingLoop:
     """The course of what `fit` describes, nothing of the recipe left open and its step planned; to be closed.
     replicas: how many networks, this among them, train at the same time and share the device's memory."""
     device, fused = next(model.parameters()).device, fused_forward(model)
-    held_out = {name: feed(images, device, name) for name, images in (("val", val), ("test", test)) if images is not None}
+    held_out = {
+        name: feed(images, device, name)
+        for name, images in (("val", val), ("test", test))
+        if images is not None
+    }
     source = feed(train, device, "train")
     automatic = precision.automatic(fused.engine if fused else "stock", device)
     recipe = recipe.resolved(source.default_epochs, automatic)
@@ -98,7 +105,11 @@ def prepared(
     if recipe.batch_size == "auto":
         recipe = recipe.with_batch(fastest(model, source, recipe, bar.say))
     training_mode(model, recipe)
-    step = ranks.agree(lambda: Step(model, source, recipe, ranks, planner_of(model, source, recipe, replicas), bar.say))
+    step = ranks.agree(
+        lambda: TrainingStep(
+            model, source, recipe, ranks, planner_of(model, source, recipe, replicas), bar.say
+        )
+    )
     if step.plan is not None:
         bar.say(f"plan      {step.plan}")
-    return Course(step, recipe, held_out, bar, was_training, saver, log)
+    return TrainingLoop(step, recipe, held_out, bar, was_training, saver, log)

@@ -1,4 +1,5 @@
-"""The course of one network's training: epochs of steps, an evaluation after each, and everything saved that a resumption needs.
+"""The course of one network's training: epochs of steps, an evaluation after each, and everything saved that
+a resumption needs.
 
 A course asks for its steps and does not take them: who follows it does, and may follow several at once.
 """
@@ -11,22 +12,22 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from fastbn.run.config import Recipe
+from fastbn import devices
 from fastbn.data.feed import Feed, Inputs
 from fastbn.errors import Diverged, Stopped
-from fastbn import devices
+from fastbn.run.config import Recipe
+from fastbn.run.saver import Position, Saver
 from fastbn.training import affine_statistics
 from fastbn.training.distributed import agree
 from fastbn.training.evaluation import evaluate
 from fastbn.training.progress import Progress
-from fastbn.run.saver import Position, Saver
 from fastbn.training.schedule import learning_rate
 from fastbn.training.signals import StopRequest
-from fastbn.training.step import Step, Totals
+from fastbn.training.step import Totals, TrainingStep
 
 
 class Turn(NamedTuple):
-    """A step that a course asks for, as Step takes it."""
+    """A step that a course asks for, as TrainingStep takes it."""
 
     inputs: Inputs
     lr: float
@@ -35,12 +36,13 @@ class Turn(NamedTuple):
     heard: int | None
 
 
-class Course:
-    """A network on its way through the epochs of a resolved recipe. `history` has a dict an epoch; close() gives the model back."""
+class TrainingLoop:
+    """A network on its way through the epochs of a resolved recipe. `history` has a dict an epoch; close()
+    gives the model back."""
 
     def __init__(
         self,
-        step: Step,
+        step: TrainingStep,
         recipe: Recipe,
         held_out: dict[str, Feed],
         bar: Progress,
@@ -49,11 +51,18 @@ class Course:
         log: Callable[[dict[str, Any]], None] | None = None,
     ):
         self.step, self.recipe, self.history = step, recipe, list[dict[str, Any]]()
-        self._held_out, self._bar, self._was_training, self._saver, self._log = held_out, bar, was_training, saver, log
+        self._held_out, self._bar, self._was_training, self._saver, self._log = (
+            held_out,
+            bar,
+            was_training,
+            saver,
+            log,
+        )
 
     def turns(self, request: StopRequest) -> Iterator[Turn | None]:
-        """Every step from where the saver says on, to be taken before the next is asked for. None: nothing to take, but a clock is about
-        to start or has just stopped, and other courses should come to the same point.
+        """Every step from where the saver says on, to be taken before the next is asked for. None: nothing to
+        take, but a clock is about to start or has just stopped, and other courses should come to the same
+        point.
 
         Raises Diverged; and Stopped, after saving, where the request has a signal.
         """
@@ -116,7 +125,9 @@ class Course:
         yield None
         agree.average(step)
         self._bar.testing()
-        line = {"epoch": position.epoch, "step": (position.epoch + 1) * steps, "lr": lr} | totals.mean("train")
+        line = {"epoch": position.epoch, "step": (position.epoch + 1) * steps, "lr": lr} | totals.mean(
+            "train"
+        )
         rate = (totals.images - already) / seconds if seconds > 0 and totals.images > already else 0.0
         return line, {"images_per_second": rate, "seconds": seconds}
 
@@ -136,7 +147,8 @@ class Course:
         return line
 
     def _stop(self, position: Position, heard: int, moved: bool) -> None:
-        """Saves in the middle of an epoch, and ends. moved: whether there were steps since the ranks' running statistics were averaged."""
+        """Saves in the middle of an epoch, and ends. moved: whether there were steps since the ranks'
+        running statistics were averaged."""
         self.step.exchange.finish()
         _check(bool(position.totals.finite), position)
         if moved:
@@ -157,6 +169,7 @@ def training_mode(model: nn.Module, recipe: Recipe) -> None:
 def _check(finite: bool, position: Position) -> None:
     if not finite:
         raise Diverged(
-            f"the loss or a gradient stopped being finite in epoch {position.epoch + 1}; lower --lr or add --warmup-epochs "
+            f"the loss or a gradient stopped being finite in epoch {position.epoch + 1}; lower --lr or add "
+            "--warmup-epochs "
             "(a checkpoint of an earlier epoch is intact)"
         )

@@ -1,5 +1,5 @@
-"""Progress on stderr: a bar on a terminal, one line an epoch elsewhere, nothing where it was not asked for. One of several networks
-tells its name in each line, or has a file for its lines."""
+"""Progress on stderr: a bar on a terminal, one line an epoch elsewhere, nothing where it was not asked for.
+One of several networks tells its name in each line, or has a file for its lines."""
 
 from __future__ import annotations
 
@@ -23,7 +23,13 @@ class Progress:
         """An epoch begins, `done` of its images already trained on."""
         if self.shown and not self._name and self._file is None and sys.stderr.isatty():
             width = len(str(self.epochs))
-            self._bar = tqdm(total=images, initial=done, desc=f"epoch {epoch + 1:{width}}/{self.epochs}", unit=" images", leave=False)
+            self._bar = tqdm(
+                total=images,
+                initial=done,
+                desc=f"epoch {epoch + 1:{width}}/{self.epochs}",
+                unit=" images",
+                leave=False,
+            )
 
     def advance(self, images: int) -> None:
         if self._bar is not None:

@@ -1,9 +1,11 @@
-"""Replicas: independent networks that one process trains side by side, each to the bits that it would have alone.
+"""Replicas: independent networks that one process trains side by side, each to the bits that it would have
+alone.
 
-At the paper's batch of 128 the later stages of a CIFAR ResNet launch fewer programs than a GPU has multiprocessors; what one network
-leaves idle another can use. So on CUDA each replica has a stream: all that is done for it, its steps (a CUDA graph each, where they
-are captured), evaluations and checkpoints, is queued there in the order in which it would be done for it alone, and the GPU makes none
-wait for another; the host gives out a step of each at a time. Elsewhere they take turns, which is no faster than one after the other.
+At the paper's batch of 128 the later stages of a CIFAR ResNet launch fewer programs than a GPU has
+multiprocessors; what one network leaves idle another can use. So on CUDA each replica has a stream: all that
+is done for it, its steps (a CUDA graph each, where they are captured), evaluations and checkpoints, is queued
+there in the order in which it would be done for it alone, and the GPU makes none wait for another; the host
+gives out a step of each at a time. Elsewhere they take turns, which is no faster than one after the other.
 """
 
 from __future__ import annotations
@@ -15,16 +17,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastbn.run.config import Recipe
 from fastbn.data.images import Images
 from fastbn.errors import Diverged, MachineError, Stopped, UsageError
 from fastbn.planning import precision
-from fastbn.training.loop import Course
+from fastbn.run.config import Recipe
 from fastbn.training.fit import prepared
+from fastbn.training.loop import TrainingLoop
 from fastbn.training.progress import Progress
 from fastbn.training.signals import stop_request
 
-Ended = Callable[[int, Diverged | UsageError | MachineError | None], None]  # which replica ended, and by what error, if by one
+# which replica ended, and by what error, if by one
+Ended = Callable[[int, Diverged | UsageError | MachineError | None], None]
 
 
 def fit_replicas(
@@ -36,17 +39,17 @@ def fit_replicas(
     progress: bool = True,
     **settings: Any,
 ) -> list[list[dict[str, Any]] | Diverged]:
-    """Trains several networks at once as `fastbn.fit` trains each, bit for bit; returns their histories, in the place of one that
-    diverged its error.
+    """Trains several networks at once as `fastbn.fit` trains each, bit for bit; returns their histories, in
+    the place of one that diverged its error.
 
     models: all on one device; they may differ in everything else. The images are shared.
     settings: as of `fit`; a list has a value for each model. They may differ in all but the precision.
 
         histories = fastbn.fit_replicas([first, second], train, test, epochs=15, seed=[0, 1], lr=[0.1, 0.2])
 
-    On a GPU they run side by side, on a CPU in turns. images_per_second and seconds are of a replica while the others train too;
-    the peak of memory and the joules are the whole process's. Raises as `fit`, and UsageError where there is not a model a value.
-    """
+    On a GPU they run side by side, on a CPU in turns. images_per_second and seconds are of a replica while
+    the others train too; the peak of memory and the joules are the whole process's. Raises as `fit`, and
+    UsageError where there is not a model a value."""
     models = list(models)
     device = _device(models)
     train = _images(train).to(device)
@@ -56,10 +59,11 @@ def fit_replicas(
     def ended(k: int, error: Diverged | UsageError | MachineError | None) -> None:
         if isinstance(error, (UsageError, MachineError)):
             raise error
-        found[k] = error.with_traceback(None) if error else courses[k].history  # whose frames would keep the networks' memory
+        # whose frames would keep the networks' memory
+        found[k] = error.with_traceback(None) if error else courses[k].history
 
     with contextlib.ExitStack() as stack:
-        courses: list[Course] = []
+        courses: list[TrainingLoop] = []
         for k, (model, recipe) in enumerate(zip(models, _recipes(settings, len(models)), strict=True)):
             bar = Progress(0, progress, f"replica {k + 1}/{len(models)}  ")
             courses.append(prepared(model, train, test, val, recipe, bar, replicas=len(models)))
@@ -68,16 +72,27 @@ def fit_replicas(
     return found
 
 
-def side_by_side(courses: Sequence[Course], ended: Ended) -> None:
-    """Follows courses of one device and precision, a step of each at a time, and tells of each as it ends: well, or by an error of its
-    own. The others go on. Raises Stopped, after all have saved, where a signal came."""
+def side_by_side(courses: Sequence[TrainingLoop], ended: Ended) -> None:
+    """Follows courses of one device and precision, a step of each at a time, and tells of each as it ends:
+    well, or by an error of its own. The others go on. Raises Stopped, after all have saved, where a signal
+    came."""
     device, kinds = courses[0].step.feed.device, {course.recipe.precision for course in courses}
     if device.type == "xla":
-        raise UsageError("replicas are for CUDA, or in turns for a CPU, and these are on XLA; train them one after the other")
+        raise UsageError(
+            "replicas are for CUDA, or in turns for a CPU, and these are on XLA; train them one after the "
+            "other"
+        )
     if len(kinds) > 1:
-        raise UsageError(f"replicas share one precision, got {', '.join(sorted(kinds))}; train those of each precision by themselves")
+        raise UsageError(
+            f"replicas share one precision, got {', '.join(sorted(kinds))}; train those of each precision "
+            "by themselves"
+        )
     stopped: Stopped | None = None
-    with precision.arithmetic(kinds.pop(), device), lanes(device, len(courses)) as places, stop_request() as request:
+    with (
+        precision.arithmetic(kinds.pop(), device),
+        lanes(device, len(courses)) as places,
+        stop_request() as request,
+    ):
         ways = {k: course.turns(request) for k, course in enumerate(courses)}
         while ways:
             for k, way in list(ways.items()):
@@ -100,7 +115,8 @@ def side_by_side(courses: Sequence[Course], ended: Ended) -> None:
 
 @contextlib.contextmanager
 def lanes(device: torch.device, count: int) -> Iterator[list[contextlib.AbstractContextManager[Any]]]:
-    """Where each replica's work is queued: on CUDA a stream of its own, which begins after what was queued before, and is waited for."""
+    """Where each replica's work is queued: on CUDA a stream of its own, which begins after what was queued
+    before, and is waited for."""
     if device.type != "cuda":
         yield [contextlib.nullcontext()] * count
         return
@@ -118,25 +134,42 @@ def _recipes(settings: dict[str, Any], count: int) -> list[Recipe]:
     """A recipe for each of so many models."""
     for name, value in settings.items():
         if isinstance(value, list) and len(value) != count:
-            raise UsageError(f"{name} has {len(value)} values for {count} models; give one for each, or one for all that is no list")
-    own = [{name: value[k] if isinstance(value, list) else value for name, value in settings.items()} for k in range(count)]
+            raise UsageError(
+                f"{name} has {len(value)} values for {count} models; give one for each, or one for all that "
+                "is no list"
+            )
+    own = [
+        {name: value[k] if isinstance(value, list) else value for name, value in settings.items()}
+        for k in range(count)
+    ]
     recipes = [Recipe(**one) for one in own]
     if any(recipe.batch_size == "auto" for recipe in recipes):
-        raise UsageError("batch_size auto is measured with the device to itself, which replicas have not; give a number")
+        raise UsageError(
+            "batch_size auto is measured with the device to itself, which replicas have not; give a number"
+        )
     return recipes
 
 
 def _device(models: Sequence[nn.Module]) -> torch.device:
     """The one device of them all."""
     if len({id(model) for model in models}) < max(1, len(models)):
-        raise UsageError(f"replicas are networks of their own, got {len(models)} models, or one of them twice; give each once")
+        raise UsageError(
+            f"replicas are networks of their own, got {len(models)} models, or one of them twice; give each "
+            "once"
+        )
     devices = {next(model.parameters()).device for model in models}
     if len(devices) > 1:
-        raise UsageError(f"replicas train on one device, got models on {', '.join(sorted(map(str, devices)))}; bring them together")
+        raise UsageError(
+            f"replicas train on one device, got models on {', '.join(sorted(map(str, devices)))}; bring "
+            "them together"
+        )
     return devices.pop()
 
 
 def _images(images: object) -> Images:
     if not isinstance(images, Images):
-        raise UsageError(f"replicas share images in memory, fastbn.Images, got {type(images).__name__}; train these one after the other")
+        raise UsageError(
+            f"replicas share images in memory, fastbn.Images, got {type(images).__name__}; train these one "
+            "after the other"
+        )
     return images

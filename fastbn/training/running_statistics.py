@@ -1,5 +1,5 @@
-"""Every BatchNorm's running statistics as one vector, for as long as training lasts: a step that has to be taken again undoes what it
-moved by one copy, and ranks average them by one message."""
+"""Every BatchNorm's running statistics as one vector, for as long as training lasts: a step that has to be
+taken again undoes what it moved by one copy, and ranks average them by one message."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ from torch import Tensor, nn
 
 
 class Running:
-    """`vector` (n,), of which the running means and variances are views; `counts` (m,) int64, the batches that they have seen.
-    `parts`: the tensors that hold them, one or, on XLA, whose steps are never taken again, many."""
+    """`vector` (n,), of which the running means and variances are views; `counts` (m,) int64, the batches
+    that they have seen. `parts`: the tensors that hold them, one or, on XLA, whose steps are never taken
+    again, many."""
 
     def __init__(self, model: nn.Module):
         norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        self._statistics = [t for norm in norms for t in (norm.running_mean, norm.running_var) if t is not None]
+        self._statistics = [
+            t for norm in norms for t in (norm.running_mean, norm.running_var) if t is not None
+        ]
         self._batches = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
-        if self._statistics and self._statistics[0].device.type == "xla":  # it moves them behind a view's back
+        # it moves them behind a view's back
+        if self._statistics and self._statistics[0].device.type == "xla":
             self.vector, self.counts, self.parts = torch.empty(0), torch.empty(0), self._statistics
         else:
             self.vector, self.counts = _viewed(self._statistics), _viewed(self._batches)

@@ -10,9 +10,8 @@ from fastbn.run.config import Recipe
 def learning_rate(recipe: Recipe, epoch: int, step: int, steps: int) -> float:
     """For step `step` of `steps` in epoch `epoch` (all from 0) of a resolved recipe.
 
-    multistep: a tenth at each milestone; cosine: half a period over all epochs; constant. Warm-up rises linearly, step by step,
-    and multiplies.
-    """
+    multistep: a tenth at each milestone; cosine: half a period over all epochs; constant. Warm-up rises
+    linearly, step by step, and multiplies."""
     assert recipe.lr is not None and recipe.epochs is not None and recipe.milestones is not None
     done = epoch + step / steps
     lr = recipe.lr

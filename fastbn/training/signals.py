@@ -1,4 +1,5 @@
-"""SIGINT and SIGTERM as a request that the loop honours between two steps; a second one ends the process at once."""
+"""SIGINT and SIGTERM as a request that the loop honours between two steps; a second one ends the process
+at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""One training step: load -> forward -> loss -> backward -> update, with nothing read back from the device."""
+"""One training step: load -> forward -> loss -> backward -> update, with nothing read back from the
+device."""
 
 from __future__ import annotations
 
@@ -10,19 +11,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastbn.run.config import Recipe
+from fastbn import devices
 from fastbn.data.feed import Feed, Inputs
 from fastbn.engine import fused_forward
-from fastbn.engine.triton import step_kernels
 from fastbn.engine.recomputation import recomputing
+from fastbn.engine.triton import step_kernels
 from fastbn.errors import is_out_of_memory
-from fastbn import devices
+from fastbn.planning.plan import Planner
+from fastbn.run.config import Recipe
 from fastbn.training.cuda_graph import Captured
-from fastbn.training.distributed.exchange import Exchange, Found
+from fastbn.training.distributed.exchange import Exchange, StepResult
 from fastbn.training.distributed.ranks import ALONE, Ranks
 from fastbn.training.flat import Flat
 from fastbn.training.optimizer import Optimizer
-from fastbn.planning.plan import Planner
 from fastbn.training.running_statistics import Running
 
 
@@ -34,7 +35,8 @@ class Totals:
     correct: Tensor  # int64
     images: int
     finite: Tensor  # bool: every loss, gradient and update so far
-    top5: Tensor | None = None  # int64: labels among the five likeliest classes; where an evaluation counts them
+    # int64: labels among the five likeliest classes; where an evaluation counts them
+    top5: Tensor | None = None
 
     @staticmethod
     def zero(device: torch.device) -> Totals:
@@ -43,19 +45,27 @@ class Totals:
 
         return Totals(scalar(0, torch.float64), scalar(0, torch.int64), 0, scalar(True, torch.bool))
 
-    def add(self, found: Found) -> None:
+    def add(self, found: StepResult) -> None:
         """Adds a batch's figures, on the device. `images` is counted by the host."""
         self.loss += found.loss.double() * found.images
         self.correct += found.correct
 
     def mean(self, prefix: str) -> dict[str, float]:
         """Mean loss and the fraction correct, as a metrics line names them."""
-        found = {f"{prefix}_loss": self.loss.item() / self.images, f"{prefix}_accuracy": self.correct.item() / self.images}
-        return found if self.top5 is None else found | {f"{prefix}_top5_accuracy": self.top5.item() / self.images}
+        found = {
+            f"{prefix}_loss": self.loss.item() / self.images,
+            f"{prefix}_accuracy": self.correct.item() / self.images,
+        }
+        return (
+            found
+            if self.top5 is None
+            else found | {f"{prefix}_top5_accuracy": self.top5.item() / self.images}
+        )
 
 
-class Step:
-    """The model, its flat vector and its optimizer, ready to take batches. `plan` says how; None: as it comes, all at once."""
+class TrainingStep:
+    """The model, its flat vector and its optimizer, ready to take batches. `plan` says how; None: as it
+    comes, all at once."""
 
     def __init__(
         self,
@@ -75,12 +85,15 @@ class Step:
         self._shared = False
         self._take = self._taking()
 
-    def __call__(self, inputs: Inputs, lr: float, totals: Totals, images: int | None = None, heard: int | None = None) -> None:
-        """Trains on one of the feed's batches. A loss, gradient or update that is not finite withholds the update, and `totals` knows.
-        A step that memory does not hold is taken again by the next smaller plan; MachineError where there is none.
+    def __call__(
+        self, inputs: Inputs, lr: float, totals: Totals, images: int | None = None, heard: int | None = None
+    ) -> None:
+        """Trains on one of the feed's batches. A loss, gradient or update that is not finite withholds the
+        update, and `totals` knows. A step that memory does not hold is taken again by the next smaller plan;
+        MachineError where there is none.
 
-        Of a batch of `images` that ranks share, `inputs` are this rank's; `heard`: the signal that asks it to stop, if one did.
-        """
+        Of a batch of `images` that ranks share, `inputs` are this rank's; `heard`: the signal that asks it to
+        stop, if one did."""
         own = len(inputs[0])
         inputs = inputs if own else self._stand_in
         self.exchange.begin(len(inputs[0]), own, own if images is None else images, heard)
@@ -100,7 +113,11 @@ class Step:
             from fastbn.training.xla import OneGraph
 
             return OneGraph(self._compute, [*self.model.parameters(), *self.model.buffers()])
-        return Captured(self._compute, self.feed.device) if _capturable(self.model, self.feed.device) else self._compute
+        return (
+            Captured(self._compute, self.feed.device)
+            if _capturable(self.model, self.feed.device)
+            else self._compute
+        )
 
     def _tried(self, inputs: Inputs, lr: Tensor, totals: Totals) -> str | None:
         """Takes the step; where memory ran out undoes what it did, and says what the allocator said."""
@@ -120,7 +137,8 @@ class Step:
         return reason
 
     def _shrink(self, reason: str) -> None:
-        """The next smaller plan. By now the error is gone, and with it the frames that held the step's tensors."""
+        """The next smaller plan. By now the error is gone, and with it the frames that held the step's
+        tensors."""
         assert self._planner is not None and self.plan is not None
         self._take = self._compute  # the graphs so far go, and their memory
         devices.free_unused(self.feed.device)
@@ -136,11 +154,12 @@ class Step:
         totals.add(found)
         totals.finite &= moved
 
-    def _gradient(self, inputs: Inputs) -> Found:
-        """Forward and backward; with --bn-batch slice by slice, each with statistics of its own, their gradients added up."""
+    def _gradient(self, inputs: Inputs) -> StepResult:
+        """Forward and backward; with --bn-batch slice by slice, each with statistics of its own, their
+        gradients added up."""
         n, recompute = len(inputs[0]), self.plan.recompute if self.plan else None
         slices = -(-n // (self._recipe.bn_batch or n))
-        found: list[Found] = []
+        found: list[StepResult] = []
         for part in zip(*(given.tensor_split(slices) for given in inputs), strict=True):
             x, labels = self.feed.load(*part)
             with recomputing(recompute):
@@ -149,15 +168,20 @@ class Step:
             loss = loss if slices == 1 else loss * (len(labels) / n)  # its part in the batch's mean
             self.exchange.weighed(loss).backward()
             self.flat.gather(add=bool(found))
-            found.append(Found.of(logits, labels, loss))
-        loss, correct = (functools.reduce(torch.add, figures) for figures in ([f.loss for f in found], [f.correct for f in found]))
-        return Found(loss, correct, n)
+            found.append(StepResult.of(logits, labels, loss))
+        loss, correct = (
+            functools.reduce(torch.add, figures)
+            for figures in ([f.loss for f in found], [f.correct for f in found])
+        )
+        return StepResult(loss, correct, n)
 
     @functools.cached_property
     def _stand_in(self) -> Inputs:
-        """A sample that counts for nothing, for a rank which the ragged last batch leaves without one: with it BatchNorm has a batch, and
-        the rank takes part in whatever the others wait for."""
-        return tuple(given[:1] for given in next(self.feed.batches(self._recipe.batch, 0, self.exchange.ranks.share)))
+        """A sample that counts for nothing, for a rank which the ragged last batch leaves without one: with
+        it BatchNorm has a batch, and the rank takes part in whatever the others wait for."""
+        return tuple(
+            given[:1] for given in next(self.feed.batches(self._recipe.batch, 0, self.exchange.ranks.share))
+        )
 
 
 def at_least_float32(logits: Tensor) -> Tensor:
@@ -167,4 +191,9 @@ def at_least_float32(logits: Tensor) -> Tensor:
 def _capturable(model: nn.Module, device: torch.device) -> bool:
     """Whether a step is launches alone, nothing of it decided by the host: by the Triton engine, on CUDA."""
     fused = fused_forward(model)
-    return device.type == "cuda" and fused is not None and fused.engine in ("auto", "triton") and step_kernels.usable(device)
+    return (
+        device.type == "cuda"
+        and fused is not None
+        and fused.engine in ("auto", "triton")
+        and step_kernels.usable(device)
+    )

@@ -1,10 +1,11 @@
-"""XLA, and everything fastbn knows of torch_xla: the device, a step as one compiled graph, what was compiled, a process a chip.
+"""XLA, and everything fastbn knows of torch_xla: the device, a step as one compiled graph, what was compiled,
+a process a chip.
 
     python -m fastbn.training.xla --depth 14 --device xla       # python -m fastbn.train on every chip of this machine
 
-torch_xla notes down what is done to its tensors, and compiles it when it is carried out; a graph it has seen it runs again. Part of a
-graph is every shape and most Python numbers in it, so what differs from step to step has to be data: indices, the learning rate.
-"""
+torch_xla notes down what is done to its tensors, and compiles it when it is carried out; a graph it has seen
+it runs again. Part of a graph is every shape and most Python numbers in it, so what differs from step to step
+has to be data: indices, the learning rate."""
 
 from __future__ import annotations
 
@@ -21,8 +22,8 @@ import torch
 from torch import Tensor
 
 from fastbn.data.feed import Inputs
-from fastbn.errors import MachineError, UsageError
 from fastbn.environment import Place, place, placed
+from fastbn.errors import MachineError, UsageError
 from fastbn.training.distributed.ranks import ALONE, PREPARATION, Ranks
 
 T = TypeVar("T")
@@ -32,19 +33,25 @@ INSTALL = "pip install torch==2.9.0 torch_xla==2.9.0 in an environment of its ow
 @functools.cache
 def _torch_xla() -> ModuleType:
     """The package. Raises MachineError where it isn't there, or is of another torch."""
-    os.environ.setdefault("XLA_ENABLE_PARAM_ALIASING", "0")  # else a graph's first run, whose inputs are new, is another than its second
+    # else a graph's first run, whose inputs are new, is another than its second
+    os.environ.setdefault("XLA_ENABLE_PARAM_ALIASING", "0")
     try:
         import torch_xla
     except ModuleNotFoundError as error:
-        raise MachineError(f"--device xla needs torch_xla, and there is no module {error.name} here; {INSTALL}") from error
+        raise MachineError(
+            f"--device xla needs torch_xla, and there is no module {error.name} here; {INSTALL}"
+        ) from error
     except ImportError as error:  # its library looks for symbols that only the torch it was built for has
         reason = str(error).splitlines()[0][:160]
-        raise MachineError(f"--device xla: torch_xla does not load with torch {torch.__version__} ({reason}); {INSTALL}") from error
+        raise MachineError(
+            f"--device xla: torch_xla does not load with torch {torch.__version__} ({reason}); {INSTALL}"
+        ) from error
     return torch_xla
 
 
 def device() -> torch.device:
-    """This process's: the first chip of the kind that PJRT_DEVICE names. Raises MachineError where there is none."""
+    """This process's: the first chip of the kind that PJRT_DEVICE names. Raises MachineError where there
+    is none."""
     try:
         found: torch.device = _torch_xla().device()
         return found
@@ -54,7 +61,9 @@ def device() -> torch.device:
         asked = os.environ.get("PJRT_DEVICE", "")
         reason = (str(error).splitlines() or [""])[0][:160]
         remedy = "set PJRT_DEVICE=TPU on a TPU VM that no other process uses, PJRT_DEVICE=CPU anywhere"
-        raise MachineError(f"--device xla finds no device, PJRT_DEVICE is {asked!r} ({reason}); {remedy}") from error
+        raise MachineError(
+            f"--device xla finds no device, PJRT_DEVICE is {asked!r} ({reason}); {remedy}"
+        ) from error
 
 
 def describe() -> str:
@@ -105,7 +114,8 @@ def number(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 class OneGraph:
-    """Takes steps by `compute`, each as one graph, the same one for every batch of a size. state: what a step may move of the model."""
+    """Takes steps by `compute`, each as one graph, the same one for every batch of a size. state: what a
+    step may move of the model."""
 
     def __init__(self, compute: Callable[[Inputs, Tensor, Any], None], state: list[Tensor]):
         self._compute, self._state = compute, state
@@ -113,14 +123,16 @@ class OneGraph:
     def __call__(self, inputs: Inputs, lr: Tensor, totals: Any) -> None:
         carry_out()  # what comes before a step is no part of its graph
         self._compute(inputs, lr, totals)
-        for tensor in self._state:  # views of the flat vectors are else taken anew by whatever reads them next, in its graph
+        # views of the flat vectors are else taken anew by whatever reads them next, in its graph
+        for tensor in self._state:
             torch._sync(tensor)  # type: ignore[attr-defined]
         carry_out()
 
 
 class Chips(Ranks):
-    """The processes that torch_xla's launcher started, one a chip. What they tell each other goes over XLA's collectives, the step's one
-    all-reduce in its graph; nobody's patience ends there, so a lost chip is the TPU runtime's to report."""
+    """The processes that torch_xla's launcher started, one a chip. What they tell each other goes over XLA's
+    collectives, the step's one all-reduce in its graph; nobody's patience ends there, so a lost chip is the
+    TPU runtime's to report."""
 
     def _everybody(self, value: T) -> list[T]:
         from torch_xla.core import xla_model
@@ -158,7 +170,8 @@ def ranks(timeout: float) -> Ranks:
         return ALONE
     if runtime.world_size() != here.count:
         raise UsageError(
-            f"--device xla was started as rank {here.rank} of {here.count} by something else than torch_xla's launcher; start it by "
+            f"--device xla was started as rank {here.rank} of {here.count} by something else than "
+            "torch_xla's launcher; start it by "
             "python -m fastbn.training.xla, with the arguments of python -m fastbn.train"
         )
     return Chips(here.rank, here.count, timeout)

@@ -1,4 +1,5 @@
-"""form: z = [relu](scale·y + shift [+ residual | + rscale·y_r + rshift]) and its mask, where no convolution forms them as it loads.
+"""form: z = [relu](scale·y + shift [+ residual | + rscale·y_r + rshift]) and its mask, where no convolution
+forms them as it loads.
 
 Layout   (M, C) rows of pixels; masks (M, ⌈C/8⌉).
 Traffic  reads what makes z, writes z and the mask if asked.
@@ -15,11 +16,21 @@ BLOCK_M = 64
 
 @triton.jit
 def form_kernel(
-    x_ptr, r_ptr,                                       # (M, C); r None without a residual or a projection
-    scale_ptr, shift_ptr, rscale_ptr, rshift_ptr,       # (C,) fp32
-    z_ptr, mask_ptr,                                    # (M, C), (M, ⌈C/8⌉) out; mask or None
+    x_ptr,
+    r_ptr,  # (M, C); r None without a residual or a projection
+    scale_ptr,
+    shift_ptr,
+    rscale_ptr,
+    rshift_ptr,  # (C,) fp32
+    z_ptr,
+    mask_ptr,  # (M, C), (M, ⌈C/8⌉) out; mask or None
     M,
-    C: tl.constexpr, FORM: tl.constexpr, RELU: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, PDL: tl.constexpr,
+    C: tl.constexpr,
+    FORM: tl.constexpr,
+    RELU: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     begin(PDL)
     origin = tl.program_id(0).to(tl.int64) * BLOCK_M
@@ -48,5 +59,11 @@ def launch(source: Source, rows: int, channels: int, dependent: bool) -> None:
     """Writes the source's z and mask."""
     block = min(64, max(16, triton.next_power_of_2(channels)))
     form_kernel[(triton.cdiv(rows, BLOCK_M), triton.cdiv(channels, block))](
-        **source.arguments(), M=rows, C=channels, BLOCK_M=BLOCK_M, BLOCK_C=block, num_warps=4, **options(dependent)
+        **source.arguments(),
+        M=rows,
+        C=channels,
+        BLOCK_M=BLOCK_M,
+        BLOCK_C=block,
+        num_warps=4,
+        **options(dependent),
     )

@@ -1,11 +1,14 @@
-"""A batch straight from the bytes on the device: cropped, mirrored, normalised, in one gather and one look-up.
+"""A batch straight from the bytes on the device: cropped, mirrored, normalised, in one gather and one
+look-up.
 
-    out[b, c, y, x] = table[257·c + byte],  byte = images[i, y + top − pad, x' + left − pad, c],  or 256, the padding, outside the image
+    out[b, c, y, x] = table[257·c + byte],  byte = images[i, y + top − pad, x' + left − pad, c],  or 256, the
+    padding, outside the image
     i = indices[b],  (top, left) = offsets[i],  x' = W − 1 − x where flips[i], else x
 
-Layout   images (N, H, W, 3) uint8; table (3·257,); out (B, 3, H, W) channels-last, that is (B, H, W, 3), in the table's type.
-Traffic  reads and writes 3·B·H·W, each program BLOCK neighbouring values of one image, so that stores are whole;
-         the table stays in the first-level cache. Saves nothing: no gradient passes here.
+Layout   images (N, H, W, 3) uint8; table (3·257,); out (B, 3, H, W) channels-last, that is (B, H, W, 3), in
+the table's type.
+Traffic  reads and writes 3·B·H·W, each program BLOCK neighbouring values of one image, so that stores are
+         whole; the table stays in the first-level cache. Saves nothing: no gradient passes here.
 Bits     no arithmetic on values: those of the table, whatever the device.
 """
 
@@ -41,13 +44,18 @@ def augment_kernel(
         y += (tl.load(offsets_ptr + sample * 2) - pad).to(tl.int32)
         x += (tl.load(offsets_ptr + sample * 2 + 1) - pad).to(tl.int32)
         inside &= (y >= 0) & (y < H) & (x >= 0) & (x < W)
-    byte = tl.load(images_ptr + sample * (H * W * 3) + ((y * W + x) * 3 + c), mask=inside, other=0).to(tl.int32)
+    byte = tl.load(images_ptr + sample * (H * W * 3) + ((y * W + x) * 3 + c), mask=inside, other=0).to(
+        tl.int32
+    )
     value = tl.load(table_ptr + c * (PADDING + 1) + tl.where(inside, byte, PADDING))
     tl.store(out_ptr + b * (H * W * 3) + offs, value, mask=mask)
 
 
-def batch(images: Tensor, table: Tensor, indices: Tensor, offsets: Tensor | None, flips: Tensor | None, pad: int) -> Tensor:
-    """The images at `indices`, by an epoch's `offsets` and `flips`, or as they are where both are None: (B, 3, H, W), channels last."""
+def batch(
+    images: Tensor, table: Tensor, indices: Tensor, offsets: Tensor | None, flips: Tensor | None, pad: int
+) -> Tensor:
+    """The images at `indices`, by an epoch's `offsets` and `flips`, or as they are where both are None:
+    (B, 3, H, W), channels last."""
     _, height, width, _ = images.shape
     shape = (indices.shape[0], 3, height, width)
     out = torch.empty(shape, dtype=table.dtype, device=images.device, memory_format=torch.channels_last)

@@ -1,11 +1,13 @@
 """settle: a BatchNorm's few numbers a channel, from the partial results that a convolution's programs left.
 
-    forward    (count, mean, M2) of every program -> μ, σ², r = (σ² + ε)^-½, scale = γ·r, shift = β − μ·scale; the running statistics move
-    backward   Σ ds and Σ ds·(y − μ) of every program -> dβ, dγ = r·Σ ds·(y − μ), and c1, c2, c0 of dy = c1·ds + c2·y + c0
+    forward    (count, mean, M2) of every program -> μ, σ², r = (σ² + ε)^-½, scale = γ·r, shift = β − μ·scale;
+    the running statistics move
+    backward   Σ ds and Σ ds·(y − μ) of every program -> dβ, dγ = r·Σ ds·(y − μ), and c1, c2, c0 of dy = c1·ds
+               + c2·y + c0
 
-The kernel that reads next does it: each of its programs merges the partial results for itself, out of the second-level cache, and program 0
-writes what is kept. That costs no launch, no atomic and no wait. Where programs are many, or the reader is of another kind, it is a small
-launch of its own.
+The kernel that reads next does it: each of its programs merges the partial results for itself, out of the
+second-level cache, and program 0 writes what is kept. That costs no launch, no atomic and no wait. Where
+programs are many, or the reader is of another kind, it is a small launch of its own.
 
 Layout   partial results (programs, rows, C) fp32 with a row for each kind of number.
 Order    that of the programs, whoever merges: no floating-point atomics, so runs repeat bit for bit.
@@ -24,7 +26,9 @@ from torch import Tensor
 
 from .early_launch import begin, options, wait
 
-MOST = 256  # partial results that a reading kernel merges: beyond, every program's share of the reading outweighs a launch
+# partial results that a reading kernel merges: beyond, every program's share of the reading outweighs a
+# launch
+MOST = 256
 # What hangs on the batch, or on a counter's place among others, shall not have a kernel compiled anew.
 UNSPECIALISED: Any = {"do_not_specialize": ["due_tiles"], "do_not_specialize_on_alignment": ["batches_ptr"]}
 
@@ -56,7 +60,17 @@ def merge_moments(partial_ptr, tiles, C, offs_c, mask_c, BLOCK_C: tl.constexpr, 
 
 
 @triton.jit
-def merge_sums(partial_ptr, tiles, row, C, offs_c, mask_c, KINDS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_T: tl.constexpr):
+def merge_sums(
+    partial_ptr,
+    tiles,
+    row,
+    C,
+    offs_c,
+    mask_c,
+    KINDS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+):
     """Row 0's sum and another row's, each (BLOCK_C,), over `tiles` partial results in their order."""
     first = tl.zeros((BLOCK_C,), tl.float32)
     other = tl.zeros((BLOCK_C,), tl.float32)
@@ -80,16 +94,36 @@ def load_or(ptr, offs_c, mask_c, otherwise, BLOCK_C: tl.constexpr):
 
 @triton.jit
 def settle_forward(
-    partial_ptr, tiles, rows,                        # (tiles, 3, C), or None: by the running statistics; rows of y
-    vectors_ptr, stride,                             # rows of (4, C), out
-    weight_ptr, bias_ptr, conv_bias_ptr,             # (C,), each or None
-    running_mean_ptr, running_var_ptr, batches_ptr,  # (C,), (C,) and one int64, or None
-    eps, share,                                      # this batch's share in the running statistics
-    C, offs_c, mask_c, writes, counts,               # whether this program writes what is kept, and counts the batch
-    MOVES: tl.constexpr, CUMULATIVE: tl.constexpr, COUNTS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_T: tl.constexpr,
+    # (tiles, 3, C), or None: by the running statistics; rows of y
+    partial_ptr,
+    tiles,
+    rows,
+    vectors_ptr,
+    stride,  # rows of (4, C), out
+    weight_ptr,
+    bias_ptr,
+    conv_bias_ptr,  # (C,), each or None
+    running_mean_ptr,
+    running_var_ptr,
+    batches_ptr,  # (C,), (C,) and one int64, or None
+    eps,
+    share,  # this batch's share in the running statistics
+    # whether this program writes what is kept, and counts the batch
+    C,
+    offs_c,
+    mask_c,
+    writes,
+    counts,
+    MOVES: tl.constexpr,
+    CUMULATIVE: tl.constexpr,
+    COUNTS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_T: tl.constexpr,
 ):
-    """scale and shift (BLOCK_C,). CUMULATIVE: the share is one in all batches so far. COUNTS: this batch is not yet counted."""
-    offset = load_or(conv_bias_ptr, offs_c, mask_c, 0.0, BLOCK_C)  # the raw output is without the convolution's bias
+    """scale and shift (BLOCK_C,). CUMULATIVE: the share is one in all batches so far. COUNTS: this batch
+    is not yet counted."""
+    # the raw output is without the convolution's bias
+    offset = load_or(conv_bias_ptr, offs_c, mask_c, 0.0, BLOCK_C)
     weight = load_or(weight_ptr, offs_c, mask_c, 1.0, BLOCK_C)
     bias = load_or(bias_ptr, offs_c, mask_c, 0.0, BLOCK_C)
     if partial_ptr is not None:
@@ -124,11 +158,23 @@ def settle_forward(
 
 @triton.jit
 def settle_backward(
-    partial_ptr, tiles, row, rows,                   # (tiles, KINDS, C): Σ ds, then Σ ds·(y − μ) of each y, this one's in `row`; rows of y
-    vectors_ptr, stride,                             # rows of (4, C)
-    affine_ptr, affine_stride,                       # rows of (2, C), out
-    C, offs_c, mask_c, writes,
-    BATCH: tl.constexpr, KINDS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_T: tl.constexpr,
+    # (tiles, KINDS, C): Σ ds, then Σ ds·(y − μ) of each y, this one's in `row`; rows of y
+    partial_ptr,
+    tiles,
+    row,
+    rows,
+    vectors_ptr,
+    stride,  # rows of (4, C)
+    affine_ptr,
+    affine_stride,  # rows of (2, C), out
+    C,
+    offs_c,
+    mask_c,
+    writes,
+    BATCH: tl.constexpr,
+    KINDS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_T: tl.constexpr,
 ):
     """c1, c2 and c0 (BLOCK_C,)."""
     mean = tl.load(vectors_ptr + offs_c, mask=mask_c, other=0.0)
@@ -149,9 +195,25 @@ def settle_backward(
 
 @triton.jit(**UNSPECIALISED)
 def settle_forward_kernel(
-    due_ptr, due_tiles, due_rows, vectors_ptr, stride, weight_ptr, bias_ptr, conv_bias_ptr, running_mean_ptr, running_var_ptr, batches_ptr,
-    eps, share,
-    C: tl.constexpr, MOVES: tl.constexpr, CUMULATIVE: tl.constexpr, COUNTS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_T: tl.constexpr,
+    due_ptr,
+    due_tiles,
+    due_rows,
+    vectors_ptr,
+    stride,
+    weight_ptr,
+    bias_ptr,
+    conv_bias_ptr,
+    running_mean_ptr,
+    running_var_ptr,
+    batches_ptr,
+    eps,
+    share,
+    C: tl.constexpr,
+    MOVES: tl.constexpr,
+    CUMULATIVE: tl.constexpr,
+    COUNTS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_T: tl.constexpr,
     PDL: tl.constexpr,
 ):
     begin(PDL)
@@ -166,9 +228,21 @@ def settle_forward_kernel(
 
 @triton.jit(do_not_specialize=["due_tiles"])
 def settle_backward_kernel(
-    due_ptr, due_tiles, due_row, due_rows, due_vectors_ptr, due_stride, affine_ptr, affine_stride,
-    coefficient_ptr,                                 # (3, C) out, or None
-    C: tl.constexpr, BATCH: tl.constexpr, KINDS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_T: tl.constexpr, PDL: tl.constexpr,
+    due_ptr,
+    due_tiles,
+    due_row,
+    due_rows,
+    due_vectors_ptr,
+    due_stride,
+    affine_ptr,
+    affine_stride,
+    coefficient_ptr,  # (3, C) out, or None
+    C: tl.constexpr,
+    BATCH: tl.constexpr,
+    KINDS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     begin(PDL)
     wait(PDL)
@@ -245,7 +319,8 @@ class Backward:
 
     @property
     def few(self) -> bool:
-        """Whether the kernel that reads next shall merge them: beyond 32 channels it has no registers left for it, and spills."""
+        """Whether the kernel that reads next shall merge them: beyond 32 channels it has no registers left
+        for it, and spills."""
         return self.partial.few and self.vectors.shape[1] <= 32
 
     def arguments(self) -> dict[str, Any]:
@@ -259,21 +334,44 @@ class Backward:
 
 
 NOTHING: dict[str, Any] = dict.fromkeys(
-    ("due_ptr", "vectors_ptr", "weight_ptr", "bias_ptr", "conv_bias_ptr", "running_mean_ptr", "running_var_ptr", "batches_ptr")
+    (
+        "due_ptr",
+        "vectors_ptr",
+        "weight_ptr",
+        "bias_ptr",
+        "conv_bias_ptr",
+        "running_mean_ptr",
+        "running_var_ptr",
+        "batches_ptr",
+    )
 )
-NOTHING |= {"due_tiles": 0, "due_rows": 0.0, "stride": 0, "eps": 0.0, "share": 0.0, "MOVES": False, "CUMULATIVE": False, "BLOCK_T": 16}
+NOTHING |= {
+    "due_tiles": 0,
+    "due_rows": 0.0,
+    "stride": 0,
+    "eps": 0.0,
+    "share": 0.0,
+    "MOVES": False,
+    "CUMULATIVE": False,
+    "BLOCK_T": 16,
+}
 
 
 def block_t(given: Partial | None) -> int:
-    """Partial results read at a time: a thousand numbers of each kind, beside whatever else the reading kernel holds in registers."""
+    """Partial results read at a time: a thousand numbers of each kind, beside whatever else the reading
+    kernel holds in registers."""
     return 16 if given is None else max(16, 1024 // triton.next_power_of_2(given.values.shape[2]))
 
 
 def apart(channels: int, given: Partial | None) -> dict[str, int]:
-    """How a launch that does nothing else is cut. Many partial results are a long way for one program: a program takes few channels then,
-    and a thousand results at a time."""
+    """How a launch that does nothing else is cut. Many partial results are a long way for one program: a
+    program takes few channels then, and a thousand results at a time."""
     if given is None or given.few:
-        return {"BLOCK_C": min(32, triton.next_power_of_2(channels)), "BLOCK_T": block_t(given), "num_warps": 4}
+        return {
+            "BLOCK_C": min(32, triton.next_power_of_2(channels)),
+            "BLOCK_T": block_t(given),
+            "num_warps": 4,
+        }
     return {"BLOCK_C": 4, "BLOCK_T": 1024, "num_warps": 8}
 
 
@@ -285,7 +383,9 @@ def launch_forward(end: Forward, dependent: bool) -> None:
     counts = programs == 1 or end.share is not None
     if not counts and end.partial is not None and end.batches is not None:
         end.batches.add_(1)  # which every program is about to read
-    settle_forward_kernel[(programs,)](**end.arguments() | sizes, C=channels, COUNTS=counts, **options(dependent))
+    settle_forward_kernel[(programs,)](
+        **end.arguments() | sizes, C=channels, COUNTS=counts, **options(dependent)
+    )
 
 
 def launch_backward(end: Backward, coefficients: Tensor | None, dependent: bool) -> None:

@@ -1,8 +1,9 @@
-"""conv: y = conv(z) tap by tap, z formed as it is loaded, with what the BatchNorm that reads y needs. Any shape.
+"""conv: y = conv(z) tap by tap, z formed as it is loaded, with what the BatchNorm that reads y needs. Any
+shape.
 
 Layout   activations (N, H, W, C); weights (KH·KW·C, OC); masks (N, H, W, C/8).
-Traffic  reads what makes z and writes y; writes z, and z's mask, if asked: each pixel by the one tap that owns it. A tap's overlap
-         with its neighbours is read again from a cache, and formed again.
+Traffic  reads what makes z and writes y; writes z, and z's mask, if asked: each pixel by the one tap that
+         owns it. A tap's overlap with its neighbours is read again from a cache, and formed again.
 Saved    y and the mask: the backward tells other ReLUs again from y.
 """
 
@@ -15,32 +16,58 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .early_launch import begin, options, wait
 from .batchnorm_stats import Partial, partial
+from .early_launch import begin, options, wait
 from .prologue import Source, form, pack
 
 
 @triton.jit
 def conv_forward_kernel(
-    x_ptr, r_ptr,                                       # (N, H, W, C) y or z; a residual or a projection's y, or None
-    scale_ptr, shift_ptr, rscale_ptr, rshift_ptr,       # (C,) fp32, or None
-    w_ptr,                                              # (KH·KW·C, OC)
-    y_ptr,                                              # (N, OH, OW, OC) out
-    z_ptr, mask_ptr,                                    # (N, H, W, C) and (N, H, W, C/8) out, or None
-    partial_ptr,                                        # (programs, 3, OC) out: count, mean, M2; None: nobody asks
-    N, H, W, OH, OW,
-    C: tl.constexpr, OC: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
-    SH: tl.constexpr, SW: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
-    FORM: tl.constexpr, RELU: tl.constexpr,
-    PRECISION: tl.constexpr, FLAT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    # (N, H, W, C) y or z; a residual or a projection's y, or None
+    x_ptr,
+    r_ptr,
+    scale_ptr,
+    shift_ptr,
+    rscale_ptr,
+    rshift_ptr,  # (C,) fp32, or None
+    w_ptr,  # (KH·KW·C, OC)
+    y_ptr,  # (N, OH, OW, OC) out
+    z_ptr,
+    mask_ptr,  # (N, H, W, C) and (N, H, W, C/8) out, or None
+    # (programs, 3, OC) out: count, mean, M2; None: nobody asks
+    partial_ptr,
+    N,
+    H,
+    W,
+    OH,
+    OW,
+    C: tl.constexpr,
+    OC: tl.constexpr,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
+    SH: tl.constexpr,
+    SW: tl.constexpr,
+    PH: tl.constexpr,
+    PW: tl.constexpr,
+    DH: tl.constexpr,
+    DW: tl.constexpr,
+    FORM: tl.constexpr,
+    RELU: tl.constexpr,
+    PRECISION: tl.constexpr,
+    FLAT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """FLAT: taps and channels are one axis, for inputs of very few channels."""
     begin(PDL)
     COLUMNS: tl.constexpr = (OC + BLOCK_N - 1) // BLOCK_N
-    pid_m, pid_n = tl.program_id(0) // COLUMNS, tl.program_id(0) % COLUMNS  # neighbours read the same pixels while they are in a cache
+    # neighbours read the same pixels while they are in a cache
+    pid_m, pid_n = tl.program_id(0) // COLUMNS, tl.program_id(0) % COLUMNS
     area = OH * OW
-    first = pid_m.to(tl.int64) * BLOCK_M // area                  # the image of the tile's first pixel: offsets are from there
+    # the image of the tile's first pixel: offsets are from there
+    first = pid_m.to(tl.int64) * BLOCK_M // area
     m = (pid_m.to(tl.int64) * BLOCK_M - first * area).to(tl.int32) + tl.arange(0, BLOCK_M)
     image, q = m // area, m % area
     oh, ow = q // OW, q % OW
@@ -58,9 +85,15 @@ def conv_forward_kernel(
             tap, c = k // C, k % C
             ih = (oh * SH - PH)[:, None] + (tap // KW * DH)[None, :]
             iw = (ow * SW - PW)[:, None] + (tap % KW * DW)[None, :]
-            inside = mask_m[:, None] & (k < KH * KW * C)[None, :] & (ih >= 0) & (ih < H) & (iw >= 0) & (iw < W)
+            inside = (
+                mask_m[:, None] & (k < KH * KW * C)[None, :] & (ih >= 0) & (ih < H) & (iw >= 0) & (iw < W)
+            )
             z = tl.load(x_ptr + ((image[:, None] * H + ih) * W + iw) * C + c[None, :], mask=inside, other=0.0)
-            w = tl.load(w_ptr + k[:, None] * OC + offs_n[None, :], mask=(k < KH * KW * C)[:, None] & mask_n[None, :], other=0.0)
+            w = tl.load(
+                w_ptr + k[:, None] * OC + offs_n[None, :],
+                mask=(k < KH * KW * C)[:, None] & mask_n[None, :],
+                other=0.0,
+            )
             acc = tl.dot(z, w, acc, input_precision=PRECISION)
     else:
         for tap in tl.static_range(KH * KW):
@@ -80,19 +113,37 @@ def conv_forward_kernel(
                     rscale = tl.load(rscale_ptr + k, mask=mask_k, other=0.0)[None, :]
                     shift += tl.load(rshift_ptr + k, mask=mask_k, other=0.0)[None, :]
                 z = form(x_ptr, r_ptr, offsets, inside, scale, shift, rscale, FORM, RELU, False)
-                # the tap that owns these pixels (a constexpr's name can't be given again, so its offsets have none)
-                if (tap // KW * DH >= PH) & (tap // KW * DH < PH + SH) & (tap % KW * DW >= PW) & (tap % KW * DW < PW + SW):
+                # the tap that owns these pixels (a constexpr's name can't be given again, so its offsets have
+                # none)
+                if (
+                    (tap // KW * DH >= PH)
+                    & (tap // KW * DH < PH + SH)
+                    & (tap % KW * DW >= PW)
+                    & (tap % KW * DW < PW + SW)
+                ):
                     if z_ptr is not None:
                         tl.store(z_ptr + first * H * W * C + offsets, z, mask=inside & (pid_n == 0))
                     if mask_ptr is not None:
                         byte = k0 // 8 + tl.arange(0, BLOCK_K // 8)
                         at = mask_ptr + first * H * W * (C // 8) + pixel[:, None] * (C // 8) + byte[None, :]
-                        tl.store(at, pack(z, BLOCK_M, BLOCK_K), mask=inside_m[:, None] & (byte < C // 8)[None, :] & (pid_n == 0))
-                w = tl.load(w_ptr + (tap * C + k)[:, None] * OC + offs_n[None, :], mask=mask_k[:, None] & mask_n[None, :], other=0.0)
+                        tl.store(
+                            at,
+                            pack(z, BLOCK_M, BLOCK_K),
+                            mask=inside_m[:, None] & (byte < C // 8)[None, :] & (pid_n == 0),
+                        )
+                w = tl.load(
+                    w_ptr + (tap * C + k)[:, None] * OC + offs_n[None, :],
+                    mask=mask_k[:, None] & mask_n[None, :],
+                    other=0.0,
+                )
                 acc = tl.dot(z, w, acc, input_precision=PRECISION)
     y = acc.to(y_ptr.dtype.element_ty)
     out = pid_m.to(tl.int64) * BLOCK_M * OC
-    tl.store(y_ptr + out + tl.arange(0, BLOCK_M)[:, None] * OC + offs_n[None, :], y, mask=mask_m[:, None] & mask_n[None, :])
+    tl.store(
+        y_ptr + out + tl.arange(0, BLOCK_M)[:, None] * OC + offs_n[None, :],
+        y,
+        mask=mask_m[:, None] & mask_n[None, :],
+    )
     if partial_ptr is not None:
         stored = y.to(tl.float32)
         count = tl.sum(mask_m.to(tl.float32), 0)
@@ -119,11 +170,12 @@ def launch(
     source: Source, weight: Tensor, y: Tensor, moments: bool, shape: tuple[int, int, int, int], conv: Any, precision: str, tile: Tile,
     dependent: bool,
 ) -> Partial | None:  # fmt: skip
-    """y = conv(source), and y's statistics if asked. shape: the source's (N, C, H, W); conv: its kernel, stride, padding and dilation as
-    pairs."""
+    """y = conv(source), and y's statistics if asked. shape: the source's (N, C, H, W); conv: its kernel,
+    stride, padding and dilation as pairs."""
     n, c, h, w = shape
     _, oc, oh, ow = y.shape
-    flat = c < 16 and c % 8 > 0  # channels that are formed beforehand: the sum's order, and so its bits, hang on the shape alone
+    # channels that are formed beforehand: the sum's order, and so its bits, hang on the shape alone
+    flat = c < 16 and c % 8 > 0
     tiles, columns = triton.cdiv(n * oh * ow, tile.block_m), triton.cdiv(oc, tile.block_n)
     found = partial(tiles, 3, oc, n * oh * ow, y) if moments else None
     conv_forward_kernel[(tiles * columns,)](
@@ -144,4 +196,7 @@ def geometry(conv: Any) -> dict[str, int]:
 def owns_all(conv: Any, shape: tuple[int, int, int, int], out: tuple[int, int]) -> bool:
     """Whether every pixel of the source is some output's own: z can be written as it is formed."""
     taps = zip(conv.kernel, conv.stride, conv.padding, conv.dilation, shape[2:], out, strict=True)
-    return all({k * d - p for k in range(kernel)} >= set(range(s)) and outs * s >= size for kernel, s, p, d, size, outs in taps)
+    return all(
+        {k * d - p for k in range(kernel)} >= set(range(s)) and outs * s >= size
+        for kernel, s, p, d, size, outs in taps
+    )

@@ -1,13 +1,15 @@
-"""conv_rolling: y = conv(z), 3×3 at stride 1 with padding 1 and few channels, z formed once for three kernel rows, with what the
-BatchNorm that reads y needs.
+"""conv_rolling: y = conv(z), 3×3 at stride 1 with padding 1 and few channels, z formed once for three kernel
+rows, with what the BatchNorm that reads y needs.
 
-Each input row is loaded and formed once and feeds three products, one a kernel row, into three rotating accumulators. PAIR = 2: two
-output pixels are one product, with a block-Toeplitz weight (K = 4C, N = 2C), so that neighbouring pixels are loaded once too;
-PAIR = 1: three loads a row, one a kernel column (K = N = C), where the Toeplitz weight would be too large.
+Each input row is loaded and formed once and feeds three products, one a kernel row, into three rotating
+accumulators. PAIR = 2: two output pixels are one product, with a block-Toeplitz weight (K = 4C, N = 2C), so
+that neighbouring pixels are loaded once too; PAIR = 1: three loads a row, one a kernel column (K = N = C),
+where the Toeplitz weight would be too large.
 
-Layout   activations (N, H, W, C); weights (3 kernel rows, loads, K, N); masks (N, H, W, C/8). A program takes a band of ROWS rows
-         of IMAGES images, STRIP products wide.
-Traffic  reads what makes z (a band's two outer rows twice), writes y; writes z, and z's mask, if asked: each once.
+Layout   activations (N, H, W, C); weights (3 kernel rows, loads, K, N); masks (N, H, W, C/8). A program takes
+         a band of ROWS rows of IMAGES images, STRIP products wide.
+Traffic  reads what makes z (a band's two outer rows twice), writes y; writes z, and z's mask, if asked: each
+once.
 Saved    y and the mask.
 """
 
@@ -19,8 +21,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .early_launch import begin, options, wait
 from .batchnorm_stats import NOTHING, UNSPECIALISED, Forward, Partial, partial, settle_forward
+from .early_launch import begin, options, wait
 from .prologue import Source, form, pack
 
 
@@ -48,10 +50,21 @@ def tile_channels(vector, C: tl.constexpr, K: tl.constexpr):
 
 @triton.jit
 def within(
-    mask_m, column, k, row, r: tl.constexpr, load: tl.constexpr,
-    H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, PAIR: tl.constexpr, ROWS: tl.constexpr, EVEN: tl.constexpr,
+    mask_m,
+    column,
+    k,
+    row,
+    r: tl.constexpr,
+    load: tl.constexpr,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    C: tl.constexpr,
+    PAIR: tl.constexpr,
+    ROWS: tl.constexpr,
+    EVEN: tl.constexpr,
 ):
-    """Which elements of a load are the image's. What is known when compiled is not asked: EVEN programs overhang by their halo only."""
+    """Which elements of a load are the image's. What is known when compiled is not asked: EVEN programs
+    overhang by their halo only."""
     inside = tl.broadcast_to(mask_m[:, None], (mask_m.shape[0], k.shape[0]))
     if PAIR == 2:
         at = column[:, None] + k[None, :] // C - 1
@@ -71,19 +84,53 @@ def within(
 
 @triton.jit(**UNSPECIALISED)
 def conv_rolling_forward_kernel(
-    x_ptr, r_ptr,                                       # (N, H, W, C) y or z; a residual or a projection's y, or None
-    scale_ptr, shift_ptr, rscale_ptr, rshift_ptr,       # (C,) fp32, or None
-    w_ptr,                                              # (3, loads, K, N)
-    y_ptr,                                              # (N, H, W, C) out
-    z_ptr, mask_ptr,                                    # (N, H, W, C) and (N, H, W, C/8) out, or None
-    partial_ptr,                                        # (programs, 3, C) out: count, mean, M2; None: nobody asks
-    due_ptr, due_tiles, due_rows,                       # the source's own BatchNorm where it is DUE: made ready on the way, see settle
-    vectors_ptr, stride, weight_ptr, bias_ptr, conv_bias_ptr, running_mean_ptr, running_var_ptr, batches_ptr, eps, share,
+    # (N, H, W, C) y or z; a residual or a projection's y, or None
+    x_ptr,
+    r_ptr,
+    scale_ptr,
+    shift_ptr,
+    rscale_ptr,
+    rshift_ptr,  # (C,) fp32, or None
+    w_ptr,  # (3, loads, K, N)
+    y_ptr,  # (N, H, W, C) out
+    z_ptr,
+    mask_ptr,  # (N, H, W, C) and (N, H, W, C/8) out, or None
+    # (programs, 3, C) out: count, mean, M2; None: nobody asks
+    partial_ptr,
+    # the source's own BatchNorm where it is DUE: made ready on the way, see settle
+    due_ptr,
+    due_tiles,
+    due_rows,
+    vectors_ptr,
+    stride,
+    weight_ptr,
+    bias_ptr,
+    conv_bias_ptr,
+    running_mean_ptr,
+    running_var_ptr,
+    batches_ptr,
+    eps,
+    share,
     N,
-    H: tl.constexpr, W: tl.constexpr, C: tl.constexpr,
-    FORM: tl.constexpr, RELU: tl.constexpr, DUE: tl.constexpr, MOVES: tl.constexpr, CUMULATIVE: tl.constexpr, BLOCK_T: tl.constexpr,
-    PRECISION: tl.constexpr, PAIR: tl.constexpr, IMAGES: tl.constexpr, ROWS: tl.constexpr, STRIP: tl.constexpr,
-    BLOCK_M: tl.constexpr, EVEN: tl.constexpr, KEEP: tl.constexpr, PACKED: tl.constexpr, PDL: tl.constexpr,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    C: tl.constexpr,
+    FORM: tl.constexpr,
+    RELU: tl.constexpr,
+    DUE: tl.constexpr,
+    MOVES: tl.constexpr,
+    CUMULATIVE: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    PRECISION: tl.constexpr,
+    PAIR: tl.constexpr,
+    IMAGES: tl.constexpr,
+    ROWS: tl.constexpr,
+    STRIP: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    EVEN: tl.constexpr,
+    KEEP: tl.constexpr,
+    PACKED: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     begin(PDL)
     pid = tl.program_id(0)
@@ -113,7 +160,8 @@ def conv_rolling_forward_kernel(
         z_ptr += base
     if mask_ptr is not None:
         mask_ptr += first.to(tl.int64) * (H * W * (C // 8))
-    pixel = (image * H + top) * W + column                         # of the band's first row, from the first image on
+    # of the band's first row, from the first image on
+    pixel = (image * H + top) * W + column
     w0, w1, w2 = (0,), (0,), (0,)
     if KEEP:
         w0 = load_row(w_ptr, 0, K, OUT, LOADS)
@@ -124,8 +172,29 @@ def conv_rolling_forward_kernel(
     if DUE:
         offs_c = tl.arange(0, C)
         own_scale, own_shift = settle_forward(
-            due_ptr, due_tiles, due_rows, vectors_ptr, stride, weight_ptr, bias_ptr, conv_bias_ptr, running_mean_ptr, running_var_ptr,
-            batches_ptr, eps, share, C, offs_c, offs_c < C, pid == 0, pid == 0, MOVES, CUMULATIVE, True, C, BLOCK_T,
+            due_ptr,
+            due_tiles,
+            due_rows,
+            vectors_ptr,
+            stride,
+            weight_ptr,
+            bias_ptr,
+            conv_bias_ptr,
+            running_mean_ptr,
+            running_var_ptr,
+            batches_ptr,
+            eps,
+            share,
+            C,
+            offs_c,
+            offs_c < C,
+            pid == 0,
+            pid == 0,
+            MOVES,
+            CUMULATIVE,
+            True,
+            C,
+            BLOCK_T,
         )
         scale = tile_channels(own_scale, C, K)
         shift = tile_channels(own_shift, C, K)
@@ -138,10 +207,11 @@ def conv_rolling_forward_kernel(
     acc0 = tl.zeros((BLOCK_M, OUT), tl.float32)
     acc1 = tl.zeros((BLOCK_M, OUT), tl.float32)
     acc2 = tl.zeros((BLOCK_M, OUT), tl.float32)
-    total = tl.zeros((BLOCK_M, OUT), tl.float32)                    # Σ(y − pivot) and Σ(y − pivot)², by place in the tile
+    # Σ(y − pivot) and Σ(y − pivot)², by place in the tile
+    total = tl.zeros((BLOCK_M, OUT), tl.float32)
     square = tl.zeros((BLOCK_M, OUT), tl.float32)
     pivot = tl.zeros((OUT,), tl.float32)
-    across = tl.sum(mask_y.to(tl.float32), 0)                       # pixels a row
+    across = tl.sum(mask_y.to(tl.float32), 0)  # pixels a row
     for r in tl.static_range(ROWS + 2):
         row = top + r - 1
         acc0 = tl.zeros((BLOCK_M, OUT), tl.float32)
@@ -149,7 +219,8 @@ def conv_rolling_forward_kernel(
             inside = within(mask_m, column, k, row, r, load, H, W, C, PAIR, ROWS, EVEN)
             offsets = (pixel + (r - 1) * W + (load - 1))[:, None] * C + k[None, :]
             z = form(x_ptr, r_ptr, offsets, inside, scale, shift, rscale, FORM, RELU, PACKED)
-            if (r >= 1) & (r <= ROWS) & ((LOADS == 1) | (load == 1)):   # a row and columns of this program's own
+            # a row and columns of this program's own
+            if (r >= 1) & (r <= ROWS) & ((LOADS == 1) | (load == 1)):
                 own = inside & (k >= C)[None, :] & (k < 3 * C)[None, :] if PAIR == 2 else inside
                 if z_ptr is not None:
                     tl.store(z_ptr + offsets, z, mask=own)
@@ -158,7 +229,11 @@ def conv_rolling_forward_kernel(
                     there = column[:, None] + byte[None, :] // (C // 8) + (load - 1)
                     inner = (byte >= C // 8) & (byte < 3 * (C // 8)) if PAIR == 2 else byte >= 0
                     bits = mask_ptr + ((pixel + (r - 1) * W + (load - 1))[:, None] * (C // 8) + byte[None, :])
-                    tl.store(bits, pack(z, BLOCK_M, K), mask=mask_m[:, None] & inner[None, :] & (there < W) & (row < H))
+                    tl.store(
+                        bits,
+                        pack(z, BLOCK_M, K),
+                        mask=mask_m[:, None] & inner[None, :] & (there < W) & (row < H),
+                    )
             if r < ROWS:
                 w = w0[load] if KEEP else load_tile(w_ptr, 0 * LOADS + load, K, OUT)
                 acc0 = tl.dot(z, w, acc0, input_precision=PRECISION)
@@ -187,7 +262,8 @@ def conv_rolling_forward_kernel(
         mean = s / tl.maximum(count, 1.0)
         m2 = tl.maximum(tl.sum(square, 0) - s * mean, 0.0, propagate_nan=tl.PropagateNan.ALL)
         mean += pivot
-        if PAIR == 2:                                              # the pair's two pixels are of the same channels
+        # the pair's two pixels are of the same channels
+        if PAIR == 2:
             counts, means = tl.reshape(count, (2, C)), tl.reshape(mean, (2, C))
             count = tl.sum(counts, 0)
             left = tl.sum(tl.where(tl.arange(0, 2)[:, None] == 0, means, 0.0), 0)
@@ -213,22 +289,26 @@ class Roll:
 
 
 def pairing(channels: int) -> int:
-    """Output pixels of one product: the Toeplitz weight of more channels would not fit beside what else is shared."""
+    """Output pixels of one product: the Toeplitz weight of more channels would not fit beside what else is
+    shared."""
     return 2 if channels <= 32 else 1
 
 
 def cut(n: int, h: int, w: int, pair: int, roll: Roll) -> tuple[int, dict[str, int | bool]]:
-    """How many programs; and the kernels' constants: the power of two that holds a row's products of their images, and whether every
-    program is as full as that."""
+    """How many programs; and the kernels' constants: the power of two that holds a row's products of their
+    images, and whether every program is as full as that."""
     programs = triton.cdiv(n, roll.images) * triton.cdiv(h, roll.rows) * triton.cdiv(w, pair * roll.strip)
     block = max(16, triton.next_power_of_2(roll.images * roll.strip))
-    even = block == roll.images * roll.strip and n % roll.images == h % roll.rows == w % (pair * roll.strip) == 0
+    even = (
+        block == roll.images * roll.strip and n % roll.images == h % roll.rows == w % (pair * roll.strip) == 0
+    )
     sizes = {"IMAGES": roll.images, "ROWS": roll.rows, "STRIP": roll.strip, "BLOCK_M": block}
     return programs, {"PAIR": pair, **sizes, "EVEN": even, "KEEP": roll.keep, "PACKED": roll.packed}
 
 
 def pack_weight(weight: Tensor) -> Tensor:
-    """(OC, C, 3, 3) -> (3 kernel rows, loads, K, N): for pairs block-Toeplitz, four neighbouring pixels to two outputs."""
+    """(OC, C, 3, 3) -> (3 kernel rows, loads, K, N): for pairs block-Toeplitz, four neighbouring pixels to
+    two outputs."""
     c_out, c_in = weight.shape[:2]
     rows = weight.permute(2, 3, 1, 0)  # (3, 3, C, OC)
     if pairing(c_in) == 1:
@@ -241,9 +321,17 @@ def pack_weight(weight: Tensor) -> Tensor:
 
 
 def launch(
-    source: Source, due: Forward | None, weight: Tensor, y: Tensor, moments: bool, precision: str, roll: Roll, dependent: bool
+    source: Source,
+    due: Forward | None,
+    weight: Tensor,
+    y: Tensor,
+    moments: bool,
+    precision: str,
+    roll: Roll,
+    dependent: bool,
 ) -> Partial | None:
-    """y = conv(source), as packed by pack_weight, and y's statistics if asked. due: the source's BatchNorm, if it is not yet ready."""
+    """y = conv(source), as packed by pack_weight, and y's statistics if asked. due: the source's
+    BatchNorm, if it is not yet ready."""
     n, c, h, w = y.shape
     pair = pairing(c)
     tiles, constants = cut(n, h, w, pair, roll)

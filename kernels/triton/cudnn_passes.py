@@ -1,4 +1,5 @@
-"""passes: what BatchNorm needs beside a convolution that a library carries out: y's statistics, and dy = c1·ds + c2·y + c0.
+"""passes: what BatchNorm needs beside a convolution that a library carries out: y's statistics, and dy =
+c1·ds + c2·y + c0.
 
 Layout   (M, C) rows of pixels.
 Traffic  moments reads y; dy reads ds and y and writes dy.
@@ -8,18 +9,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .early_launch import begin, options, wait
 from .batchnorm_stats import Partial, partial
+from .early_launch import begin, options, wait
 
 BLOCK_M, LOOP = 64, 8  # rows a tile, tiles a program
 
 
 @triton.jit
 def moments_kernel(
-    y_ptr,                                              # (M, C)
-    partial_ptr,                                        # (programs, 3, C) out: count, mean, M2
+    y_ptr,  # (M, C)
+    partial_ptr,  # (programs, 3, C) out: count, mean, M2
     M,
-    C: tl.constexpr, BLOCK_M: tl.constexpr, LOOP: tl.constexpr, BLOCK_C: tl.constexpr, PDL: tl.constexpr,
+    C: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    LOOP: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     begin(PDL)
     pid, column = tl.program_id(0), tl.program_id(1)
@@ -35,7 +40,9 @@ def moments_kernel(
     wait(PDL)
     for i in tl.static_range(LOOP):
         inside = (i * BLOCK_M + m < left)[:, None] & mask_c[None, :]
-        y = tl.load(y_ptr + ((i * BLOCK_M + m)[:, None] * C + offs_c[None, :]), mask=inside, other=0.0).to(tl.float32)
+        y = tl.load(y_ptr + ((i * BLOCK_M + m)[:, None] * C + offs_c[None, :]), mask=inside, other=0.0).to(
+            tl.float32
+        )
         if i == 0:
             pivot = tl.sum(y, 0) / tl.minimum(left, BLOCK_M)
         d = tl.where(inside, y - pivot[None, :], 0.0)
@@ -45,15 +52,27 @@ def moments_kernel(
     own = partial_ptr + pid * (3 * C) + offs_c
     tl.store(own, tl.zeros((BLOCK_C,), tl.float32) + left, mask=mask_c)
     tl.store(own + C, pivot + s / left, mask=mask_c)
-    tl.store(own + 2 * C, tl.maximum(tl.sum(square, 0) - s * (s / left), 0.0, propagate_nan=tl.PropagateNan.ALL), mask=mask_c)
+    tl.store(
+        own + 2 * C,
+        tl.maximum(tl.sum(square, 0) - s * (s / left), 0.0, propagate_nan=tl.PropagateNan.ALL),
+        mask=mask_c,
+    )
 
 
 @triton.jit
 def dy_kernel(
-    ds_ptr, y_ptr, c1_ptr, c2_ptr, c0_ptr,              # (M, C), (C,) fp32; c2, c0 None where statistics are frozen
-    dy_ptr,                                             # (M, C) out
+    # (M, C), (C,) fp32; c2, c0 None where statistics are frozen
+    ds_ptr,
+    y_ptr,
+    c1_ptr,
+    c2_ptr,
+    c0_ptr,
+    dy_ptr,  # (M, C) out
     M,
-    C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, PDL: tl.constexpr,
+    C: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     begin(PDL)
     origin = tl.program_id(0).to(tl.int64) * BLOCK_M
@@ -63,7 +82,10 @@ def dy_kernel(
     inside = (origin + m < M)[:, None] & mask_c[None, :]
     offsets = origin * C + (m[:, None] * C + offs_c[None, :])
     wait(PDL)
-    dy = tl.load(ds_ptr + offsets, mask=inside, other=0.0).to(tl.float32) * tl.load(c1_ptr + offs_c, mask=mask_c, other=0.0)[None, :]
+    dy = (
+        tl.load(ds_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+        * tl.load(c1_ptr + offs_c, mask=mask_c, other=0.0)[None, :]
+    )
     if c2_ptr is not None:
         y = tl.load(y_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
         c2 = tl.load(c2_ptr + offs_c, mask=mask_c, other=0.0)[None, :]
@@ -87,7 +109,13 @@ def moments(y: Tensor, rows: int, channels: int, dependent: bool) -> Partial:
 
 
 def dy(
-    ds: Tensor, y: Tensor, coefficients: tuple[Tensor, Tensor | None, Tensor | None], out: Tensor, rows: int, channels: int, dependent: bool
+    ds: Tensor,
+    y: Tensor,
+    coefficients: tuple[Tensor, Tensor | None, Tensor | None],
+    out: Tensor,
+    rows: int,
+    channels: int,
+    dependent: bool,
 ) -> None:
     """out = c1·ds + c2·y + c0."""
     block = _block(channels)

@@ -1,11 +1,12 @@
-"""dependent: programmatic dependent launch, from compute capability 9.0 on. A kernel launched so begins while the one before it in the
-stream still ends, and waits for it before it reads what others wrote, or writes.
+"""dependent: programmatic dependent launch, from compute capability 9.0 on. A kernel launched so begins while
+the one before it in the stream still ends, and waits for it before it reads what others wrote, or writes.
 
-Contract   Every program of a kernel that is launched so calls `wait`, which returns when the kernel before has ended and all that it
-           wrote can be read: since that one has waited too, everything before it has ended as well. Above `wait` stand index arithmetic
-           and loads of frozen weights alone. A kernel that is not launched so (PyTorch's, a copy) waits as a whole, as ever.
-Weights    are packed by PyTorch's kernels, whose end a load above `wait` would not await: the engine has them followed by an ordinary
-           launch, and whatever begins after that one has begun finds them ended.
+Contract   Every program of a kernel that is launched so calls `wait`, which returns when the kernel before
+           has ended and all that it wrote can be read: since that one has waited too, everything before it
+           has ended as well. Above `wait` stand index arithmetic and loads of frozen weights alone. A kernel
+           that is not launched so (PyTorch's, a copy) waits as a whole, as ever.
+Weights    are packed by PyTorch's kernels, whose end a load above `wait` would not await: the engine has them
+           followed by an ordinary launch, and whatever begins after that one has begun finds them ended.
 Bits       the same with it and without.
 """
 

@@ -1,10 +1,13 @@
-"""gradient: a value's gradient, ds = (convᵀ(dy) + Σ added)·mask with dy = c1·ds + c2·y + c0 formed as it is loaded, and what ends
-the gradients of the BatchNorms that made the value. Any shape; without a convolution it is the pass over the added terms alone.
+"""gradient: a value's gradient, ds = (convᵀ(dy) + Σ added)·mask with dy = c1·ds + c2·y + c0 formed as it is
+loaded, and what ends the gradients of the BatchNorms that made the value. Any shape; without a convolution it
+is the pass over the added terms alone.
 
-Layout   activations (N, H, W, C); weights (KH·KW, OC, C), the kernel's transpose; masks (N, H, W, C/8).
-         A stride's parity classes of pixels (row mod SH, column mod SW) are programs of their own: each has its own taps.
-Traffic  reads ds and y of the convolution (a tap's overlap again from a cache), the added terms, and the mask or the y that tells it
-         again; writes ds. The sums Σ ds, Σ ds·(y − μ) are of ds as stored, centred: μ is known by then.
+Layout   activations (N, H, W, C); weights (KH·KW, OC, C), the kernel's transpose; masks (N, H, W, C/8). A
+         stride's parity classes of pixels (row mod SH, column mod SW) are programs of their own: each has its
+         own taps.
+Traffic  reads ds and y of the convolution (a tap's overlap again from a cache), the added terms, and the mask
+         or the y that tells it again; writes ds. The sums Σ ds, Σ ds·(y − μ) are of ds as stored, centred: μ
+         is known by then.
 """
 
 from __future__ import annotations
@@ -16,21 +19,40 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .batchnorm_stats import Partial, partial
 from .conv import Tile, geometry
 from .early_launch import begin, options, wait
-from .batchnorm_stats import Partial, partial
 from .prologue import affine, unpack
 
 
 @triton.jit
 def close(
-    dx, origin, offsets, inside,                        # (ROWS, COLUMNS) fp32 and where: from an origin of 64 bits on
-    origin_bits, bits, inside_bits,                     # the mask's bytes of it
-    added_ptr, added_2_ptr, mask_ptr, y_ptr, y_r_ptr,
-    scale, shift, mean, mean_r, ds_ptr,
-    MASK: tl.constexpr, YS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PACKED: tl.constexpr,
+    # (ROWS, COLUMNS) fp32 and where: from an origin of 64 bits on
+    dx,
+    origin,
+    offsets,
+    inside,
+    origin_bits,
+    bits,
+    inside_bits,  # the mask's bytes of it
+    added_ptr,
+    added_2_ptr,
+    mask_ptr,
+    y_ptr,
+    y_r_ptr,
+    scale,
+    shift,
+    mean,
+    mean_r,
+    ds_ptr,
+    MASK: tl.constexpr,
+    YS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PACKED: tl.constexpr,
 ):
-    """Adds, masks, stores; the tile as stored, and its products with y − μ. MASK: 0 linear, 1 the forward's bits, 2 told again from y."""
+    """Adds, masks, stores; the tile as stored, and its products with y − μ. MASK: 0 linear, 1 the
+    forward's bits, 2 told again from y."""
     if added_ptr is not None:
         dx += tl.load(added_ptr + origin + offsets, mask=inside, other=0.0).to(tl.float32)
     if added_2_ptr is not None:
@@ -38,9 +60,11 @@ def close(
     if YS > 0 or MASK == 2:
         y = tl.load(y_ptr + origin + offsets, mask=inside, other=0.0)
     if MASK == 1:
-        dx = tl.where(unpack(tl.load(mask_ptr + origin_bits + bits, mask=inside_bits, other=0), ROWS, COLUMNS), dx, 0.0)
+        dx = tl.where(
+            unpack(tl.load(mask_ptr + origin_bits + bits, mask=inside_bits, other=0), ROWS, COLUMNS), dx, 0.0
+        )
     if MASK == 2:
-        dx = tl.where(affine(y, scale, shift, PACKED) <= 0, 0.0, dx)              # a NaN leaves it open
+        dx = tl.where(affine(y, scale, shift, PACKED) <= 0, 0.0, dx)  # a NaN leaves it open
     ds = tl.where(inside, dx, 0.0).to(ds_ptr.dtype.element_ty)
     tl.store(ds_ptr + origin + offsets, ds, mask=inside)
     ds = ds.to(tl.float32)
@@ -56,18 +80,45 @@ def close(
 
 @triton.jit
 def gradient_kernel(
-    up_ptr, up_y_ptr, c1_ptr, c2_ptr, c0_ptr,           # (N, OH, OW, OC) ds and y, (OC,) fp32; c2, c0 None where statistics are frozen
-    w_ptr,                                              # (KH·KW, OC, C)
-    added_ptr, added_2_ptr,                             # (N, H, W, C), or None
-    mask_ptr, y_ptr, y_r_ptr,                           # (N, H, W, C/8), (N, H, W, C), or None
-    ds_ptr,                                             # (N, H, W, C) out
-    partial_ptr,                                        # (programs, YS + 1, C) out: Σ ds, then Σ ds·(y − μ) of each y; or None
-    vectors_ptr, vectors_r_ptr, stride,                 # rows of (4, C) of each y's BatchNorm
-    N, H, W, OH, OW,
-    C: tl.constexpr, OC: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
-    SH: tl.constexpr, SW: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
-    MASK: tl.constexpr, YS: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    # (N, OH, OW, OC) ds and y, (OC,) fp32; c2, c0 None where statistics are frozen
+    up_ptr,
+    up_y_ptr,
+    c1_ptr,
+    c2_ptr,
+    c0_ptr,
+    w_ptr,  # (KH·KW, OC, C)
+    added_ptr,
+    added_2_ptr,  # (N, H, W, C), or None
+    mask_ptr,
+    y_ptr,
+    y_r_ptr,  # (N, H, W, C/8), (N, H, W, C), or None
+    ds_ptr,  # (N, H, W, C) out
+    # (programs, YS + 1, C) out: Σ ds, then Σ ds·(y − μ) of each y; or None
+    partial_ptr,
+    vectors_ptr,
+    vectors_r_ptr,
+    stride,  # rows of (4, C) of each y's BatchNorm
+    N,
+    H,
+    W,
+    OH,
+    OW,
+    C: tl.constexpr,
+    OC: tl.constexpr,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
+    SH: tl.constexpr,
+    SW: tl.constexpr,
+    PH: tl.constexpr,
+    PW: tl.constexpr,
+    DH: tl.constexpr,
+    DW: tl.constexpr,
+    MASK: tl.constexpr,
+    YS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """KH = 0: there is no convolution."""
@@ -75,7 +126,7 @@ def gradient_kernel(
     COLUMNS: tl.constexpr = (C + BLOCK_N - 1) // BLOCK_N
     pid_m, pid_n, parity = tl.program_id(0) // COLUMNS, tl.program_id(0) % COLUMNS, tl.program_id(1)
     py, px = parity // SW, parity % SW
-    high, wide = (H + SH - 1) // SH, (W + SW - 1) // SW             # pixels of a parity class, at most
+    high, wide = (H + SH - 1) // SH, (W + SW - 1) // SW  # pixels of a parity class, at most
     area = high * wide
     first = pid_m.to(tl.int64) * BLOCK_M // area
     m = (pid_m.to(tl.int64) * BLOCK_M - first * area).to(tl.int32) + tl.arange(0, BLOCK_M)
@@ -110,7 +161,9 @@ def gradient_kernel(
                     c0 = tl.load(c0_ptr + k, mask=mask_k, other=0.0)[None, :]
                     dy = tl.where(inside, dy + (c2 * y + c0), 0.0)  # outside the image dy is 0, not c0
                 weight = tl.load(
-                    w_ptr + (tap * OC + k)[:, None] * C + offs_n[None, :], mask=mask_k[:, None] & mask_n[None, :], other=0.0
+                    w_ptr + (tap * OC + k)[:, None] * C + offs_n[None, :],
+                    mask=mask_k[:, None] & mask_n[None, :],
+                    other=0.0,
                 )
                 dx = tl.dot(dy.to(w_ptr.dtype.element_ty), weight, dx, input_precision=PRECISION)
     origin = first * H * W
@@ -129,8 +182,28 @@ def gradient_kernel(
         scale = tl.load(vectors_ptr + 2 * stride + offs_n, mask=mask_n, other=0.0)[None, :]
         shift = tl.load(vectors_ptr + 3 * stride + offs_n, mask=mask_n, other=0.0)[None, :]
     ds, product, product_r = close(
-        dx, origin * C, offsets, inside, origin * WIDTH, bits, mask_m[:, None] & (byte < WIDTH)[None, :],
-        added_ptr, added_2_ptr, mask_ptr, y_ptr, y_r_ptr, scale, shift, mean, mean_r, ds_ptr, MASK, YS, BLOCK_M, BLOCK_N, False,
+        dx,
+        origin * C,
+        offsets,
+        inside,
+        origin * WIDTH,
+        bits,
+        mask_m[:, None] & (byte < WIDTH)[None, :],
+        added_ptr,
+        added_2_ptr,
+        mask_ptr,
+        y_ptr,
+        y_r_ptr,
+        scale,
+        shift,
+        mean,
+        mean_r,
+        ds_ptr,
+        MASK,
+        YS,
+        BLOCK_M,
+        BLOCK_N,
+        False,
     )
     if YS > 0:
         own = partial_ptr + (parity * (tl.num_programs(0) // COLUMNS) + pid_m) * ((YS + 1) * C) + offs_n
@@ -178,7 +251,8 @@ class Upstream:
         return {"up_ptr": self.ds, "up_y_ptr": self.y, "w_ptr": self.weight}
 
 
-Coefficients = tuple[Tensor, "Tensor | None", "Tensor | None"]  # c1, c2, c0; the last two None where statistics are frozen
+# c1, c2, c0; the last two None where statistics are frozen
+Coefficients = tuple[Tensor, "Tensor | None", "Tensor | None"]
 NOTHING = dict.fromkeys(("up_ptr", "up_y_ptr", "w_ptr"))
 ELEMENTWISE = {"KH": 0, "KW": 0, "SH": 1, "SW": 1, "PH": 0, "PW": 0, "DH": 1, "DW": 1}
 
@@ -187,13 +261,16 @@ def launch(
     up: Upstream | None, conv: Any, coefficients: Coefficients | None, target: Target, precision: str, tile: Tile,
     dependent: bool,
 ) -> Partial | None:  # fmt: skip
-    """Writes the target's ds; returns the sums of its ys, if it has any. conv: the convolution's kernel, stride, padding and dilation as
-    pairs; none with `up` None."""
+    """Writes the target's ds; returns the sums of its ys, if it has any. conv: the convolution's kernel,
+    stride, padding and dilation as pairs; none with `up` None."""
     n, c, h, w = target.ds.shape
     _, oc, oh, ow = up.ds.shape if up else (n, c, h, w)
     constants = geometry(conv) if up else ELEMENTWISE
     sh, sw = constants["SH"], constants["SW"]
-    tiles, columns = triton.cdiv(n * triton.cdiv(h, sh) * triton.cdiv(w, sw), tile.block_m), triton.cdiv(c, tile.block_n)
+    tiles, columns = (
+        triton.cdiv(n * triton.cdiv(h, sh) * triton.cdiv(w, sw), tile.block_m),
+        triton.cdiv(c, tile.block_n),
+    )
     given, sums = target.arguments(tiles * sh * sw)
     c1, c2, c0 = coefficients or (None, None, None)
     gradient_kernel[(tiles * columns, sh * sw)](

@@ -6,9 +6,10 @@ and what ends the gradients of the BatchNorms that made the value.
 
 Rows roll and pixels pair as in conv_rolling, with the flipped, transposed weight.
 
-Layout   activations (N, H, W, channels), OC read and C written; weights (3 kernel rows, loads, K, N); masks (N, H, W, C/8).
-Traffic  reads ds and y of the convolution (a band's two outer rows twice), the added terms, and the mask or the y that tells it again;
-         writes ds.
+Layout   activations (N, H, W, channels), OC read and C written; weights (3 kernel rows, loads, K, N); masks
+(N, H, W, C/8).
+Traffic  reads ds and y of the convolution (a band's two outer rows twice), the added terms, and the mask or
+         the y that tells it again; writes ds.
 """
 
 from __future__ import annotations
@@ -18,13 +19,21 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from .batchnorm_stats import Backward, Partial, settle_backward
 from .conv_rolling import Roll, cut, load_row, load_tile, pairing, tile_channels, within
 from .early_launch import begin, options, wait
 from .gradient import Coefficients, Target, Upstream, close
-from .batchnorm_stats import Backward, Partial, settle_backward
 
 NOTHING: dict[str, Any] = dict.fromkeys(("due_ptr", "due_vectors_ptr", "affine_ptr"))
-NOTHING |= {"due_tiles": 0, "due_row": 0, "due_rows": 0.0, "due_stride": 0, "affine_stride": 0, "KINDS": 0, "BLOCK_T": 16}
+NOTHING |= {
+    "due_tiles": 0,
+    "due_row": 0,
+    "due_rows": 0.0,
+    "due_stride": 0,
+    "affine_stride": 0,
+    "KINDS": 0,
+    "BLOCK_T": 16,
+}
 
 
 @triton.jit
@@ -35,20 +44,53 @@ def fold_channels(tile, PAIR: tl.constexpr, C: tl.constexpr):
 
 @triton.jit(do_not_specialize=["due_tiles"])
 def gradient_rolling_kernel(
-    up_ptr, up_y_ptr, c1_ptr, c2_ptr, c0_ptr,           # (N, H, W, C) ds and y, (C,) fp32; c2, c0 None where statistics are frozen
-    w_ptr,                                              # (3, loads, K, N)
-    added_ptr, added_2_ptr,                             # (N, H, W, C), or None
-    mask_ptr, y_ptr, y_r_ptr,                           # (N, H, W, C/8), (N, H, W, C), or None
-    ds_ptr,                                             # (N, H, W, C) out
-    partial_ptr,                                        # (programs, YS + 1, C) out: Σ ds, then Σ ds·(y − μ) of each y; or None
-    vectors_ptr, vectors_r_ptr, stride,                 # rows of (4, C) of each y's BatchNorm
-    due_ptr, due_tiles, due_row, due_rows,              # the convolution's own BatchNorm where its gradient is DUE: ended on the way
-    due_vectors_ptr, due_stride, affine_ptr, affine_stride,
+    # (N, H, W, C) ds and y, (C,) fp32; c2, c0 None where statistics are frozen
+    up_ptr,
+    up_y_ptr,
+    c1_ptr,
+    c2_ptr,
+    c0_ptr,
+    w_ptr,  # (3, loads, K, N)
+    added_ptr,
+    added_2_ptr,  # (N, H, W, C), or None
+    mask_ptr,
+    y_ptr,
+    y_r_ptr,  # (N, H, W, C/8), (N, H, W, C), or None
+    ds_ptr,  # (N, H, W, C) out
+    # (programs, YS + 1, C) out: Σ ds, then Σ ds·(y − μ) of each y; or None
+    partial_ptr,
+    vectors_ptr,
+    vectors_r_ptr,
+    stride,  # rows of (4, C) of each y's BatchNorm
+    # the convolution's own BatchNorm where its gradient is DUE: ended on the way
+    due_ptr,
+    due_tiles,
+    due_row,
+    due_rows,
+    due_vectors_ptr,
+    due_stride,
+    affine_ptr,
+    affine_stride,
     N,
-    H: tl.constexpr, W: tl.constexpr, C: tl.constexpr,
-    MASK: tl.constexpr, YS: tl.constexpr, DUE: tl.constexpr, BATCH: tl.constexpr, KINDS: tl.constexpr, BLOCK_T: tl.constexpr,
-    PRECISION: tl.constexpr, PAIR: tl.constexpr, IMAGES: tl.constexpr, ROWS: tl.constexpr, STRIP: tl.constexpr,
-    BLOCK_M: tl.constexpr, EVEN: tl.constexpr, KEEP: tl.constexpr, PACKED: tl.constexpr, PDL: tl.constexpr,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    C: tl.constexpr,
+    MASK: tl.constexpr,
+    YS: tl.constexpr,
+    DUE: tl.constexpr,
+    BATCH: tl.constexpr,
+    KINDS: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    PRECISION: tl.constexpr,
+    PAIR: tl.constexpr,
+    IMAGES: tl.constexpr,
+    ROWS: tl.constexpr,
+    STRIP: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    EVEN: tl.constexpr,
+    KEEP: tl.constexpr,
+    PACKED: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     begin(PDL)
     pid = tl.program_id(0)
@@ -78,8 +120,22 @@ def gradient_rolling_kernel(
     if DUE:
         offs_c = tl.arange(0, C)
         own1, own2, own0 = settle_backward(
-            due_ptr, due_tiles, due_row, due_rows, due_vectors_ptr, due_stride, affine_ptr, affine_stride,
-            C, offs_c, offs_c < C, pid == 0, BATCH, KINDS, C, BLOCK_T,
+            due_ptr,
+            due_tiles,
+            due_row,
+            due_rows,
+            due_vectors_ptr,
+            due_stride,
+            affine_ptr,
+            affine_stride,
+            C,
+            offs_c,
+            offs_c < C,
+            pid == 0,
+            BATCH,
+            KINDS,
+            C,
+            BLOCK_T,
         )
         c1 = tile_channels(own1, C, K)
         if BATCH:
@@ -122,7 +178,7 @@ def gradient_rolling_kernel(
             dy = tl.load(up_ptr + offsets, mask=inside, other=0.0).to(tl.float32) * c1
             if BATCH:
                 y = tl.load(up_y_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
-                dy = tl.where(inside, dy + (c2 * y + c0), 0.0)      # outside the image dy is 0, not c0
+                dy = tl.where(inside, dy + (c2 * y + c0), 0.0)  # outside the image dy is 0, not c0
             dy = dy.to(w_ptr.dtype.element_ty)
             if r < ROWS:
                 w = w0[load] if KEEP else load_tile(w_ptr, 0 * LOADS + load, K, OUT)
@@ -138,9 +194,28 @@ def gradient_rolling_kernel(
             kept = mask_out if EVEN else mask_out & (row - 1 < H)
             kept_byte = mask_byte if EVEN else mask_byte & (row - 1 < H)
             ds, product, product_r = close(
-                acc2, base, there[:, None] * C + n[None, :], kept,
-                first.to(tl.int64) * (H * W * (C // 8)), there[:, None] * (C // 8) + byte[None, :], kept_byte,
-                added_ptr, added_2_ptr, mask_ptr, y_ptr, y_r_ptr, scale, shift, mean, mean_r, ds_ptr, MASK, YS, BLOCK_M, OUT, PACKED,
+                acc2,
+                base,
+                there[:, None] * C + n[None, :],
+                kept,
+                first.to(tl.int64) * (H * W * (C // 8)),
+                there[:, None] * (C // 8) + byte[None, :],
+                kept_byte,
+                added_ptr,
+                added_2_ptr,
+                mask_ptr,
+                y_ptr,
+                y_r_ptr,
+                scale,
+                shift,
+                mean,
+                mean_r,
+                ds_ptr,
+                MASK,
+                YS,
+                BLOCK_M,
+                OUT,
+                PACKED,
             )
             if YS > 0:
                 total += ds
@@ -158,15 +233,25 @@ def gradient_rolling_kernel(
 
 
 def launch(
-    up: Upstream, coefficients: Coefficients | Backward, target: Target, precision: str, roll: Roll, dependent: bool
+    up: Upstream,
+    coefficients: Coefficients | Backward,
+    target: Target,
+    precision: str,
+    roll: Roll,
+    dependent: bool,
 ) -> Partial | None:
-    """Writes the target's ds; returns the sums of its ys, if it has any. The weight is that of conv_rolling.pack_weight, of the flipped,
-    transposed kernel. coefficients: made, or what they are made of on the way."""
+    """Writes the target's ds; returns the sums of its ys, if it has any. The weight is that of
+    conv_rolling.pack_weight, of the flipped, transposed kernel. coefficients: made, or what they are made of
+    on the way."""
     n, c, h, w = target.ds.shape
     pair = pairing(c)
     tiles, constants = cut(n, h, w, pair, roll)
     given, sums = target.arguments(tiles)
-    due = coefficients.arguments() if isinstance(coefficients, Backward) else NOTHING | {"BATCH": coefficients[1] is not None}
+    due = (
+        coefficients.arguments()
+        if isinstance(coefficients, Backward)
+        else NOTHING | {"BATCH": coefficients[1] is not None}
+    )
     c1, c2, c0 = (None, None, None) if isinstance(coefficients, Backward) else coefficients
     gradient_rolling_kernel[(tiles,)](
         **up.arguments(), c1_ptr=c1, c2_ptr=c2, c0_ptr=c0, **given, **due, DUE=isinstance(coefficients, Backward),

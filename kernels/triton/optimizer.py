@@ -1,17 +1,20 @@
-"""One step of SGD or Adam over the flat vector p (n,), in place, withheld as a whole where it must not be taken.
+"""One step of SGD or Adam over the flat vector p (n,), in place, withheld as a whole where it must not be
+taken.
 
 SGD      d = g + λ·p;  b ← m·b + d;  p ← p − lr·b            (Nesterov: p ← p − lr·(d + m·b))
 Adam     d = g + λ·p;  m ← m + (1−β₁)(d − m);  v ← β₂v + (1−β₂)d²;  t ← t + 1
          p ← p − lr·m / ((1 − β₁ᵗ)·(√(v / (1 − β₂ᵗ)) + ε))                       Kingma, Ba 2015
 Gate     moved = allowed and every updated number is finite; where it is false nothing is written but `moved`
 
-Layout   every vector (n,) fp32, contiguous; lr (), fp32 or fp64; allowed and moved () bool, two tensors; t () fp32, the steps that moved.
-Traffic  two launches, since nothing may move before everything is known to be finite: the check reads p, g and the state and writes a
-         flag a program; the update reads them again, out of L2, and writes p and the state. SGD: 3·n, then 3·n and 2·n written;
-         Adam: 4·n, then 4·n and 3·n.
-Bits     both launches evaluate one function, unfused (a contraction chosen differently in one of them could overflow in it alone), with
-         exactly rounded √ and ÷, so runs repeat bit for bit and SGD has the same bits on every device. 1 − βᵗ is taken in fp64: in
-         fp32 the first steps of Adam would lose four digits to it.
+Layout   every vector (n,) fp32, contiguous; lr (), fp32 or fp64; allowed and moved () bool, two tensors; t ()
+fp32, the steps that moved.
+Traffic  two launches, since nothing may move before everything is known to be finite: the check reads p, g
+         and the state and writes a flag a program; the update reads them again, out of L2, and writes p and
+         the state. SGD: 3·n, then 3·n and 2·n written; Adam: 4·n, then 4·n and 3·n.
+Bits     both launches evaluate one function, unfused (a contraction chosen differently in one of them could
+         overflow in it alone), with exactly rounded √ and ÷, so runs repeat bit for bit and SGD has the same
+         bits on every device. 1 − βᵗ is taken in fp64: in fp32 the first steps of Adam would lose four digits
+         to it.
 """
 
 from __future__ import annotations
@@ -174,8 +177,11 @@ def adam_update_kernel(
 
 
 def scratch_for(vector: Tensor) -> Tensor:
-    """What the updates of this vector (n,) need beside their state: allocated once, of no value between two calls."""
-    return torch.empty(HEAD.value + triton.cdiv(vector.numel(), BLOCK), dtype=torch.float32, device=vector.device)
+    """What the updates of this vector (n,) need beside their state: allocated once, of no value between
+    two calls."""
+    return torch.empty(
+        HEAD.value + triton.cdiv(vector.numel(), BLOCK), dtype=torch.float32, device=vector.device
+    )
 
 
 def sgd(
@@ -229,7 +235,8 @@ def adam(
     beta2: float,
     eps: float,
 ) -> None:
-    """One step of `vector`, `mean` and `square` (n,) and of the count `steps`, in place; whether it was taken goes into `moved`."""
+    """One step of `vector`, `mean` and `square` (n,) and of the count `steps`, in place; whether it was
+    taken goes into `moved`."""
     n = vector.numel()
     grid = (triton.cdiv(n, BLOCK),)
     adam_check_kernel[grid](

@@ -1,10 +1,11 @@
-"""source: what a convolution reads, z = [relu](scale·y + shift [+ residual | + rscale·y_r + rshift]), formed as it is loaded; and masks.
+"""source: what a convolution reads, z = [relu](scale·y + shift [+ residual | + rscale·y_r + rshift]), formed
+as it is loaded; and masks.
 
-A ReLU's mask holds one bit a channel, set where the ReLU was open: byte b of a pixel has channels 8b … 8b + 7, the lowest bit first.
-Arithmetic is fp32; z has the storage's precision. PACKED: where that is fp16 the arithmetic is too, two elements an instruction; it rounds
-scale and shift to eleven bits, which a mean of many standard deviations does not survive, so it is off but where asked for. A NaN passes
-the ReLU and leaves it open.
-"""
+A ReLU's mask holds one bit a channel, set where the ReLU was open: byte b of a pixel has channels 8b … 8b +
+7, the lowest bit first. Arithmetic is fp32; z has the storage's precision. PACKED: where that is fp16 the
+arithmetic is too, two elements an instruction; it rounds scale and shift to eleven bits, which a mean of many
+standard deviations does not survive, so it is off but where asked for. A NaN passes the ReLU and leaves it
+open."""
 
 from __future__ import annotations
 
@@ -15,14 +16,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-PLAIN, AFFINE, RESIDUAL, PROJECTION = range(4)  # FORM: z itself is read; scale·y + shift; + a residual; + a projection's raw output
+# FORM: z itself is read; scale·y + shift; + a residual; + a projection's raw output
+PLAIN, AFFINE, RESIDUAL, PROJECTION = range(4)
 
 
 @triton.jit
 def affine(y, scale, shift, PACKED: tl.constexpr):
     """scale·y + shift: for the ReLU, and the same bits again for its mask."""
     if PACKED and y.dtype == tl.float16:
-        n = tl.fma(y, tl.broadcast_to(scale.to(tl.float16), y.shape), tl.broadcast_to(shift.to(tl.float16), y.shape))
+        n = tl.fma(
+            y, tl.broadcast_to(scale.to(tl.float16), y.shape), tl.broadcast_to(shift.to(tl.float16), y.shape)
+        )
     else:
         n = y.to(tl.float32) * scale + shift
     return n
@@ -30,9 +34,16 @@ def affine(y, scale, shift, PACKED: tl.constexpr):
 
 @triton.jit
 def form(
-    y_ptr, r_ptr, offsets, inside,
-    scale, shift, rscale,              # broadcast against the tile, fp32; shift with the projection's own
-    FORM: tl.constexpr, RELU: tl.constexpr, PACKED: tl.constexpr,
+    y_ptr,
+    r_ptr,
+    offsets,
+    inside,
+    scale,
+    shift,
+    rscale,  # broadcast against the tile, fp32; shift with the projection's own
+    FORM: tl.constexpr,
+    RELU: tl.constexpr,
+    PACKED: tl.constexpr,
 ):
     """The tile of z at these offsets, zero outside: padding is zero after the ReLU."""
     y = tl.load(y_ptr + offsets, mask=inside, other=0.0)

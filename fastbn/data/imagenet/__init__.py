@@ -1,4 +1,5 @@
-"""Image sets that fit neither in memory nor on the device, streamed: read and decoded in processes of their own, cropped by the device.
+"""Image sets that fit neither in memory nor on the device, streamed: read and decoded in processes of their
+own, cropped by the device.
 
     from fastbn.data.stream import read_imagenet
     train, test = read_imagenet("imagenet")      # class folders or WebDataset shards
@@ -6,7 +7,8 @@
     folders, shards, members, index   where each sample's bytes lie: a Source, of either layout
     crops     which part of an image a sample is, drawn by (seed, epoch, sample)
     decode    that part as bytes;   worker, pool   done in many processes
-    reading   the batches of an epoch, in order, broken images replaced;   broken   which are counted and named
+    reading   the batches of an epoch, in order, broken images replaced;   broken   which are counted and
+    named
     upload, resample   a batch of ragged images, copied while the step before runs, brought to one size
     stream    the feed made of all that
 

@@ -12,8 +12,8 @@ FLOOR = 2  # but so many always may
 
 
 class Broken:
-    """The broken samples of `n`, by what names them. Raises UsageError for the first that is one too many: more than 1% and more
-    than two, or all."""
+    """The broken samples of `n`, by what names them. Raises UsageError for the first that is one too many:
+    more than 1% and more than two, or all."""
 
     def __init__(self, n: int, what: str):
         self._allowed, self._n, self._what = min(max(FLOOR, n // FRACTION), n - 1), n, what
@@ -29,7 +29,8 @@ class Broken:
         if len(self) > self._allowed:
             examples = "; ".join(f"{name} ({reason})" for name, reason in list(self._reasons.items())[-3:])
             raise UsageError(
-                f"{len(self)} of the {self._n:,} {self._what} can't be read, up to {self._allowed:,} are skipped: {examples}; "
+                f"{len(self)} of the {self._n:,} {self._what} can't be read, up to {self._allowed:,} are "
+                f"skipped: {examples}; "
                 "repair or remove them"
             )
 
@@ -38,5 +39,9 @@ class Broken:
         for name, reason in self._reasons.items():
             if name not in said and len(said) <= NAMED:
                 said.add(name)
-                line = f"skipped {name} ({reason})" if len(said) <= NAMED else "more are skipped, without their names"
+                line = (
+                    f"skipped {name} ({reason})"
+                    if len(said) <= NAMED
+                    else "more are skipped, without their names"
+                )
                 print(f"fastbn: {line}", file=sys.stderr, flush=True)

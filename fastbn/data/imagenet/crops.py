@@ -1,4 +1,5 @@
-"""Which part of an image a sample is. What is drawn depends on (seed, epoch, sample) alone: not on batch, worker or rank.
+"""Which part of an image a sample is. What is drawn depends on (seed, epoch, sample) alone: not on batch,
+worker or rank.
 
 Imports no torch: workers decide this, so that only that part is kept of what they decode.
 """
@@ -20,16 +21,19 @@ REDUCTION = 2  # bilinear sampling reads two pixels a side: up to this reduction
 
 
 class Crop(NamedTuple):
-    """A box of an image in pixels, (top, left, height, width), what must be known of the image for it, and whether it is mirrored."""
+    """A box of an image in pixels, (top, left, height, width), what must be known of the image for it, and
+    whether it is mirrored."""
 
     box: tuple[float, float, float, float]
-    region: tuple[int, int, int, int]  # top, left, height, width: the pixels that bilinear sampling of the box may read
+    # top, left, height, width: the pixels that bilinear sampling of the box may read
+    region: tuple[int, int, int, int]
     flip: bool
 
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """Training: a box of 10% to 100% of the area, its ratio log-uniform in 4:5 to 5:4, brought to size × size; mirrored or not."""
+    """Training: a box of 10% to 100% of the area, its ratio log-uniform in 4:5 to 5:4, brought to size ×
+    size; mirrored or not."""
 
     seed: int
     epoch: int
@@ -55,17 +59,22 @@ class CentreCrop:
         return Crop((top, left, tall, wide), (first, start, last - first, end - start), False)
 
     def _span(self, side: int, shorter: int) -> tuple[float, float]:
-        """Where the crop starts and how long it is along a side, in pixels of the image; rounded where torchvision rounds."""
+        """Where the crop starts and how long it is along a side, in pixels of the image; rounded where
+        torchvision rounds."""
         resized = round(self.size * 8 / 7) * side // shorter
         return round((resized - self.size) / 2) * side / resized, self.size * side / resized
 
 
 def random_box(u: Sequence[float], height: int, width: int) -> tuple[int, int, int, int]:
-    """(top, left, height, width) from UNIFORMS numbers in [0, 1), as torchvision's RandomResizedCrop.get_params: the first of ten
-    tries that fits, else the largest central box whose ratio is allowed."""
+    """(top, left, height, width) from UNIFORMS numbers in [0, 1), as torchvision's
+    RandomResizedCrop.get_params: the first of ten tries that fits, else the largest central box whose ratio
+    is allowed."""
     low, high = math.log(RATIO[0]), math.log(RATIO[1])
     for a, r in zip(u[0 : 2 * TRIES : 2], u[1 : 2 * TRIES : 2], strict=True):
-        area, ratio = height * width * (SCALE[0] + a * (SCALE[1] - SCALE[0])), math.exp(low + r * (high - low))
+        area, ratio = (
+            height * width * (SCALE[0] + a * (SCALE[1] - SCALE[0])),
+            math.exp(low + r * (high - low)),
+        )
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             return int(u[2 * TRIES] * (height - h + 1)), int(u[2 * TRIES + 1] * (width - w + 1)), h, w
@@ -78,6 +87,7 @@ def random_box(u: Sequence[float], height: int, width: int) -> tuple[int, int, i
 
 
 def most_bytes(size: int) -> int:
-    """The most that one sample's region takes, whatever the image: its shorter side is at most REDUCTION·size, and a margin."""
+    """The most that one sample's region takes, whatever the image: its shorter side is at most
+    REDUCTION·size, and a margin."""
     side = REDUCTION * size
     return 3 * (side + 4) * (math.ceil(side * RATIO[1]) + 4)

@@ -8,17 +8,18 @@ from pathlib import Path
 import numpy as np
 
 from fastbn.data.class_folders import class_folders
-from fastbn.data.imagenet.source import Source
+from fastbn.data.imagenet.source import SampleSource
 
 
-def read_folders(root: Path) -> tuple[Source, Source]:
-    """(train, val). Classes are the folders' names in alphabetical order. Raises UsageError as read_folder does."""
+def read_folders(root: Path) -> tuple[SampleSource, SampleSource]:
+    """(train, val). Classes are the folders' names in alphabetical order. Raises UsageError as read_folder
+    does."""
     test_dir = next((root / name for name in ("val", "test") if (root / name).is_dir()), root / "val")
     train, test = class_folders(root / "train", test_dir)
     return _source(root / "train", train), _source(test_dir, test)
 
 
-def _source(folder: Path, listing: dict[str, list[str]]) -> Source:
+def _source(folder: Path, listing: dict[str, list[str]]) -> SampleSource:
     names = [os.fsencode(os.path.join(group, name)) for group, files in listing.items() for name in files]
     labels = np.repeat(np.arange(len(listing)), [len(files) for files in listing.values()])
-    return Source("class folders", folder, tuple(listing), np.array(names), labels)
+    return SampleSource("class folders", folder, tuple(listing), np.array(names), labels)

@@ -1,7 +1,7 @@
 """The index of a set of shards, kept between runs: reading the headers of a million samples takes a while.
 
-It lies in the cache folder, since the data often can't be written beside, and holds for shards of the same names, sizes and times.
-"""
+It lies in the cache folder, since the data often can't be written beside, and holds for shards of the same
+names, sizes and times."""
 
 from __future__ import annotations
 

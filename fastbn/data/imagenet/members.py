@@ -32,7 +32,8 @@ def members(path: str) -> tuple[list[Member], str]:
                 label = member.name.lower().endswith(f".{LABEL}") and member.size <= LABEL_BYTES
                 text = os.pread(file.fileno(), member.size, member.offset_data) if label else b""
                 found.append(Member(member.name, member.offset_data, member.size, text))
-            whole = os.pread(file.fileno(), tarfile.BLOCKSIZE, tar.offset) == bytes(tarfile.BLOCKSIZE)  # the mark of an archive's end
+            # the mark of an archive's end
+            whole = os.pread(file.fileno(), tarfile.BLOCKSIZE, tar.offset) == bytes(tarfile.BLOCKSIZE)
             return found, "" if whole else f"cut off or damaged at byte {tar.offset:,} of {total:,}"
     except (tarfile.TarError, OSError, EOFError) as error:
         return found, f"{type(error).__name__}: {error}"

@@ -21,7 +21,7 @@ AT_ONCE = 2  # tasks a worker has: one in work, one to go on with
 PROGRAM = "import sys; from fastbn.data.imagenet.worker import main; main(int(sys.argv[1]), int(sys.argv[2]))"
 
 
-class Job:
+class DecodeJob:
     """A task that was handed in, and its result once it is done."""
 
     def __init__(self, task: Any):
@@ -32,24 +32,27 @@ class Worker:
     """A process, the socket to it, and its jobs in the order in which it will answer."""
 
     def __init__(self, shared: int):
-        self.jobs: deque[Job] = deque()
+        self.jobs: deque[DecodeJob] = deque()
         self.socket, theirs = multiprocessing.Pipe()
-        search = os.pathsep.join(path or os.getcwd() for path in sys.path)  # it imports what this process would
+        # it imports what this process would
+        search = os.pathsep.join(path or os.getcwd() for path in sys.path)
         with theirs:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", PROGRAM, str(theirs.fileno()), str(shared)],
                 stdin=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(), shared),
                 env=os.environ | {"PYTHONPATH": search, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-                start_new_session=True,  # Ctrl-C is the parent's: it would interrupt a worker in the middle of its start
+                # Ctrl-C is the parent's: it would interrupt a worker in the middle of its start
+                start_new_session=True,
             )
 
 
 class Pool:
-    """`workers` processes, and `slots` stretches of `slot_bytes` of memory that they write into; with none, tasks are done here.
+    """`workers` processes, and `slots` stretches of `slot_bytes` of memory that they write into; with none,
+    tasks are done here.
 
-    Free slots are kept by number. Raises MachineError where a process can't be started or ends before its time.
-    """
+    Free slots are kept by number. Raises MachineError where a process can't be started or ends before its
+    time."""
 
     def __init__(self, workers: int, slots: int, slot_bytes: int):
         self.slot_bytes, self.free = slot_bytes, deque(range(slots))
@@ -61,19 +64,22 @@ class Pool:
             self.close = weakref.finalize(self, _close, self._workers)
             self._workers.extend(Worker(shared) for _ in range(workers))
         except OSError as error:
-            raise MachineError(f"cannot start {workers} processes to decode images ({error}); ask for fewer workers") from None
+            raise MachineError(
+                f"cannot start {workers} processes to decode images ({error}); ask for fewer workers"
+            ) from None
         finally:
             os.close(shared)
-        self._waiting: deque[Job] = deque()
+        self._waiting: deque[DecodeJob] = deque()
 
-    def submit(self, task: Any, first: bool = False) -> Job:
-        """Hands a task in, behind the others or before them. It is pickled: fastbn.data.imagenet.worker has what is known there."""
-        job = Job(task)
+    def submit(self, task: Any, first: bool = False) -> DecodeJob:
+        """Hands a task in, behind the others or before them. It is pickled: fastbn.data.imagenet.worker
+        has what is known there."""
+        job = DecodeJob(task)
         self._waiting.insert(0 if first else len(self._waiting), job)
         self._send()
         return job
 
-    def result(self, job: Job) -> Any:
+    def result(self, job: DecodeJob) -> Any:
         """Its result, waited for."""
         while not job.done:
             if not self._workers:
@@ -113,7 +119,9 @@ class Pool:
         code = worker.process.wait()
         self.close()
         how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-        return MachineError(f"a process that reads images ended ({how}); where memory is short, ask for fewer workers")
+        return MachineError(
+            f"a process that reads images ended ({how}); where memory is short, ask for fewer workers"
+        )
 
 
 def _close(workers: list[Worker]) -> None:
@@ -133,7 +141,11 @@ class Crew:
 
     def take(self) -> Pool:
         """A pool of one's own, with nothing in work."""
-        return self._resting.pop() if self._resting else Pool(self.workers, max(2, 4 * self.workers), self._slot_bytes)
+        return (
+            self._resting.pop()
+            if self._resting
+            else Pool(self.workers, max(2, 4 * self.workers), self._slot_bytes)
+        )
 
     def put_back(self, pool: Pool) -> None:
         """To be taken again. A pool with something in work is closed instead."""
@@ -141,6 +153,7 @@ class Crew:
 
 
 def cores() -> int:
-    """The cores that this process may use, shared among the processes that a launcher started on this machine."""
+    """The cores that this process may use, shared among the processes that a launcher started on this
+    machine."""
     ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")
     return max(1, len(os.sched_getaffinity(0)) // max(1, int(ranks) if ranks.isdecimal() else 1))

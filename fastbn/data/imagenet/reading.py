@@ -1,8 +1,10 @@
-"""Batches of samples, in a given order: handed to the workers in chunks some way ahead, gathered, sent to the device.
+"""Batches of samples, in a given order: handed to the workers in chunks some way ahead, gathered, sent to the
+device.
 
-A training sample that can't be read is replaced by the next one of the set that can (sample i by i + 1, …), with that one's label and
-draws: batches keep their size, for every rank, and what replaces it does not depend on the batch. In evaluation it is left out.
-"""
+A training sample that can't be read is replaced by the next one of the set that can (sample i by i + 1, …),
+with that one's label and
+draws: batches keep their size, for every rank, and what replaces it does not depend on the batch. In
+evaluation it is left out."""
 
 from __future__ import annotations
 
@@ -15,13 +17,14 @@ from torch import Tensor
 
 from fastbn.data.imagenet.broken import Broken
 from fastbn.data.imagenet.decode import View
-from fastbn.data.imagenet.pool import Job, Pool
+from fastbn.data.imagenet.pool import DecodeJob, Pool
 from fastbn.data.imagenet.resample import ROW
-from fastbn.data.imagenet.source import Location, Source
-from fastbn.data.imagenet.upload import Buffer, Upload
-from fastbn.data.imagenet.worker import Decode, Row
+from fastbn.data.imagenet.source import Location, SampleSource
+from fastbn.data.imagenet.upload import PixelBuffer, Upload
+from fastbn.data.imagenet.worker import Decode, PixelRow
 
-Ahead = Callable[[int, int], list[Location]]  # (part, first of its places) -> what may be fetched along with that chunk
+# (part, first of its places) -> what may be fetched along with that chunk
+Ahead = Callable[[int, int], list[Location]]
 CHUNK = 16  # samples a task
 
 
@@ -30,22 +33,28 @@ class Chunk:
 
     def __init__(self, slot: int, places: np.ndarray, ahead: list[Location]):
         self.slot, self.places, self.ahead = slot, places.tolist(), ahead
-        self.rows: list[Row | None] = [None] * len(places)
+        self.rows: list[PixelRow | None] = [None] * len(places)
         self.missing = list(range(len(places)))
         self.end = 0  # bytes of the slot that are in use
-        self.job: Job | None = None
+        self.job: DecodeJob | None = None
 
 
 class Reading:
     """Reads the samples `indices` (n,) of a source, a view's part of each; `replace`: as in training."""
 
-    def __init__(self, source: Source, indices: np.ndarray, view: View, size: int, broken: Broken, replace: bool):
+    def __init__(
+        self, source: SampleSource, indices: np.ndarray, view: View, size: int, broken: Broken, replace: bool
+    ):
         self.source, self.indices, self.view, self.size = source, indices, view, size
         self.broken, self.replace = broken, replace
 
-    def batches(self, pool: Pool, upload: Upload, parts: Sequence[np.ndarray], ahead: Ahead) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(
+        self, pool: Pool, upload: Upload, parts: Sequence[np.ndarray], ahead: Ahead
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """(x, labels) of each part: places (k,) in `indices`."""
-        coming = ((j, k, part[k : k + CHUNK]) for j, part in enumerate(parts) for k in range(0, len(part), CHUNK))
+        coming = (
+            (j, k, part[k : k + CHUNK]) for j, part in enumerate(parts) for k in range(0, len(part), CHUNK)
+        )
         chunks: deque[Chunk] = deque()
 
         def fill() -> None:
@@ -64,13 +73,17 @@ class Reading:
                 self._gather(pool, chunk, buffer, rows)
                 pool.free.append(chunk.slot)
             fill()
-            yield upload.finish(buffer, torch.tensor(rows, dtype=torch.float64).view(len(rows), ROW), self.size)
+            yield upload.finish(
+                buffer, torch.tensor(rows, dtype=torch.float64).view(len(rows), ROW), self.size
+            )
 
     def _submit(self, pool: Pool, chunk: Chunk) -> None:
         samples = [int(self.indices[chunk.places[k]]) for k in chunk.missing]
         located = [(sample, self.source.location(sample)) for sample in samples]
         start = chunk.slot * pool.slot_bytes + chunk.end
-        chunk.job = pool.submit(Decode(start, located, self.view, self.size, chunk.ahead), first=bool(chunk.end))
+        chunk.job = pool.submit(
+            Decode(start, located, self.view, self.size, chunk.ahead), first=bool(chunk.end)
+        )
 
     def _complete(self, pool: Pool, chunk: Chunk) -> None:
         """Waits until each sample has its row, or, in evaluation, was found broken."""
@@ -78,7 +91,7 @@ class Reading:
             assert chunk.job is not None
             broken = []
             for k, row in zip(chunk.missing, pool.result(chunk.job), strict=True):
-                if isinstance(row, Row):
+                if isinstance(row, PixelRow):
                     chunk.rows[k] = row
                     chunk.end += 3 * row.height * row.width
                     continue
@@ -90,7 +103,7 @@ class Reading:
             if chunk.missing:
                 self._submit(pool, chunk)
 
-    def _gather(self, pool: Pool, chunk: Chunk, buffer: Buffer, rows: list[tuple[float, ...]]) -> None:
+    def _gather(self, pool: Pool, chunk: Chunk, buffer: PixelBuffer, rows: list[tuple[float, ...]]) -> None:
         """Moves the chunk's pixels from its slot to the buffer."""
         base = chunk.slot * pool.slot_bytes
         moved = buffer.append(torch.from_numpy(pool.memory[base : base + chunk.end])) - base

@@ -1,7 +1,7 @@
 """Boxes of images of differing sizes -> one size, mirrored, normalised: bilinear, by gathering pixels.
 
-    y = top + (i + ½)·height/S − ½ within the image, x likewise     (F.interpolate with align_corners=False, of the box)
-    out = (bilinear(y, x)/255 − mean)/std
+y = top + (i + ½)·height/S − ½ within the image, x likewise     (F.interpolate with align_corners=False,
+of the box) out = (bilinear(y, x)/255 − mean)/std
 """
 
 from __future__ import annotations
@@ -16,12 +16,17 @@ AT_ONCE = 1 << 21  # output pixels: bounds the memory for indices
 
 
 def resample(content: Tensor, rows: Tensor, size: int) -> Tensor:
-    """content: uint8, every image's pixels (h, w, 3) from its first byte on, a multiple of 3; rows (n, ROW) float64, beside it.
-    Returns (n, 3, size, size) float32, channels last. A sample's bits don't depend on its neighbours."""
+    """content: uint8, every image's pixels (h, w, 3) from its first byte on, a multiple of 3; rows (n, ROW)
+    float64, beside it. Returns (n, 3, size, size) float32, channels last. A sample's bits don't depend on its
+    neighbours."""
     pixels = content[: len(content) // 3 * 3].view(-1, 3)
     std = torch.tensor(IMAGENET_STD, dtype=torch.float64)
     scale = (1 / (255 * std)).float().to(content.device, non_blocking=True)
-    shift = (-torch.tensor(IMAGENET_MEAN, dtype=torch.float64) / std).float().to(content.device, non_blocking=True)
+    shift = (
+        (-torch.tensor(IMAGENET_MEAN, dtype=torch.float64) / std)
+        .float()
+        .to(content.device, non_blocking=True)
+    )
     out = torch.empty(len(rows), size, size, 3, device=content.device)
     if not len(rows):
         return out.permute(0, 3, 1, 2)
@@ -39,11 +44,15 @@ def _bilinear(pixels: Tensor, rows: Tensor, size: int) -> Tensor:
     centres = (torch.arange(size, device=rows.device, dtype=torch.float64) + 0.5) / size
     y0, y1, dy = _taps(top + centres * tall, height)  # (n, size)
     x0, x1, dx = _taps(left + torch.where(flip > 0, centres.flip(0), centres) * wide, width)
-    upper, lower = ((first // 3 + y * width)[:, :, None] for y in (y0, y1))  # (n, size, 1): where a row starts
+    # (n, size, 1): where a row starts
+    upper, lower = ((first // 3 + y * width)[:, :, None] for y in (y0, y1))
     dx, dy = dx[:, None, :, None], dy[:, :, None, None]
 
     def row(start: Tensor) -> Tensor:
-        low, high = (pixels.index_select(0, (start + x[:, None, :]).view(-1)).view(-1, size, size, 3).float() for x in (x0, x1))
+        low, high = (
+            pixels.index_select(0, (start + x[:, None, :]).view(-1)).view(-1, size, size, 3).float()
+            for x in (x0, x1)
+        )
         return high.sub_(low).mul_(dx).add_(low)
 
     above, below = row(upper), row(lower)
@@ -51,7 +60,8 @@ def _bilinear(pixels: Tensor, rows: Tensor, size: int) -> Tensor:
 
 
 def _taps(position: Tensor, length: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The two pixels beside each position (n, size) of a side, whose pixel k covers k … k + 1, and the second one's weight."""
+    """The two pixels beside each position (n, size) of a side, whose pixel k covers k … k + 1, and the
+    second one's weight."""
     last = (length - 1).double()
     centre = torch.minimum((position - 0.5).clamp(min=0), last)
     low = centre.long()

@@ -1,8 +1,8 @@
-"""ImageNet as WebDataset shards: DIR/imagenet-train-000000.tar … and DIR/imagenet-val-000000.tar …, any names with those words.
+"""ImageNet as WebDataset shards: DIR/imagenet-train-000000.tar … and DIR/imagenet-val-000000.tar …, any names
+with those words.
 
-A sample is the neighbouring members of one name: its image (jpg, jpeg, png) and its class (cls, an integer), grouped by the
-webdataset package's own rules. Whatever else it has is left alone.
-"""
+A sample is the neighbouring members of one name: its image (jpg, jpeg, png) and its class (cls, an integer),
+grouped by the webdataset package's own rules. Whatever else it has is left alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fastbn.data.imagenet.broken import Broken
 from fastbn.data.imagenet.index import load_index, save_index
 from fastbn.data.imagenet.members import LABEL, Member
 from fastbn.data.imagenet.pool import Crew
-from fastbn.data.imagenet.source import Source
+from fastbn.data.imagenet.source import SampleSource
 from fastbn.data.imagenet.worker import Members
 from fastbn.errors import MachineError, UsageError
 
@@ -29,23 +29,33 @@ IMAGES = ("jpg", "jpeg", "png")
 
 
 def find_shards(root: Path) -> tuple[list[str], list[str]]:
-    """The names of the training shards in `root`, and of the others: those of val, else validation, else test."""
+    """The names of the training shards in `root`, and of the others: those of val, else validation, else
+    test."""
     names = sorted(path.name for path in root.glob("*.tar"))
     train, test = (
-        next((found for word in words if (found := [name for name in names if word in re.split(r"[^a-z]+", name.lower())])), [])
+        next(
+            (
+                found
+                for word in words
+                if (found := [name for name in names if word in re.split(r"[^a-z]+", name.lower())])
+            ),
+            [],
+        )
         for words in SPLITS
     )
     return train, test
 
 
-def read_shards(root: Path, crew: Crew) -> tuple[Source, Source]:
+def read_shards(root: Path, crew: Crew) -> tuple[SampleSource, SampleSource]:
     """(train, val). Every header is read once, by the workers; the index is then kept in the cache folder.
 
     Raises UsageError where one of the two has no shards or too many samples that lack an image or a class."""
     names = find_shards(root)
     for what, found in zip(("train", "val"), names, strict=True):
         if not found:
-            raise UsageError(f"{root} holds no shards of the {what} set; put {root}/imagenet-{what}-000000.tar … there")
+            raise UsageError(
+                f"{root} holds no shards of the {what} set; put {root}/imagenet-{what}-000000.tar … there"
+            )
     read = [_read(root, found, crew) for found in names]
     known = 1 + max(int(source.labels.max()) for source in read)
     classes = tuple(f"class {k}" for k in range(known))
@@ -53,12 +63,12 @@ def read_shards(root: Path, crew: Crew) -> tuple[Source, Source]:
     return train, test
 
 
-def _with(source: Source, classes: tuple[str, ...]) -> Source:
+def _with(source: SampleSource, classes: tuple[str, ...]) -> SampleSource:
     fields = {name: getattr(source, name) for name in ("files", "labels", "shard", "start", "size", "keys")}
-    return Source(source.layout, source.root, classes, **fields)
+    return SampleSource(source.layout, source.root, classes, **fields)
 
 
-def _read(root: Path, names: list[str], crew: Crew) -> Source:
+def _read(root: Path, names: list[str], crew: Crew) -> SampleSource:
     index = load_index(root, names)
     if index is None:
         index = _scan(root, names, crew)
@@ -69,16 +79,24 @@ def _read(root: Path, names: list[str], crew: Crew) -> Source:
         broken.note(name, reason)
     broken.say(set())
     arrays = {name: index[name] for name in ("labels", "shard", "start", "size", "keys")}
-    return Source("WebDataset shards", root, (), np.array([os.fsencode(name) for name in names]), **arrays)
+    return SampleSource(
+        "WebDataset shards", root, (), np.array([os.fsencode(name) for name in names]), **arrays
+    )
 
 
 def _scan(root: Path, names: list[str], crew: Crew) -> dict[str, np.ndarray]:
     try:
         from webdataset.tariterators import group_by_keys as group
     except ImportError:
-        raise MachineError("WebDataset shards need webdataset, which is not installed; run: pip install 'fastbn[webdataset]'") from None
+        raise MachineError(
+            "WebDataset shards need webdataset, which is not installed; run: pip install 'fastbn[webdataset]'"
+        ) from None
     if len(names) >= LONG:
-        print(f"fastbn: reading the headers of {len(names):,} shards in {root}, this once", file=sys.stderr, flush=True)
+        print(
+            f"fastbn: reading the headers of {len(names):,} shards in {root}, this once",
+            file=sys.stderr,
+            flush=True,
+        )
     pool = crew.take()
     jobs = [pool.submit(Members(str(root / name))) for name in names]
     rows: list[tuple[int, int, int, int, bytes]] = []
@@ -90,14 +108,21 @@ def _scan(root: Path, names: list[str], crew: Crew) -> dict[str, np.ndarray]:
         for key, image, label in _samples(group, found):
             if isinstance(image, Member) and isinstance(label, int):
                 rows.append((label, k, image.start, image.size, os.fsencode(key)))
-            elif not wrong or key != _last(found):  # the sample that the shard is cut off in is part of that line
+            # the sample that the shard is cut off in is part of that line
+            elif not wrong or key != _last(found):
                 broken.append(f"{key} in {root / name}: {'no class' if image else 'no jpg, jpeg or png'}")
     crew.put_back(pool)
     if not rows:
         example = f" ({broken[0]})" if broken else ""
-        raise UsageError(f"{root / names[0]} … hold no sample with an image (jpg, jpeg, png) and a class (cls, an integer){example}")
+        raise UsageError(
+            f"{root / names[0]} … hold no sample with an image (jpg, jpeg, png) and a class (cls, an "
+            f"integer){example}"
+        )
     kinds = {"labels": np.int64, "shard": np.int32, "start": np.int64, "size": np.int64, "keys": None}
-    index = {name: np.array(column, kind) for (name, kind), column in zip(kinds.items(), zip(*rows, strict=True), strict=True)}
+    index = {
+        name: np.array(column, kind)
+        for (name, kind), column in zip(kinds.items(), zip(*rows, strict=True), strict=True)
+    }
     return index | {"broken": np.array(broken, dtype=str)}
 
 
@@ -105,7 +130,11 @@ def _samples(group: Callable[..., Any], found: list[Member]) -> list[tuple[str, 
     """(key, image, class) of each sample in a shard, None for what it lacks."""
     files = ({"fname": member.name, "data": member, "__url__": ""} for member in found)
     return [
-        (sample["__key__"], next((sample[kind] for kind in IMAGES if kind in sample), None), _label(sample.get(LABEL)))
+        (
+            sample["__key__"],
+            next((sample[kind] for kind in IMAGES if kind in sample), None),
+            _label(sample.get(LABEL)),
+        )
         for sample in group(files, handler=lambda error: True)  # of a name that comes twice the first counts
     ]
 

@@ -19,7 +19,7 @@ class Location(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class SampleSource:
     """N samples in F files. Names are kept as bytes: a million of them take tens of megabytes."""
 
     layout: str  # a phrase for people
@@ -27,7 +27,8 @@ class Source:
     classes: tuple[str, ...]
     files: np.ndarray  # (F,) bytes: paths below root
     labels: np.ndarray  # (N,) int64
-    shard: np.ndarray | None = None  # (N,) int32, increasing: the file that holds each; None: sample i is file i
+    # (N,) int32, increasing: the file that holds each; None: sample i is file i
+    shard: np.ndarray | None = None
     start: np.ndarray | None = None  # (N,) int64: where in it
     size: np.ndarray | None = None  # (N,) int64: how many bytes
     keys: np.ndarray | None = None  # (N,) bytes: their names in the shards

@@ -18,26 +18,27 @@ from fastbn.data.imagenet.order import Order, draw
 from fastbn.data.imagenet.pool import Crew, cores
 from fastbn.data.imagenet.reading import CHUNK, Ahead, Reading
 from fastbn.data.imagenet.shards import find_shards, read_shards
-from fastbn.data.imagenet.source import Location, Source
+from fastbn.data.imagenet.source import Location, SampleSource
 from fastbn.data.imagenet.upload import Upload
 from fastbn.errors import UsageError
 
 
 class Stream:
-    """Labelled images on disk as batches on a device: float32 (n, 3, size, size), channels last, normalised as ImageNet is.
+    """Labelled images on disk as batches on a device: float32 (n, 3, size, size), channels last, normalised
+    as ImageNet is.
 
     source   where the samples lie;   crew   the processes that decode them, started by the first batch
     indices  which of the source's samples, increasing; all by default
 
-    Training draws a random resized crop and a mirroring for each sample from (seed, epoch, sample); evaluation takes the centre
-    (8/7 of the size on the shorter side). Images that can't be read are named on stderr; more than 1% of them is a UsageError.
-    """
+    Training draws a random resized crop and a mirroring for each sample from (seed, epoch, sample);
+    evaluation takes the centre (8/7 of the size on the shorter side). Images that can't be read are named on
+    stderr; more than 1% of them is a UsageError."""
 
     default_epochs = 90
 
     def __init__(
         self,
-        source: Source,
+        source: SampleSource,
         crew: Crew,
         size: int = 224,
         name: str = "imagenet",
@@ -71,38 +72,57 @@ class Stream:
         return self if torch.device(device) == self.device else self._with(device=device)
 
     def limit(self, n: int | None) -> Stream:
-        """`n` samples drawn from the set, always the same ones and a smaller draw within a larger; None or n ≥ N: all."""
+        """`n` samples drawn from the set, always the same ones and a smaller draw within a larger; None or
+        n ≥ N: all."""
         if n is None or n >= len(self):
             return self
         if n < 1:
-            raise UsageError(f"a limit of {n} images leaves nothing of {self.name}; ask for 1 … {len(self)}, or leave it out for all")
-        return self._with(indices=np.sort(self.indices[draws.permutation(0, f"limit/{self.name}", len(self))[:n]]))
+            raise UsageError(
+                f"a limit of {n} images leaves nothing of {self.name}; ask for 1 … {len(self)}, or leave it "
+                "out for all"
+            )
+        return self._with(
+            indices=np.sort(self.indices[draws.permutation(0, f"limit/{self.name}", len(self))[:n]])
+        )
 
     def split(self, n: int, seed: int) -> tuple[Stream, Stream]:
         """(the rest, `n` held out for validation), drawn by the seed."""
         if not 1 <= n < len(self):
-            raise UsageError(f"cannot hold {n} images out of the {len(self)} of {self.name}; ask for 1 … {len(self) - 1}")
+            raise UsageError(
+                f"cannot hold {n} images out of the {len(self)} of {self.name}; ask for 1 … {len(self) - 1}"
+            )
         order = draws.permutation(seed, f"split/{self.name}", len(self))
-        return self._with(indices=np.sort(self.indices[order[n:]])), self._with(indices=np.sort(self.indices[order[:n]]))
+        return self._with(indices=np.sort(self.indices[order[n:]])), self._with(
+            indices=np.sort(self.indices[order[:n]])
+        )
 
     def begin(self, seed: int, epoch: int) -> None:
         """Draws the epoch's order, and what its crops are drawn by."""
         shard = None if self.source.shard is None else self.source.shard[self.indices]
         self._drawn = draw(len(self), seed, epoch, shard), RandomCrop(seed, epoch, self.size)
 
-    def batches(self, size: int, first: int = 0, share: tuple[int, int] = (0, 1)) -> Iterator[tuple[Tensor, ...]]:
-        """(x, labels) of the epoch's batches of `size` samples from the `first` on, the ragged last one kept; of each the part of rank
-        share[0] of share[1], which is empty where a last batch has fewer samples than there are ranks. What is skipped is not read."""
+    def batches(
+        self, size: int, first: int = 0, share: tuple[int, int] = (0, 1)
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """(x, labels) of the epoch's batches of `size` samples from the `first` on, the ragged last one kept;
+        of each the part of rank share[0] of share[1], which is empty where a last batch has fewer samples
+        than there are ranks. What is skipped is not read."""
         assert self._drawn is not None, "begin() draws the epoch first"
         (order, view), (rank, ranks) = self._drawn, share
         starts = range(first * size, len(self), size)
-        spans = [np.array_split(np.arange(start, min(start + size, len(self))), ranks)[rank] for start in starts]
+        spans = [
+            np.array_split(np.arange(start, min(start + size, len(self))), ranks)[rank] for start in starts
+        ]
 
         def ahead(j: int, k: int) -> list[Location]:
             if order.fetched is None:
                 return []
             wanted = spans[j][k : k + CHUNK] + order.window
-            return [self.source.location(int(self.indices[order.fetched[place]])) for place in wanted if place < len(self)]
+            return [
+                self.source.location(int(self.indices[order.fetched[place]]))
+                for place in wanted
+                if place < len(self)
+            ]
 
         broken = Broken(max(1, len(self) // ranks), f"images of {self.name}")
         reading = Reading(self.source, self.indices, view, self.size, broken, replace=True)
@@ -114,17 +134,21 @@ class Stream:
         return x, labels
 
     def held_out(self, size: int, share: tuple[int, int] = (0, 1)) -> Iterator[tuple[Tensor, Tensor]]:
-        """(x, labels) of every sample in order, the centre of each, `size` at a time; of these batches each share[1]th, from share[0] on.
-        Those that can't be read are left out."""
+        """(x, labels) of every sample in order, the centre of each, `size` at a time; of these batches each
+        share[1]th, from share[0] on. Those that can't be read are left out."""
         rank, ranks = share
-        parts = [np.arange(start, min(start + size, len(self))) for start in range(0, len(self), size)][rank::ranks]
+        parts = [np.arange(start, min(start + size, len(self))) for start in range(0, len(self), size)][
+            rank::ranks
+        ]
         broken = Broken(len(self), f"images of {self.name}")
         reading = Reading(self.source, self.indices, CentreCrop(self.size), self.size, broken, replace=False)
         for x, labels in self._read(reading, parts, lambda j, k: []):
             if len(labels):
                 yield x, labels
 
-    def _read(self, reading: Reading, parts: list[np.ndarray], ahead: Ahead) -> Iterator[tuple[Tensor, Tensor]]:
+    def _read(
+        self, reading: Reading, parts: list[np.ndarray], ahead: Ahead
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         pool, upload = self.crew.take(), Upload(self.device)
         try:
             for batch in reading.batches(pool, upload, parts, ahead):
@@ -141,14 +165,17 @@ class Stream:
 
 
 def read_imagenet(data_dir: str | Path, size: int = 224, workers: int | None = None) -> tuple[Stream, Stream]:
-    """(train, val) from class folders or WebDataset shards, whichever lies in `data_dir`; nothing is decoded yet.
+    """(train, val) from class folders or WebDataset shards, whichever lies in `data_dir`; nothing is decoded
+    yet.
 
-    size: the side of the crops in pixels. workers: processes that decode, this machine's cores by default; 0: none, for tests.
-    Raises UsageError where there is neither layout, or it is incomplete; MachineError where Pillow or webdataset is not installed.
-    """
+    size: the side of the crops in pixels. workers: processes that decode, this machine's cores by default; 0:
+    none, for tests. Raises UsageError where there is neither layout, or it is incomplete; MachineError where
+    Pillow or webdataset is not installed."""
     root = Path(data_dir)
     if size < 1 or (workers is not None and workers < 0):
-        raise UsageError(f"the size must be at least 1 pixel and workers at least 0, got {size} and {workers}")
+        raise UsageError(
+            f"the size must be at least 1 pixel and workers at least 0, got {size} and {workers}"
+        )
     pillow()
     crew = Crew(cores() if workers is None else workers, CHUNK * most_bytes(size))
     if (root / "train").is_dir():
@@ -158,5 +185,7 @@ def read_imagenet(data_dir: str | Path, size: int = 224, workers: int | None = N
     else:
         folders = f"class folders {root}/train/CLASS/*.JPEG and {root}/val/CLASS/*.JPEG"
         shards = f"WebDataset shards {root}/imagenet-train-000000.tar … and {root}/imagenet-val-000000.tar …"
-        raise UsageError(f"ImageNet is not in {root}: neither {folders}, nor {shards}; put one there, or name its place")
+        raise UsageError(
+            f"ImageNet is not in {root}: neither {folders}, nor {shards}; put one there, or name its place"
+        )
     return Stream(train, crew, size), Stream(test, crew, size)

@@ -1,7 +1,8 @@
-"""A batch of images of differing sizes on its way to the device: their pixels in one flat buffer of bytes, and a row for each.
+"""A batch of images of differing sizes on its way to the device: their pixels in one flat buffer of bytes,
+and a row for each.
 
-On CUDA the buffer is pinned and there are two: while a step runs, the next batch is copied beside it in a stream of its own.
-"""
+On CUDA the buffer is pinned and there are two: while a step runs, the next batch is copied beside it in a
+stream of its own."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from fastbn.data.imagenet.resample import ROW, resample
 START = 1 << 20  # bytes; grows with need
 
 
-class Buffer:
+class PixelBuffer:
     """One batch's pixels on the host and on the device."""
 
     def __init__(self, device: torch.device):
@@ -28,7 +29,9 @@ class Buffer:
         """Where the bytes (k,) now start."""
         start, end = self.used, self.used + len(pixels)
         if end > len(self.bytes):
-            larger = torch.empty(max(end, len(self.bytes) * 3 // 2), dtype=torch.uint8, pin_memory=self.pinned)
+            larger = torch.empty(
+                max(end, len(self.bytes) * 3 // 2), dtype=torch.uint8, pin_memory=self.pinned
+            )
             larger[:start] = self.bytes[:start]
             self.bytes = larger
         self.bytes[start:end] = pixels
@@ -42,11 +45,12 @@ class Upload:
     def __init__(self, device: torch.device):
         self.device = device
         self._cuda = device.type == "cuda"
-        self._buffers = [Buffer(device) for _ in range(2 if self._cuda else 1)]
+        self._buffers = [PixelBuffer(device) for _ in range(2 if self._cuda else 1)]
         self._copies = torch.cuda.Stream(device) if self._cuda else None
 
-    def begin(self) -> Buffer:
-        """An empty buffer for the next batch; waits until the copy of the batch before the last is through."""
+    def begin(self) -> PixelBuffer:
+        """An empty buffer for the next batch; waits until the copy of the batch before the last is
+        through."""
         buffer = self._buffers[0]
         self._buffers.append(self._buffers.pop(0))
         if self._cuda:
@@ -54,7 +58,7 @@ class Upload:
         buffer.used = 0
         return buffer
 
-    def finish(self, buffer: Buffer, rows: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    def finish(self, buffer: PixelBuffer, rows: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """(x, labels) on the device of the samples in rows (n, ROW); the host waits for nothing."""
         if self._copies is None:
             pixels = buffer.bytes[: buffer.used]

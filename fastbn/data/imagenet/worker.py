@@ -1,8 +1,9 @@
-"""A worker process: takes tasks from a socket, puts pixels into memory that it shares with the parent. Imports no torch.
+"""A worker process: takes tasks from a socket, puts pixels into memory that it shares with the parent.
+Imports no torch.
 
-It is a program of its own rather than a fork: no device, thread or lock of the parent's comes along, and a script needs no
-`if __name__ == "__main__"`. It ends when the socket closes, and so with the parent, however that dies.
-"""
+It is a program of its own rather than a fork: no device, thread or lock of the parent's comes along, and a
+script needs no `if __name__ == "__main__"`. It ends when the socket closes, and so with the parent, however
+that dies."""
 
 from __future__ import annotations
 
@@ -23,8 +24,9 @@ from fastbn.data.imagenet.members import members
 from fastbn.data.imagenet.source import Location
 
 
-class Row(NamedTuple):
-    """A decoded sample: where its pixels start, in bytes, their height and width, the box within them, mirrored or not."""
+class PixelRow(NamedTuple):
+    """A decoded sample: where its pixels start, in bytes, their height and width, the box within them,
+    mirrored or not."""
 
     start: int
     height: int
@@ -34,7 +36,8 @@ class Row(NamedTuple):
 
 
 class Decode(NamedTuple):
-    """A task: decode samples into the shared memory from byte `start` on; a Row each, or the reason why there is none."""
+    """A task: decode samples into the shared memory from byte `start` on; a PixelRow each, or the reason
+    why there is none."""
 
     start: int
     samples: list[tuple[int, Location]]
@@ -42,11 +45,13 @@ class Decode(NamedTuple):
     size: int
     ahead: list[Location]  # soon asked for: the system may read them in this order already
 
-    def __call__(self, memory: np.ndarray) -> list[Row | str]:
+    def __call__(self, memory: np.ndarray) -> list[PixelRow | str]:
         for location in self.ahead:
             with contextlib.suppress(OSError):  # told when it is read itself
-                os.posix_fadvise(_opened(location.path).fileno(), location.start, location.size, os.POSIX_FADV_WILLNEED)
-        rows: list[Row | str] = []
+                os.posix_fadvise(
+                    _opened(location.path).fileno(), location.start, location.size, os.POSIX_FADV_WILLNEED
+                )
+        rows: list[PixelRow | str] = []
         start = self.start
         for sample, location in self.samples:
             try:
@@ -55,7 +60,7 @@ class Decode(NamedTuple):
                 rows.append(_one_line(error))
                 continue
             memory[start : start + pixels.size] = pixels.reshape(-1)
-            rows.append(Row(start, pixels.shape[0], pixels.shape[1], box, flip))
+            rows.append(PixelRow(start, pixels.shape[0], pixels.shape[1], box, flip))
             start += pixels.size
         return rows
 

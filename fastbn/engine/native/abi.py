@@ -1,4 +1,5 @@
-"""The CPU kernels' C interface, as ctypes sees it: structures as in kernels/cpu, and what each function takes."""
+"""The CPU kernels' C interface, as ctypes sees it: structures as in kernels/cpu, and what each function
+takes."""
 
 from __future__ import annotations
 
@@ -15,15 +16,15 @@ def _fields(pointers: str = "", ints: str = "") -> list[tuple[str, Any]]:
     return [(name, INT) for name in ints.split()] + [(name, POINTER) for name in pointers.split()]
 
 
-class Geometry(ctypes.Structure):
+class GeometryStruct(ctypes.Structure):
     _fields_ = _fields(ints="n h w c oh ow oc kh kw sh sw ph pw dh dw")
 
 
-class Source(ctypes.Structure):
+class SourceStruct(ctypes.Structure):
     _fields_ = _fields("y scale shift y_r rscale rshift residual z mask", "relu half")
 
 
-class Norm(ctypes.Structure):
+class NormStruct(ctypes.Structure):
     _fields_ = [
         *_fields("mean var weight bias conv_bias running_mean running_var counted", "c"),
         *((name, ctypes.c_double) for name in ("eps", "share", "unbiased")),
@@ -32,11 +33,11 @@ class Norm(ctypes.Structure):
     ]
 
 
-class Path(ctypes.Structure):
-    _fields_ = [("g", Geometry), *_fields("ds y c1 c2 c0 weights", "M")]
+class PathStruct(ctypes.Structure):
+    _fields_ = [("g", GeometryStruct), *_fields("ds y c1 c2 c0 weights", "M")]
 
 
-class Value(ctypes.Structure):
+class ValueStruct(ctypes.Structure):
     _fields_ = [*_fields("mask y y_r mean mean_r scale shift added added_2 ds", "n h w c relu half")]
 
 
@@ -49,19 +50,28 @@ ARGUMENTS: dict[str, list[Any]] = {
 }
 
 
-class Step(ctypes.Structure):
-    """A call that is played: which function, its pointers and its integers in order, the thread count left out."""
+class StepStruct(ctypes.Structure):
+    """A call that is played: which function, its pointers and its integers in order, the thread count left
+    out."""
 
     _fields_: ClassVar[list[tuple[str, Any]]] = [("what", LONG), ("at", POINTER * 5), ("n", LONG * 4)]
 
 
-class Patch(ctypes.Structure):
-    """A pointer that is written anew each time: `offset` bytes into the memory that the player is given as its `slot`-th."""
+class PatchStruct(ctypes.Structure):
+    """A pointer that is written anew each time: `offset` bytes into the memory that the player is given as
+    its `slot`-th."""
 
     _fields_ = [("at", POINTER), ("slot", LONG), ("offset", LONG)]
 
 
-PLAY: list[Any] = [ctypes.POINTER(Step), LONG, ctypes.POINTER(Patch), LONG, ctypes.POINTER(POINTER), INT]
+PLAY: list[Any] = [
+    ctypes.POINTER(StepStruct),
+    LONG,
+    ctypes.POINTER(PatchStruct),
+    LONG,
+    ctypes.POINTER(POINTER),
+    INT,
+]
 
 
 def declare(kernels: ctypes.CDLL) -> None:
@@ -72,11 +82,15 @@ def declare(kernels: ctypes.CDLL) -> None:
 
 
 def by_address(norm: nn.BatchNorm2d, conv_bias: Tensor | None, c: int) -> bool:
-    """Whether the kernels can read a BatchNorm's tensors by their addresses: (C,) float32 on the CPU, contiguous."""
+    """Whether the kernels can read a BatchNorm's tensors by their addresses: (C,) float32 on the CPU,
+    contiguous."""
 
     def plain(t: Tensor) -> bool:
         return t.dtype == torch.float32 and t.device.type == "cpu" and t.shape == (c,) and t.is_contiguous()
 
     count = norm.num_batches_tracked
     counts = count is None or (count.dtype == torch.int64 and count.device.type == "cpu")
-    return counts and all(t is None or plain(t) for t in (norm.weight, norm.bias, norm.running_mean, norm.running_var, conv_bias))
+    return counts and all(
+        t is None or plain(t)
+        for t in (norm.weight, norm.bias, norm.running_mean, norm.running_var, conv_bias)
+    )

@@ -1,5 +1,5 @@
-"""Which algorithm carries a convolution out on a CPU: by its shape, from a table that `python -m bench.tune` measured. Never by a
-measurement during a run."""
+"""Which algorithm carries a convolution out on a CPU: by its shape, from a table that `python -m bench.tune`
+measured. Never by a measurement during a run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NAMES = {0: "direct", 2: "Winograd F(2×2, 3×3)", 4: "Winograd F(4×4, 3×3)"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class AlgorithmRow:
     """From this many channels on, to the next row: M of Winograd's F(M×M, 3×3), or 0 for the direct sum."""
 
     channels: int
@@ -23,10 +23,10 @@ class Row:
 
 
 @functools.cache
-def table() -> tuple[Row, ...]:
+def table() -> tuple[AlgorithmRow, ...]:
     """The shipped rows, by rising channels."""
     rows = json.loads(TABLE.read_text(encoding="utf-8"))["rows"]
-    return tuple(Row(row["channels"], row["M"]) for row in rows)
+    return tuple(AlgorithmRow(row["channels"], row["M"]) for row in rows)
 
 
 def can_transform(conv: Conv) -> bool:
@@ -35,11 +35,12 @@ def can_transform(conv: Conv) -> bool:
 
 
 def algorithm(conv: Conv, exact: bool, size: tuple[int, int] | None = None) -> int:
-    """M of F(M×M, 3×3), or 0 for the direct sum; always 0 where results are to be exact to float32's last bits.
+    """M of F(M×M, 3×3), or 0 for the direct sum; always 0 where results are to be exact to float32's last
+    bits.
 
-    The fewer channels decide what is fast, the more what is exact: M is the smaller of the two rows'. Images of a `size` (height, width)
-    that its tiles hang far over take a smaller one, or the direct sum, if that makes fewer products.
-    """
+    The fewer channels decide what is fast, the more what is exact: M is the smaller of the two rows'. Images
+    of a `size` (height, width) that its tiles hang far over take a smaller one, or the direct sum, if that
+    makes fewer products."""
     if exact or not can_transform(conv):
         return 0
     most = min(_row(conv.in_channels), _row(conv.channels))

@@ -1,4 +1,5 @@
-"""Builds the CPU kernels with the system's compiler at first use and loads them; a plain C interface, so no ABI of torch's to match."""
+"""Builds the CPU kernels with the system's compiler at first use and loads them; a plain C interface, so
+no ABI of torch's to match."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ FLAGS = [
 
 
 def compiler() -> list[str] | None:
-    """The C++ compiler's command: what CXX says, else the first of c++, g++, clang++ on the path; None if there is none."""
+    """The C++ compiler's command: what CXX says, else the first of c++, g++, clang++ on the path; None if
+    there is none."""
     asked = shlex.split(os.environ.get("CXX", ""))
     if asked:
         return asked if shutil.which(asked[0]) else None
@@ -33,7 +35,8 @@ def compiler() -> list[str] | None:
 
 
 def library() -> ctypes.CDLL:
-    """The kernels, built if this version of them was not yet built for this CPU. Raises MachineError where that fails."""
+    """The kernels, built if this version of them was not yet built for this CPU. Raises MachineError where
+    that fails."""
     found = _library()
     if isinstance(found, str):
         raise MachineError(f"engine 'native': {found}; use 'reference' instead")
@@ -54,9 +57,15 @@ def _library() -> ctypes.CDLL | str:
         return ctypes.CDLL(str(target))
     except subprocess.CalledProcessError as error:
         lines = error.stderr.strip().splitlines() or ["no message"]
-        return f"{command[0]} could not build the kernels ({next((line for line in lines if 'error' in line), lines[0])})"
+        return (
+            f"{command[0]} could not build the kernels "
+            f"({next((line for line in lines if 'error' in line), lines[0])})"
+        )
     except OSError as error:
-        return f"its kernels can't be built or loaded ({error}); CXX names another compiler, XDG_CACHE_HOME another place for them"
+        return (
+            f"its kernels can't be built or loaded ({error}); CXX names another compiler, XDG_CACHE_HOME "
+            "another place for them"
+        )
 
 
 def cache() -> Path:
@@ -69,7 +78,9 @@ def _build(command: list[str], target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         part = Path(folder) / "kernels.so"
-        subprocess.run([*command, *FLAGS, *sources, "-o", str(part)], capture_output=True, text=True, check=True)
+        subprocess.run(
+            [*command, *FLAGS, *sources, "-o", str(part)], capture_output=True, text=True, check=True
+        )
         os.replace(part, target)
 
 
@@ -86,6 +97,10 @@ def _key(command: list[str]) -> str:
 def _cpu() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}))
+        return "\n".join(
+            sorted(
+                {line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}
+            )
+        )
     except OSError:
         return platform.processor() + platform.machine()

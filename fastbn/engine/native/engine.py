@@ -1,8 +1,8 @@
-"""The native engine: the graph's operations by the C++ kernels of kernels/cpu, on CPUs. Activations and gradients are
-stored as float32 or bfloat16; all arithmetic is float32's, of weights that stay float32.
+"""The native engine: the graph's operations by the C++ kernels of kernels/cpu, on CPUs. Activations and
+gradients are stored as float32 or bfloat16; all arithmetic is float32's, of weights that stay float32.
 
-Each operation is one call that reads what it needs and writes what it makes once: forming z, the convolution and the statistics are
-one, and so are dy, the input gradient, the ReLU's mask and BatchNorm's two reductions.
+Each operation is one call that reads what it needs and writes what it makes once: forming z, the convolution
+and the statistics are one, and so are dy, the input gradient, the ReLU's mask and BatchNorm's two reductions.
 """
 
 from __future__ import annotations
@@ -15,15 +15,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastbn.engine.native import build, abi, weight_layout
 from fastbn.engine import batchnorm
-from fastbn.engine.native.algorithms import NAMES, algorithm
 from fastbn.engine.buffers import Buffers, activation
-from fastbn.graph.regions import Conv, Shape
-from fastbn.engine.interface import Activation, Coefficients, Formed, Group, Mask, Norm, Path, Statistics, Target
-from fastbn.engine.native.weight_layout import Packed
+from fastbn.engine.interface import (
+    BackpropPath,
+    Coefficients,
+    Formed,
+    LazyActivation,
+    Mask,
+    NormTarget,
+    NormVectors,
+    ProcessGroup,
+    Statistics,
+)
+from fastbn.engine.native import abi, build, weight_layout
+from fastbn.engine.native.algorithms import NAMES, algorithm
 from fastbn.engine.native.program import Programs
 from fastbn.engine.native.tape import Tape
+from fastbn.engine.native.weight_layout import PackedWeight
+from fastbn.graph.regions import Conv, Shape
 
 STORAGE = (torch.float32, torch.bfloat16)
 SCALE, SHIFT = 2, 3  # rows of a Norm's vectors
@@ -41,7 +51,8 @@ class Native:
         self._buffers: Any = Buffers()
 
     def onto(self, tape: Tape) -> Native:
-        """This engine with a tape in place of the kernels and of the memory: it computes nothing, and leaves its calls there."""
+        """This engine with a tape in place of the kernels and of the memory: it computes nothing, and
+        leaves its calls there."""
         own = copy.copy(self)
         own._kernels = own._buffers = tape
         return own
@@ -64,7 +75,7 @@ class Native:
     def aside(self, conv: Conv, size: tuple[int, int]) -> bool:
         return False
 
-    def ready(self, norm: Norm) -> None:
+    def ready(self, norm: NormVectors) -> None:
         pass  # it is
 
     def settle(self, coefficients: Coefficients) -> Coefficients:
@@ -74,38 +85,63 @@ class Native:
         return Programs(self._kernels, self._buffers, self.onto)
 
     def pack(
-        self, conv: Conv, weight: Tensor, dtype: torch.dtype, gradients: torch.dtype | None = None, size: tuple[int, int] | None = None
-    ) -> Packed:
+        self,
+        conv: Conv,
+        weight: Tensor,
+        dtype: torch.dtype,
+        gradients: torch.dtype | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> PackedWeight:
         return weight_layout.pack(conv, weight, algorithm(conv, self.exact, size), self._lanes)
 
     def convolve(
-        self, conv: Conv, packed: Packed, source: Tensor | Activation, keep_z: bool, keep_mask: bool, target: Target | None
+        self,
+        conv: Conv,
+        packed: PackedWeight,
+        source: Tensor | LazyActivation,
+        keep_z: bool,
+        keep_mask: bool,
+        target: NormTarget | None,
     ) -> tuple[Tensor, Formed | None]:
         x = source if isinstance(source, Tensor) else source.ys[0]
         geometry = _geometry(conv, tuple(x.shape))
         y = activation(self._buffers, (geometry.n, geometry.oc, geometry.oh, geometry.ow), x.dtype)
-        found = self._buffers.empty((2, conv.channels), torch.float64) if target is not None and target.norm.batch else None
+        found = (
+            self._buffers.empty((2, conv.channels), torch.float64)
+            if target is not None and target.norm.batch
+            else None
+        )
         read, formed = self._source(source, keep_z, keep_mask)
         self._kernels.fastbn_convolve(
-            ctypes.byref(geometry), ctypes.byref(read), _at(packed.forward), packed.M, _at(y), _at(found), torch.get_num_threads()
+            ctypes.byref(geometry),
+            ctypes.byref(read),
+            _at(packed.forward),
+            packed.M,
+            _at(y),
+            _at(found),
+            torch.get_num_threads(),
         )
         if target is not None:
             self._normalise(found, target, geometry.n * geometry.oh * geometry.ow)
-        return y, formed if isinstance(source, Activation) else None
+        return y, formed if isinstance(source, LazyActivation) else None
 
-    def form(self, activation: Activation, keep_mask: bool) -> Formed:
+    def form(self, activation: LazyActivation, keep_mask: bool) -> Formed:
         n, c, h, w = activation.ys[0].shape
         read, formed = self._source(activation, True, keep_mask)
         self._kernels.fastbn_form(ctypes.byref(read), n * h * w, c, torch.get_num_threads())
         return formed
 
-    def _normalise(self, statistics: Tensor | None, target: Target, rows: int) -> None:
+    def _normalise(self, statistics: Tensor | None, target: NormTarget, rows: int) -> None:
         """statistics: (2, C) float64, mean and variance, or None where the running ones serve."""
         norm, out = target.module, target.norm.vectors
         if target.group is not None or not abi.by_address(norm, target.conv_bias, out.shape[1]):
-            batchnorm.normalise(None if statistics is None else Statistics(statistics[0], statistics[1]), target, rows)
+            batchnorm.normalise(
+                None if statistics is None else Statistics(statistics[0], statistics[1]), target, rows
+            )
             return
-        own = abi.Norm(c=out.shape[1], eps=norm.eps, stride=out.stride(0), out=_at(out), conv_bias=_at(target.conv_bias))
+        own = abi.NormStruct(
+            c=out.shape[1], eps=norm.eps, stride=out.stride(0), out=_at(out), conv_bias=_at(target.conv_bias)
+        )
         own.weight, own.bias = _at(norm.weight), _at(norm.bias)
         own.running_mean, own.running_var = _at(norm.running_mean), _at(norm.running_var)
         if statistics is not None:
@@ -117,54 +153,70 @@ class Native:
                 own.share = norm.momentum if norm.momentum is not None else -1 if own.counted else 0
         self._kernels.fastbn_normalise(ctypes.byref(own))
 
-    def _finish(self, sums: Tensor, norm: Norm, rows: int, out: Tensor, group: Group | None) -> Coefficients:
+    def _finish(
+        self, sums: Tensor, norm: NormVectors, rows: int, out: Tensor, group: ProcessGroup | None
+    ) -> Coefficients:
         """dγ and dβ into out (2, C); sums: (2, C) float64, Σ ds and Σ ds·(y − μ)."""
         if group is not None:
             return batchnorm.finish((sums[0], sums[1]), norm, rows, out, group)
         vectors, c = norm.vectors, out.shape[1]
         found = self._buffers.empty((3, c))
-        self._kernels.fastbn_finish(_at(sums), _at(vectors), vectors.stride(0), rows, c, _at(out), out.stride(0), _at(found))
+        self._kernels.fastbn_finish(
+            _at(sums), _at(vectors), vectors.stride(0), rows, c, _at(out), out.stride(0), _at(found)
+        )
         return (found[0], found[1], found[2]) if norm.batch else (found[0], None, None)
 
     def gradient(
-        self, paths: list[Path], added: list[Tensor], mask: Mask | None, shape: Shape
+        self, paths: list[BackpropPath], added: list[Tensor], mask: Mask | None, shape: Shape
     ) -> tuple[Tensor, list[Coefficients]]:
         n, c, h, w = shape
         ds = activation(self._buffers, shape, paths[0].ds.dtype if paths else added[0].dtype)
-        value = abi.Value(n=n, h=h, w=w, c=c, relu=0, half=_half(ds), ds=_at(ds))
+        value = abi.ValueStruct(n=n, h=h, w=w, c=c, relu=0, half=_half(ds), ds=_at(ds))
         terms = list(added)
         while len(terms) > 2:
             terms.append(self.gradient([], [terms.pop(), terms.pop()], None, shape)[0])
         value.added, value.added_2 = [*map(_at, terms), None, None][:2]
-        ways = (abi.Path * max(len(paths), 1))(*(self._path(path, shape) for path in paths))
+        ways = (abi.PathStruct * max(len(paths), 1))(*(self._path(path, shape) for path in paths))
         sums = None
         if mask is not None:
             sums = self._buffers.empty((len(mask.ys), 2, c), torch.float64)
             value.relu, value.mask = mask.relu, _at(mask.saved)
             value.y, value.y_r = [*map(_at, mask.ys), None][:2]
-            value.mean, value.mean_r = [*(_at(norm.vectors) for norm in mask.norms), None][:2]  # the mean is the first row
+            # the mean is the first row
+            value.mean, value.mean_r = [*(_at(norm.vectors) for norm in mask.norms), None][:2]
             value.scale, value.shift = _rows_at(mask.norms[0].vectors, SCALE, SHIFT)
-        self._kernels.fastbn_gradient(ctypes.byref(value), ways, len(paths), _at(sums), torch.get_num_threads())
+        self._kernels.fastbn_gradient(
+            ctypes.byref(value), ways, len(paths), _at(sums), torch.get_num_threads()
+        )
         if mask is None or sums is None:
             return ds, []
         made = zip(sums, mask.norms, mask.affine, strict=True)
         return ds, [self._finish(pair, norm, n * h * w, out, mask.group) for pair, norm, out in made]
 
-    def _path(self, path: Path, shape: Shape) -> abi.Path:
+    def _path(self, path: BackpropPath, shape: Shape) -> abi.PathStruct:
         c1, c2, c0 = path.coefficients
-        packed: Packed = path.packed
-        return abi.Path(
-            _geometry(path.conv, shape), packed.M, _at(path.ds), _at(path.y), _at(c1), _at(c2), _at(c0), _at(packed.backward)
+        packed: PackedWeight = path.packed
+        return abi.PathStruct(
+            _geometry(path.conv, shape),
+            packed.M,
+            _at(path.ds),
+            _at(path.y),
+            _at(c1),
+            _at(c2),
+            _at(c0),
+            _at(packed.backward),
         )
 
-    def _source(self, source: Tensor | Activation, keep_z: bool, keep_mask: bool) -> tuple[abi.Source, Formed]:
+    def _source(
+        self, source: Tensor | LazyActivation, keep_z: bool, keep_mask: bool
+    ) -> tuple[abi.SourceStruct, Formed]:
         if isinstance(source, Tensor):
-            return abi.Source(half=_half(source), y=_at(source)), Formed(None, None)
+            return abi.SourceStruct(half=_half(source), y=_at(source)), Formed(None, None)
         y, norm = source.ys[0], source.norms[0]
         n, c, h, w = y.shape
         z = activation(self._buffers, (n, c, h, w), y.dtype) if keep_z else None
         mask = self._buffers.empty((n * h * w * self.mask_bytes(c),), torch.uint8) if keep_mask else None
-        read = abi.Source(relu=source.relu, half=_half(y), y=_at(y), z=_at(z), mask=_at(mask))
+        read = abi.SourceStruct(relu=source.relu, half=_half(y), y=_at(y), z=_at(z), mask=_at(mask))
         read.scale, read.shift = _rows_at(norm.vectors, SCALE, SHIFT)
         if len(source.ys) > 1:
             read.y_r = _at(source.ys[1])
@@ -174,10 +226,12 @@ class Native:
 
 
 @functools.lru_cache(4096)
-def _geometry(conv: Conv, source: Shape) -> abi.Geometry:
+def _geometry(conv: Conv, source: Shape) -> abi.GeometryStruct:
     n, c, h, w = source
     _, oc, oh, ow = conv.shape(source)
-    return abi.Geometry(n, h, w, c, oh, ow, oc, *conv.kernel, *conv.stride, *conv.padding, *conv.dilation)
+    return abi.GeometryStruct(
+        n, h, w, c, oh, ow, oc, *conv.kernel, *conv.stride, *conv.padding, *conv.dilation
+    )
 
 
 def _half(t: Tensor) -> bool:

@@ -1,10 +1,10 @@
 """Where buffers of known lifetimes lie, so that a step takes as little memory as may be.
 
-What a forward saves lies densely in memory that is lent until its backward has run, in the order in which the backward lets go of it:
-what is in use of it, at any time, is its front, up to a height that rises in the forward and falls in the backward. Everything else lies
-beyond that height, and what finds no room there in scratch memory, which is lent for the one pass. Larger ones are placed first, each in
-the first gap that fits it (greedy by size: Pisarchyk, Lee 2020).
-"""
+What a forward saves lies densely in memory that is lent until its backward has run, in the order in which the
+backward lets go of it: what is in use of it, at any time, is its front, up to a height that rises in the
+forward and falls in the backward. Everything else lies beyond that height, and what finds no room there in
+scratch memory, which is lent for the one pass. Larger ones are placed first, each in the first gap that fits
+it (greedy by size: Pisarchyk, Lee 2020)."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ def lay_out(saved: list[Span], others: list[Span], calls: int) -> int:
     for span in sorted(others, key=lambda span: (-span.bytes, span.first)):
         uses = range(span.first, span.last + 1)
         beside = {other: None for call in uses for other in placed[call]}
-        span.offset = _gap(span.bytes, max(height[call] for call in uses), [other for other in beside if other.kept])
+        span.offset = _gap(
+            span.bytes, max(height[call] for call in uses), [other for other in beside if other.kept]
+        )
         span.kept = span.end <= kept
         if not span.kept:
             span.offset = _gap(span.bytes, 0, [other for other in beside if not other.kept])
@@ -55,7 +57,14 @@ def lay_out(saved: list[Span], others: list[Span], calls: int) -> int:
 
 def scratch_bytes(spans: Iterable[Span], calls: range) -> int:
     """Of scratch memory, what these calls need."""
-    return max((span.end for span in spans if not span.kept and span.first < calls.stop and span.last >= calls.start), default=0)
+    return max(
+        (
+            span.end
+            for span in spans
+            if not span.kept and span.first < calls.stop and span.last >= calls.start
+        ),
+        default=0,
+    )
 
 
 def _heights(saved: list[Span], calls: int) -> list[int]:

@@ -1,4 +1,5 @@
-"""What the native engine would do, written down instead of done: the calls of its kernels, and the memory that they touch, when."""
+"""What the native engine would do, written down instead of done: the calls of its kernels, and the memory
+that they touch, when."""
 
 from __future__ import annotations
 
@@ -18,8 +19,9 @@ NAMES = list(ARGUMENTS)
 
 
 @dataclasses.dataclass(eq=False)
-class Buffer:
-    """Memory that calls touch, from the `first` to the `last` of them; its tensor is never written, and only has an address."""
+class TapeBuffer:
+    """Memory that calls touch, from the `first` to the `last` of them; its tensor is never written, and
+    only has an address."""
 
     tensor: Tensor
     start: int
@@ -30,7 +32,8 @@ class Buffer:
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """A call: the function's place among ARGUMENTS, its pointers and its integers in order, and what its structures hold."""
+    """A call: the function's place among ARGUMENTS, its pointers and its integers in order, and what its
+    structures hold."""
 
     what: int
     at: list[int | None]
@@ -44,7 +47,7 @@ class Tape:
 
     def __init__(self) -> None:
         self.calls: list[Written] = []
-        self.buffers: list[Buffer] = []
+        self.buffers: list[TapeBuffer] = []
         self._starts: list[int] = []
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -53,10 +56,10 @@ class Tape:
 
     def adopt(self, t: Tensor) -> Tensor:
         """A tensor that the walk made for itself."""
-        self.buffers.append(Buffer(t, t.data_ptr(), t.numel() * t.element_size()))
+        self.buffers.append(TapeBuffer(t, t.data_ptr(), t.numel() * t.element_size()))
         return t
 
-    def find(self, address: int) -> Buffer | None:
+    def find(self, address: int) -> TapeBuffer | None:
         """The buffer that an address lies in."""
         if len(self._starts) != len(self.buffers):
             self.buffers.sort(key=lambda buffer: buffer.start)

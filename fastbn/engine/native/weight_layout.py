@@ -12,12 +12,19 @@ from fastbn.graph.regions import Conv
 
 G = {  # of Winograd's weight transform G w Gᵀ: Lavin, Gray 2016
     2: [[1, 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, 1]],
-    4: [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6], [1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]],
+    4: [
+        [1 / 4, 0, 0],
+        [-1 / 6, -1 / 6, -1 / 6],
+        [-1 / 6, 1 / 6, -1 / 6],
+        [1 / 24, 1 / 12, 1 / 6],
+        [1 / 24, -1 / 12, 1 / 6],
+        [0, 0, 1],
+    ],
 }
 
 
 @dataclasses.dataclass(frozen=True)
-class Packed:
+class PackedWeight:
     """A frozen weight in the kernels' layouts, for the forward and for the input gradient."""
 
     forward: Tensor
@@ -25,15 +32,18 @@ class Packed:
     M: int  # of Winograd's F(M×M, 3×3), or 0 for the direct sum
 
 
-def pack(conv: Conv, weight: Tensor, M: int, lanes: int) -> Packed:
-    """A weight (C, C_in, KH, KW) for Winograd's F(M×M, 3×3), or for the direct sum where M is 0; lanes: floats a vector."""
+def pack(conv: Conv, weight: Tensor, M: int, lanes: int) -> PackedWeight:
+    """A weight (C, C_in, KH, KW) for Winograd's F(M×M, 3×3), or for the direct sum where M is 0; lanes:
+    floats a vector."""
     w = weight.detach().to("cpu", torch.float32)
     if M:
-        return Packed(_transformed(w, M, lanes), _transformed(w.flip(2, 3).transpose(0, 1), M, lanes), M)
+        return PackedWeight(
+            _transformed(w, M, lanes), _transformed(w.flip(2, 3).transpose(0, 1), M, lanes), M
+        )
     forward = w.permute(2, 3, 1, 0).flatten(0, 1)  # (taps, C_in, C)
     rows, columns = _by_parity(conv)
     backward = w.permute(2, 3, 0, 1)[rows, columns]  # (taps, C, C_in)
-    return Packed(_blocks(forward, lanes), _blocks(backward, lanes), 0)
+    return PackedWeight(_blocks(forward, lanes), _blocks(backward, lanes), 0)
 
 
 def _transformed(w: Tensor, M: int, lanes: int) -> Tensor:
@@ -44,7 +54,8 @@ def _transformed(w: Tensor, M: int, lanes: int) -> Tensor:
 
 
 def _blocks(m: Tensor, lanes: int) -> Tensor:
-    """(taps, K, C) -> for each block of two vectors of output channels, and a last one of one, (taps, K, block), flat."""
+    """(taps, K, C) -> for each block of two vectors of output channels, and a last one of one, (taps, K,
+    block), flat."""
     m = F.pad(m, (0, -m.shape[2] % lanes))
     pair = 2 * lanes
     sizes = [pair] * (m.shape[2] // pair) + ([lanes] if m.shape[2] % pair else [])

@@ -1,36 +1,41 @@
-"""Which kernel carries a convolution out on a GPU, and how it is cut into programs: static choices by shape and compute capability,
-as `python -m bench.tune` measured it (measured.py), and where it did not by rules read off machine code (`python -m bench.audit`); never
-measured during a run.
+"""Which kernel carries a convolution out on a GPU, and how it is cut into programs: static choices by shape
+and compute capability, as `python -m bench.tune` measured it (measured.py), and where it did not by rules
+read off machine code (`python -m bench.audit`); never measured during a run.
 
-What the choices keep to: as few instructions a pixel as go without spilled registers, in the shared memory that there is. A band of four
-rows forms each input row 1½ times and one of two rows twice, but the latter takes fewer registers and makes twice as many programs,
-of which small images have too few.
-"""
+What the choices keep to: as few instructions a pixel as go without spilled registers, in the shared memory
+that there is. A band of four rows forms each input row 1½ times and one of two rows twice, but the latter
+takes fewer registers and makes twice as many programs, of which small images have too few."""
 
 from __future__ import annotations
 
 import torch
 
+from fastbn.engine.triton.tuning_table import Choice, Key, TunedLayer, packed, rolls, ways
 from fastbn.graph.regions import Conv
-from fastbn.engine.triton.tuning_table import Choice, Key, Layer, packed, rolls, ways
 from fastbn.kernels.triton.conv import Tile
 from fastbn.kernels.triton.conv_rolling import Roll, pairing
 
 ROLLING, TAPS, LIBRARY = "rolling rows", "tap by tap", "the library's, BatchNorm in passes beside it"
-MANY = 128  # channels from which a 3×3 convolution is arithmetic rather than traffic, and cuDNN's is the better one
+# channels from which a 3×3 convolution is arithmetic rather than traffic, and cuDNN's is the better one
+MANY = 128
 
 
-def layer(conv: Conv, size: tuple[int, int], device: int) -> Layer | None:
+def layer(conv: Conv, size: tuple[int, int], device: int) -> TunedLayer | None:
     """A convolution's key in the table; None where it can have no row."""
     kernel, stride = conv.kernel[0], conv.stride[0]
-    square = conv.kernel == (kernel, kernel) and conv.stride == (stride, stride) and conv.padding == (kernel // 2, kernel // 2)
+    square = (
+        conv.kernel == (kernel, kernel)
+        and conv.stride == (stride, stride)
+        and conv.padding == (kernel // 2, kernel // 2)
+    )
     if not square or conv.dilation != (1, 1) or conv.groups != 1:
         return None
-    return Layer(device, conv.in_channels, conv.channels, kernel, stride, size[1])
+    return TunedLayer(device, conv.in_channels, conv.channels, kernel, stride, size[1])
 
 
 def algorithm(conv: Conv, size: tuple[int, int] | None, device: int) -> str:
-    """The name of the kernel for a convolution of images of this (height, width): as was measured, else by rule."""
+    """The name of the kernel for a convolution of images of this (height, width): as was measured, else by
+    rule."""
     way = ways().get(layer(conv, size, device)) if size else None
     return way.algorithm if way else usual(conv)
 
@@ -39,7 +44,11 @@ def usual(conv: Conv) -> str:
     """By rule, where nothing was measured."""
     if conv.groups != 1:
         return LIBRARY
-    same = conv.stride == conv.padding == conv.dilation == (1, 1) and conv.kernel == (3, 3) and conv.in_channels == conv.channels
+    same = (
+        conv.stride == conv.padding == conv.dilation == (1, 1)
+        and conv.kernel == (3, 3)
+        and conv.in_channels == conv.channels
+    )
     if same and conv.channels in (16, 32, 64):
         return ROLLING
     if conv.kernel != (1, 1) and min(conv.in_channels, conv.channels) >= MANY:
@@ -48,7 +57,8 @@ def usual(conv: Conv) -> str:
 
 
 def tile(conv: Conv, size: tuple[int, int], dtype: torch.dtype, device: int, backward: bool) -> Tile:
-    """How a kernel tap by tap is cut, for images of this (height, width): as was measured in half precision, else by rule."""
+    """How a kernel tap by tap is cut, for images of this (height, width): as was measured in half
+    precision, else by rule."""
     way = ways().get(layer(conv, size, device)) if dtype != torch.float32 else None
     if way:
         return way.backward if backward else way.forward
@@ -71,9 +81,17 @@ def roll(conv: Conv, size: tuple[int, int], dtype: torch.dtype, device: int, bac
     key = Key(device, backward, conv.channels, width, dtype == torch.float32)
     choice = rolls().get(key) or rule(key)
     across = -(-width // pairing(conv.channels))
-    whole = min(choice.row, across & -across)  # the largest power of two that divides it: no program has an empty place, nor needs a mask
+    # the largest power of two that divides it: no program has an empty place, nor needs a mask
+    whole = min(choice.row, across & -across)
     strip = whole if whole >= 8 else min(across, choice.row)
-    return Roll(max(1, choice.row // strip), min(choice.rows, height), strip, choice.warps, choice.keep, packed(device))
+    return Roll(
+        max(1, choice.row // strip),
+        min(choice.rows, height),
+        strip,
+        choice.warps,
+        choice.keep,
+        packed(device),
+    )
 
 
 def rule(key: Key) -> Choice:
@@ -82,11 +100,13 @@ def rule(key: Key) -> Choice:
     warps, keep = 4, key.capability != 0 or key.channels != 64  # the interpreter runs both kinds
     if key.wide and key.channels > 16 and key.capability != 0:
         warps = 4 if key.channels == 64 and key.capability in WIDE_UNITS else 8
-        keep = key.capability in WIDE_UNITS and (key.backward or key.channels == 32)  # the others' shared memory does not hold the weights
+        # the others' shared memory does not hold the weights
+        keep = key.capability in WIDE_UNITS and (key.backward or key.channels == 32)
     return Choice(row, rows, warps, keep)
 
 
-WIDE_UNITS = (90, 100)  # whose matrix units multiply 64 rows from shared memory; the others' read 16 from registers
+# whose matrix units multiply 64 rows from shared memory; the others' read 16 from registers
+WIDE_UNITS = (90, 100)
 
 
 def _row_and_rows(channels: int, wide: bool, device: int, backward: bool) -> tuple[int, int]:
@@ -97,7 +117,8 @@ def _row_and_rows(channels: int, wide: bool, device: int, backward: bool) -> tup
         return 64, 4 if channels == 16 and not (device == 100 and backward) else 2
     if channels == 16:
         return (64, 2) if wide else (32, 4) if backward else (64, 4)
-    return (16 if wide and channels == 32 and backward else 32), 2  # of 32 such products two BatchNorms spill 72 bytes a thread
+    # of 32 such products two BatchNorms spill 72 bytes a thread
+    return (16 if wide and channels == 32 and backward else 32), 2
 
 
 def _power_of_two(n: int, least: int, most: int) -> int:

@@ -1,7 +1,9 @@
-"""What `python -m bench.tune --engine triton` measured of GPUs, as it ships: a row where it was measured, none elsewhere.
+"""What `python -m bench.tune --engine triton` measured of GPUs, as it ships: a row where it was measured,
+none elsewhere.
 
-    launches      a row a capability: whether kernels begin before the one before them has ended (kernels/triton/early_launch.py), which no count
-                  can judge, and packed arithmetic (kernels/triton/prologue.py), which costs precision: off where there is none
+    launches      a row a capability: whether kernels begin before the one before them has ended
+                  (kernels/triton/early_launch.py), which no count can judge, and packed arithmetic
+                  (kernels/triton/prologue.py), which costs precision: off where there is none
     convolutions  a row a layer: which kernel carries it out, and how the one tap by tap is cut for it
     rolling       a row a rolling kernel and shape: how it is cut
 """
@@ -22,8 +24,9 @@ DEPENDENT = 90  # the capability from which kernels can begin before the one bef
 
 
 @dataclasses.dataclass(frozen=True)
-class Layer:
-    """What the choice among algorithms hangs on: a convolution of square taps, not grouped or spread, padded by half of them."""
+class TunedLayer:
+    """What the choice among algorithms hangs on: a convolution of square taps, not grouped or spread,
+    padded by half of them."""
 
     capability: int  # 90 for a Hopper GPU; 0 for the interpreter
     in_channels: int
@@ -64,7 +67,8 @@ class Choice:
 
 
 def read(what: str) -> list[dict[str, Any]]:
-    """The shipped rows of a part, as `python -m bench.tune --engine triton` measured them; none of a device that it has not run on."""
+    """The shipped rows of a part, as `python -m bench.tune --engine triton` measured them; none of a
+    device that it has not run on."""
     rows: list[dict[str, Any]] = json.loads(TABLE.read_text(encoding="utf-8"))[what]
     return rows
 
@@ -72,7 +76,9 @@ def read(what: str) -> list[dict[str, Any]]:
 @functools.cache
 def dependent(device: int) -> bool:
     """Whether this capability's kernels are launched to begin before the one before them has ended."""
-    return device >= DEPENDENT and any(row["dependent"] for row in read("launches") if row["capability"] == device)
+    return device >= DEPENDENT and any(
+        row["dependent"] for row in read("launches") if row["capability"] == device
+    )
 
 
 @functools.cache
@@ -88,10 +94,13 @@ def rolls() -> dict[Key, Choice]:
 
 
 @functools.cache
-def ways() -> dict[Layer | None, Way]:
+def ways() -> dict[TunedLayer | None, Way]:
     """What carries layers out, as far as that was measured."""
     rows = read("convolutions")
-    return {_of(Layer, row): Way(row["algorithm"], Tile(**row["forward"]), Tile(**row["backward"])) for row in rows}
+    return {
+        _of(TunedLayer, row): Way(row["algorithm"], Tile(**row["forward"]), Tile(**row["backward"]))
+        for row in rows
+    }
 
 
 def _of(kind: type[Kind], row: dict[str, Any]) -> Kind:

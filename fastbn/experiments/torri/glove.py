@@ -1,4 +1,5 @@
-"""Word vectors from a GloVe text file: a word and its numbers a line. The first reading leaves a binary copy that is memory-mapped.
+"""Word vectors from a GloVe text file: a word and its numbers a line. The first reading leaves a binary copy
+that is memory-mapped.
 
 Source   Pennington, Socher, Manning 2014, GloVe: Global Vectors for Word Representation.
 """
@@ -19,9 +20,9 @@ from fastbn.errors import UsageError
 def read_glove(path: str | Path, width: int) -> tuple[dict[str, int], np.ndarray]:
     """(word -> row, (V, width) float32, memory-mapped where a copy could be kept).
 
-    The copy lies beside the file as FILE.fastbn.npy, its words as FILE.fastbn.json, and is made anew when the file's size or time has
-    changed. Raises UsageError for a file that is missing, whose vectors have another width, or with a broken line, which it names.
-    """
+    The copy lies beside the file as FILE.fastbn.npy, its words as FILE.fastbn.json, and is made anew when the
+    file's size or time has changed. Raises UsageError for a file that is missing, whose vectors have another
+    width, or with a broken line, which it names."""
     path = Path(path)
     try:
         status = os.stat(path)
@@ -40,7 +41,10 @@ def read_glove(path: str | Path, width: int) -> tuple[dict[str, int], np.ndarray
         _keep(matrix, index, words, vectors, stamp)
     if vectors.shape[1] != width:
         has = vectors.shape[1]
-        raise UsageError(f"word vectors {path} have {has} numbers a word, the embedding takes {width}; give --embedding {has} or another")
+        raise UsageError(
+            f"word vectors {path} have {has} numbers a word, the embedding takes {width}; give --embedding "
+            f"{has} or another"
+        )
     return {word: row for row, word in enumerate(words)}, vectors
 
 
@@ -49,14 +53,18 @@ def _parse(path: Path) -> tuple[list[str], np.ndarray]:
     rows: list[np.ndarray] = []
     width = 0
     for number, line in enumerate(_lines(path), 1):
-        word, *rest = line.rsplit(b" ", width) if width else line.split(b" ")  # a word may hold a space, but for the first
+        # a word may hold a space, but for the first
+        word, *rest = line.rsplit(b" ", width) if width else line.split(b" ")
         width = width or len(rest)
         try:
             row = np.array(rest, dtype=np.float32)
         except ValueError:
             row = np.empty(0, np.float32)
         if len(row) != width or not width:
-            raise UsageError(f"word vectors {path}: line {number} is not a word and {width or 'some'} numbers; the file is damaged")
+            raise UsageError(
+                f"word vectors {path}: line {number} is not a word and {width or 'some'} numbers; the file "
+                "is damaged"
+            )
         words.append(word.decode("utf-8", "replace"))
         rows.append(row)
     if not rows:

@@ -17,7 +17,8 @@ PIXELS = 3 * 32 * 32
 
 
 class MLP(Network):
-    """Images (N, 3, 32, 32) -> logits: width, width/2 and width/4 units, each layer with BatchNorm and ReLU."""
+    """Images (N, 3, 32, 32) -> logits: width, width/2 and width/4 units, each layer with BatchNorm and
+    ReLU."""
 
     def build(self, spec: Spec) -> None:
         self.activation = Layers(spec).activation
@@ -35,11 +36,11 @@ class MLP(Network):
 
 
 class LSTM(Network):
-    """Words (N, 1 + T) int64, the first column the lengths (at least 1), the rest indices padded by 0, -> logits.
+    """Words (N, 1 + T) int64, the first column the lengths (at least 1), the rest indices padded by 0, ->
+    logits.
 
-    Embedding -> BatchNorm -> ReLU -> LSTM of `width` -> its output at the last word -> BatchNorm -> ReLU -> linear -> BatchNorm.
-    The first BatchNorm's statistics count the padding too, as the study's do.
-    """
+    Embedding -> BatchNorm -> ReLU -> LSTM of `width` -> its output at the last word -> BatchNorm -> ReLU ->
+    linear -> BatchNorm. The first BatchNorm's statistics count the padding too, as the study's do."""
 
     def build(self, spec: Spec) -> None:
         self.embedding = nn.Embedding(spec.vocabulary, spec.embedding, padding_idx=0)
@@ -59,7 +60,8 @@ class LSTM(Network):
 
     @torch.no_grad()
     def use_vectors(self, path: str, vocabulary: Sequence[str]) -> None:
-        """The embedding of every word that the GloVe file knows becomes its vector; the other words keep their seeded one."""
+        """The embedding of every word that the GloVe file knows becomes its vector; the other words keep
+        their seeded one."""
         place, vectors = read_glove(path, self.spec.embedding)
         for row, word in enumerate(vocabulary):
             if word in place:

@@ -1,4 +1,5 @@
-"""Torri's study: is it convolutions alone in which BatchNorm alone learns? An MLP on CIFAR-10, an LSTM on tweets."""
+"""Torri's study: is it convolutions alone in which BatchNorm alone learns? An MLP on CIFAR-10, an LSTM on
+tweets."""
 
 from __future__ import annotations
 
@@ -9,9 +10,14 @@ RECIPE = {"optimizer": "adam", "lr": 1e-3, "schedule": "constant", "weight_decay
 TORCH = {"weight_init": "torch_uniform", "gamma_init": "ones"}  # what torch's layers are made with
 MLP = {"family": "mlp", "depth": 4, "dataset": "cifar10", **TORCH, **RECIPE, "epochs": 20, "augment": "none"}
 LSTM = {"family": "lstm", "depth": 1, "dataset": "tweets", **TORCH, **RECIPE, "epochs": 10}
-STATES = "torch's own initialisation, γ 1, BatchNorm eps 1e-5 and momentum 0.1; Adam 1e-3, batch 32, no weight decay. "
+STATES = (
+    "torch's own initialisation, γ 1, BatchNorm eps 1e-5 and momentum 0.1; Adam 1e-3, batch 32, no "
+    "weight decay. "
+)
 TWEETS = (
-    STATES + "Sentiment140 in --data-dir, one tweet in five for the test; words that occur five times or more, 40 a tweet; the embedding "
+    STATES
+    + "Sentiment140 in --data-dir, one tweet in five for the test; words that occur five times or more, 40 "
+    "a tweet; the embedding "
     "of 200 is frozen. Epochs, split and tokenizer are ours, the study's are not printed."
 )
 
@@ -25,7 +31,11 @@ PRESETS = (
         "torri-mlp",
         "An MLP on CIFAR-10",
         SOURCE,
-        STATES + "His 'BatchNorm only' trains the output layer too. The epochs are ours, the study's are not printed; no augmentation.",
+        STATES
+        + (
+            "His 'BatchNorm only' trains the output layer too. The epochs are ours, the study's are not "
+            "printed; no augmentation."
+        ),
         (
             Line("all", {**MLP, "train": "all"}, printed(54.0)),
             Line("bn+output", {**MLP, "train": "bn+output"}, printed(45.0)),
@@ -38,14 +48,21 @@ PRESETS = (
         "An LSTM on tweets, its embedding random",
         SOURCE,
         TWEETS,
-        (Line("all", {**LSTM, "train": "all"}, printed(78.0)), Line("bn", {**LSTM, "train": "bn"}, printed(67.0))),
+        (
+            Line("all", {**LSTM, "train": "all"}, printed(78.0)),
+            Line("bn", {**LSTM, "train": "bn"}, printed(67.0)),
+        ),
         Quick(("all", "bn"), {"limit_train": 4_000, "limit_test": 1_000, "epochs": 2}),
     ),
     Preset(
         "torri-lstm-glove",
         "An LSTM on tweets, its embedding GloVe's",
         SOURCE,
-        TWEETS + " Word vectors: glove.twitter.27B.200d.txt in the working directory; others by -- --vectors FILE --embedding WIDTH.",
+        TWEETS
+        + (
+            " Word vectors: glove.twitter.27B.200d.txt in the working directory; others by -- --vectors FILE "
+            "--embedding WIDTH."
+        ),
         tuple(
             Line(train, {**LSTM, "train": train, "vectors": "glove.twitter.27B.200d.txt"}, printed(value))
             for train, value in (("all", 78.0), ("bn", 74.0))

@@ -1,8 +1,9 @@
-"""Tweets with their polarity, as Sentiment140 is distributed, as padded word indices that lie whole on one device.
+"""Tweets with their polarity, as Sentiment140 is distributed, as padded word indices that lie whole on one
+device.
 
 Source   Go, Bhayani, Huang 2009, Twitter Sentiment Classification using Distant Supervision.
-Format   CSV, ISO-8859-1, no header: polarity (0 or 4), id, date, query, user, text; a slice may have a row index in front.
-"""
+Format   CSV, ISO-8859-1, no header: polarity (0 or 4), id, date, query, user, text; a slice may have a row
+index in front."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ def tokens(text: str) -> list[str]:
 
 
 class Tweets:
-    """Labelled sentences on one device; a feed of (N, 1 + T) int64: the length, then word indices padded by PAD.
+    """Labelled sentences on one device; a feed of (N, 1 + T) int64: the length, then word indices padded by
+    PAD.
 
     words (N, T) int64, lengths (N,) int64 of at least 1, labels (N,) int64; vocabulary: the words by index.
     """
@@ -44,8 +46,16 @@ class Tweets:
     default_epochs = 10
     classes = ("negative", "positive")
 
-    def __init__(self, words: Tensor, lengths: Tensor, labels: Tensor, vocabulary: Sequence[str], name: str = "tweets"):
-        self.words, self.lengths, self.labels, self.vocabulary, self.name = words, lengths, labels, tuple(vocabulary), name
+    def __init__(
+        self, words: Tensor, lengths: Tensor, labels: Tensor, vocabulary: Sequence[str], name: str = "tweets"
+    ):
+        self.words, self.lengths, self.labels, self.vocabulary, self.name = (
+            words,
+            lengths,
+            labels,
+            tuple(vocabulary),
+            name,
+        )
         self._order: Tensor | None = None
 
     @property
@@ -64,10 +74,14 @@ class Tweets:
         return len(self.labels)
 
     def to(self, device: torch.device | str) -> Tweets:
-        return Tweets(self.words.to(device), self.lengths.to(device), self.labels.to(device), self.vocabulary, self.name)
+        return Tweets(
+            self.words.to(device), self.lengths.to(device), self.labels.to(device), self.vocabulary, self.name
+        )
 
     def take(self, indices: Tensor) -> Tweets:
-        return Tweets(self.words[indices], self.lengths[indices], self.labels[indices], self.vocabulary, self.name)
+        return Tweets(
+            self.words[indices], self.lengths[indices], self.labels[indices], self.vocabulary, self.name
+        )
 
     def limit(self, n: int | None) -> Tweets:
         """`n` of them, always the same ones; None or n ≥ N: all."""
@@ -86,7 +100,9 @@ class Tweets:
         drawn = torch.from_numpy(draws.permutation(seed, f"epoch/{epoch}/order", len(self))).to(self.device)
         self._order = drawn
 
-    def batches(self, size: int, first: int = 0, share: tuple[int, int] = (0, 1)) -> Iterator[tuple[Tensor, ...]]:
+    def batches(
+        self, size: int, first: int = 0, share: tuple[int, int] = (0, 1)
+    ) -> Iterator[tuple[Tensor, ...]]:
         assert self._order is not None, "begin() draws the epoch first"
         rank, ranks = share
         for indices in self._order.split(size)[first:]:
@@ -103,11 +119,11 @@ class Tweets:
 
 
 def read_tweets(data_dir: str | Path, min_count: int = MIN_COUNT) -> tuple[Tweets, Tweets]:
-    """(train, test) of the one CSV in `data_dir` (or that file): four in five and one in five, always the same ones. The vocabulary is
-    the training tweets' words that occur at least `min_count` times.
+    """(train, test) of the one CSV in `data_dir` (or that file): four in five and one in five, always the
+    same ones. The vocabulary is the training tweets' words that occur at least `min_count` times.
 
-    Up to 1% of broken rows are skipped, counted on stderr; raises UsageError beyond, naming the first, and where there is no such file.
-    """
+    Up to 1% of broken rows are skipped, counted on stderr; raises UsageError beyond, naming the first, and
+    where there is no such file."""
     path = _csv(Path(data_dir))
     texts, labels = _rows(path)
     order = draws.permutation(0, "tweets/split", len(texts))
@@ -116,7 +132,9 @@ def read_tweets(data_dir: str | Path, min_count: int = MIN_COUNT) -> tuple[Tweet
         raise UsageError(f"{path} holds {len(texts)} tweets; training and testing need at least {TEST_SHARE}")
     sentences = [tokens(text)[:LONGEST] for text in texts]
     counts = collections.Counter(word for i in train for word in sentences[i])
-    known = sorted((word for word, n in counts.items() if n >= min_count), key=lambda word: (-counts[word], word))
+    known = sorted(
+        (word for word, n in counts.items() if n >= min_count), key=lambda word: (-counts[word], word)
+    )
     vocabulary = ["<pad>", "<unknown>", *known]
     place = {word: i for i, word in enumerate(vocabulary)}
     words = torch.full((len(texts), LONGEST), PAD)
@@ -134,7 +152,10 @@ def _csv(path: Path) -> Path:
     found = sorted(path.glob("*.csv")) if path.is_dir() else []
     if len(found) != 1:
         holds = f"{len(found)} CSV files there" if path.is_dir() else "no such folder or file"
-        raise UsageError(f"Sentiment140 is not in {path}: {holds}; give --data-dir the folder with Sentiment140's one CSV, or that file")
+        raise UsageError(
+            f"Sentiment140 is not in {path}: {holds}; give --data-dir the folder with Sentiment140's one "
+            "CSV, or that file"
+        )
     return found[0]
 
 
@@ -151,7 +172,10 @@ def _rows(path: Path) -> tuple[list[str], list[int]]:
                     texts.append(fields[5])
                 else:
                     broken += 1
-                    first = first or f"line {rows.line_num}: {len(row)} fields, polarity {fields[0] if row else ''!r}"
+                    first = (
+                        first
+                        or f"line {rows.line_num}: {len(row)} fields, polarity {fields[0] if row else ''!r}"
+                    )
     except (OSError, csv.Error) as error:
         raise UsageError(f"tweets: {path} cannot be read as CSV ({error})") from error
     if broken > BROKEN * (broken + len(texts)):

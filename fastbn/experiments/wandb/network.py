@@ -1,7 +1,7 @@
 """The bottleneck "ResNet-20" of the W&B report.
 
-Source   Paul 2020, The Power of Random Features of a CNN; its network is the Keras Idiomatic Programmer's resnet_cifar10.py.
-"""
+Source   Paul 2020, The Power of Random Features of a CNN; its network is the Keras Idiomatic Programmer's
+resnet_cifar10.py."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from fastbn.models.network import Network
 
 
 class Block(nn.Module):
-    """1×1, 3×3 (it strides), 1×1, each with its BatchNorm; beside them the identity, or a 1×1 convolution that has none."""
+    """1×1, 3×3 (it strides), 1×1, each with its BatchNorm; beside them the identity, or a 1×1 convolution
+    that has none."""
 
-    def __init__(self, layers: Layers, in_channels: int, inner: int, channels: int, stride: int, project: bool):
+    def __init__(
+        self, layers: Layers, in_channels: int, inner: int, channels: int, stride: int, project: bool
+    ):
         super().__init__()
         self.conv1, self.bn1 = layers.conv(in_channels, inner, 1), layers.norm(inner)
         self.conv2, self.bn2 = layers.conv(inner, inner, 3, stride), layers.norm(inner)
@@ -33,7 +36,8 @@ class Block(nn.Module):
 
 
 class BottleneckNet(Network):
-    """Images (N, 3, H, W) -> logits: a 3×3 stem, three groups of a projection and an identity block, BatchNorm and ReLU, the mean."""
+    """Images (N, 3, H, W) -> logits: a 3×3 stem, three groups of a projection and an identity block,
+    BatchNorm and ReLU, the mean."""
 
     def build(self, spec: Spec) -> None:
         layers, channels = Layers(spec), spec.width
@@ -41,7 +45,10 @@ class BottleneckNet(Network):
         self.conv1, self.bn1 = layers.conv(3, channels, 3), layers.norm(channels)
         for i, growth in enumerate((4, 2, 2)):
             inner, wide = channels, channels * growth
-            blocks = [Block(layers, channels, inner, wide, 1 if i == 0 else 2, True), Block(layers, wide, inner, wide, 1, False)]
+            blocks = [
+                Block(layers, channels, inner, wide, 1 if i == 0 else 2, True),
+                Block(layers, wide, inner, wide, 1, False),
+            ]
             self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
             channels = wide
         self.bn2 = layers.norm(channels)

@@ -6,13 +6,30 @@ from fastbn.experiments.preset import Figure, Line, Preset, Quick
 
 SOURCE = "Paul 2020, The Power of Random Features of a CNN, wandb.ai/sayakpaul/training-bn-only"
 STATES = (
-    "The bottleneck ResNet-20 of the Keras Idiomatic Programmer: biased convolutions, stride on the 3×3, biased projections without "
-    "BatchNorm; Keras's BatchNorm (γ 1, eps 1e-3, momentum 0.99 in Keras's sense, 0.01 in torch's) and He-normal weights (ours are not "
-    "cut at ±2σ). Adam 1e-3 (Keras's eps is 1e-7, ours 1e-8), batch 1024, 75 epochs, pixels in [0, 1], a crop from 40×40, brightness ±0.5, "
+    "The bottleneck ResNet-20 of the Keras Idiomatic Programmer: biased convolutions, stride on the 3×3, "
+    "biased projections without "
+    "BatchNorm; Keras's BatchNorm (γ 1, eps 1e-3, momentum 0.99 in Keras's sense, 0.01 in torch's) and "
+    "He-normal weights (ours are not "
+    "cut at ±2σ). Adam 1e-3 (Keras's eps is 1e-7, ours 1e-8), batch 1024, 75 epochs, pixels in [0, 1], a "
+    "crop from 40×40, brightness ±0.5, "
     "no flip, no weight decay. The study has one seed."
 )
-NET = {"family": "wandb", "depth": 20, "norm_eps": 1e-3, "norm_momentum": 0.01, "conv_bias": True, "gamma_init": "ones"}
-RECIPE = {"optimizer": "adam", "lr": 1e-3, "schedule": "constant", "weight_decay": 0.0, "batch_size": 1024, "epochs": 75}
+NET = {
+    "family": "wandb",
+    "depth": 20,
+    "norm_eps": 1e-3,
+    "norm_momentum": 0.01,
+    "conv_bias": True,
+    "gamma_init": "ones",
+}
+RECIPE = {
+    "optimizer": "adam",
+    "lr": 1e-3,
+    "schedule": "constant",
+    "weight_decay": 0.0,
+    "batch_size": 1024,
+    "epochs": 75,
+}
 BASE = {**NET, **RECIPE, "dataset": "cifar10", "augment": "crop+brightness", "pixels": "unit"}
 BATCHES, BY_BATCH = (256, 512, 1024, 2048), (48.9, 44.5, 42.6, 39.1)
 MINUTES = {"limit_train": 4_000, "limit_test": 1_000, "epochs": 2}
@@ -36,14 +53,21 @@ PRESETS = (
         "BatchNorm only, by batch size",
         SOURCE,
         STATES,
-        tuple(line(f"bn batch {n}", value, train="bn", batch_size=n) for n, value in zip(BATCHES, BY_BATCH, strict=True)),
+        tuple(
+            line(f"bn batch {n}", value, train="bn", batch_size=n)
+            for n, value in zip(BATCHES, BY_BATCH, strict=True)
+        ),
         Quick(("bn batch 256", "bn batch 1024"), MINUTES),
     ),
     Preset(
         "wandb-schedules",
         "BatchNorm only, by learning-rate schedule",
         SOURCE,
-        STATES + " The report's schedules are drawn, not printed: constant, cosine, ÷10 at half and three quarters, and warm-up are ours.",
+        STATES
+        + (
+            " The report's schedules are drawn, not printed: constant, cosine, ÷10 at half and three "
+            "quarters, and warm-up are ours."
+        ),
         (
             line("constant", train="bn"),
             line("cosine", train="bn", schedule="cosine"),

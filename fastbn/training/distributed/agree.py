@@ -1,4 +1,5 @@
-"""What the loop asks of the ranks: that they fit the batch, start from the same bits, and bring their running statistics together."""
+"""What the loop asks of the ranks: that they fit the batch, start from the same bits, and bring their
+running statistics together."""
 
 from __future__ import annotations
 
@@ -7,16 +8,16 @@ from typing import Any
 
 from torch import nn
 
-from fastbn.run.config import Config, Recipe
 from fastbn.data.feed import Feed
 from fastbn.engine import fused_forward
 from fastbn.engine.region import synchronised
 from fastbn.errors import UsageError
 from fastbn.planning.links import step_bytes
+from fastbn.run.config import Config, Recipe
+from fastbn.run.saver import Position, Saver
 from fastbn.training.distributed.ranks import Ranks
 from fastbn.training.distributed.sync_batchnorm import Synchronised
-from fastbn.run.saver import Position, Saver
-from fastbn.training.step import Step, Totals
+from fastbn.training.step import Totals, TrainingStep
 
 
 def check(ranks: Ranks, source: Feed, recipe: Recipe) -> None:
@@ -24,33 +25,50 @@ def check(ranks: Ranks, source: Feed, recipe: Recipe) -> None:
     if ranks.count == 1:
         return
     if recipe.batch_size == "auto":
-        raise UsageError(f"--batch-size auto is measured by one process, and this is one of {ranks.count} ranks; give a number")
+        raise UsageError(
+            f"--batch-size auto is measured by one process, and this is one of {ranks.count} ranks; give a "
+            "number"
+        )
     if recipe.batch % ranks.count:
         below = recipe.batch // ranks.count * ranks.count
         nearest = f"{below or ranks.count} or {below + ranks.count}" if below else f"{ranks.count}"
         asked = f"--batch-size {recipe.batch} is the global batch"
         raise UsageError(f"{asked}, and not divisible by {ranks.count} ranks; give {nearest}")
     if len(source) < ranks.count:
-        raise UsageError(f"{source.name} has {len(source)} images to train on, fewer than the {ranks.count} ranks; start fewer")
+        raise UsageError(
+            f"{source.name} has {len(source)} images to train on, fewer than the {ranks.count} ranks; start "
+            "fewer"
+        )
 
 
 def described(config: Config, parameters: int, ranks: Ranks) -> str:
     """What a run says of its ranks."""
-    own, statistics = config.batch // ranks.count, "all ranks' together" if config.sync_bn else "each rank's own"
+    own, statistics = (
+        config.batch // ranks.count,
+        "all ranks' together" if config.sync_bn else "each rank's own",
+    )
     sent = f"{step_bytes(parameters):,} bytes an all-reduce over {ranks.backend}"
-    return f"ranks     {ranks.count}, {own} images of each batch a rank, BatchNorm's statistics {statistics}, {sent}"
+    return (
+        f"ranks     {ranks.count}, {own} images of each batch a rank, BatchNorm's statistics "
+        f"{statistics}, {sent}"
+    )
 
 
 def other_ranks(config: Config, before: int, ranks: Ranks) -> str:
-    """What to say where another number of ranks goes on with a run, which may: with --sync-bn it is the same run."""
+    """What to say where another number of ranks goes on with a run, which may: with --sync-bn it is the
+    same run."""
     if before == ranks.count or config.sync_bn:
         return ""
     own = config.batch // ranks.count
-    return f", saved by {before} ranks and continued by {ranks.count}: BatchNorm's statistics are now of {own} images"
+    return (
+        f", saved by {before} ranks and continued by {ranks.count}: BatchNorm's statistics are now of "
+        f"{own} images"
+    )
 
 
-def start(step: Step, saver: Saver | None) -> tuple[Position, list[dict[str, Any]]]:
-    """The position to train from and the epochs before it: what the first rank's folder says, and its bits, on every rank."""
+def start(step: TrainingStep, saver: Saver | None) -> tuple[Position, list[dict[str, Any]]]:
+    """The position to train from and the epochs before it: what the first rank's folder says, and its
+    bits, on every rank."""
     ranks, device = step.exchange.ranks, step.feed.device
     position = ranks.agree(lambda: saver.start(step) if saver else Position(0, 0, Totals.zero(device)))
     history = list(saver.history) if saver else []
@@ -65,8 +83,9 @@ def start(step: Step, saver: Saver | None) -> tuple[Position, list[dict[str, Any
     return Position(epoch, number, totals), history
 
 
-def statistics(step: Step, recipe: Recipe) -> contextlib.AbstractContextManager[None]:
-    """Inside, with --sync-bn, BatchNorm's statistics are all ranks'. Raises UsageError where a BatchNorm is none of the engine's."""
+def statistics(step: TrainingStep, recipe: Recipe) -> contextlib.AbstractContextManager[None]:
+    """Inside, with --sync-bn, BatchNorm's statistics are all ranks'. Raises UsageError where a BatchNorm
+    is none of the engine's."""
     if not recipe.sync_bn or step.exchange.ranks.count == 1:
         return contextlib.nullcontext()
     fused, covered = fused_forward(step.model), set()
@@ -74,16 +93,22 @@ def statistics(step: Step, recipe: Recipe) -> contextlib.AbstractContextManager[
         parameter = step.flat.parameters[0]
         graph, _ = fused.program(parameter.device, parameter.dtype, fused.defaults())
         covered = {conv.norm for region in graph.regions for conv in region.convs}
-    norms = [name for name, module in step.model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    norms = [
+        name
+        for name, module in step.model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+    ]
     if left := [name for name in norms if name not in covered]:
         raise UsageError(
-            f"--sync-bn is the reference and the native engine's, and {left[0]} runs stock; use torch.nn.SyncBatchNorm there in a loop of "
+            f"--sync-bn is the reference and the native engine's, and {left[0]} runs stock; use "
+            "torch.nn.SyncBatchNorm there in a loop of "
             "your own, or leave --sync-bn out"
         )
     return synchronised(Synchronised(step.exchange))
 
 
-def average(step: Step) -> None:
-    """Each running statistic becomes its mean over the ranks. They all move by the same share of each batch's, so the mean of what they
-    have moved to is what the mean would have moved to, whenever it is taken; with --sync-bn they are equal already."""
+def average(step: TrainingStep) -> None:
+    """Each running statistic becomes its mean over the ranks. They all move by the same share of each
+    batch's, so the mean of what they have moved to is what the mean would have moved to, whenever it is
+    taken; with --sync-bn they are equal already."""
     step.exchange.ranks.average(step.running.parts)

@@ -1,8 +1,9 @@
-"""What ranks tell each other in a step: one all-reduce of the gradient, with the step's figures and requests to stop behind it.
+"""What ranks tell each other in a step: one all-reduce of the gradient, with the step's figures and requests
+to stop behind it.
 
-Of n samples in a batch a rank has n_r, and its loss is their mean. Weighted by n_r/n before the backward, the ranks' gradients add up to
-the whole batch's, ragged or not. A loss or gradient that is not finite on one rank is so in everybody's sum: all withhold the update.
-"""
+Of n samples in a batch a rank has n_r, and its loss is their mean. Weighted by n_r/n before the backward, the
+ranks' gradients add up to the whole batch's, ragged or not. A loss or gradient that is not finite on one rank
+is so in everybody's sum: all withhold the update."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ PAUSE = 0.0005
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class StepResult:
     """A batch's figures, on the device."""
 
     loss: Tensor  # mean
@@ -35,13 +36,13 @@ class Found:
     images: int | Tensor  # n
 
     @staticmethod
-    def of(logits: Tensor, labels: Tensor, loss: Tensor) -> Found:
-        return Found(loss.detach(), (logits.detach().argmax(1) == labels).sum(), labels.shape[0])
+    def of(logits: Tensor, labels: Tensor, loss: Tensor) -> StepResult:
+        return StepResult(loss.detach(), (logits.detach().argmax(1) == labels).sum(), labels.shape[0])
 
 
 class Exchange:
-    """The ranks' side of a step. Alone, it passes everything through. What differs from step to step lies in tensors of fixed address,
-    so that a step which is a CUDA graph holds the all-reduce too."""
+    """The ranks' side of a step. Alone, it passes everything through. What differs from step to step lies in
+    tensors of fixed address, so that a step which is a CUDA graph holds the all-reduce too."""
 
     def __init__(self, ranks: Ranks, device: torch.device):
         self.ranks = ranks
@@ -53,8 +54,9 @@ class Exchange:
         self._behind: collections.deque[tuple[torch.cuda.Event, Tensor]] = collections.deque()
 
     def begin(self, taken: int, own: int, everybody: int, heard: int | None) -> None:
-        """A step comes, of `everybody` samples; this rank computes `taken` and counts `own` of them: none where a ragged batch left it
-        without a sample, and it takes another's so as to keep step. `heard`: the signal that asks it to stop, if one did."""
+        """A step comes, of `everybody` samples; this rank computes `taken` and counts `own` of them: none
+        where a ragged batch left it without a sample, and it takes another's so as to keep step. `heard`: the
+        signal that asks it to stop, if one did."""
         if self.ranks.count == 1:
             return
         self.own, self.all = taken, everybody
@@ -67,7 +69,7 @@ class Exchange:
         """The mean over this rank's samples as its part in the mean over all."""
         return loss if self.ranks.count == 1 else loss * self.weight.to(loss.dtype)
 
-    def sum(self, gradient: Tensor, found: Found) -> Found:
+    def sum(self, gradient: Tensor, found: StepResult) -> StepResult:
         """Adds the ranks' gradients, in place, and their figures."""
         if self.ranks.count == 1:
             return found
@@ -78,12 +80,13 @@ class Exchange:
         gradient.copy_(message[:-FIGURES])
         loss, correct = message[-FIGURES : -len(SIGNALS)].clone()
         self._told.copy_(message[-len(SIGNALS) :])
-        return Found(loss, correct.round().long(), self._images)
+        return StepResult(loss, correct.round().long(), self._images)
 
     def stopping(self) -> int | None:
-        """The signal that a rank was asked to stop by before a step that all have taken: the same answer on every rank. On CUDA it is
-        that of LAG steps ago, so that the host need not wait for the device."""
-        if self._told.device.type == "xla":  # its launcher's ranks are threads, which hear no signal, and to read is to wait for the step
+        """The signal that a rank was asked to stop by before a step that all have taken: the same answer on
+        every rank. On CUDA it is that of LAG steps ago, so that the host need not wait for the device."""
+        # its launcher's ranks are threads, which hear no signal, and to read is to wait for the step
+        if self._told.device.type == "xla":
             return None
         if not self._told.is_cuda:
             return _signal(self._told)
@@ -95,19 +98,26 @@ class Exchange:
         return _signal(self._oldest()) if len(self._behind) > LAG else None
 
     def finish(self) -> None:
-        """Waits for the steps that a CUDA device has still to take: a rank that is lost in one shows here, for a replayed graph's
-        collectives have no watchdog."""
+        """Waits for the steps that a CUDA device has still to take: a rank that is lost in one shows here,
+        for a replayed graph's collectives have no watchdog."""
         while self._behind:
             self._oldest()
 
     def evaluated(self, totals: Totals, heard: int | None) -> int | None:
-        """The totals of a held-out set that the ranks share become everybody's. Returns the signal that any rank has heard."""
+        """The totals of a held-out set that the ranks share become everybody's. Returns the signal that
+        any rank has heard."""
         if self.ranks.count == 1:
             return heard
         asked = [float(heard == number) for number in SIGNALS]
-        top5, counts = totals.top5, float(totals.top5 is not None)  # a rank without a batch has none, and takes the others'
-        figures = [t.double().view(1) for t in (totals.loss, totals.correct, totals.correct * 0 if top5 is None else top5)]
-        message = self.ranks.sum(torch.cat([*figures, totals.loss.new_tensor([totals.images, counts, *asked])]))
+        # a rank without a batch has none, and takes the others'
+        top5, counts = totals.top5, float(totals.top5 is not None)
+        figures = [
+            t.double().view(1)
+            for t in (totals.loss, totals.correct, totals.correct * 0 if top5 is None else top5)
+        ]
+        message = self.ranks.sum(
+            torch.cat([*figures, totals.loss.new_tensor([totals.images, counts, *asked])])
+        )
         totals.loss, totals.correct, totals.images = message[0], message[1].round().long(), int(message[3])
         totals.top5 = message[2].round().long() if message[4] > 0 else None
         return _signal(message[5:])

@@ -1,8 +1,9 @@
-"""The processes that train one network together, as torchrun started them: who they are, and what they settle between two steps.
+"""The processes that train one network together, as torchrun started them: who they are, and what they settle
+between two steps.
 
-Two groups of torch.distributed: one for tensors (NCCL on GPUs, gloo on CPUs), in which nobody waits longer than --rank-timeout, and one
-of gloo for what the hosts tell each other while a run is prepared, where the first may have to download a data set.
-"""
+Two groups of torch.distributed: one for tensors (NCCL on GPUs, gloo on CPUs), in which nobody waits longer
+than --rank-timeout, and one of gloo for what the hosts tell each other while a run is prepared, where the
+first may have to download a data set."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fastbn.errors import MachineError, UsageError
 from fastbn.environment import place
+from fastbn.errors import MachineError, UsageError
 from fastbn.training.distributed.rendezvous import meet
 
 T = TypeVar("T")
@@ -26,12 +27,15 @@ TIMEOUT = 300.0
 
 
 class Ranks:
-    """This process among `count`; `rank` 0 alone writes and speaks. Every method is called by all of them, in the same order.
+    """This process among `count`; `rank` 0 alone writes and speaks. Every method is called by all of them, in
+    the same order.
 
     Where a rank is lost or lets the others wait too long, each of them raises MachineError.
     """
 
-    def __init__(self, rank: int = 0, count: int = 1, timeout: float = TIMEOUT, tensors: Any = None, hosts: Any = None):
+    def __init__(
+        self, rank: int = 0, count: int = 1, timeout: float = TIMEOUT, tensors: Any = None, hosts: Any = None
+    ):
         self.rank, self.count, self.timeout = rank, count, timeout
         self._tensors, self._hosts = tensors, hosts
 
@@ -49,8 +53,8 @@ class Ranks:
         return dist.get_backend(self._tensors) if self.count > 1 else ""
 
     def agree(self, act: Callable[[], T]) -> T:
-        """act() of this rank, once all have done it. Where it raises UsageError or MachineError on any rank, all raise what the lowest
-        of these raised, which rank 0 says."""
+        """act() of this rank, once all have done it. Where it raises UsageError or MachineError on any rank,
+        all raise what the lowest of these raised, which rank 0 says."""
         if self.count == 1:
             return act()
         result: Any = None
@@ -95,12 +99,15 @@ class Ranks:
         """Of one number a rank; None where any rank has none."""
         if self.count == 1:
             return value
-        found = self.sum(torch.tensor([value or 0.0, value is None], dtype=torch.float64, device=device)).tolist()
+        found = self.sum(
+            torch.tensor([value or 0.0, value is None], dtype=torch.float64, device=device)
+        ).tolist()
         return None if found[1] else found[0]
 
     @torch.no_grad()
     def average(self, tensors: list[Tensor]) -> None:
-        """Each tensor becomes its mean over the ranks: one all-reduce, in float64, which leaves equal float32 values as they are."""
+        """Each tensor becomes its mean over the ranks: one all-reduce, in float64, which leaves equal
+        float32 values as they are."""
         if self.count == 1 or not tensors:
             return
         mean = self.sum(torch.cat([t.reshape(-1).double() for t in tensors])) / self.count
@@ -137,9 +144,14 @@ class Ranks:
         remedy = "what was saved is intact, start again with --resume (torchrun --max-restarts does)"
         if "imed out" in reason:
             late = f"a rank hangs, or takes longer than --rank-timeout {seconds:g}"
-            return MachineError(f"rank {self.rank} of {self.count} waited {seconds:g} s in {what} for the others: {late}; {remedy}")
+            return MachineError(
+                f"rank {self.rank} of {self.count} waited {seconds:g} s in {what} for the others: {late}; "
+                f"{remedy}"
+            )
         lines = reason.strip().splitlines() or ["no reason given"]
-        return MachineError(f"rank {self.rank} of {self.count} lost the others in {what} ({lines[0][:200]}); {remedy}")
+        return MachineError(
+            f"rank {self.rank} of {self.count} lost the others in {what} ({lines[0][:200]}); {remedy}"
+        )
 
 
 ALONE = Ranks()
@@ -147,9 +159,9 @@ ALONE = Ranks()
 
 @contextlib.contextmanager
 def started(timeout: float = TIMEOUT, device: str = "auto") -> Iterator[Ranks]:
-    """The ranks that torchrun started this process among, for as long as it lasts; ALONE elsewhere. On CUDA each takes the device of its
-    LOCAL_RANK; of "xla" they are the chips that torch_xla's launcher started. Raises MachineError where the others do not come, or a
-    device is lacking."""
+    """The ranks that torchrun started this process among, for as long as it lasts; ALONE elsewhere. On CUDA
+    each takes the device of its LOCAL_RANK; of "xla" they are the chips that torch_xla's launcher started.
+    Raises MachineError where the others do not come, or a device is lacking."""
     if device == "xla":
         from fastbn.training import xla
 
@@ -162,16 +174,21 @@ def started(timeout: float = TIMEOUT, device: str = "auto") -> Iterator[Ranks]:
     if torch.cuda.is_available():
         if here.local >= torch.cuda.device_count():
             raise MachineError(
-                f"rank {here.rank} is number {here.local} on its machine, which has {torch.cuda.device_count()} CUDA devices; start as "
+                f"rank {here.rank} is number {here.local} on its machine, which has "
+                f"{torch.cuda.device_count()} CUDA devices; start as "
                 "many processes as devices: torchrun --nproc-per-node=gpu"
             )
         torch.cuda.set_device(here.local)
     try:
         store, rank, count = meet(max(timeout, MEETING))
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=datetime.timedelta(seconds=PREPARATION))
+        dist.init_process_group(
+            "gloo", store=store, rank=rank, world_size=count, timeout=datetime.timedelta(seconds=PREPARATION)
+        )
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise MachineError(f"rank {here.rank} of {here.count} did not find the others ({reason}); start them all by torchrun") from error
+        raise MachineError(
+            f"rank {here.rank} of {here.count} did not find the others ({reason}); start them all by torchrun"
+        ) from error
     ended = False
     try:
         yield joined(torch.device("cuda" if torch.cuda.is_available() else "cpu"), timeout)
@@ -182,9 +199,12 @@ def started(timeout: float = TIMEOUT, device: str = "auto") -> Iterator[Ranks]:
 
 
 def joined(device: torch.device, timeout: float = TIMEOUT) -> Ranks:
-    """The ranks of the process group that is there already, `started` or a program's own; ALONE where there is none."""
+    """The ranks of the process group that is there already, `started` or a program's own; ALONE where
+    there is none."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return ALONE
-    tensors = dist.new_group(backend="nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(seconds=timeout))
+    tensors = dist.new_group(
+        backend="nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(seconds=timeout)
+    )
     hosts = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=PREPARATION))
     return Ranks(dist.get_rank(), dist.get_world_size(), timeout, tensors, hosts)

@@ -1,8 +1,9 @@
-"""How the ranks find each other: a store of torch.distributed's, under a name that no earlier start of theirs has used.
+"""How the ranks find each other: a store of torch.distributed's, under a name that no earlier start of theirs
+has used.
 
-torchrun's store outlives the processes that it starts again, with what they wrote there, and a rank that reads an earlier process's address
-waits for nobody (pytorch#135712). So rank 0 draws a token and each other rank answers it with one of its own; who finds that the
-first has heard just that answer is among the living.
+torchrun's store outlives the processes that it starts again, with what they wrote there, and a rank that
+reads an earlier process's address waits for nobody (pytorch#135712). So rank 0 draws a token and each other
+rank answers it with one of its own; who finds that the first has heard just that answer is among the living.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ PAUSE = 0.05
 
 
 def meet(timeout: float) -> tuple[Store, int, int]:
-    """(the store, this rank, how many). Raises RuntimeError where not all have come after `timeout` seconds."""
+    """(the store, this rank, how many). Raises RuntimeError where not all have come after `timeout`
+    seconds."""
     limit = datetime.timedelta(seconds=timeout)
     store, rank, count = next(rendezvous("env://", timeout=limit))
     mine = uuid.uuid4().hex

@@ -1,10 +1,13 @@
-"""--sync-bn: BatchNorm's statistics over the ranks' batches as if they lay in one process, two small all-reduces a layer.
+"""--sync-bn: BatchNorm's statistics over the ranks' batches as if they lay in one process, two small
+all-reduces a layer.
 
-    forward    μ = Σ w_r·μ_r          σ² = Σ w_r·(σ_r² + (μ_r − μ)²) = Σ w_r·(σ_r² + μ_r²) − μ²          w_r = n_r/n
+    forward    μ = Σ w_r·μ_r          σ² = Σ w_r·(σ_r² + (μ_r − μ)²) = Σ w_r·(σ_r² + μ_r²) − μ²          w_r =
+    n_r/n
     backward   Σ ds and Σ ds·(y − μ), over all ranks
 
-Source     Chan, Golub, LeVeque 1983, merging by count, mean and variance. Written out, as here, one all-reduce does for it; in float64 the
-           difference costs (μ/σ)²·1e-16 of σ²: 1e-10 at |μ| = 1000·σ, far below what float32 activations are rounded by.
+Source     Chan, Golub, LeVeque 1983, merging by count, mean and variance. Written out, as here, one
+           all-reduce does for it; in float64 the difference costs (μ/σ)²·1e-16 of σ²: 1e-10 at |μ| = 1000·σ,
+           far below what float32 activations are rounded by.
 """
 
 from __future__ import annotations
