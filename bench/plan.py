@@ -24,9 +24,10 @@ from fastbn import FastBNOnlyResNet, devices, freeze
 from fastbn.data.feed import Resident
 from fastbn.data.images import Images
 from fastbn.planning import data_sheets, precision, roofline
-from fastbn.planning.plan import planner_of
 from fastbn.run.config import Recipe
-from fastbn.training.step import Totals, TrainingStep
+from fastbn.training.planner import planner_of
+from fastbn.training.step import TrainingStep
+from fastbn.training.totals import Totals
 
 UNTIMED, TIMED = 2, 5  # steps: the first compiles, the second is captured
 

@@ -25,11 +25,12 @@ from fastbn.data.feed import Resident
 from fastbn.data.images import Images
 from fastbn.planning import precision
 from fastbn.planning.explain import explain
-from fastbn.planning.links import step_bytes
 from fastbn.run.config import Recipe
 from fastbn.training.distributed import agree
+from fastbn.training.distributed.exchange import message_bytes
 from fastbn.training.distributed.ranks import Ranks, started
-from fastbn.training.step import Totals, TrainingStep
+from fastbn.training.step import TrainingStep
+from fastbn.training.totals import Totals
 
 WARM = 3  # steps: they pack, compile, record
 
@@ -74,7 +75,7 @@ def measure(asked: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
     }
     return found | {
         "engine": explain(model).engine,
-        "bytes": step_bytes(len(step.flat.vector)),
+        "bytes": message_bytes(len(step.flat.vector)),
         "precision": automatic,
     }
 

@@ -14,13 +14,13 @@ import time
 import torch
 
 from bench.record import RESULTS, conditions
-from fastbn import FastBNOnlyResNet, fuse
+from fastbn import FastBNOnlyResNet, fuse, xla
 from fastbn.data.feed import Resident
 from fastbn.data.images import Images
 from fastbn.devices import carry_out
 from fastbn.run.config import Recipe
-from fastbn.training import xla
-from fastbn.training.step import Totals, TrainingStep
+from fastbn.training.step import TrainingStep
+from fastbn.training.totals import Totals
 
 BATCH, UNTIMED, TIMED = 128, 3, 11
 PROVIDERS = (("xla, stock", "xla", "stock"), ("cpu, stock", "cpu", "stock"), ("cpu, native", "cpu", "native"))

@@ -23,7 +23,7 @@ def choose_device(name: str) -> torch.device:
             "torch"
         )
     if name == "xla":
-        from fastbn.training import xla
+        from fastbn import xla
 
         return xla.device()
     if name == "auto":
@@ -45,7 +45,7 @@ def describe(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "xla":
-        from fastbn.training import xla
+        from fastbn import xla
 
         return f"{xla.describe()}, torch_xla {xla.version()}"
     return f"{_processor()}, {torch.get_num_threads()} threads"
@@ -54,7 +54,7 @@ def describe(device: torch.device) -> str:
 def number(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A scalar on the device, for which the host does not wait."""
     if device.type == "xla":
-        from fastbn.training import xla
+        from fastbn import xla
 
         return xla.number(value, dtype, device)
     return torch.full((), value, dtype=dtype, device=device)
@@ -64,7 +64,7 @@ def carry_out(device: torch.device, wait: bool = False) -> None:
     """On XLA, which only notes down what it is told, has that done: one graph, compiled where it is new.
     Elsewhere it is done already. `wait`: until a device that works beside its host has caught up."""
     if device.type == "xla":
-        from fastbn.training import xla
+        from fastbn import xla
 
         xla.carry_out(wait)
     elif wait and device.type == "cuda":

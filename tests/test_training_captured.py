@@ -21,7 +21,8 @@ from fastbn.errors import MachineError
 from fastbn.run.config import Recipe
 from fastbn.training.cuda_graph import Captured
 from fastbn.training.flat import Flat
-from fastbn.training.step import Totals, TrainingStep
+from fastbn.training.step import TrainingStep
+from fastbn.training.totals import Totals
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")

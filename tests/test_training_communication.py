@@ -5,8 +5,9 @@ import math
 
 import pytest
 
-from fastbn.planning.links import ASSUMED, Link, seconds, sent_bytes, step_bytes, synchronised_seconds
+from fastbn.planning.links import ASSUMED, Link, seconds, sent_bytes, synchronised_seconds
 from fastbn.train import main
+from fastbn.training.distributed.exchange import message_bytes
 
 LINK = Link(bandwidth=1e9, latency=1e-5)
 
@@ -36,7 +37,7 @@ def test_seconds():
 
 
 def test_the_deepest_network_sends_259_kb_where_stock_sends_56_mb():
-    assert step_bytes(64_736) == 258_960
+    assert message_bytes(64_736) == 258_960
     assert 4 * 13_979_930 == 55_919_720
 
 
@@ -60,7 +61,7 @@ def test_explain_prints_it(capsys):
     assert "8 images and 50.0 ms a device and step, as given" in said[start] and str(ASSUMED) in said[start]
     assert [line.split()[0] for line in said[start + 3 :]] == ["8", "64", "100", "1,024"]
     assert "--sync-bn" in said[start + 2]
-    assert f"{sent_bytes(step_bytes(168), 8) / 1e3:.1f} KB" in said[start + 3]
+    assert f"{sent_bytes(message_bytes(168), 8) / 1e3:.1f} KB" in said[start + 3]
     assert f"{sent_bytes(4 * 5214, 8) / 1e3:.1f} KB" in said[start + 3]
     assert main([*tiny, "--devices", "8"]) == 0
     assert "as measured here" in capsys.readouterr().out

@@ -10,7 +10,7 @@ from fastbn.data.feed import feed
 from fastbn.data.images import Images
 from fastbn.training.distributed.exchange import Exchange
 from fastbn.training.evaluation import evaluate
-from fastbn.training.step import Totals
+from fastbn.training.totals import Totals
 
 CPU = torch.device("cpu")
 

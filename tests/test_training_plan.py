@@ -15,10 +15,12 @@ from fastbn.engine.select import choose
 from fastbn.errors import MachineError
 from fastbn.planning import roofline
 from fastbn.planning.data_sheets import SHEETS, SPARE
-from fastbn.planning.plan import Planner, planner_of
+from fastbn.planning.plan import Planner
 from fastbn.planning.step_memory import NetworkMemory
 from fastbn.run.config import Recipe
-from fastbn.training.step import Totals, TrainingStep
+from fastbn.training.planner import planner_of
+from fastbn.training.step import TrainingStep
+from fastbn.training.totals import Totals
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")

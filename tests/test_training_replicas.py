@@ -15,10 +15,10 @@ from runs import TIMES, digits, network
 import fastbn
 from fastbn.data.feed import Resident
 from fastbn.errors import Diverged, MachineError, Stopped, UsageError
-from fastbn.planning import plan
+from fastbn.planning.plan import SPARE
 from fastbn.run.config import Recipe
 from fastbn.trainable import freeze
-from fastbn.training import replicas
+from fastbn.training import planner, replicas
 from fastbn.training.cuda_graph import Captured
 from fastbn.training.step import TrainingStep
 
@@ -240,11 +240,11 @@ def test_what_cannot_be(change, error, said):
 
 def test_on_a_gpu_each_plans_within_its_part_of_the_memory(monkeypatch):
     """In turns each may have it all: nothing of one step is left when the next begins."""
-    monkeypatch.setattr(plan, "free_memory", lambda device: 12 * 10**9)
+    monkeypatch.setattr(planner, "free_memory", lambda device: 12 * 10**9)
     recipe, budgets = Recipe(batch_size=8).resolved(1), {}
     for device, count in (("cpu", 4), ("cuda", 1), ("cuda", 4)):
         source = SimpleNamespace(device=torch.device(device), sample=(3, 8, 8), nbytes=10**9)
-        budgets[device, count] = plan.planner_of(network(), source, recipe, count).budget / (1 - plan.SPARE)
+        budgets[device, count] = planner.planner_of(network(), source, recipe, count).budget / (1 - SPARE)
     assert budgets["cpu", 4] == budgets["cuda", 1] == pytest.approx(13e9, rel=1e-4)  # and the network itself
     assert budgets["cuda", 4] == pytest.approx(4e9, rel=1e-4)
 

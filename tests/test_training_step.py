@@ -14,9 +14,10 @@ from fastbn import fuse
 from fastbn.data.feed import Resident
 from fastbn.data.images import Images
 from fastbn.errors import MachineError, is_out_of_memory
-from fastbn.planning.plan import planner_of
 from fastbn.run.config import Recipe
-from fastbn.training.step import Totals, TrainingStep
+from fastbn.training.planner import planner_of
+from fastbn.training.step import TrainingStep
+from fastbn.training.totals import Totals
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")

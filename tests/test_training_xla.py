@@ -12,13 +12,12 @@ import pytest
 import torch
 from runs import TINY, digits, network, python
 
-from fastbn import devices, fit
+from fastbn import devices, fit, xla
 from fastbn.engine.select import choose
 from fastbn.environment import Place, place, placed
 from fastbn.errors import MachineError, UsageError
 from fastbn.planning import precision
 from fastbn.train import main
-from fastbn.training import xla
 from fastbn.training.distributed.ranks import ALONE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -28,9 +27,9 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def anew():
     """What a test finds of torch_xla is not kept."""
-    xla._torch_xla.cache_clear()
+    xla.torch_xla_package.cache_clear()
     yield
-    xla._torch_xla.cache_clear()
+    xla.torch_xla_package.cache_clear()
 
 
 def told(tmp_path, capfd, *words):

@@ -12,14 +12,14 @@ from data_stream import folders
 from ranks import wait_for
 from runs import TINY, assert_same_run, checkpoint, digits, metrics, network, start
 
-from fastbn import evaluate, fit, fuse
+from fastbn import evaluate, fit, fuse, xla
 from fastbn.data import read_imagenet
 from fastbn.data.feed import Resident
 from fastbn.models.resnet import FastBNOnlyResNet
 from fastbn.run.config import Recipe
 from fastbn.train import main
-from fastbn.training import xla
-from fastbn.training.step import Totals, TrainingStep
+from fastbn.training.step import TrainingStep
+from fastbn.training.totals import Totals
 
 pytestmark = pytest.mark.xla
 
@@ -223,12 +223,12 @@ def test_the_ranks_gradients_are_one_all_reduce(monkeypatch):
 
 def test_the_launcher_trains_on_the_one_device_there_is(tmp_path):
     running = start(
-        *TINY, "--epochs", "1", "--device", "xla", "--out", tmp_path / "run", module="fastbn.training.xla"
+        *TINY, "--epochs", "1", "--device", "xla", "--out", tmp_path / "run", module="fastbn.train_xla"
     )
     out, err = running.communicate(timeout=300)
     assert running.returncode == 0 and "test accuracy" in out, err
     refused = start(
-        *TINY, "--epochs", "1", "--device", "xla", "--out", tmp_path / "run", module="fastbn.training.xla"
+        *TINY, "--epochs", "1", "--device", "xla", "--out", tmp_path / "run", module="fastbn.train_xla"
     )
     assert "--resume" in refused.communicate(timeout=300)[1] and refused.returncode == 2
 

@@ -25,7 +25,8 @@ from fastbn.errors import MachineError
 from fastbn.planning import precision
 from fastbn.run.config import Recipe
 from fastbn.training.cuda_graph import Captured
-from fastbn.training.step import Totals, TrainingStep
+from fastbn.training.step import TrainingStep
+from fastbn.training.totals import Totals
 
 import_tests()
 from nets import flip_free, images, scattered  # noqa: E402

@@ -21,7 +21,8 @@ from fastbn.data.images import Images
 from fastbn.planning import precision
 from fastbn.run.config import Recipe
 from fastbn.training.replicas import lanes
-from fastbn.training.step import Totals, TrainingStep
+from fastbn.training.step import TrainingStep
+from fastbn.training.totals import Totals
 
 Ready = Callable[[], None]
 AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}

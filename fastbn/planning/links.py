@@ -17,16 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import statistics
-import time
-
-from torch import nn
-
-from fastbn.planning import precision
-from fastbn.run.config import Config
-from fastbn.trainable import count
-from fastbn.training.distributed.exchange import FIGURES
-from fastbn.training.step import Totals, TrainingStep
 
 DEVICES = (8, 64, 1024)
 
@@ -45,11 +35,6 @@ class Link:
 ASSUMED = Link(25e9, 10e-6)  # a 200 Gb/s port a device
 
 
-def step_bytes(parameters: int) -> int:
-    """Of a step's one message, float32."""
-    return 4 * (parameters + FIGURES)
-
-
 def sent_bytes(size: int, devices: int) -> float:
     """By each device, for the all-reduce of a message of `size` bytes by a ring."""
     return 2 * (devices - 1) / devices * size
@@ -62,21 +47,6 @@ def seconds(size: int, devices: int, link: Link = ASSUMED) -> float:
     return min(ring, tree)
 
 
-def measured(step: TrainingStep, batch_size: int, repeats: int = 3) -> float:
-    """Seconds of a step here: the median, after one that packs, compiles and allocates. The model is
-    trained by them."""
-    found = []
-    step.model.train()
-    step.feed.begin(0, 0)
-    for _ in range(repeats + 1):
-        totals = Totals.zero(step.feed.device)
-        start = time.perf_counter()
-        step(next(step.feed.batches(batch_size)), 0.0, totals)
-        bool(totals.finite)  # the device has caught up when this is known
-        found.append(time.perf_counter() - start)
-    return statistics.median(found[1:])
-
-
 def synchronised_seconds(channels: list[int], devices: int, link: Link = ASSUMED) -> float:
     """Of --sync-bn's all-reduces in a step, one forward and one back a BatchNorm of so many channels, two
     float64 a channel each."""
@@ -84,7 +54,7 @@ def synchronised_seconds(channels: list[int], devices: int, link: Link = ASSUMED
 
 
 def table(
-    trained: int,
+    message: int,
     total: int,
     channels: list[int],
     step: float,
@@ -92,9 +62,9 @@ def table(
     sync_bn: bool = False,
     link: Link = ASSUMED,
 ) -> list[str]:
-    """Lines for people. trained: parameters that train, of `total`; channels: of each BatchNorm; step:
+    """Lines for people. message: bytes of a step's all-reduce; total: all parameters; channels: of each BatchNorm; step:
     seconds of one on one device."""
-    sizes = step_bytes(trained), 4 * total
+    sizes = message, 4 * total
     lines = [f"{'':>8}  {'fastbn':^38}  {'stock DDP, everything trains':^38}"]
     head = f"{'sent a step':>14}{'time':>12}{'of the step':>12}"
     lines.append(f"{'devices':>8}  {head}  {head}" + (f"  {'--sync-bn':>12}" if sync_bn else ""))
@@ -108,24 +78,6 @@ def table(
         also = synchronised_seconds(channels, number, link)
         lines.append(f"{number:>8,}  {'  '.join(cells)}" + (f"  {_seconds(also):>12}" if sync_bn else ""))
     return lines
-
-
-def lines(config: Config, model: nn.Module, step: TrainingStep) -> list[str]:
-    """What `--explain --devices` says: each device takes a batch of its own in the step's seconds, given
-    or measured here."""
-    assert config.devices is not None
-    seconds, how = config.step_seconds, "as given"
-    if seconds is None:
-        with precision.arithmetic(config.precision, step.feed.device):
-            seconds = measured(step, config.batch)
-        how = "as measured here"
-    batch = min(config.batch, len(step.feed))
-    first = (
-        f"many      {batch} images and {seconds * 1e3:,.1f} ms a device and step, {how}; assumed: "
-        f"{ASSUMED}, nothing hidden"
-    )
-    channels = [m.num_features for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    return [first, *table(*count(model), channels, seconds, config.devices, config.sync_bn)]
 
 
 def _bytes(n: float) -> str:

@@ -10,18 +10,14 @@ import dataclasses
 import functools
 import math
 
-from torch import nn
-
-from fastbn.data.feed import Feed
-from fastbn.engine import fused_forward, recomputation
+from fastbn.engine import recomputation
 from fastbn.engine.recomputation import Recompute
 from fastbn.errors import MachineError
 from fastbn.graph.regions import Region, Shape
 from fastbn.planning import roofline
-from fastbn.planning.data_sheets import GB, SPARE, free_memory
+from fastbn.planning.data_sheets import GB, SPARE
 from fastbn.planning.precision import storage
 from fastbn.planning.step_memory import NetworkMemory
-from fastbn.run.config import Recipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,21 +185,6 @@ class Planner:
             for region, shapes in self.regions(n)
             for cost in roofline.costs(region, shapes, self.dtypes)
         )
-
-
-def planner_of(model: nn.Module, feed: Feed, recipe: Recipe, replicas: int = 1) -> Planner | None:
-    """The planner of a resolved recipe's steps on the device where model and feed are, in what memory is free
-    there or the recipe grants. None where nothing is to be decided: the model runs stock, reads no images, or
-    is XLA's to plan. Of so many replicas on CUDA, whose steps overlap, each has an equal part of what is
-    free. The model is read in the modes it is in."""
-    fused = fused_forward(model)
-    if fused is None or len(feed.sample) != 3 or feed.device.type == "xla":
-        return None
-    network = NetworkMemory.of(model, fused, storage(recipe.precision)[0])
-    there = network.stored_bytes + feed.nbytes
-    free = free_memory(feed.device) // (replicas if feed.device.type == "cuda" else 1)
-    memory = int(recipe.memory * GB) if recipe.memory is not None else free + there
-    return Planner(network, feed.sample, recipe.precision, memory, recipe.optimizer, feed.nbytes)
 
 
 def gb(size: float) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 
 from fastbn.data.feed import feed
-from fastbn.planning import data_sheets, links, roofline
+from fastbn.planning import data_sheets, roofline
 from fastbn.planning.explain import explain
-from fastbn.planning.plan import planner_of
-from fastbn.run import explain_device, messages
+from fastbn.run import explain_device, explain_devices, messages
 from fastbn.run.build import network_of
 from fastbn.run.config import Config
 from fastbn.run.resolve import data, implied, resolved, sized
+from fastbn.training.planner import planner_of
 from fastbn.training.step import TrainingStep
 
 
@@ -38,5 +38,7 @@ def explain_run(config: Config) -> str:
         lines += [f"plan      {plan}", f"time      {least}"]
     lines += str(explain(model, planner.image if planner else None)).splitlines()[1:]
     if config.devices is not None:
-        lines += links.lines(config, model, TrainingStep(model, source, config.recipe(), planner=planner))
+        lines += explain_devices.lines(
+            config, model, TrainingStep(model, source, config.recipe(), planner=planner)
+        )
     return "\n".join(lines)

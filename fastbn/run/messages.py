@@ -10,10 +10,10 @@ import torch
 from fastbn import devices
 from fastbn.data.datasets import Loaded
 from fastbn.models.network import Network
+from fastbn.run import rank_messages
 from fastbn.run.build import spec_of
 from fastbn.run.config import Config
 from fastbn.trainable import count
-from fastbn.training.distributed import agree
 from fastbn.training.distributed.ranks import ALONE, Ranks
 
 
@@ -42,7 +42,7 @@ def opening(
         *([f"fastbn: {note}"] if note else []),
         f"device    {devices.describe(torch.device(config.device))} ({versions})",
         f"engine    {config.engine}, {config.precision} ({why}){graph}",
-        *([agree.described(config, some, ranks)] if ranks.count > 1 else []),
+        *([rank_messages.described(config, some, ranks)] if ranks.count > 1 else []),
         *(
             [f"replicas  {replicas} networks in this process, {_beside(config.device)}"]
             if replicas > 1

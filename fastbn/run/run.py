@@ -15,17 +15,16 @@ from fastbn.data.images import Images
 from fastbn.errors import UsageError
 from fastbn.models.network import Network
 from fastbn.planning import precision
-from fastbn.run import messages
+from fastbn.run import messages, rank_messages
 from fastbn.run.build import engine_of, network_of, spec_of
 from fastbn.run.config import Config
 from fastbn.run.folder import RunFolder, json_ready
 from fastbn.run.resolve import data, implied, resolved, sized
-from fastbn.run.saver import Saver
+from fastbn.run.saver import FolderSaver
 from fastbn.run.tracking import Tracker
 from fastbn.run.untrained import measure
 from fastbn.trainable import trainable
 from fastbn.training.checkpoint import CHECKPOINT, save
-from fastbn.training.distributed import agree
 from fastbn.training.distributed.ranks import Ranks, started
 from fastbn.training.fit import fit
 from fastbn.training.progress import Progress
@@ -65,7 +64,7 @@ class TrainingRun:
     train: Images | Stream
     val: Images | Stream | None
     folder: RunFolder | None
-    saver: Saver | None
+    saver: FolderSaver | None
     tracker: Tracker | None
     beside: dict[str, int]  # what else trains: ranks and replicas, counted
     begun: float
@@ -138,7 +137,7 @@ def ready(
         folder.write_json("config.json", settings)
         for line in messages.opening(config, loaded, model, why, note, ranks, replicas):
             speak.say(line)
-        saver = Saver(folder, settings)
+        saver = FolderSaver(folder, settings)
         if tracker is not None:
             tracker.start(folder.path.name, settings)
     beside = {"ranks": ranks.count, "replicas": replicas}
@@ -192,4 +191,4 @@ def _continued(config: Config, folder: RunFolder, ranks: Ranks) -> tuple[Config,
         )
     return config.completed_by(
         saved
-    ), f"resuming {folder.path}{agree.other_ranks(config, saved.get('ranks', 1), ranks)}"
+    ), f"resuming {folder.path}{rank_messages.other_ranks(config, saved.get('ranks', 1), ranks)}"

@@ -13,19 +13,12 @@ from fastbn.errors import UsageError
 from fastbn.models.network import Network
 from fastbn.run.folder import BEST, RunFolder
 from fastbn.training.checkpoint import CHECKPOINT, WeightSource, header_of, restore, source_of, tensors_of
-from fastbn.training.step import Totals, TrainingStep
+from fastbn.training.saving import Position
+from fastbn.training.step import TrainingStep
+from fastbn.training.totals import Totals
 
 
-@dataclasses.dataclass
-class Position:
-    """Where training stands: `step` steps of epoch `epoch` are done, and these are its totals."""
-
-    epoch: int
-    step: int
-    totals: Totals
-
-
-class Saver:
+class FolderSaver:
     """Writes a run's metrics and checkpoints into its folder; starts from the checkpoint that lies there,
     if any."""
 

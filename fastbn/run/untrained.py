@@ -13,9 +13,8 @@ from fastbn.data.feed import feed
 from fastbn.planning import precision
 from fastbn.run.config import Recipe
 from fastbn.training import affine_statistics
-from fastbn.training.distributed.exchange import StepResult
 from fastbn.training.evaluation import evaluate
-from fastbn.training.step import Totals
+from fastbn.training.totals import StepResult, Totals
 
 
 def measure(model: nn.Module, train: object, test: object, recipe: Recipe) -> list[dict[str, Any]]:

@@ -14,9 +14,10 @@ from fastbn import devices
 from fastbn.data.feed import Feed, Inputs
 from fastbn.errors import MachineError
 from fastbn.planning import precision
-from fastbn.planning.plan import planner_of
 from fastbn.run.config import Recipe
-from fastbn.training.step import Totals, TrainingStep
+from fastbn.training.planner import planner_of
+from fastbn.training.step import TrainingStep
+from fastbn.training.totals import Totals
 
 SMALLEST, LARGEST = 32, 2**14
 WITHIN = 0.95

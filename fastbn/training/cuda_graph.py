@@ -20,7 +20,7 @@ from fastbn.engine.interface import Record
 from fastbn.errors import MachineError, is_out_of_memory
 
 if TYPE_CHECKING:
-    from fastbn.training.step import Totals
+    from fastbn.training.totals import Totals
 
 Compute = Callable[[Inputs, Tensor, Any], None]
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from fastbn import devices
 from fastbn.data.feed import Feed
-from fastbn.training.distributed.exchange import StepResult
-from fastbn.training.step import Totals, at_least_float32
+from fastbn.training.step import at_least_float32
+from fastbn.training.totals import StepResult, Totals
 
 MANY = 100  # classes, from which on the five likeliest are counted too
 

@@ -16,14 +16,14 @@ from fastbn.data.images import Images
 from fastbn.engine import fused_forward
 from fastbn.errors import UsageError
 from fastbn.planning import precision
-from fastbn.planning.plan import planner_of
 from fastbn.run.config import Recipe
-from fastbn.run.saver import Saver
 from fastbn.training.batch_size import fastest
 from fastbn.training.distributed import agree
 from fastbn.training.distributed.ranks import ALONE, Ranks, joined
 from fastbn.training.loop import TrainingLoop, training_mode
+from fastbn.training.planner import planner_of
 from fastbn.training.progress import Progress
+from fastbn.training.saving import Saver
 from fastbn.training.signals import stop_request
 from fastbn.training.step import TrainingStep
 

@@ -16,14 +16,15 @@ from fastbn import devices
 from fastbn.data.feed import Feed, Inputs
 from fastbn.errors import Diverged, Stopped
 from fastbn.run.config import Recipe
-from fastbn.run.saver import Position, Saver
 from fastbn.training import affine_statistics
 from fastbn.training.distributed import agree
 from fastbn.training.evaluation import evaluate
 from fastbn.training.progress import Progress
+from fastbn.training.saving import Position, Saver
 from fastbn.training.schedule import learning_rate
 from fastbn.training.signals import StopRequest
-from fastbn.training.step import Totals, TrainingStep
+from fastbn.training.step import TrainingStep
+from fastbn.training.totals import Totals
 
 
 class Turn(NamedTuple):

@@ -3,7 +3,6 @@ device."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -20,47 +19,12 @@ from fastbn.errors import is_out_of_memory
 from fastbn.planning.plan import Planner
 from fastbn.run.config import Recipe
 from fastbn.training.cuda_graph import Captured
-from fastbn.training.distributed.exchange import Exchange, StepResult
+from fastbn.training.distributed.exchange import Exchange
 from fastbn.training.distributed.ranks import ALONE, Ranks
 from fastbn.training.flat import Flat
 from fastbn.training.optimizer import Optimizer
 from fastbn.training.running_statistics import Running
-
-
-@dataclasses.dataclass
-class Totals:
-    """What an epoch adds up, on the device."""
-
-    loss: Tensor  # float64: Σ loss over images
-    correct: Tensor  # int64
-    images: int
-    finite: Tensor  # bool: every loss, gradient and update so far
-    # int64: labels among the five likeliest classes; where an evaluation counts them
-    top5: Tensor | None = None
-
-    @staticmethod
-    def zero(device: torch.device) -> Totals:
-        def scalar(value: float, dtype: torch.dtype) -> Tensor:
-            return devices.number(value, dtype, device)
-
-        return Totals(scalar(0, torch.float64), scalar(0, torch.int64), 0, scalar(True, torch.bool))
-
-    def add(self, found: StepResult) -> None:
-        """Adds a batch's figures, on the device. `images` is counted by the host."""
-        self.loss += found.loss.double() * found.images
-        self.correct += found.correct
-
-    def mean(self, prefix: str) -> dict[str, float]:
-        """Mean loss and the fraction correct, as a metrics line names them."""
-        found = {
-            f"{prefix}_loss": self.loss.item() / self.images,
-            f"{prefix}_accuracy": self.correct.item() / self.images,
-        }
-        return (
-            found
-            if self.top5 is None
-            else found | {f"{prefix}_top5_accuracy": self.top5.item() / self.images}
-        )
+from fastbn.training.totals import StepResult, Totals
 
 
 class TrainingStep:

@@ -12,12 +12,12 @@ from fastbn.data.feed import Feed
 from fastbn.engine import fused_forward
 from fastbn.engine.region import synchronised
 from fastbn.errors import UsageError
-from fastbn.planning.links import step_bytes
-from fastbn.run.config import Config, Recipe
-from fastbn.run.saver import Position, Saver
+from fastbn.run.config import Recipe
 from fastbn.training.distributed.ranks import Ranks
 from fastbn.training.distributed.sync_batchnorm import Synchronised
-from fastbn.training.step import Totals, TrainingStep
+from fastbn.training.saving import Position, Saver
+from fastbn.training.step import TrainingStep
+from fastbn.training.totals import Totals
 
 
 def check(ranks: Ranks, source: Feed, recipe: Recipe) -> None:
@@ -39,31 +39,6 @@ def check(ranks: Ranks, source: Feed, recipe: Recipe) -> None:
             f"{source.name} has {len(source)} images to train on, fewer than the {ranks.count} ranks; start "
             "fewer"
         )
-
-
-def described(config: Config, parameters: int, ranks: Ranks) -> str:
-    """What a run says of its ranks."""
-    own, statistics = (
-        config.batch // ranks.count,
-        "all ranks' together" if config.sync_bn else "each rank's own",
-    )
-    sent = f"{step_bytes(parameters):,} bytes an all-reduce over {ranks.backend}"
-    return (
-        f"ranks     {ranks.count}, {own} images of each batch a rank, BatchNorm's statistics "
-        f"{statistics}, {sent}"
-    )
-
-
-def other_ranks(config: Config, before: int, ranks: Ranks) -> str:
-    """What to say where another number of ranks goes on with a run, which may: with --sync-bn it is the
-    same run."""
-    if before == ranks.count or config.sync_bn:
-        return ""
-    own = config.batch // ranks.count
-    return (
-        f", saved by {before} ranks and continued by {ranks.count}: BatchNorm's statistics are now of "
-        f"{own} images"
-    )
 
 
 def start(step: TrainingStep, saver: Saver | None) -> tuple[Position, list[dict[str, Any]]]:

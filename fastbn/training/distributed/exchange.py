@@ -8,18 +8,14 @@ is so in everybody's sum: all withhold the update."""
 from __future__ import annotations
 
 import collections
-import dataclasses
 import signal
 import time
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fastbn.training.distributed.ranks import Ranks
-
-if TYPE_CHECKING:
-    from fastbn.training.step import Totals
+from fastbn.training.totals import StepResult, Totals
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)  # the first that any rank has heard is everybody's
 FIGURES = 2 + len(SIGNALS)  # that a step's message holds behind the gradient
@@ -27,17 +23,9 @@ LAG = 4  # steps by which a CUDA device may be behind its host before the host l
 PAUSE = 0.0005
 
 
-@dataclasses.dataclass(frozen=True)
-class StepResult:
-    """A batch's figures, on the device."""
-
-    loss: Tensor  # mean
-    correct: Tensor  # int64
-    images: int | Tensor  # n
-
-    @staticmethod
-    def of(logits: Tensor, labels: Tensor, loss: Tensor) -> StepResult:
-        return StepResult(loss.detach(), (logits.detach().argmax(1) == labels).sum(), labels.shape[0])
+def message_bytes(parameters: int) -> int:
+    """Return the bytes of a step's one message, float32."""
+    return 4 * (parameters + FIGURES)
 
 
 class Exchange:

@@ -1,0 +1,50 @@
+"""--explain --devices: what so many devices would send each other in a step, and how long it would take."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+from torch import nn
+
+from fastbn.planning import precision
+from fastbn.planning.links import ASSUMED, table
+from fastbn.run.config import Config
+from fastbn.trainable import count
+from fastbn.training.distributed.exchange import message_bytes
+from fastbn.training.step import TrainingStep
+from fastbn.training.totals import Totals
+
+
+def lines(config: Config, model: nn.Module, step: TrainingStep) -> list[str]:
+    """What `--explain --devices` says: each device takes a batch of its own in the step's seconds, given
+    or measured here."""
+    assert config.devices is not None
+    seconds, how = config.step_seconds, "as given"
+    if seconds is None:
+        with precision.arithmetic(config.precision, step.feed.device):
+            seconds = measured(step, config.batch)
+        how = "as measured here"
+    batch = min(config.batch, len(step.feed))
+    first = (
+        f"many      {batch} images and {seconds * 1e3:,.1f} ms a device and step, {how}; assumed: "
+        f"{ASSUMED}, nothing hidden"
+    )
+    trained, total = count(model)
+    channels = [m.num_features for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    return [first, *table(message_bytes(trained), total, channels, seconds, config.devices, config.sync_bn)]
+
+
+def measured(step: TrainingStep, batch_size: int, repeats: int = 3) -> float:
+    """Seconds of a step here: the median, after one that packs, compiles and allocates. The model is
+    trained by them."""
+    found = []
+    step.model.train()
+    step.feed.begin(0, 0)
+    for _ in range(repeats + 1):
+        totals = Totals.zero(step.feed.device)
+        start = time.perf_counter()
+        step(next(step.feed.batches(batch_size)), 0.0, totals)
+        bool(totals.finite)  # the device has caught up when this is known
+        found.append(time.perf_counter() - start)
+    return statistics.median(found[1:])

@@ -1,0 +1,39 @@
+"""python -m fastbn.train_xla ARGUMENTS: python -m fastbn.train on every chip of this machine, a process a chip.
+
+PJRT_DEVICE=TPU python -m fastbn.train_xla --depth 866 --device xla
+"""
+
+from __future__ import annotations
+
+import sys
+
+from fastbn.environment import Place, placed
+from fastbn.errors import MachineError
+
+
+def _chip(ordinal: int, arguments: list[str]) -> None:
+    """One of the launched processes."""
+    from torch_xla import runtime
+
+    from fastbn.train import main
+
+    with placed(Place(ordinal, runtime.world_size(), runtime.local_ordinal(), 0)):
+        code = main(arguments)
+    if code:
+        sys.exit(code)
+
+
+def launch(arguments: list[str]) -> int:
+    """python -m fastbn.train with these arguments, in a process a chip."""
+    from fastbn.xla import torch_xla_package
+
+    try:
+        torch_xla_package().launch(_chip, (arguments,))
+    except MachineError as error:
+        print(f"fastbn: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(launch(sys.argv[1:]))

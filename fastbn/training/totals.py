@@ -1,0 +1,59 @@
+"""The figures of a batch and of an epoch, on the device."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from fastbn import devices
+
+
+@dataclasses.dataclass(frozen=True)
+class StepResult:
+    """A batch's figures, on the device."""
+
+    loss: Tensor  # mean
+    correct: Tensor  # int64
+    images: int | Tensor  # n
+
+    @staticmethod
+    def of(logits: Tensor, labels: Tensor, loss: Tensor) -> StepResult:
+        return StepResult(loss.detach(), (logits.detach().argmax(1) == labels).sum(), labels.shape[0])
+
+
+@dataclasses.dataclass
+class Totals:
+    """What an epoch adds up, on the device."""
+
+    loss: Tensor  # float64: Σ loss over images
+    correct: Tensor  # int64
+    images: int
+    finite: Tensor  # bool: every loss, gradient and update so far
+    # int64: labels among the five likeliest classes; where an evaluation counts them
+    top5: Tensor | None = None
+
+    @staticmethod
+    def zero(device: torch.device) -> Totals:
+        def scalar(value: float, dtype: torch.dtype) -> Tensor:
+            return devices.number(value, dtype, device)
+
+        return Totals(scalar(0, torch.float64), scalar(0, torch.int64), 0, scalar(True, torch.bool))
+
+    def add(self, found: StepResult) -> None:
+        """Adds a batch's figures, on the device. `images` is counted by the host."""
+        self.loss += found.loss.double() * found.images
+        self.correct += found.correct
+
+    def mean(self, prefix: str) -> dict[str, float]:
+        """Mean loss and the fraction correct, as a metrics line names them."""
+        found = {
+            f"{prefix}_loss": self.loss.item() / self.images,
+            f"{prefix}_accuracy": self.correct.item() / self.images,
+        }
+        return (
+            found
+            if self.top5 is None
+            else found | {f"{prefix}_top5_accuracy": self.top5.item() / self.images}
+        )
