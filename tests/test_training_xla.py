@@ -12,12 +12,13 @@ import pytest
 import torch
 from runs import TINY, digits, network, python
 
-from fastbn import devices, fit, xla
+from fastbn import devices, fit, train_xla, xla
 from fastbn.engine.select import choose
 from fastbn.environment import Place, place, placed
 from fastbn.errors import MachineError, UsageError
 from fastbn.planning import precision
 from fastbn.train import main
+from fastbn.training import xla as xla_ranks
 from fastbn.training.distributed.ranks import ALONE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -67,7 +68,7 @@ def test_no_device(tmp_path, capfd, monkeypatch):
 
 def test_the_launcher_tells_it_too(capfd, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_xla", None)
-    assert xla.launch(["--depth", "14"]) == 2
+    assert train_xla.launch(["--depth", "14"]) == 2
     assert "torch_xla" in capfd.readouterr().err
 
 
@@ -140,7 +141,7 @@ def on_chips(monkeypatch, act, count=2):
 
     def chip(rank):
         with placed(Place(rank, count, rank, 0)):
-            return act(xla.Chips(rank, count))
+            return act(xla_ranks.Chips(rank, count))
 
     with ThreadPoolExecutor(count) as pool:
         return list(pool.map(chip, range(count))), collectives
@@ -210,5 +211,5 @@ def test_torchrun_does_not_start_chips(monkeypatch):
     runtime = types.SimpleNamespace(world_size=lambda: 1)
     monkeypatch.setitem(sys.modules, "torch_xla", types.SimpleNamespace(device=lambda: CPU, runtime=runtime))
     with placed(Place(1, 4, 1, 0)), pytest.raises(UsageError, match="by python -m"):
-        xla.ranks(1.0)
-    assert xla.ranks(1.0).count == 1
+        xla_ranks.ranks(1.0)
+    assert xla_ranks.ranks(1.0).count == 1

@@ -18,6 +18,7 @@ from fastbn.data.feed import Resident
 from fastbn.models.resnet import FastBNOnlyResNet
 from fastbn.run.config import Recipe
 from fastbn.train import main
+from fastbn.training import xla as xla_ranks
 from fastbn.training.step import TrainingStep
 from fastbn.training.totals import Totals
 
@@ -206,7 +207,7 @@ def test_the_ranks_gradients_are_one_all_reduce(monkeypatch):
 
     images = digits(BATCH)[0].to("xla")
     model = network(width=3, engine="stock").to("xla").train()
-    step = TrainingStep(model, Resident(images), Recipe(batch_size=BATCH).resolved(2), xla.Chips(0, 2))
+    step = TrainingStep(model, Resident(images), Recipe(batch_size=BATCH).resolved(2), xla_ranks.Chips(0, 2))
     step.feed.begin(0, 0)
     (inputs,) = step.feed.batches(BATCH, 0, (0, 2))
     step.exchange.begin(len(inputs[0]), len(inputs[0]), BATCH, None)
