@@ -41,3 +41,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or any(words in str(error).lower() for words in NO_MEMORY):
         return True
     return error.__context__ is not None and is_out_of_memory(error.__context__)
+
+
+DEVICE_FAILURES = ("cuda error", "cublas_status", "cudnn_status", "device-side assert", "triton error")
+
+
+def is_device_failure(error: BaseException) -> bool:
+    """Whether a GPU or its driver gave up: the process can compute nothing more there."""
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in DEVICE_FAILURES)

@@ -47,6 +47,8 @@ def choose(
         return REFERENCE, "asked for"
     if name == "auto" and device.type == "xla":
         return None, XLA
+    if name == "auto" and (failed := failed_check(device, dtype)):
+        return None, failed  # and not the reference engine, which is slower than stock on a GPU
     if name == "triton" or (name == "auto" and device.type == "cuda"):
         unfit = why_not_triton(device, dtype)
         if not unfit:
@@ -105,7 +107,17 @@ def why_not_triton(device: torch.device, dtype: torch.dtype) -> str:
         import triton  # noqa: F401
     except ImportError as error:
         return f"Triton can't be imported ({error})"
-    return ""
+    return failed_check(device, dtype)
+
+
+def failed_check(device: torch.device, dtype: torch.dtype) -> str:
+    """Return "" where the Triton kernels have passed their self-check on this GPU, or it is no GPU of theirs;
+    else what failed."""
+    if device.type != "cuda" or capability(device) < OLDEST:
+        return ""
+    from fastbn.engine.triton.self_check import verdict
+
+    return verdict(device, dtype)
 
 
 def _why_not_native(device: torch.device, dtype: torch.dtype) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
+from fastbn.engine import select
 from fastbn.engine.region import mixed
 from fastbn.engine.triton import step_kernels, tf32
 from fastbn.errors import MachineError
@@ -53,6 +54,8 @@ def check(precision: str, device: torch.device) -> None:
 
 
 def automatic(model_engine: str, device: torch.device) -> str:
-    """What 'auto' means for a model's engine ('auto', 'stock', …): mixed where the Triton engine runs it,
-    else fp32."""
-    return "mixed" if model_engine in ("auto", "triton") and step_kernels.usable(device) else "fp32"
+    """Return what 'auto' means for a model's engine ('auto', 'stock', …): mixed where the Triton engine runs it;
+    bf16, stock's best, where the engine failed its self-check on this GPU; else fp32."""
+    if model_engine in ("auto", "triton") and step_kernels.usable(device):
+        return "mixed"
+    return "bf16" if model_engine == "auto" and select.failed_check(device, torch.float16) else "fp32"

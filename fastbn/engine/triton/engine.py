@@ -26,6 +26,7 @@ from fastbn.engine.interface import (
     Pending,
 )
 from fastbn.engine.triton import tf32, tuning, tuning_table
+from fastbn.engine.triton.failures import explained
 from fastbn.engine.triton.tuning import LIBRARY, ROLLING
 from fastbn.graph.regions import Conv, Shape
 from fastbn.kernels.triton import (
@@ -109,6 +110,7 @@ class Triton:
             w.new_zeros(1)
         return TritonWeight(algorithm, w, v)
 
+    @explained
     def convolve(
         self,
         conv: Conv,
@@ -156,6 +158,7 @@ class Triton:
             return y, Formed(left.z if keep_z else None, left.mask)
         return y, formed
 
+    @explained
     def ready(self, norm: NormVectors) -> None:
         if norm.pending is not None:
             batchnorm_stats.launch_forward(norm.pending, self._dependent)
@@ -171,6 +174,7 @@ class Triton:
         source.norms[0].pending = None
         return pending
 
+    @explained
     def form(self, activation: LazyActivation, keep_mask: bool) -> Formed:
         n, c, h, w = activation.ys[0].shape
         read, formed = self._source(activation, True, keep_mask)
@@ -178,6 +182,7 @@ class Triton:
         assert formed is not None
         return formed
 
+    @explained
     def gradient(
         self, paths: list[BackpropPath], added: list[Tensor], mask: Mask | None, shape: Shape
     ) -> tuple[Tensor, list[Pending]]:
@@ -210,6 +215,7 @@ class Triton:
             for i, (norm, affine) in made
         ]
 
+    @explained
     def settle(self, coefficients: Pending) -> Coefficients:
         if not isinstance(coefficients, batchnorm_stats.Backward):
             return coefficients

@@ -13,7 +13,7 @@ from fastbn.engine import select
 
 def usable(device: torch.device) -> bool:
     """Whether the Triton kernels run on this device."""
-    return device.type == "cuda" and select.why_not_triton(device, torch.float32) == ""
+    return device.type == "cuda" and select.why_not_triton(device, torch.float16) == ""
 
 
 def batch(

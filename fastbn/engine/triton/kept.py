@@ -1,0 +1,54 @@
+"""The kept results of a self-check: read within bounds, written whole or not at all, made by one process."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+MOST = 1 << 20  # bytes of a file of results
+
+
+@contextlib.contextmanager
+def exclusively(path: Path) -> Iterator[None]:
+    """Hold the lock beside a file; where the folder can't be written, nothing is held."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except OSError:
+        yield
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def kept(path: Path, key: dict[str, Any]) -> dict[str, str] | None:
+    """Return the results that lie there for this key; None where there are none, or none that can be read."""
+    try:
+        if path.stat().st_size > MOST:
+            return None
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(said, dict) or said.get("key") != key or not isinstance(said.get("results"), dict):
+        return None
+    results = said["results"]
+    sound = results and all(isinstance(name, str) and isinstance(what, str) for name, what in results.items())
+    return results if sound else None
+
+
+def keep(path: Path, key: dict[str, Any], results: dict[str, str]) -> None:
+    """Write the results. A folder that can't be written keeps nothing, and the next process checks anew."""
+    with contextlib.suppress(OSError):
+        descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump({"key": key, "results": results}, file, indent=1)
+        os.replace(part, path)
