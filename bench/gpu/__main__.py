@@ -1,6 +1,6 @@
-"""python -m bench.gpu STAGE --out DIR: what a visit to a GPU should find out, a stage a process;
-bench/gpu_check.sh runs them all.
+"""python -m bench.gpu STAGE --out DIR: what a visit to a GPU should find out, a stage a process.
 
+    visit         the stages below, each a process, within --minutes; bench/gpu_check.sh starts it
     compile       the kernels of the stages below, by all processors at once
     trial         the fused kernels against tap by tap, cuDNN and stock's passes
     correctness   every kernel and whole networks against float64
@@ -25,7 +25,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-STAGES = ("compile", "trial", "correctness", "step", "train", "merge")
+STAGES = ("visit", "compile", "trial", "correctness", "step", "train", "merge")
 NEEDED = ("numpy", "torch", "triton", "safetensors", "tqdm")
 
 
@@ -110,6 +110,8 @@ def merge(out: Path, results: Path) -> int:
 
     stages: dict[str, dict[str, Any]] = {}
     for path in sorted(out.glob("*.json")):
+        if path.stem == "visit":
+            continue
         record = json.loads(path.read_text(encoding="utf-8"))
         if not re.fullmatch(r"correctness-\d+", path.stem):
             stages[path.stem] = record
@@ -170,6 +172,28 @@ def merge(out: Path, results: Path) -> int:
     return min(len(failures), 1)
 
 
+def _visit(asked: argparse.Namespace) -> int:
+    """The stages asked for, each with what it takes of this command's options."""
+    from bench.gpu import visit
+
+    def options(stage: visit.Stage) -> list[str]:
+        if stage.module != "bench.gpu":
+            return []
+        words = ["--out", str(asked.out), *["--small"] * asked.small]
+        if stage.name.split("-")[0] in ("correctness", "step"):
+            words += ["--resume"] * asked.resume
+        if stage.name.startswith("train"):
+            words += ["--data-dir", asked.data_dir] if asked.data_dir else []
+            words += ["--precision", asked.precision]
+            words += ["--epochs", str(asked.epochs)] if asked.epochs else []
+        if stage.name == "merge":
+            words += ["--results", str(asked.out / "results" if asked.small else asked.results)]
+        return words
+
+    stages, minutes = visit.chosen(asked.only, asked.minutes, asked.small)
+    return visit.visit(asked.out, stages, minutes, options, asked.resume, asked.pack)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """0: done and right; 1: something failed; 2: something is missing here, or a wrong argument."""
     parser = argparse.ArgumentParser(
@@ -194,6 +218,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--precision", default="auto", help="train")
     parser.add_argument("--data-dir", help="train: the folder of CIFAR-10; without it the embedded digits")
     parser.add_argument(
+        "--minutes", type=float, help="visit: for everything; without it eight for each stage"
+    )
+    parser.add_argument("--only", default="", help="visit: these stages alone, joined by commas")
+    parser.add_argument(
+        "--pack", type=Path, help="visit: an archive of all that was found, after every stage"
+    )
+    parser.add_argument(
         "--results", type=Path, default=Path("bench") / "results", help="merge: where the record goes"
     )
     asked = parser.parse_args(arguments)
@@ -203,6 +234,8 @@ def main(arguments: list[str] | None = None) -> int:
             f"bench.gpu needs {', '.join(NEEDED)}; not installed here: {', '.join(missing)}", file=sys.stderr
         )
         return 2
+    if asked.stage == "visit":
+        return _visit(asked)
     if asked.stage == "merge":
         return merge(asked.out, asked.results)
     if asked.stage == "train":
