@@ -4,7 +4,7 @@
     capability=90) cost.registers, cost.spills, cost.matrix, cost.wide_loads
 
     python -m bench.audit [--capability 90] [--family cifar|imagenet] [--dtype bf16] [--only rolling]
-    [--dependent] [--packed]
+    [--dependent]
     python -m bench.audit --write      bf16 on sm_90 in full, the other capabilities in two lines each, into
     kernels/README.md
 
@@ -275,9 +275,6 @@ def main() -> None:
         action="store_true",
         help="launched to begin early, as kernels/triton/early_launch.py says",
     )
-    parser.add_argument(
-        "--packed", action="store_true", help="fp16 formed in fp16, as kernels/triton/prologue.py says"
-    )
     parser.add_argument("--write", action="store_true", help="write kernels/README.md's tables")
     parser.add_argument(
         "--elsewhere",
@@ -300,7 +297,7 @@ def main() -> None:
         return
     print(HEAD)
     rows = []
-    switches = {"dependent": asked.dependent, "packed": asked.packed}
+    switches = {"dependent": asked.dependent}
     for row in compiled_rows(
         asked.family, asked.dtype, asked.capability, lambda row: asked.only in row.title, **switches
     ):

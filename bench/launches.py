@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from triton.runtime.jit import JITFunction
 
 from fastbn.engine.triton import engine as triton_engine
-from fastbn.engine.triton import tuning, tuning_table
+from fastbn.engine.triton import tuning_table
 from fastbn.graph.read import read
 from fastbn.models.resnet import FastBNOnlyResNet
 
@@ -80,8 +80,8 @@ def kind(value: Tensor | float) -> str:
 
 
 def launches(family: str, dtype: str, capability: int, **switches: bool) -> dict[Launch, int]:
-    """A step's distinct launches, in order, and how many of each there are. switches: `dependent`, `packed`,
-    as configurations has them; off."""
+    """A step's distinct launches, in order, and how many of each there are. switches: `dependent`, as
+    tuning_table has it; off."""
     found: dict[Launch, int] = {}
     for depth, size in NETWORKS[family]:
         model = FastBNOnlyResNet(depth, family=family, engine="stock")
@@ -97,9 +97,7 @@ def launches(family: str, dtype: str, capability: int, **switches: bool) -> dict
 
 
 @contextlib.contextmanager
-def noted(
-    found: dict[Launch, int], precision: str, dependent: bool = False, packed: bool = False
-) -> Iterator[None]:
+def noted(found: dict[Launch, int], precision: str, dependent: bool = False) -> Iterator[None]:
     """Launches are counted in `found` rather than carried out."""
 
     def run(kernel: Any, *args: Any, grid: Any, warmup: bool, **given: Any) -> None:
@@ -109,7 +107,6 @@ def noted(
     with (
         mock.patch.object(JITFunction, "run", run),
         mock.patch.object(tuning_table, "dependent", lambda device: dependent),
-        mock.patch.object(tuning, "packed", lambda device: packed),
         mock.patch.object(triton_engine, "_precision", lambda like: precision),
     ):
         yield

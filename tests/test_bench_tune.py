@@ -41,7 +41,7 @@ def table(monkeypatch, tmp_path):
     monkeypatch.setattr(tuning_table, "TABLE", path)
 
     def forget():
-        for read in (tuning_table.rolls, tuning_table.ways, tuning_table.dependent, tuning_table.packed):
+        for read in (tuning_table.rolls, tuning_table.ways, tuning_table.dependent):
             read.cache_clear()
 
     def write(**parts):
@@ -60,7 +60,7 @@ def kept(table):
 
 def test_a_row_holds_the_fastest_of_what_agrees(table, monkeypatch):
     hopper = dataclasses.asdict(Key(90, False, 16, 32, False)) | dataclasses.asdict(Choice(1, 1, 1, True))
-    early = {"capability": 90, "dependent": True, "packed": False}
+    early = {"capability": 90, "dependent": True}
     old = dataclasses.asdict(Key(0, False, 16, 3, False)) | dataclasses.asdict(Choice(1, 1, 1, True))
     table(launches=[early], rolling=[hopper, old])
     seconds = itertools.cycle([3.0, 1.0, 2.0, 4.0])
@@ -234,13 +234,8 @@ def test_the_engine_takes_what_was_measured_and_else_the_rule(table):
 
 
 def test_kernels_begin_early_where_that_was_measured_and_can_be(table):
-    switches = {80: (True, True), 90: (True, False), 100: (False, True)}
-    table(
-        launches=[
-            {"capability": device, "dependent": early, "packed": packed}
-            for device, (early, packed) in switches.items()
-        ]
-    )
+    switches = {80: True, 90: True, 100: False}
+    table(launches=[{"capability": device, "dependent": early} for device, early in switches.items()])
     assert [tuning_table.dependent(device) for device in (0, 80, 90, 100, 120)] == [
         False,
         False,
@@ -248,8 +243,6 @@ def test_kernels_begin_early_where_that_was_measured_and_can_be(table):
         False,
         False,
     ]
-    rolls = [tuning.roll(CONV, (32, 32), torch.float16, device, True) for device in (0, 80, 90, 100)]
-    assert [roll.packed for roll in rolls] == [False, True, False, True]
 
 
 def test_bands_of_one_row_are_tried_at_64_channels_and_of_eight_at_16():
@@ -261,29 +254,17 @@ def test_bands_of_one_row_are_tried_at_64_channels_and_of_eight_at_16():
     assert rolling.candidates(Key(90, False, 64, 8, False))[0] == Choice(64, 2, 4, True)
 
 
-def launched(monkeypatch, seconds, packed=False):
-    """Of a step that takes these seconds in the ordinary way, begun early, and packed."""
+def launched(monkeypatch, seconds):
+    """Of a step that takes these seconds in the ordinary way, and begun early."""
     times = itertools.cycle(seconds)
     monkeypatch.setattr(launches, "device_seconds", lambda call: next(times))
-    return launches.row(2, 1, packed, 8, 8)
+    return launches.row(2, 1, 8, 8)
 
 
 @pytest.mark.slow
 def test_kernels_begin_early_where_that_is_faster(monkeypatch):
-    found = launched(monkeypatch, [2.0, 1.0, 1.0])
-    # which was not asked for
-    assert found["dependent"] and found["elements_that_differ_early"] == 0 and not found["packed"]
-    assert 1e-5 < found["relative_difference_packed"] < 1e-2
-
-
-@pytest.mark.slow
-def test_packed_where_it_is_asked_for_and_faster(monkeypatch):
-    found = launched(monkeypatch, [2.0, 3.0, 1.0], True)
-    assert (
-        not found["dependent"]
-        and found["packed"]
-        and found["microseconds"] == {"ordinary": 2e6, "early": 3e6, "packed": 1e6}
-    )
+    found = launched(monkeypatch, [2.0, 1.0])
+    assert found["dependent"] and found["elements_that_differ_early"] == 0
 
 
 @pytest.mark.slow
@@ -297,16 +278,12 @@ def test_other_bits_do_not_begin_early(monkeypatch):
         return right(self, conv, weight * (1.01 if len(networks) > 1 else 1), *dtypes)
 
     monkeypatch.setattr(Triton, "pack", pack)
-    found = launched(monkeypatch, [2.0, 1.0, 3.0], True)
-    assert not found["dependent"] and found["elements_that_differ_early"] > 0 and not found["packed"]
+    found = launched(monkeypatch, [2.0, 1.0])
+    assert not found["dependent"] and found["elements_that_differ_early"] > 0
 
 
 def test_what_ships_can_be_read():
-    assert all(
-        isinstance(row[switch], bool)
-        for row in tuning_table.read("launches")
-        for switch in ("dependent", "packed")
-    )
+    assert all(isinstance(row["dependent"], bool) for row in tuning_table.read("launches"))
     assert all(isinstance(choice, Choice) for choice in tuning_table.rolls().values())
     assert all(way.algorithm in (TAPS, ROLLING, LIBRARY) for way in tuning_table.ways().values())
     assert all(

@@ -15,7 +15,6 @@ from operations import (
     Case,
     activation,
     affine,
-    channels,
     check_forward,
     check_gradient,
     draw,
@@ -224,42 +223,6 @@ def test_who_settles_makes_no_difference(batch, momentum, monkeypatch):
         torch.equal(a, b) if a.dtype == torch.int64 else error(a, b) < 1e-5
         for a, b in zip(*results, strict=True)
     )
-
-
-@pytest.mark.parametrize("kind", SOURCES[1:])
-def test_packed_arithmetic(kind, monkeypatch):
-    """fp16 formed in fp16: scale, shift, their sum and the residual's are rounded, an ulp at most each."""
-    case, half = Routed("", 3, 7, 5, 16, 16, by=ROLLING), torch.float16
-    engine, conv, (read, z) = engine_for(case), case.conv(), source(kind, case, half)
-    weight, ordinary = case.weight().to(half), engine.form(read, False).z
-    monkeypatch.setattr(tuning, "packed", lambda device: True)
-    y, formed = engine.convolve(conv, engine.pack(conv, weight, half), read, True, False, target(16))
-    assert not torch.equal(formed.z, ordinary) and error(formed.z, z) < 4 * 2.0**-11
-    assert (
-        error(y, torch.nn.functional.conv2d(formed.z.double(), weight.double(), padding=1)) < TOLERANCE[half]
-    )
-
-
-def test_the_mask_of_packed_arithmetic_is_told_again_by_the_same_bits(monkeypatch):
-    """Many of the ReLU's inputs are 0 but for the rounding, which is another one in fp32."""
-    monkeypatch.setattr(tuning, "packed", lambda device: True)
-    case, half = Routed("", 3, 8, 8, 16, 16, by=ROLLING), torch.float16
-    engine, conv, zero = engine_for(case), case.conv(), (0.7 * (1 + torch.arange(16))).to(half)
-    y = (0.7 * torch.randint(1, 17, case.source, generator=torch.Generator().manual_seed(1))).to(half)
-    y = y.contiguous(memory_format=torch.channels_last)
-    ready = norm(16, 2)
-    ready.vectors[2:] = torch.stack([torch.full((16,), 1 / 3), -zero.float() / 3])
-    packed, read = engine.pack(conv, case.weight(), half), LazyActivation((y,), (ready,), None, True)
-    _, formed = engine.convolve(conv, packed, read, True, False, target(16))
-    ones, dy = torch.ones_like(y), (torch.ones(16), None, None)
-    ds, _ = engine.gradient(
-        [BackpropPath(conv, packed, 0 * ones, y, dy)],
-        [ones],
-        Mask(True, None, (y,), (ready,), (affine(16),)),
-        case.source,
-    )
-    assert torch.equal(ds != 0, formed.z != 0)
-    assert not torch.equal(ds != 0, y.float() * (1 / 3) > channels(zero.float() / 3))
 
 
 def test_choice():

@@ -28,11 +28,6 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--images", type=int, help="a batch; 64 on a CPU, 128 on a GPU")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument(
-        "--packed",
-        action="store_true",
-        help="triton: fp16 formed in fp16 where that is faster; it costs precision",
-    )
     parser.add_argument("--dry-run", action="store_true", help="print only")
     parser.add_argument(
         "--only", choices=("rolling", "convolutions", "launches"), help="triton: one part of the table"
@@ -57,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     from fastbn.engine.triton import tuning_table
 
     parts = (asked.only,) if asked.only else triton.PARTS
-    for found in triton.tune(asked.images or 128, asked.rounds, parts, asked.packed, asked.seconds):
+    for found in triton.tune(asked.images or 128, asked.rounds, parts, asked.seconds):
         _write(tuning_table.TABLE, found, asked.dry_run)
         tuning_table.rolls.cache_clear()
         tuning_table.ways.cache_clear()

@@ -25,7 +25,6 @@ def tune(
     images: int,
     rounds: int,
     parts: tuple[str, ...] = PARTS,
-    packed: bool = False,
     seconds: float = float("inf"),
 ) -> Iterator[Any]:
     """The table, again after every row. What there is no time for stays as it was, and is named."""
@@ -33,7 +32,7 @@ def tune(
     table: dict[str, Any] = json.loads(tuning_table.TABLE.read_text(encoding="utf-8"))
     for part in parts:
         late = []
-        for key, measure in _tasks(part, images, rounds, packed):
+        for key, measure in _tasks(part, images, rounds):
             if time.monotonic() > deadline:
                 late.append(key)
                 continue
@@ -51,9 +50,9 @@ def tune(
             print(f"{part}: no time was left for {len(late)} rows, which stay as they were: {late}")
 
 
-def _tasks(part: str, images: int, rounds: int, packed: bool) -> list[Task]:
+def _tasks(part: str, images: int, rounds: int) -> list[Task]:
     if part == "launches":
-        measure = functools.partial(launches.row, images, rounds, packed)
+        measure = functools.partial(launches.row, images, rounds)
         # the interpreter launches nothing
         return [({"capability": CAPABILITY}, measure)] if CAPABILITY else []
     module, keys = (rolling, rolling.keys()) if part == "rolling" else (convolutions, convolutions.layers())

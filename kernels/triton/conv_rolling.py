@@ -129,7 +129,6 @@ def conv_rolling_forward_kernel(
     BLOCK_M: tl.constexpr,
     EVEN: tl.constexpr,
     KEEP: tl.constexpr,
-    PACKED: tl.constexpr,
     PDL: tl.constexpr,
 ):
     begin(PDL)
@@ -218,7 +217,7 @@ def conv_rolling_forward_kernel(
         for load in tl.static_range(LOADS):
             inside = within(mask_m, column, k, row, r, load, H, W, C, PAIR, ROWS, EVEN)
             offsets = (pixel + (r - 1) * W + (load - 1))[:, None] * C + k[None, :]
-            z = form(x_ptr, r_ptr, offsets, inside, scale, shift, rscale, FORM, RELU, PACKED)
+            z = form(x_ptr, r_ptr, offsets, inside, scale, shift, rscale, FORM, RELU)
             # a row and columns of this program's own
             if (r >= 1) & (r <= ROWS) & ((LOADS == 1) | (load == 1)):
                 own = inside & (k >= C)[None, :] & (k < 3 * C)[None, :] if PAIR == 2 else inside
@@ -285,7 +284,6 @@ class Roll:
     strip: int  # products of one of its rows: pixels, or pairs of them
     warps: int
     keep: bool = True  # the weights in shared memory from the start, rather than read again for every row
-    packed: bool = False  # scale·y + shift of fp16 in fp16
 
 
 def pairing(channels: int) -> int:
@@ -303,7 +301,7 @@ def cut(n: int, h: int, w: int, pair: int, roll: Roll) -> tuple[int, dict[str, i
         block == roll.images * roll.strip and n % roll.images == h % roll.rows == w % (pair * roll.strip) == 0
     )
     sizes = {"IMAGES": roll.images, "ROWS": roll.rows, "STRIP": roll.strip, "BLOCK_M": block}
-    return programs, {"PAIR": pair, **sizes, "EVEN": even, "KEEP": roll.keep, "PACKED": roll.packed}
+    return programs, {"PAIR": pair, **sizes, "EVEN": even, "KEEP": roll.keep}
 
 
 def pack_weight(weight: Tensor) -> Tensor:

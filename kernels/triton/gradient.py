@@ -49,7 +49,6 @@ def close(
     YS: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
-    PACKED: tl.constexpr,
 ):
     """Adds, masks, stores; the tile as stored, and its products with y − μ. MASK: 0 linear, 1 the
     forward's bits, 2 told again from y."""
@@ -64,7 +63,7 @@ def close(
             unpack(tl.load(mask_ptr + origin_bits + bits, mask=inside_bits, other=0), ROWS, COLUMNS), dx, 0.0
         )
     if MASK == 2:
-        dx = tl.where(affine(y, scale, shift, PACKED) <= 0, 0.0, dx)  # a NaN leaves it open
+        dx = tl.where(affine(y, scale, shift) <= 0, 0.0, dx)  # a NaN leaves it open
     ds = tl.where(inside, dx, 0.0).to(ds_ptr.dtype.element_ty)
     tl.store(ds_ptr + origin + offsets, ds, mask=inside)
     ds = ds.to(tl.float32)

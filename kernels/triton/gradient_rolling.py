@@ -89,7 +89,6 @@ def gradient_rolling_kernel(
     BLOCK_M: tl.constexpr,
     EVEN: tl.constexpr,
     KEEP: tl.constexpr,
-    PACKED: tl.constexpr,
     PDL: tl.constexpr,
 ):
     begin(PDL)
@@ -215,7 +214,6 @@ def gradient_rolling_kernel(
                 YS,
                 BLOCK_M,
                 OUT,
-                PACKED,
             )
             if YS > 0:
                 total += ds

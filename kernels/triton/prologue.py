@@ -2,10 +2,8 @@
 as it is loaded; and masks.
 
 A ReLU's mask holds one bit a channel, set where the ReLU was open: byte b of a pixel has channels 8b … 8b +
-7, the lowest bit first. Arithmetic is fp32; z has the storage's precision. PACKED: where that is fp16 the
-arithmetic is too, two elements an instruction; it rounds scale and shift to eleven bits, which a mean of many
-standard deviations does not survive, so it is off but where asked for. A NaN passes the ReLU and leaves it
-open."""
+7, the lowest bit first. Arithmetic is fp32; z has the storage's precision. A NaN passes the ReLU and
+leaves it open."""
 
 from __future__ import annotations
 
@@ -21,15 +19,9 @@ PLAIN, AFFINE, RESIDUAL, PROJECTION = range(4)
 
 
 @triton.jit
-def affine(y, scale, shift, PACKED: tl.constexpr):
-    """scale·y + shift: for the ReLU, and the same bits again for its mask."""
-    if PACKED and y.dtype == tl.float16:
-        n = tl.fma(
-            y, tl.broadcast_to(scale.to(tl.float16), y.shape), tl.broadcast_to(shift.to(tl.float16), y.shape)
-        )
-    else:
-        n = y.to(tl.float32) * scale + shift
-    return n
+def affine(y, scale, shift):
+    """Return scale·y + shift: for the ReLU, and the same bits again for its mask."""
+    return y.to(tl.float32) * scale + shift
 
 
 @triton.jit
@@ -43,22 +35,20 @@ def form(
     rscale,  # broadcast against the tile, fp32; shift with the projection's own
     FORM: tl.constexpr,
     RELU: tl.constexpr,
-    PACKED: tl.constexpr,
 ):
     """The tile of z at these offsets, zero outside: padding is zero after the ReLU."""
     y = tl.load(y_ptr + offsets, mask=inside, other=0.0)
     if FORM == 0:
         z = y
     else:
-        n = affine(y, scale, shift, PACKED)
-        zero = tl.zeros(n.shape, n.dtype)
+        n = affine(y, scale, shift)
         if FORM == 2:
-            n += tl.load(r_ptr + offsets, mask=inside, other=0.0).to(n.dtype)
+            n += tl.load(r_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
         if FORM == 3:
-            n += tl.load(r_ptr + offsets, mask=inside, other=0.0).to(n.dtype) * rscale.to(n.dtype)
+            n += tl.load(r_ptr + offsets, mask=inside, other=0.0).to(tl.float32) * rscale
         if RELU:
-            n = tl.maximum(n, zero, propagate_nan=tl.PropagateNan.ALL)
-        z = tl.where(inside, n, zero).to(y_ptr.dtype.element_ty)
+            n = tl.maximum(n, 0.0, propagate_nan=tl.PropagateNan.ALL)
+        z = tl.where(inside, n, 0.0).to(y_ptr.dtype.element_ty)
     return z
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from fastbn.engine.triton.tuning_table import Choice, Key, TunedLayer, packed, rolls, ways
+from fastbn.engine.triton.tuning_table import Choice, Key, TunedLayer, rolls, ways
 from fastbn.graph.regions import Conv
 from fastbn.kernels.triton.conv import Tile
 from fastbn.kernels.triton.conv_rolling import Roll, pairing
@@ -90,7 +90,6 @@ def roll(conv: Conv, size: tuple[int, int], dtype: torch.dtype, device: int, bac
         strip,
         choice.warps,
         choice.keep,
-        packed(device),
     )
 
 

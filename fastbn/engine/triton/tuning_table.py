@@ -2,8 +2,7 @@
 none elsewhere.
 
     launches      a row a capability: whether kernels begin before the one before them has ended
-                  (kernels/triton/early_launch.py), which no count can judge, and packed arithmetic
-                  (kernels/triton/prologue.py), which costs precision: off where there is none
+                  (kernels/triton/early_launch.py), which no count can judge: off where there is none
     convolutions  a row a layer: which kernel carries it out, and how the one tap by tap is cut for it
     rolling       a row a rolling kernel and shape: how it is cut
 """
@@ -79,12 +78,6 @@ def dependent(device: int) -> bool:
     return device >= DEPENDENT and any(
         row["dependent"] for row in read("launches") if row["capability"] == device
     )
-
-
-@functools.cache
-def packed(device: int) -> bool:
-    """Whether this capability's rolling kernels form fp16 in fp16."""
-    return any(row["packed"] for row in read("launches") if row["capability"] == device)
 
 
 @functools.cache
