@@ -211,14 +211,16 @@ class Row:
         """The table's."""
         cost, warps = self.cost, dict(self.launch.options)["num_warps"]
         figures = (
-            cost.registers, cost.spills, f"{cost.shared / 1024:.0f}", warps, f"{self.pixel:.1f}{' static' if cost.loops else ''}",
+            cost.registers, cost.spills, f"{cost.shared / 1024:.0f}", warps,
+            f"{self.pixel:.1f}{' static' if cost.loops else ''}",
             cost.matrix, cost.wide_loads,
         )  # fmt: skip
         return " | ".join(["", self.title, self.form, *map(str, figures), ""]).strip()
 
 
 COLUMNS = (
-    "kernel, channels, image or taps", "form or mask", "registers", "spilled, B", "shared, KiB", "warps", "warp-instructions a pixel",
+    "kernel, channels, image or taps", "form or mask", "registers", "spilled, B", "shared, KiB", "warps",
+    "warp-instructions a pixel",
     "matrix", "16-byte loads",
 )  # fmt: skip
 HEAD = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"

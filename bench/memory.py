@@ -151,7 +151,8 @@ def main() -> None:
         }
         spread = f"{min(every) / 1e6:.0f} … {max(every) / 1e6:.0f}"
         print(
-            f"{row['provider']:42}{row['idle_bytes'] / 1e6:9.0f}{peak / 1e6:19.1f}{spread:>14}{row['later_less_idle_bytes'] / 1e6:13.1f}"
+            f"{row['provider']:42}{row['idle_bytes'] / 1e6:9.0f}{peak / 1e6:19.1f}"
+            f"{spread:>14}{row['later_less_idle_bytes'] / 1e6:13.1f}"
             f"{row['of_least_stock']:15.2f}{row['of_least_stock_all']:20.2f}"
         )
     record = {

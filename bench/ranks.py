@@ -146,7 +146,8 @@ def main() -> None:
         for row in rows:
             row["runs"].append(fresh(asked, row["ranks"]))
     print(
-        f"{'ranks':>6}{'threads':>9}{'batch':>8}{'ms a step':>12}{'least … most':>18}{'images/s':>12}{'of the first':>14}"
+        f"{'ranks':>6}{'threads':>9}{'batch':>8}{'ms a step':>12}{'least … most':>18}"
+        f"{'images/s':>12}{'of the first':>14}"
     )
     for row in rows:
         times = [run["seconds"] for run in row["runs"]]
@@ -161,7 +162,8 @@ def main() -> None:
         )
     names = ("depth", "batch_size", "size", "weak", "sync_bn", "steps")
     record = {name: getattr(asked, name) for name in names} | said | {"rows": rows}
-    name = f"ranks-resnet{asked.depth}-{asked.size}px-b{asked.batch_size}-{rows[0]['engine']}-{said['date']}.json"
+    network = f"resnet{asked.depth}-{asked.size}px-b{asked.batch_size}"
+    name = f"ranks-{network}-{rows[0]['engine']}-{said['date']}.json"
     (RESULTS / name).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(RESULTS / name)
 

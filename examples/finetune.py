@@ -1,4 +1,5 @@
-"""A network learns five classes, is frozen, and learns five others by its BatchNorm and its head alone:  python
+"""A network learns five classes, is frozen,
+and learns five others by its BatchNorm and its head alone:  python
 examples/finetune.py
 
 CIFAR-10 where it lies in data/ (or --data-dir), else the embedded digits. A table of accuracies, seconds, and
@@ -69,5 +70,6 @@ for trains, statistics in (
     fastbn.fuse(tuned, engine)
     history = fastbn.fit(tuned, other_train, other_test, bn_stats=statistics, **recipe)
     seconds = sum(line["seconds"] for line in history)
-    row = f"{trains:12}{statistics:12}{'fused' if engine == 'auto' else engine:10}{history[-1]['test_accuracy']:9.3f}"
+    how = "fused" if engine == "auto" else engine
+    row = f"{trains:12}{statistics:12}{how:10}{history[-1]['test_accuracy']:9.3f}"
     print(f"{row}{seconds:9.1f}{kilobytes(tuned, statistics == 'batch'):9.1f}")

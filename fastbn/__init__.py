@@ -1,10 +1,12 @@
 """fastbn trains BatchNorm and only BatchNorm, fast.
 
-    model = fastbn.FastBNOnlyResNet(depth=866)                    # images (N, 3, H, W) -> logits; only γ and β require grad
+    model = fastbn.FastBNOnlyResNet(depth=866)                    # images (N, 3, H,
+    W) -> logits; only γ and β require grad
     history = fastbn.fit(model, train, test, epochs=10)           # fastbn.Images in, a list of dicts out
     fastbn.fuse(fastbn.freeze(any_network))                       # the same engine for a network of yours
     print(fastbn.explain(model))
-    smaller = fastbn.prune(model, 0.01)                           # without the channels that |γ| < 0.01 makes constant
+    smaller = fastbn.prune(model,
+    0.01)                           # without the channels that |γ| < 0.01 makes constant
 
 Names are handed on lazily, so that the command line's help does not pay for torch's import.
 """

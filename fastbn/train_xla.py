@@ -1,4 +1,5 @@
-"""python -m fastbn.train_xla ARGUMENTS: python -m fastbn.train on every chip of this machine, a process a chip.
+"""python -m fastbn.train_xla ARGUMENTS: python -m fastbn.train on every chip of this machine,
+a process a chip.
 
 PJRT_DEVICE=TPU python -m fastbn.train_xla --depth 866 --device xla
 """

@@ -77,7 +77,8 @@ def test_the_tiny_grid_is_recorded(tmp_path):
     )
     assert "left out: automatic mixed precision, CUDA graphs" in done.stdout
     assert "scaling: stock-full channels-last: seconds ∝ batch^" in done.stdout
-    played = {own["extra_info"]["provider"]: own for own in json.loads((tmp_path / "pytest.json").read_text())["benchmarks"]
+    told = json.loads((tmp_path / "pytest.json").read_text())["benchmarks"]
+    played = {own["extra_info"]["provider"]: own for own in told
               if own["extra_info"]["level"] == "step"}  # fmt: skip
     for name, row in steps.items():  # pytest-benchmark tells what the interleaved rounds were
         assert played[name]["stats"]["rounds"] == row.n
@@ -136,7 +137,8 @@ def test_a_wrong_gradient_is_a_failed_row_and_is_never_timed(engine, monkeypatch
     )
     with pytest.raises(guard.Slow, match="off by"):
         guard.check(TINY, 0.0, CPU, (3,))
-    (_, samples), = [own for (cache, name), own in kernels.measure(Blocks(8, 8, 2), "∇conv2", CPU, RATES, 3).items()
+    (_, samples), = [own for (cache, name), own in kernels.measure(Blocks(8, 8, 2), "∇conv2", CPU, RATES,
+    3).items()
                      if name.startswith("fastbn") and cache == "cold"]  # fmt: skip
     assert not samples
 
@@ -236,7 +238,8 @@ def test_costs_of_a_network_with_pooling_between_its_regions():
 
 def test_the_time_to_the_accuracy_at_which_fastbn_ends():
     def epochs(provider, *accuracies):
-        rows = [Row(level="run", case="c", provider=provider, trains="all", seconds=2.0 * (i + 1), accuracy=a, epochs=i + 1)
+        rows = [Row(level="run", case="c", provider=provider, trains="all", seconds=2.0 * (i + 1),
+        accuracy=a, epochs=i + 1)
                 for i, a in enumerate(accuracies)]  # fmt: skip
         return [measure.Measured(row, [row.seconds]) for row in rows]
 

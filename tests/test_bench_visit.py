@@ -108,7 +108,8 @@ def test_a_whole_visit_in_the_interpreter(tmp_path):
 
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        ["bash", str(visit.ROOT / "bench" / "gpu_check.sh"), "--small", "--minutes", "12", "--out", str(tmp_path)],
+        ["bash", str(visit.ROOT / "bench" / "gpu_check.sh"), "--small", "--minutes", "12", "--out",
+        str(tmp_path)],
         capture_output=True, text=True, env=environment, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

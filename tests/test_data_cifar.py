@@ -164,8 +164,10 @@ def test_python_2s_pickles_and_fortran_order_are_read():
     """The official files were written by Python 2: strings where Python 3 has bytes, so no _codecs.encode."""
     opcodes = data_cifar.python_blob(PLANES, LABELS)
     assert b"numpy.core.multiarray" in opcodes and b"numpy._core" not in opcodes
-    header = b"\x80\x02}q\x01(U\x04dataq\x02cnumpy.core.multiarray\n_reconstruct\nq\x03cnumpy\nndarray\nq\x04K\x00\x85U\x01b\x87Rq\x05"
-    dtype = b"cnumpy\ndtype\nq\x06U\x02u1K\x00K\x01\x87Rq\x07(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    header = b"\x80\x02}q\x01(U\x04dataq\x02cnumpy.core.multiarray\n_reconstruct\nq\x03"
+    header += b"cnumpy\nndarray\nq\x04K\x00\x85U\x01b\x87Rq\x05"
+    dtype = b"cnumpy\ndtype\nq\x06U\x02u1K\x00K\x01\x87Rq\x07"
+    dtype += b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
     labels = b"U\x06labels](" + b"".join(b"K" + bytes([k]) for k in LABELS) + b"eu."
     for fortran, order in ((b"\x89", "C"), (b"\x88", "F")):
         text = ROWS.tobytes(order=order)

@@ -100,7 +100,8 @@ def test_an_identity_blocks_passes_stock():
         if name.startswith("1.")
     }
     assert block == {
-        "1.b_bn accumulate": (2, 1), "1.b_bn relu": (2, 1), "1.b_bn": (4, 1), "1.b": (1, 1), "1.b weight": (2, 0),
+        "1.b_bn accumulate": (2, 1), "1.b_bn relu": (2, 1), "1.b_bn": (4, 1), "1.b": (1, 1),
+        "1.b weight": (2, 0),
         "1.a_bn relu": (2, 1), "1.a_bn": (4, 1), "1.a": (1, 1), "1.a weight": (2, 0),
     }  # fmt: skip
 
@@ -175,7 +176,8 @@ def test_a_projection_block_stock():
     assert table(plan.forward) == {
         "stem": (IMAGE, A), "stem_bn": (2 * A, A), "stem_bn relu": (A, A),
         "a": (A, B), "a_bn": (2 * B, B), "a_bn relu": (B, B),
-        "b": (B, B), "b_bn": (2 * B, B), "p": (A, B), "p_bn": (2 * B, B), "b_bn add": (2 * B, B), "b_bn relu": (B, B),
+        "b": (B, B), "b_bn": (2 * B, B), "p": (A, B), "p_bn": (2 * B, B), "b_bn add": (2 * B, B),
+        "b_bn relu": (B, B),
     }  # fmt: skip
     assert table(plan.backward) == {
         "b_bn relu": (2 * B, B), "b_bn": (4 * B, B), "b": (B, B), "p_bn": (4 * B, B), "p": (B, A),

@@ -258,7 +258,8 @@ def test_denormals_and_nan_behave_as_before_loading():
 import numpy as np, torch
 def probe():
     tiny = np.float32(1e-39)
-    return float(tiny * np.float32(0.5)), (torch.tensor(1e-39) * 0.5).item(), torch.tensor(float("nan")).relu().isnan().item()
+    return float(tiny * np.float32(0.5)), (torch.tensor(1e-39) * 0.5).item(),
+    torch.tensor(float("nan")).relu().isnan().item()
 before = probe()
 from fastbn.engine import build
 build.library()

@@ -230,7 +230,8 @@ def test_spec_is_resolved():
     [
         (
             {"depth": 100},
-            r"depth must be 6n\+2 \(14, 20, 56, 110, 866, …\) or one of 18, 34, 50, 101, 152, 200, got 100; nearest: 98",
+            r"depth must be 6n\+2 \(14, 20, 56, 110, 866, …\) or one of 18, 34, 50, 101, 152, "
+            r"200, got 100; nearest: 98",
         ),
         ({"depth": 2}, "got 2; nearest: 8"),  # n = 0: no block
         ({"depth": 50}, 'is both .*family="cifar" or family="imagenet"'),

@@ -172,7 +172,8 @@ def test_every_capability(dtype, capability):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "family, dtype, capability, only",
-    [("cifar", "bf16", 90, ""), ("cifar", "fp16", 100, ""), ("cifar", "fp16", 120, ""), ("cifar", "tf32", 90, "rolling"),
+    [("cifar", "bf16", 90, ""), ("cifar", "fp16", 100, ""), ("cifar", "fp16", 120, ""), ("cifar", "tf32",
+    90, "rolling"),
      ("imagenet", "bf16", 90, "moments"), ("imagenet", "bf16", 90, "dy")],
 )  # fmt: skip
 def test_every_kernel_that_begins_early(family, dtype, capability, only):
@@ -193,11 +194,13 @@ import os
 from bench.gpu import compile
 
 if __name__ == "__main__":
-    tasks = [task for task in compile.launched("cifar", "fp16", False, 90) if task[1] == "conv_forward_kernel"]
+    tasks = [task for task in compile.launched("cifar", "fp16", False,
+    90) if task[1] == "conv_forward_kernel"]
     assert len(tasks) > 2
     assert [compile.compiled(task, 90) for task in tasks[:2]] == ["", ""]
     made = set(os.listdir(os.environ["TRITON_CACHE_DIR"]))
-    assert [compile.compiled(task, 90) for task in tasks[:2]] == ["", ""] and set(os.listdir(os.environ["TRITON_CACHE_DIR"])) == made
+    assert [compile.compiled(task, 90) for task in tasks[:2]] == ["",
+    ""] and set(os.listdir(os.environ["TRITON_CACHE_DIR"])) == made
     wrong = compile.compiled((tasks[0][0], tasks[0][1], tasks[0][2][1:]), 90)
     print(len(made), wrong)
 """

@@ -104,7 +104,8 @@ def measure(layer: Layer, rounds: int) -> Iterator[dict[str, Any]]:
     for row, own in zip(rows, seconds, strict=True):
         found = spread(own, 1e-6)
         each = found["median"] * 1e-6
-        yield row | {f"microseconds_{key}" if key != "rounds" else key: value for key, value in found.items()} | {
+        yield row | {f"microseconds_{key}" if key != "rounds" else key: value for key,
+        value in found.items()} | {
             "bytes_per_second": row["bytes"] / each, "flops_per_second": row["flops"] / each,
         }  # fmt: skip
 

@@ -89,7 +89,8 @@ def visit(
     run: Run | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> int:
-    """Run the stages within `minutes`, then put their records together. Returns 0 where all that ran is right.
+    """Run the stages within `minutes`,
+    then put their records together. Returns 0 where all that ran is right.
 
     options: what a stage is given on top of its own arguments. pack: an archive of everything found, written
     after every stage.

@@ -1,7 +1,8 @@
 """python -m bench.report bench/results/*.json -o report.html: what the benchmarks recorded, as one
 self-contained page.
 
-    python -m bench.report RECORDS --readme README.md     # the same figures in the README's table, between its markers
+    python -m bench.report RECORDS --readme README.md     # the same figures in the README's table,
+    between its markers
 
 A file in another format is named on stderr and left out.
 """

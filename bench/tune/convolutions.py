@@ -105,7 +105,8 @@ def row(layer: tuning_table.TunedLayer, images: int, rounds: int) -> dict[str, A
     return {
         **dataclasses.asdict(layer), "algorithm": fastest,
         **{way: dataclasses.asdict(cuts.get(way) or candidates(layer, way)[0][1]) for way in PASSES},
-        "measured": [{"pass": way, **_plain(one), "microseconds": round(us, 2)} for way, own in middle.items() for one, us in own.items()],
+        "measured": [{"pass": way, **_plain(one), "microseconds": round(us, 2)} for way,
+        own in middle.items() for one, us in own.items()],
         "left_out": left_out,
     }  # fmt: skip
 

@@ -57,7 +57,8 @@ def row(key: Key, images: int, rounds: int) -> dict[str, Any]:
     )
     return {
         **dataclasses.asdict(key), **dataclasses.asdict(best),
-        "measured": [{**dataclasses.asdict(choice), "microseconds": round(us, 2)} for choice, us in middle.items()],
+        "measured": [{**dataclasses.asdict(choice), "microseconds": round(us, 2)} for choice,
+        us in middle.items()],
         "left_out": [{**dataclasses.asdict(choice), "why": why} for choice, why in left_out.items()],
     }  # fmt: skip
 

@@ -71,7 +71,8 @@ def features(found: Sequence[Subject], tests: Sequence[Images], layer: str | Non
     most = [_exciting(s, test, layer or _last(s, test)) for s, test in zip(found, tests, strict=True)]
     return section(
         "What the features see",
-        heading("First layer"), figures(first), heading("Feature maps"), figures(maps), heading("Most exciting images"), figures(most),
+        heading("First layer"), figures(first), heading("Feature maps"), figures(maps),
+        heading("Most exciting images"), figures(most),
     )  # fmt: skip
 
 

@@ -44,7 +44,8 @@ class Packing:
         return self._last[1]
 
     def _one(
-        self, conv: Conv, module: nn.Conv2d, weight: Tensor, key: tuple[int, int], dtype: torch.dtype, gradients: torch.dtype,
+        self, conv: Conv, module: nn.Conv2d, weight: Tensor, key: tuple[int, int], dtype: torch.dtype,
+        gradients: torch.dtype,
         size: tuple[int, int],
     ) -> Any:  # fmt: skip
         if (conv, size) not in self._algorithms:

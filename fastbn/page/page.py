@@ -20,39 +20,55 @@ NOTHING = Html("")
 ABSENT = "—"
 
 STYLE = """
-:root { color-scheme: light dark; --ink: #1c2126; --soft: #57606a; --line: #d5dae0; --paper: #ffffff; --shade: #f4f6f8;
+:root { color-scheme: light dark; --ink: #1c2126; --soft: #57606a; --line: #d5dae0; --paper: #ffffff;
+  --shade: #f4f6f8;
   --c0: #0072b2; --c1: #c04a00; --c2: #00795a; --c3: #9c4a80; --c4: #8a6000; --c5: #57606a; }
-@media screen and (prefers-color-scheme: dark) { :root { --ink: #e6e9ec; --soft: #a3acb5; --line: #3a424a; --paper: #14181c;
-  --shade: #1d2329; --c0: #5ab4f0; --c1: #f08a4b; --c2: #3cc49a; --c3: #e29ac6; --c4: #e5b53a; --c5: #a7b0ba; } }
+@media screen and (prefers-color-scheme: dark) { :root { --ink: #e6e9ec; --soft: #a3acb5; --line: #3a424a;
+  --paper: #14181c;
+  --shade: #1d2329; --c0: #5ab4f0; --c1: #f08a4b; --c2: #3cc49a; --c3: #e29ac6; --c4: #e5b53a;
+  --c5: #a7b0ba; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 68rem; padding: 1.5rem 1rem 3rem; background: var(--paper); color: var(--ink);
-  font: 1rem/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; overflow-wrap: anywhere; }
-h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .5rem; } h2 { font-size: 1.3rem; margin: 2.2rem 0 .6rem; padding-top: .5rem;
+body { margin: 0 auto; max-width: 68rem; padding: 1.5rem 1rem 3rem; background: var(--paper);
+  color: var(--ink);
+  font: 1rem/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif;
+  overflow-wrap: anywhere; }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .5rem; } h2 { font-size: 1.3rem;
+  margin: 2.2rem 0 .6rem; padding-top: .5rem;
   border-top: 1px solid var(--line); } h3 { font-size: 1.05rem; margin: 1.6rem 0 .4rem; }
 p, ul, figure { margin: .5rem 0; } p, li { max-width: 46rem; } a { color: var(--c0); }
 nav { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; margin: .8rem 0; }
 .lead { font-size: 1.1rem; } .note, figcaption { color: var(--soft); font-size: .85rem; }
-.figures { display: grid; gap: .8rem 2rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); align-items: start; }
-figure { max-width: 30rem; break-inside: avoid; } figcaption { margin-bottom: .4rem; } figcaption strong { color: var(--ink); }
+.figures { display: grid; gap: .8rem 2rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); align-items: start; }
+figure { max-width: 30rem; break-inside: avoid; } figcaption { margin-bottom: .4rem; } figcaption strong {
+  color: var(--ink); }
 .scroll { overflow-x: auto; margin: .8rem 0; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .7rem .25rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top;
+th, td { padding: .25rem .7rem .25rem 0; border-bottom: 1px solid var(--line); text-align: left;
+  vertical-align: top;
   overflow-wrap: normal; }
-thead th { color: var(--soft); font-weight: 600; vertical-align: bottom; } tbody th { font-weight: 500; min-width: 8rem; }
+thead th { color: var(--soft); font-weight: 600; vertical-align: bottom; } tbody th { font-weight: 500;
+  min-width: 8rem; }
 .figure { text-align: right; } td.figure { white-space: nowrap; }
-svg { display: block; width: 100%; height: auto; } svg text { fill: var(--ink); font-size: 12px; font-family: inherit;
+svg { display: block; width: 100%; height: auto; } svg text { fill: var(--ink); font-size: 12px;
+  font-family: inherit;
   paint-order: stroke; stroke: var(--paper); stroke-width: 3px; stroke-linejoin: round; }
-svg .soft { fill: var(--soft); } svg .grid { stroke: var(--line); stroke-width: 1; } svg .axis { stroke: var(--soft); stroke-width: 1; }
+svg .soft { fill: var(--soft); } svg .grid { stroke: var(--line); stroke-width: 1; } svg .axis {
+  stroke: var(--soft); stroke-width: 1; }
 svg .track { fill: var(--shade); } svg .whisker { stroke: var(--ink); stroke-width: 1.5; fill: none; }
-svg .curve { stroke: var(--k); stroke-width: 2; fill: none; } svg .mark { fill: var(--k); stroke: var(--paper); stroke-width: 1; }
+svg .curve { stroke: var(--k); stroke-width: 2; fill: none; } svg .mark { fill: var(--k);
+  stroke: var(--paper); stroke-width: 1; }
 svg .band { fill: var(--k); fill-opacity: .16; } svg .cell { fill: var(--k); }
-.pixels { display: block; width: 100%; height: auto; image-rendering: pixelated; } .row { margin: .5rem 0 .2rem; }
+.pixels { display: block; width: 100%; height: auto; image-rendering: pixelated; } .row {
+  margin: .5rem 0 .2rem; }
 svg .bar { fill: var(--k); } svg .bar.second { fill-opacity: .35; stroke: var(--k); }
 .k0 { --k: var(--c0); } .k1 { --k: var(--c1); } .k2 { --k: var(--c2); } .k3 { --k: var(--c3); }
 .k4 { --k: var(--c4); } .k5 { --k: var(--c5); }
-@media print { @page { margin: 14mm; } html { font-size: 10pt; } body { max-width: none; padding: 0; } nav { display: none; }
+@media print { @page { margin: 14mm; } html { font-size: 10pt; } body { max-width: none; padding: 0; } nav {
+  display: none; }
   .figures { grid-template-columns: 1fr 1fr; }
-  .scroll { overflow: visible; } table { font-size: 7.5pt; } th, td { padding-right: .4rem; } tbody th { min-width: 5rem; }
+  .scroll { overflow: visible; } table { font-size: 7.5pt; } th, td { padding-right: .4rem; } tbody th {
+  min-width: 5rem; }
   figure { max-width: 95mm; }
   tr { break-inside: avoid; } thead { display: table-header-group; } h2, h3 { break-after: avoid; }
   svg, img, tr { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }

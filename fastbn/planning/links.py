@@ -62,7 +62,8 @@ def table(
     sync_bn: bool = False,
     link: Link = ASSUMED,
 ) -> list[str]:
-    """Lines for people. message: bytes of a step's all-reduce; total: all parameters; channels: of each BatchNorm; step:
+    """Lines for people. message: bytes of a step's all-reduce; total: all parameters;
+    channels: of each BatchNorm; step:
     seconds of one on one device."""
     sizes = message, 4 * total
     lines = [f"{'':>8}  {'fastbn':^38}  {'stock DDP, everything trains':^38}"]

@@ -54,7 +54,8 @@ def check(precision: str, device: torch.device) -> None:
 
 
 def automatic(model_engine: str, device: torch.device) -> str:
-    """Return what 'auto' means for a model's engine ('auto', 'stock', …): mixed where the Triton engine runs it;
+    """Return what 'auto' means for a model's engine ('auto', 'stock',
+    …): mixed where the Triton engine runs it;
     bf16, stock's best, where the engine failed its self-check on this GPU; else fp32."""
     if model_engine in ("auto", "triton") and step_kernels.usable(device):
         return "mixed"

@@ -27,7 +27,8 @@ ABOVE = ("lr", "memory")  # what must not be 0
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 BATCH = 128  # the paper's
 MAY_DIFFER = (  # between a run and its resumption
-    "memory", "epochs", "out", "data_dir", "download", "weights", "resume", "rank_timeout", "explain", "on", "devices", "step_seconds",
+    "memory", "epochs", "out", "data_dir", "download", "weights", "resume", "rank_timeout", "explain", "on",
+    "devices", "step_seconds",
     "track",
 )  # fmt: skip
 

@@ -49,7 +49,8 @@ class Progress:
         """The epoch is over; `line` is its metrics."""
         self.close()
         width = len(str(self.epochs))
-        text = f"epoch {line['epoch'] + 1:{width}}/{self.epochs}  train loss {line['train_loss']:.4f} accuracy {line['train_accuracy']:.3f}"
+        text = f"epoch {line['epoch'] + 1:{width}}/{self.epochs}"
+        text += f"  train loss {line['train_loss']:.4f} accuracy {line['train_accuracy']:.3f}"
         for name in ("val", "test"):
             if f"{name}_loss" in line:
                 text += f"  {name} loss {line[f'{name}_loss']:.4f} accuracy {line[f'{name}_accuracy']:.4f}"

@@ -220,8 +220,10 @@ def settle_forward_kernel(
     wait(PDL)
     offs_c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     settle_forward(
-        due_ptr, due_tiles, due_rows, vectors_ptr, stride, weight_ptr, bias_ptr, conv_bias_ptr, running_mean_ptr, running_var_ptr,
-        batches_ptr, eps, share, C, offs_c, offs_c < C, tl.program_id(0) >= 0, tl.program_id(0) == 0, MOVES, CUMULATIVE, COUNTS, BLOCK_C,
+        due_ptr, due_tiles, due_rows, vectors_ptr, stride, weight_ptr, bias_ptr, conv_bias_ptr,
+        running_mean_ptr, running_var_ptr,
+        batches_ptr, eps, share, C, offs_c, offs_c < C, tl.program_id(0) >= 0, tl.program_id(0) == 0, MOVES,
+        CUMULATIVE, COUNTS, BLOCK_C,
         BLOCK_T,
     )  # fmt: skip
 
@@ -249,7 +251,8 @@ def settle_backward_kernel(
     offs_c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask_c = offs_c < C
     c1, c2, c0 = settle_backward(
-        due_ptr, due_tiles, due_row, due_rows, due_vectors_ptr, due_stride, affine_ptr, affine_stride, C, offs_c, mask_c,
+        due_ptr, due_tiles, due_row, due_rows, due_vectors_ptr, due_stride, affine_ptr, affine_stride, C,
+        offs_c, mask_c,
         tl.program_id(0) >= 0, BATCH, KINDS, BLOCK_C, BLOCK_T,
     )  # fmt: skip
     if coefficient_ptr is not None:
@@ -299,11 +302,15 @@ class Forward:
         """The kernels'."""
         given = self.partial
         return {
-            "due_ptr": given and given.values, "due_tiles": given.tiles if given else 0, "due_rows": float(given.rows) if given else 0.0,
-            "vectors_ptr": self.vectors, "stride": self.vectors.stride(0), "weight_ptr": self.weight, "bias_ptr": self.bias,
-            "conv_bias_ptr": self.conv_bias, "running_mean_ptr": self.running_mean, "running_var_ptr": self.running_var,
+            "due_ptr": given and given.values, "due_tiles": given.tiles if given else 0,
+            "due_rows": float(given.rows) if given else 0.0,
+            "vectors_ptr": self.vectors, "stride": self.vectors.stride(0), "weight_ptr": self.weight,
+            "bias_ptr": self.bias,
+            "conv_bias_ptr": self.conv_bias, "running_mean_ptr": self.running_mean,
+            "running_var_ptr": self.running_var,
             "batches_ptr": self.batches, "eps": float(self.eps), "share": float(self.share or 0.0),
-            "MOVES": given is not None and self.share != 0.0, "CUMULATIVE": self.share is None, "BLOCK_T": block_t(given),
+            "MOVES": given is not None and self.share != 0.0, "CUMULATIVE": self.share is None,
+            "BLOCK_T": block_t(given),
         }  # fmt: skip
 
 
@@ -326,9 +333,11 @@ class Backward:
     def arguments(self) -> dict[str, Any]:
         """The kernels'."""
         return {
-            "due_ptr": self.partial.values, "due_tiles": self.partial.tiles, "due_row": self.row, "due_rows": float(self.partial.rows),
+            "due_ptr": self.partial.values, "due_tiles": self.partial.tiles, "due_row": self.row,
+            "due_rows": float(self.partial.rows),
             "due_vectors_ptr": self.vectors, "due_stride": self.vectors.stride(0), "affine_ptr": self.affine,
-            "affine_stride": self.affine.stride(0), "BATCH": self.batch, "KINDS": self.partial.values.shape[1],
+            "affine_stride": self.affine.stride(0), "BATCH": self.batch,
+            "KINDS": self.partial.values.shape[1],
             "BLOCK_T": block_t(self.partial),
         }  # fmt: skip
 

@@ -167,7 +167,8 @@ class Tile:
 
 
 def launch(
-    source: Source, weight: Tensor, y: Tensor, moments: bool, shape: tuple[int, int, int, int], conv: Any, precision: str, tile: Tile,
+    source: Source, weight: Tensor, y: Tensor, moments: bool, shape: tuple[int, int, int, int], conv: Any,
+    precision: str, tile: Tile,
     dependent: bool,
 ) -> Partial | None:  # fmt: skip
     """y = conv(source), and y's statistics if asked. shape: the source's (N, C, H, W); conv: its kernel,
@@ -181,7 +182,8 @@ def launch(
     conv_forward_kernel[(tiles * columns,)](
         **source.arguments(), w_ptr=weight, y_ptr=y, partial_ptr=found and found.values,
         N=n, H=h, W=w, OH=oh, OW=ow, C=c, OC=oc, **geometry(conv), PRECISION=precision, FLAT=flat,
-        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, num_warps=tile.warps, num_stages=tile.stages,
+        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, num_warps=tile.warps,
+        num_stages=tile.stages,
         **options(dependent),
     )  # fmt: skip
     return found

@@ -337,6 +337,7 @@ def launch(
     conv_rolling_forward_kernel[(tiles,)](
         **source.arguments(), w_ptr=weight, y_ptr=y, partial_ptr=found and found.values,
         **(due.arguments() if due else NOTHING), DUE=due is not None,
-        N=n, H=h, W=w, C=c, PRECISION=precision, **constants, num_warps=roll.warps, num_stages=1, **options(dependent),
+        N=n, H=h, W=w, C=c, PRECISION=precision, **constants, num_warps=roll.warps, num_stages=1,
+        **options(dependent),
     )  # fmt: skip
     return found

@@ -121,6 +121,7 @@ def dy(
     block = _block(channels)
     c1, c2, c0 = coefficients
     dy_kernel[(triton.cdiv(rows, BLOCK_M), triton.cdiv(channels, block))](
-        ds_ptr=ds, y_ptr=y, c1_ptr=c1, c2_ptr=c2, c0_ptr=c0, dy_ptr=out, M=rows, C=channels, BLOCK_M=BLOCK_M, BLOCK_C=block,
+        ds_ptr=ds, y_ptr=y, c1_ptr=c1, c2_ptr=c2, c0_ptr=c0, dy_ptr=out, M=rows, C=channels,
+        BLOCK_M=BLOCK_M, BLOCK_C=block,
         num_warps=4, **options(dependent),
     )  # fmt: skip

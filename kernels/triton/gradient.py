@@ -230,7 +230,8 @@ class Target:
         sums = partial(tiles, kinds, c, n * h * w, self.ds) if self.ys else None
         added, ys, vectors = ([*given, None, None][:2] for given in (self.added, self.ys, self.vectors))
         return {
-            "added_ptr": added[0], "added_2_ptr": added[1], "mask_ptr": self.mask, "y_ptr": ys[0], "y_r_ptr": ys[1], "ds_ptr": self.ds,
+            "added_ptr": added[0], "added_2_ptr": added[1], "mask_ptr": self.mask, "y_ptr": ys[0],
+            "y_r_ptr": ys[1], "ds_ptr": self.ds,
             "partial_ptr": sums and sums.values, "vectors_ptr": vectors[0], "vectors_r_ptr": vectors[1],
             "stride": self.vectors[0].stride(0) if self.vectors else 0, "YS": len(self.ys),
             "MASK": 0 if not self.relu else 1 if self.mask is not None else 2,
@@ -257,7 +258,8 @@ ELEMENTWISE = {"KH": 0, "KW": 0, "SH": 1, "SW": 1, "PH": 0, "PW": 0, "DH": 1, "D
 
 
 def launch(
-    up: Upstream | None, conv: Any, coefficients: Coefficients | None, target: Target, precision: str, tile: Tile,
+    up: Upstream | None, conv: Any, coefficients: Coefficients | None, target: Target, precision: str,
+    tile: Tile,
     dependent: bool,
 ) -> Partial | None:  # fmt: skip
     """Writes the target's ds; returns the sums of its ys, if it has any. conv: the convolution's kernel,
@@ -275,7 +277,8 @@ def launch(
     gradient_kernel[(tiles * columns, sh * sw)](
         **(up.arguments() if up else NOTHING), c1_ptr=c1, c2_ptr=c2, c0_ptr=c0, **given,
         N=n, H=h, W=w, OH=oh, OW=ow, C=c, OC=oc, **constants, PRECISION=precision,
-        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, num_warps=tile.warps, num_stages=tile.stages,
+        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, num_warps=tile.warps,
+        num_stages=tile.stages,
         **options(dependent),
     )  # fmt: skip
     return sums

@@ -252,7 +252,9 @@ def launch(
     )
     c1, c2, c0 = (None, None, None) if isinstance(coefficients, Backward) else coefficients
     gradient_rolling_kernel[(tiles,)](
-        **up.arguments(), c1_ptr=c1, c2_ptr=c2, c0_ptr=c0, **given, **due, DUE=isinstance(coefficients, Backward),
-        N=n, H=h, W=w, C=c, PRECISION=precision, **constants, num_warps=roll.warps, num_stages=1, **options(dependent),
+        **up.arguments(), c1_ptr=c1, c2_ptr=c2, c0_ptr=c0, **given, **due, DUE=isinstance(coefficients,
+        Backward),
+        N=n, H=h, W=w, C=c, PRECISION=precision, **constants, num_warps=roll.warps, num_stages=1,
+        **options(dependent),
     )  # fmt: skip
     return sums

@@ -64,7 +64,8 @@ def sgd_formula(p, g, b, lr, weight_decay, momentum_factor, NESTEROV: tl.constex
 
 @triton.jit
 def adam_formula(
-    p, g, m, v, correction1, correction2, lr, weight_decay, BETA1: tl.constexpr, BETA2: tl.constexpr, EPS: tl.constexpr
+    p, g, m, v, correction1, correction2, lr, weight_decay, BETA1: tl.constexpr, BETA2: tl.constexpr,
+    EPS: tl.constexpr
 ):  # fmt: skip
     d = g + weight_decay * p
     m = m + (1 - BETA1) * (d - m)

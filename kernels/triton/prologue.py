@@ -84,6 +84,8 @@ class Source:
     def arguments(self) -> dict[str, Any]:
         """The kernel's."""
         return {
-            "x_ptr": self.x, "r_ptr": self.r, "scale_ptr": self.scale, "shift_ptr": self.shift, "rscale_ptr": self.rscale,
-            "rshift_ptr": self.rshift, "z_ptr": self.z, "mask_ptr": self.mask, "FORM": self.form, "RELU": self.relu,
+            "x_ptr": self.x, "r_ptr": self.r, "scale_ptr": self.scale, "shift_ptr": self.shift,
+            "rscale_ptr": self.rscale,
+            "rshift_ptr": self.rshift, "z_ptr": self.z, "mask_ptr": self.mask, "FORM": self.form,
+            "RELU": self.relu,
         }  # fmt: skip

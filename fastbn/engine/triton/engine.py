@@ -316,7 +316,8 @@ def _forward(target: NormTarget, found: Partial | None) -> batchnorm_stats.Forwa
     counts = module.num_batches_tracked if moves else None
     share = module.momentum if module.momentum is not None or counts is not None else 0.0
     return batchnorm_stats.Forward(
-        found, target.norm.vectors, module.weight, module.bias, target.conv_bias, module.running_mean, module.running_var, counts,
+        found, target.norm.vectors, module.weight, module.bias, target.conv_bias, module.running_mean,
+        module.running_var, counts,
         module.eps, share if moves else 0.0,
     )  # fmt: skip
 
