@@ -1,37 +1,34 @@
-"""Builds the CPU kernels with the system's compiler at first use and loads them; a plain C interface, so
-no ABI of torch's to match."""
+"""Builds the CPU kernels with the system's compiler at first use and loads them; a plain C interface, so no
+ABI of torch's to match.
+
+A built library is kept for the next processes (kernel_cache.py). Its name says which sources, flags and CPU
+features it was built of, and by which compiler: a machine that shares the folder and has another CPU builds
+its own, and one that has no compiler takes what any compiler built for it."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
 import os
 import platform
-import shlex
 import shutil
-import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
+from fastbn.engine.compiler import BUILDS, compile_library, compiler, identity
+from fastbn.engine.kernel_cache import cache, is_intact, locked, publish, reserve
 from fastbn.errors import MachineError
 
 SOURCES = Path(__file__).resolve().parents[2] / "kernels" / "cpu"
 # never -ffast-math: loading a library built with it sets the whole process to flush-to-zero
 FLAGS = [
-    *("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared"),
+    *("-std=c++17", "-O3", "-march=native", "-pthread", "-fPIC", "-shared"),
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
     *os.environ.get("FASTBN_CXXFLAGS", "").split(),  # a tester's: other vectors, sanitizers
 ]
-
-
-def compiler() -> list[str] | None:
-    """The C++ compiler's command: what CXX says, else the first of c++, g++, clang++ on the path; None if
-    there is none."""
-    asked = shlex.split(os.environ.get("CXX", ""))
-    if asked:
-        return asked if shutil.which(asked[0]) else None
-    return next(([found] for name in ("c++", "g++", "clang++") if (found := shutil.which(name))), None)
 
 
 def library() -> ctypes.CDLL:
@@ -46,61 +43,92 @@ def library() -> ctypes.CDLL:
 @functools.cache
 def _library() -> ctypes.CDLL | str:
     """The kernels, or why there are none: tried once in a process."""
-    command = compiler()
-    if command is None:
-        asked = os.environ.get("CXX")
-        return f"no C++ compiler was found ({f'CXX={asked}' if asked else 'c++, g++, clang++'})"
+    folder = Path()
     try:
-        target = cache() / f"kernels-{_key(command)}.so"
-        if not target.exists():
-            _build(command, target)
-        return ctypes.CDLL(str(target))
-    except subprocess.CalledProcessError as error:
-        lines = error.stderr.strip().splitlines() or ["no message"]
-        return (
-            f"{command[0]} could not build the kernels "
-            f"({next((line for line in lines if 'error' in line), lines[0])})"
-        )
+        command, folder, key = compiler(), cache(), _key()
+        if command is None:
+            return _built_before(folder, key)
+        return _built(command, folder / f"kernels-{key}-{identity(command)}.so")
+    except MachineError as error:
+        return str(error)
     except OSError as error:
         return (
-            f"its kernels can't be built or loaded ({error}); CXX names another compiler, XDG_CACHE_HOME "
-            "another place for them"
+            f"the CPU kernels can't be kept in {folder} ({error.strerror or error}); "
+            "make room or give rights there, or set XDG_CACHE_HOME to another folder"
         )
 
 
-def cache() -> Path:
-    """Where built kernels are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "fastbn"
+def _built_before(folder: Path, key: str) -> ctypes.CDLL:
+    """What an earlier process built, by whichever compiler; for where there is none now."""
+    for path in sorted(folder.glob(f"kernels-{key}-*.so")):
+        if is_intact(path):
+            with contextlib.suppress(OSError):  # built elsewhere, for another C library
+                return ctypes.CDLL(str(path))
+    asked = os.environ.get("CXX")
+    raise MachineError(
+        f"no C++ compiler was found ({f'CXX={asked}' if asked else 'c++, g++, clang++'}), "
+        "and no kernels that were built before; install g++ or clang++"
+    )
 
 
-def _build(command: list[str], target: Path) -> None:
-    sources = [str(path) for path in sorted(SOURCES.glob("*.cpp"))]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        part = Path(folder) / "kernels.so"
-        subprocess.run(
-            [*command, *FLAGS, *sources, "-o", str(part)], capture_output=True, text=True, check=True
-        )
-        os.replace(part, target)
+def _built(command: list[str], target: Path) -> ctypes.CDLL:
+    if (found := _load(target)) is not None:
+        return found
+    with locked(target.parent, 2 * BUILDS):
+        return _load(target) or _build(command, target)  # another process may have built it meanwhile
 
 
-def _key(command: list[str]) -> str:
-    """What a build depends on: the sources, the flags, the compiler, the CPU."""
+def _load(target: Path) -> ctypes.CDLL | None:
+    """A kept library; None where it is missing, damaged, or fits this system no longer."""
+    if is_intact(target):
+        with contextlib.suppress(OSError):
+            return ctypes.CDLL(str(target))
+    return None
+
+
+def _build(command: list[str], target: Path) -> ctypes.CDLL:
+    folder = Path(tempfile.mkdtemp(prefix="build-", dir=target.parent))
+    try:
+        reserve(folder)
+        _say("building the CPU kernels (once, about 20 s)")
+        part = folder / "kernels.so"
+        try:
+            compile_library(command, [*FLAGS, *(str(path) for path in sorted(SOURCES.glob("*.cpp")))], part)
+        except MachineError:
+            reserve(folder)  # the compiler's own words for a full folder help nobody
+            raise
+        try:
+            found = ctypes.CDLL(str(part))
+        except OSError as error:
+            raise MachineError(
+                f"{command[0]} built kernels that can't be loaded ({error}); CXX names another compiler"
+            ) from None
+        publish(part, target)
+        return found
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _key() -> str:
+    """Of the sources, the flags and the CPU's features: all that a library must fit, known without a
+    compiler. A CXX that was asked for has libraries of its own."""
     digest = hashlib.sha256()
     for path in sorted([*SOURCES.glob("*.h"), *SOURCES.glob("*.cpp")]):
         digest.update(path.name.encode() + path.read_bytes())
-    version = subprocess.run([*command, "--version"], capture_output=True, text=True).stdout
-    digest.update("\n".join([*FLAGS, version, _cpu()]).encode())
+    digest.update("\n".join([*FLAGS, os.environ.get("CXX", ""), _cpu()]).encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:16]
 
 
 def _cpu() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return "\n".join(
-            sorted(
-                {line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}
-            )
-        )
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return platform.processor() + platform.machine()
+    kinds = {line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}
+    return "\n".join([platform.machine(), *sorted(kinds)])
+
+
+def _say(text: str) -> None:
+    """What can't be shown, on a closed or full stderr, ends nothing."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        print(f"fastbn: {text}", file=sys.stderr, flush=True)
