@@ -7,15 +7,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastbn import choices
+from fastbn import choices, command
 from fastbn.data.names import DATASETS, DEFAULT_DIR, IMAGE_SIZE
-from fastbn.errors import MachineError, UsageError
+from fastbn.errors import UsageError
 from fastbn.run.config import Parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done; 2 a wrong argument, a damaged file, missing data, or an engine or device that is
-    lacking."""
+    lacking; 130 interrupted."""
+    return command.run(lambda: _main(arguments))
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     parser = Parser(
         "python -m fastbn.evaluate", description="Tests the network of a run, or of a checkpoint file."
     )
@@ -33,11 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--limit-test", type=int, metavar="N", help="test on this many images only; as many as the run did"
     )
-    try:
-        print(evaluate_run(parser.parse_args(arguments)))
-    except (UsageError, MachineError) as error:
-        print(f"fastbn: error: {error}", file=sys.stderr)
-        return 2
+    command.show(evaluate_run(parser.parse_args(arguments)))
     return 0
 
 

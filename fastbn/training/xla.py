@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from fastbn import command
 from fastbn.data.feed import Inputs
 from fastbn.environment import Place, place, placed
 from fastbn.errors import MachineError, UsageError
@@ -191,12 +192,12 @@ def _chip(ordinal: int, arguments: list[str]) -> None:
 
 def launch(arguments: list[str]) -> int:
     """python -m fastbn.train with these arguments, in a process a chip."""
-    try:
+
+    def start() -> int:
         _torch_xla().launch(_chip, (arguments,))
-    except MachineError as error:
-        print(f"fastbn: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return 0
+
+    return command.run(start)
 
 
 if __name__ == "__main__":
