@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from fastbn import choices, command
 from fastbn.data.names import DATASETS, DEFAULT_DIR, IMAGE_SIZE
@@ -48,16 +47,14 @@ def evaluate_run(asked: argparse.Namespace) -> str:
     from fastbn.data.images import Images
     from fastbn.devices import choose_device
     from fastbn.planning.precision import arithmetic
-    from fastbn.training import checked_file
-    from fastbn.training.checkpoint import CHECKPOINT, build
+    from fastbn.training.checkpoint import build, read
     from fastbn.training.evaluation import evaluate
 
-    path = Path(asked.run)
-    tensors, header = checked_file.read(path / CHECKPOINT if path.is_dir() else path)
+    tensors, header = read(asked.run)
     config = header.get("config", {})
     dataset = asked.dataset or config.get("dataset")
     if dataset is None:
-        raise UsageError(f"{path} does not say what it was trained on; name it with --dataset")
+        raise UsageError(f"{asked.run} does not say what it was trained on; name it with --dataset")
     device = choose_device(asked.device)
     model = build(tensors, header, asked.engine, asked.weights).to(device)
     data_dir = asked.data_dir or config.get("data_dir", DEFAULT_DIR)
