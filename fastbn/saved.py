@@ -145,7 +145,7 @@ def settings(found: Any, where: object, remedy: str = DAMAGED) -> dict[str, Any]
         name: maybe(_kind(field)) if field.default is None else _kind(field) for name, field in fields.items()
     }
     _checked(found, checks | dict.fromkeys(BESIDE, count), where, remedy, known_alone=True)
-    given = {
+    given: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in found.items()
         if name in fields
