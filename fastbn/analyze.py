@@ -8,12 +8,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastbn.errors import MachineError, UsageError
+from fastbn import command, files
+from fastbn.errors import MachineError
 from fastbn.run.config import Parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 done; 2 a wrong argument, a run that is half written or damaged, or missing data."""
+    """Exit codes: 0 done; 2 a wrong argument, a run that is half written or damaged, or missing data; 130
+    interrupted."""
+    return command.run(lambda: _main(arguments))
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     parser = Parser(
         "python -m fastbn.analyze",
         description="Writes a report on one or several runs: curves, γ and β, features, pruning.",
@@ -50,11 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="FILE",
         help="where the frozen weights' file lies now, if the runs began from one",
     )
-    try:
-        print(analyze(parser.parse_args(arguments)))
-    except (UsageError, MachineError) as error:
-        print(f"fastbn: error: {error}", file=sys.stderr)
-        return 2
+    command.show(analyze(parser.parse_args(arguments)))
     return 0
 
 
@@ -82,11 +84,9 @@ def analyze(asked: argparse.Namespace) -> str:
     tests = None if asked.no_data else [s.run.test_set(asked.data_dir, asked.limit_test) for s in found]
     content = render(runs, tests, asked.layer, asked.thresholds or THRESHOLDS)
     try:
-        asked.out.write_text(content, encoding="utf-8")
-    except OSError as error:
-        raise MachineError(
-            f"cannot write {asked.out}: {error.strerror or error}; choose another -o"
-        ) from error
+        files.write(asked.out, content.encode("utf-8"))
+    except (OSError, ValueError) as error:
+        raise MachineError(f"cannot write {asked.out}: {files.reason(error)}; choose another -o") from error
     return f"{asked.out}: {len(runs)} run{'s' if len(runs) > 1 else ''}, {len(content) / 1e6:.1f} MB"
 
 

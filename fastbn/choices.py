@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from fastbn.errors import UsageError
+from fastbn.files import shown
 
 ENGINES = ("auto", "triton", "native", "reference", "stock")
 DEVICES = ("auto", "cuda", "cpu", "xla")
@@ -44,9 +45,10 @@ def one_of(what: str, value: object, known: Iterable[str]) -> str:
     names = tuple(known)
     if isinstance(value, str) and value in names:
         return value
-    near = difflib.get_close_matches(str(value), names, n=1)
+    said = shown(repr(value), 60)
+    near = difflib.get_close_matches(str(value)[:60], names, n=1)
     raise UsageError(
-        f"{what} must be one of {', '.join(names)}, got {value!r}" + (f"; nearest: {near[0]}" if near else "")
+        f"{what} must be one of {', '.join(names)}, got {said}" + (f"; nearest: {near[0]}" if near else "")
     )
 
 

@@ -7,7 +7,13 @@ import contextlib
 import contextvars
 import dataclasses
 import os
+import re
 from collections.abc import Iterator
+
+from fastbn.errors import UsageError
+from fastbn.files import shown
+
+REMEDY = "start ranks by torchrun, or unset it"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +28,8 @@ _PLACED: contextvars.ContextVar[Place | None] = contextvars.ContextVar("placed",
 
 
 def place() -> Place:
-    """This process's; of one that nobody else belongs to, rank 0 of 1."""
+    """This process's; of one that nobody else belongs to, rank 0 of 1. Raises UsageError where the
+    environment says something else."""
     if (given := _PLACED.get()) is not None:
         return given
     names = {
@@ -31,7 +38,17 @@ def place() -> Place:
         "local": ("LOCAL_RANK", 0),
         "restarts": ("TORCHELASTIC_RESTART_COUNT", 0),
     }
-    return Place(**{field: int(os.environ.get(name, default)) for field, (name, default) in names.items()})
+    here = Place(**{field: _number(name, default) for field, (name, default) in names.items()})
+    if here.rank >= here.count:
+        raise UsageError(f"the environment's RANK is {here.rank}, of WORLD_SIZE {here.count}; {REMEDY}")
+    return here
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise UsageError(f"the environment's {name} is {shown(text)!r}, no number; {REMEDY}")
+    return int(text)
 
 
 @contextlib.contextmanager

@@ -5,17 +5,20 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from fastbn import choices
+from fastbn import choices, command
 from fastbn.data.names import DATASETS, DEFAULT_DIR, IMAGE_SIZE
-from fastbn.errors import MachineError, UsageError
+from fastbn.errors import UsageError
 from fastbn.run.config import Parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done; 2 a wrong argument, a damaged file, missing data, or an engine or device that is
-    lacking."""
+    lacking; 130 interrupted."""
+    return command.run(lambda: _main(arguments))
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     parser = Parser(
         "python -m fastbn.evaluate", description="Tests the network of a run, or of a checkpoint file."
     )
@@ -33,11 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--limit-test", type=int, metavar="N", help="test on this many images only; as many as the run did"
     )
-    try:
-        print(evaluate_run(parser.parse_args(arguments)))
-    except (UsageError, MachineError) as error:
-        print(f"fastbn: error: {error}", file=sys.stderr)
-        return 2
+    command.show(evaluate_run(parser.parse_args(arguments)))
     return 0
 
 
@@ -48,16 +47,14 @@ def evaluate_run(asked: argparse.Namespace) -> str:
     from fastbn.data.images import Images
     from fastbn.devices import choose_device
     from fastbn.planning.precision import arithmetic
-    from fastbn.training import checked_file
-    from fastbn.training.checkpoint import CHECKPOINT, build
+    from fastbn.training.checkpoint import build, read
     from fastbn.training.evaluation import evaluate
 
-    path = Path(asked.run)
-    tensors, header = checked_file.read(path / CHECKPOINT if path.is_dir() else path)
+    tensors, header = read(asked.run)
     config = header.get("config", {})
     dataset = asked.dataset or config.get("dataset")
     if dataset is None:
-        raise UsageError(f"{path} does not say what it was trained on; name it with --dataset")
+        raise UsageError(f"{asked.run} does not say what it was trained on; name it with --dataset")
     device = choose_device(asked.device)
     model = build(tensors, header, asked.engine, asked.weights).to(device)
     data_dir = asked.data_dir or config.get("data_dir", DEFAULT_DIR)

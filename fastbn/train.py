@@ -6,43 +6,37 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from fastbn import command
 from fastbn.environment import place
-from fastbn.errors import Diverged, MachineError, Stopped, UsageError
+from fastbn.errors import Diverged, Stopped, UsageError
 from fastbn.run.config import Config, parse
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done; 2 a wrong argument, missing data, or an engine or device that is lacking; 3 the
     training diverged; 130 and 143 stopped by a signal, after saving."""
+    return command.run(lambda: _main(arguments))
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     first = place().rank == 0  # of torchrun's ranks: what happens to all, it alone says
-
-    def say(text: str, everybody: bool = True) -> None:
-        if first or not everybody:
-            print(f"fastbn: {text}", file=sys.stderr)
-
     try:
-        config = parse(
+        return run(_parsed(arguments))
+    except (Exception, KeyboardInterrupt, Stopped) as error:
+        known, of_all = command.ended(error), isinstance(error, (Diverged, KeyboardInterrupt, Stopped))
+        if known is None or first or not getattr(error, "agreed", of_all):
+            raise
+        return known[1]
+
+
+def _parsed(arguments: Sequence[str] | None) -> Config:
+    try:
+        return parse(
             arguments, "python -m fastbn.train", "Trains a ResNet on images, its BatchNorm layers only."
         )
     except UsageError as error:
-        say(f"error: {error}")
-        return 2
-    try:
-        return run(config)
-    except (UsageError, MachineError, Diverged, Stopped) as error:
-        text, code = told(error)
-        say(text, everybody=getattr(error, "agreed", True))
-        return code
-    except KeyboardInterrupt:  # before the first step, or a second one
-        say("interrupted; what was saved before is intact")
-        return 130
-
-
-def told(error: UsageError | MachineError | Diverged | Stopped) -> tuple[str, int]:
-    """What is said of a run that ended by this, and its exit code."""
-    if isinstance(error, Stopped):
-        return f"{error}; continue with --resume", error.exit_code
-    return (f"diverged: {error}", 3) if isinstance(error, Diverged) else (f"error: {error}", 2)
+        error.agreed = True
+        raise
 
 
 def run(config: Config) -> int:
@@ -52,7 +46,7 @@ def run(config: Config) -> int:
 
     found = explain_run(config) if config.explain else train_run(config)
     if place().rank == 0:
-        print(found)
+        command.show(found)
     return 0
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import sys
 
+from fastbn import command
 from fastbn.environment import Place, placed
-from fastbn.errors import MachineError
 
 
 def _chip(ordinal: int, arguments: list[str]) -> None:
@@ -28,12 +28,11 @@ def launch(arguments: list[str]) -> int:
     """python -m fastbn.train with these arguments, in a process a chip."""
     from fastbn.xla import torch_xla_package
 
-    try:
+    def start() -> int:
         torch_xla_package().launch(_chip, (arguments,))
-    except MachineError as error:
-        print(f"fastbn: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return 0
+
+    return command.run(start)
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ def result(found: Sequence[Subject]) -> Html:
         "trained",
     ]
     rows = []
+    counted = {"parameters", "trained_parameters"}
     for subject in found:
         for run in subject.runs:
             last, own = run.lines[-1], run.summary
@@ -68,7 +69,7 @@ def result(found: Sequence[Subject]) -> Html:
                     f"{own['peak_memory_bytes'] / 1e6:,.0f} MB" if "peak_memory_bytes" in own else ABSENT,
                     ABSENT if None in joules else number(sum(j for j in joules if j is not None)),
                     f"{own['trained_parameters']:,} of {own['parameters']:,}"
-                    if "parameters" in own
+                    if counted <= own.keys()
                     else ABSENT,
                 ]
             )

@@ -9,17 +9,18 @@ import os
 from pathlib import Path
 from typing import Any
 
+from fastbn import files, saved
 from fastbn.data.datasets import load as load_data
 from fastbn.data.images import Images
 from fastbn.data.names import DEFAULT_DIR, IMAGE_SIZE
 from fastbn.errors import UsageError
 from fastbn.models.families import resolve
 from fastbn.models.network import Network
-from fastbn.run.folder import read_json
 from fastbn.training.affine_statistics import affine_norms
 from fastbn.training.checkpoint import CHECKPOINT, load
 
 FILES = ("config.json", "metrics.jsonl", CHECKPOINT, "summary.json")
+DAMAGED = "it is damaged, or of another version of fastbn"
 # in which repetitions may differ
 ONLY = ("seed", "out", "data_dir", "download", "resume", "explain", "track", "threads")
 
@@ -41,6 +42,13 @@ class FinishedRun:
             raise UsageError(
                 f"{self.path}: its network has no BatchNorm2d layer with γ and β; there is nothing to look "
                 "into"
+            )
+        said, layers = model.spec.asdict(), len(affine_norms(model))
+        if any(self.config.get(name, said[name]) != said[name] for name in ("depth", "family", "width")):
+            raise UsageError(f"{self.path}: config.json and {CHECKPOINT} are of two networks; {DAMAGED}")
+        if any(len(values) != layers for line in self.lines for values in line.get("norms", {}).values()):
+            raise UsageError(
+                f"{self.path}: metrics.jsonl's norms are not of the network's {layers} BatchNorms; {DAMAGED}"
             )
         return model
 
@@ -87,9 +95,9 @@ TRAINS = {"bn": "BatchNorm only", "all": "everything"}
 def read(path: str | os.PathLike[str], weights: str | None = None) -> FinishedRun:
     """Raises UsageError, in one line, for a folder that is missing, no run's, half written or damaged."""
     folder = Path(path)
-    if not folder.is_dir():
+    if not files.is_folder(folder):
         raise UsageError(f"{folder}: no such folder; give one that python -m fastbn.train wrote")
-    missing = [name for name in FILES if not (folder / name).exists()]
+    missing = [name for name in FILES if not os.path.lexists(folder / name)]
     if len(missing) == len(FILES):
         raise UsageError(
             f"{folder} holds no run (none of {', '.join(FILES)}); give a folder that python -m fastbn.train "
@@ -100,18 +108,17 @@ def read(path: str | os.PathLike[str], weights: str | None = None) -> FinishedRu
             f"{folder}: a half-written run, {' and '.join(missing)} not there; finish it with --resume "
             f"--out {folder}"
         )
-    config, summary = (read_json(folder / name) for name in ("config.json", "summary.json"))
-    lines = _lines(folder / "metrics.jsonl")
-    for found, name in ((config, "config.json"), (summary, "summary.json")):
-        wanted = {
-            "config.json": ("depth", "dataset", "train", "seed"),
-            "summary.json": ("test_accuracy", "epochs"),
-        }[name]
-        if lacking := [key for key in wanted if key not in found]:
-            raise UsageError(
-                f"{folder / name} says nothing of {', '.join(lacking)}; it is damaged, or of another "
-                "version of fastbn"
-            )
+    path = folder / "config.json"
+    config = saved.settings(saved.json_file(path, DAMAGED), path, DAMAGED)
+    if lacking := [key for key in ("depth", "dataset", "train", "seed") if config.get(key) is None]:
+        raise UsageError(f"{path} says nothing of {', '.join(lacking)}; {DAMAGED}")
+    summary = saved.summary(folder / "summary.json", ("test_accuracy", "epochs"), DAMAGED)
+    needed = ("epoch", "seconds", "test_accuracy", "train_accuracy")
+    lines = saved.lines(folder / "metrics.jsonl", needed, remedy="the folder is damaged or half written")
+    if not lines:
+        raise UsageError(
+            f"{folder}: a half-written run, no epoch in metrics.jsonl; finish it with --resume --out {folder}"
+        )
     if len(lines) != summary["epochs"]:
         raise UsageError(
             f"{folder}: a half-written run, {len(lines)} epochs in metrics.jsonl and {summary['epochs']} in "
@@ -119,17 +126,3 @@ def read(path: str | os.PathLike[str], weights: str | None = None) -> FinishedRu
             f"finish it with --resume --out {folder}"
         )
     return FinishedRun(folder, config, lines, summary, weights)
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    found = []
-    for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-        try:
-            line = json.loads(text)
-            whole = {"epoch", "seconds", "test_accuracy"} <= line.keys()
-        except (ValueError, AttributeError):
-            whole = False
-        if not whole:
-            raise UsageError(f"{path}: line {number} is no epoch's; the folder is damaged or half written")
-        found.append(line)
-    return found

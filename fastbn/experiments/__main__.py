@@ -4,13 +4,14 @@ command each."""
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from fastbn import command as command_line
+from fastbn import files
 from fastbn.errors import MachineError, Stopped, UsageError
 from fastbn.experiments.preset import Job, Preset, command, folder, jobs, shard
 from fastbn.experiments.presets import PRESETS, preset
@@ -23,18 +24,21 @@ DONE, FAILED = 0, 1
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done; 1 a run failed (the table says which); 2 a wrong argument; 130 and 143 stopped
     by a signal, after saving."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    return command_line.run(lambda: _main(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def _main(words: list[str]) -> int:
     words, more = (
         (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
     )
     try:
         asked = _parser().parse_args(words)
         if asked.what == "list":
-            print(listing())
+            command_line.show(listing())
             return DONE
         chosen = preset(asked.name)
         if asked.what == "show":
-            print(show(chosen))
+            command_line.show(show(chosen))
             return DONE
         for flag, number in (("--seeds", asked.seeds), ("--replicas", getattr(asked, "replicas", 1))):
             if number is not None and number < 1:
@@ -46,11 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for job in expanded:
             _ = job.config  # a wrong argument is told before anything runs
         return _run(chosen, expanded, asked) if asked.what == "run" else _table(chosen, expanded, asked)
-    except (UsageError, MachineError) as error:
-        print(f"fastbn: error: {error}", file=sys.stderr)
-        return 2
     except Stopped as stopped:
-        print(f"fastbn: {stopped}; the same command continues", file=sys.stderr)
+        command_line.say(f"fastbn: {stopped}; the same command continues")
         return stopped.exit_code
 
 
@@ -102,11 +103,14 @@ def _shard(text: str) -> tuple[int, int]:
 def _table(chosen: Preset, expanded: list[Job], asked: argparse.Namespace) -> int:
     """Prints the table, and keeps it beside the runs."""
     text, place = table(chosen, expanded, asked.quick), folder(Path(asked.out), chosen, asked.quick)
-    if place.is_dir():
-        part = place / f"table.md.{os.getpid()}.part"  # shards may end together
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, place / "table.md")
-    print(text, end="")
+    if files.is_folder(place):
+        try:
+            files.write(place / "table.md", text.encode("utf-8"))
+        except OSError as error:
+            raise MachineError(
+                f"cannot write {place / 'table.md'}: {files.reason(error)}; choose another --out"
+            ) from error
+    command_line.show(text.removesuffix("\n"))
     return DONE
 
 

@@ -11,11 +11,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import FrameType
+from typing import TextIO
 
-from fastbn.errors import Stopped
+from fastbn.command import LONGEST, say
+from fastbn.errors import MachineError, Stopped
 from fastbn.experiments.preset import Job, beside
 from fastbn.experiments.results import ERROR, outcome
+from fastbn.files import read, reason, shown, write
 
 LOG = "log.txt"
 DIVERGED = 3
@@ -29,6 +33,21 @@ def devices() -> list[str | None]:
     import torch
 
     return [str(i) for i in range(torch.cuda.device_count())] or [None]
+
+
+def log_of(out: Path) -> TextIO:
+    """Open a run's log for appending, its folder made if need be. Raises MachineError where that can't be
+    done."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        return open(out / LOG, "a", encoding="utf-8", errors="replace", opener=_own)
+    except OSError as error:
+        raise MachineError(f"cannot write to {out}: {reason(error)}; choose another --out") from error
+
+
+def _own(path: str, flags: int) -> int:
+    # no link's target, and no FIFO without a reader
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
 
 
 def run(jobs: Sequence[Job], places: Sequence[str | None], replicas: int = 1) -> int:
@@ -88,22 +107,28 @@ def _launch(jobs: Sequence[Job], place: str | None) -> subprocess.Popen[bytes]:
     one's log."""
     words = [sys.executable, "-m", "fastbn.train" if len(jobs) == 1 else "fastbn.experiments.replicas"]
     for job in jobs:
-        job.out.mkdir(parents=True, exist_ok=True)
-        (job.out / ERROR).unlink(missing_ok=True)
+        with log_of(job.out), contextlib.suppress(FileNotFoundError):
+            (job.out / ERROR).unlink()
         words += [*(["--"] if job is not jobs[0] else []), *job.arguments, "--out", str(job.out), "--resume"]
     environment = os.environ if place is None else {**os.environ, "CUDA_VISIBLE_DEVICES": place}
-    with open(jobs[0].out / LOG, "ab") as log:
+    with log_of(jobs[0].out) as log:
         return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
 
 
 def _last_line(job: Job) -> str:
-    lines = (job.out / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
+    try:
+        lines = read(job.out / LOG).decode("utf-8", "replace").splitlines()
+    except OSError:
+        return ""
     return lines[-1].removeprefix("fastbn: ").removeprefix("error: ") if lines else ""
 
 
 def _fail(job: Job, why: str) -> None:
-    job.out.mkdir(parents=True, exist_ok=True)
-    (job.out / ERROR).write_text(why + "\n", encoding="utf-8")
+    try:
+        job.out.mkdir(parents=True, exist_ok=True)
+        write(job.out / ERROR, (why + "\n").encode("utf-8", "replace"))
+    except OSError as error:
+        raise MachineError(f"cannot write to {job.out}: {reason(error)}; choose another --out") from error
     _say(f"{job.out.name} failed: {why}")
 
 
@@ -129,4 +154,4 @@ def _stopping(running: dict[subprocess.Popen[bytes], tuple[list[Job], str | None
 
 
 def _say(text: str) -> None:
-    print(f"fastbn: {text}", file=sys.stderr, flush=True)
+    say(f"fastbn: {shown(text, LONGEST)}")

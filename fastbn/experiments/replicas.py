@@ -14,10 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from fastbn import command
+from fastbn.command import say
 from fastbn.errors import Diverged, MachineError, Stopped, UsageError
-from fastbn.experiments.launch import LOG
+from fastbn.experiments.launch import log_of
 from fastbn.run.config import Config, parse
-from fastbn.train import told
 
 if TYPE_CHECKING:
     from fastbn.run.run import TrainingRun
@@ -27,18 +28,13 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes as the trainer's; where runs ended differently that of the last failure. One that fails
     does not end the others."""
-    try:
-        configs = parsed(list(sys.argv[1:] if arguments is None else arguments))
-    except UsageError as error:
-        print(f"fastbn: {told(error)[0]}", file=sys.stderr)
-        return 2
+    return command.run(lambda: _main(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def _main(words: list[str]) -> int:
+    configs = parsed(words)
     with contextlib.ExitStack() as stack:
-        places = [Path(config.out or "") for config in configs]
-        for place in places:
-            place.mkdir(parents=True, exist_ok=True)
-        return train(
-            configs, [stack.enter_context(open(place / LOG, "a", encoding="utf-8")) for place in places]
-        )
+        return train(configs, [stack.enter_context(log_of(Path(config.out or ""))) for config in configs])
 
 
 def parsed(words: Sequence[str]) -> list[Config]:
@@ -89,12 +85,14 @@ def train(configs: Sequence[Config], logs: Sequence[TextIO]) -> int:
 
     def failed(error: UsageError | MachineError | Diverged | Stopped, log: TextIO) -> None:
         nonlocal code
-        text, code = told(error)
-        print(f"fastbn: {text}", file=log, flush=True)
+        known = command.ended(error)
+        assert known is not None
+        text, code = known
+        say(f"fastbn: {text}", log)
         open_logs.remove(log)
 
     def done(run: TrainingRun, history: list[dict[str, object]], log: TextIO) -> None:
-        print(run.finished(history), file=log, flush=True)
+        say(run.finished(history), log)
         open_logs.remove(log)
 
     def ended(k: int, error: UsageError | MachineError | Diverged | None) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
+from fastbn import files, saved
 from fastbn.errors import UsageError
 from fastbn.experiments.preset import Job
 
+REMEDY = "move the folder away, or choose another --out"
 ERROR = "error.txt"  # the line with which a run ended that did not finish
 
 
@@ -25,15 +26,19 @@ class Outcome:
 
 
 def outcome(job: Job) -> Outcome:
-    """Raises UsageError where the folder holds a run with other settings."""
-    saved, summary = _json(job.out / "config.json"), _json(job.out / "summary.json")
-    lines = _lines(job.out / "metrics.jsonl")
+    """Raises UsageError where the folder holds a run with other settings, or a damaged one."""
+    config, result = job.out / "config.json", job.out / "summary.json"
+    found = saved.settings(saved.json_file(config, REMEDY), config, REMEDY) if files.look(config) else {}
+    summary = saved.summary(result, ("test_accuracy",), REMEDY) if files.look(result) else {}
+    lines = saved.lines(job.out / "metrics.jsonl", ("test_accuracy",), being_written=True, remedy=REMEDY)
     last = lines[-1] if lines else {}
-    if saved:
+    if found:
         asked = job.config
+        if lacking := [name for name in ("epochs", "precision") if found.get(name) is None]:
+            raise UsageError(f"{config} says nothing of {', '.join(lacking)}; {REMEDY}")
         # first: what is open means the default, not the saved
-        asked = asked.resolved(asked.epochs or saved["epochs"], saved["precision"])
-        if differing := asked.completed_by(saved).differences(saved):
+        asked = asked.resolved(asked.epochs or found["epochs"], found["precision"])
+        if differing := asked.completed_by(found).differences(found):
             raise UsageError(
                 f"{job.out} holds a run with other settings ({'; '.join(differing)}); move it away, or "
                 "choose another --out"
@@ -41,9 +46,9 @@ def outcome(job: Job) -> Outcome:
         if summary and (len(lines) >= (asked.epochs or 0) or asked.train == "none"):
             return Outcome("done", last, len(lines), summary)
     error = job.out / ERROR
-    if error.exists():
-        return Outcome("failed", last, len(lines), summary, error.read_text(encoding="utf-8").strip())
-    return Outcome("partial" if saved else "open", last, len(lines), summary)
+    if files.is_file(error):
+        return Outcome("failed", last, len(lines), summary, _said(error))
+    return Outcome("partial" if found else "open", last, len(lines), summary)
 
 
 def figure(job: Job, found: Outcome, of: str) -> float | None:
@@ -69,20 +74,9 @@ def _small_gammas(run: Path) -> float:
     return 100.0 * float((gammas.abs() < 0.01).double().mean())
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _said(path: Path) -> str:
+    """The line in an error.txt."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a metrics file, which may be being written."""
-    found = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            found.append(json.loads(text))
-        except ValueError:
-            break
-    return found
+        return files.shown(files.read(path, files.SMALL).decode("utf-8", "replace").strip())
+    except OSError as error:
+        return f"{path.name}: {files.reason(error)}"

@@ -13,6 +13,7 @@ from typing import Any, SupportsIndex, cast
 
 from fastbn.choices import one_of
 from fastbn.errors import UsageError
+from fastbn.files import shown
 from fastbn.models.init_names import BETA_INITS, GAMMA_INITS, WEIGHT_INITS
 
 HOMES = {  # a family -> the class of its networks, imported when one is made
@@ -47,6 +48,14 @@ IMAGENET = {
 }
 # channels or units of the first stage
 WIDTH = {"cifar": 16, "imagenet": 64, "vgg": 64, "wandb": 16, "mlp": 1024, "lstm": 100}
+MOST = {
+    "depth": 5_000,
+    "width": 8_192,
+    "num_classes": 1_000_000,
+    "vocabulary": 10_000_000,
+    "embedding": 65_536,
+}
+MOST_PARAMETERS = 1 << 31  # of a network, with its frozen weights: 8 GB of float32
 CIFAR_DEPTHS = "6n+2 (14, 20, 56, 110, 866, …)"
 IMAGENET_DEPTHS = "one of " + ", ".join(map(str, IMAGENET))
 
@@ -216,11 +225,13 @@ def _integer(what: str, value: object, least: int) -> int:
     except TypeError:
         number = None
     if number is None or isinstance(value, bool) or number < least:
-        raise UsageError(f"{what} must be an integer of at least {least}, got {value!r}")
+        raise UsageError(f"{what} must be an integer of at least {least}, got {shown(repr(value), 60)}")
+    if number > MOST.get(what, number):
+        raise UsageError(f"{what} must be at most {MOST[what]:,}, got {shown(number, 60)}")
     return number
 
 
 def _number(what: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
-        raise UsageError(f"{what} must be a number above 0, at most 1, got {value!r}")
+        raise UsageError(f"{what} must be a number above 0, at most 1, got {shown(repr(value), 60)}")
     return float(value)

@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, fx, nn
 
 from fastbn.engine import fuse
+from fastbn.errors import UsageError
 from fastbn.models.export import to_torch
-from fastbn.models.families import HOMES, Spec
+from fastbn.models.families import HOMES, MOST_PARAMETERS, Spec
 from fastbn.models.init import draw, load_weights
 from fastbn.trainable import count, freeze
 
@@ -22,13 +24,20 @@ class Network(nn.Module):
 
     spec: everything it is made from. engine: what runs it, as in `fastbn.fuse`.
     weights: a .safetensors or .pth file with its state dict's keys, see `load_weights`.
+    check: is called with the network before it takes memory, and may raise.
 
     Parameters are of torch's default dtype on its default device; on "meta" nothing is drawn. Only norms
     require grad (in a network without any, everything).
     Attributes: `spec`, `weights_file` and `weights_sha256` (None without a file).
     """
 
-    def __init__(self, spec: Spec, engine: str = "auto", weights: str | os.PathLike[str] | None = None):
+    def __init__(
+        self,
+        spec: Spec,
+        engine: str = "auto",
+        weights: str | os.PathLike[str] | None = None,
+        check: Callable[[Network], None] | None = None,
+    ):
         super().__init__()
         self.spec = spec
         self.weights_file = None if weights is None else os.fspath(weights)
@@ -36,6 +45,14 @@ class Network(nn.Module):
         device = torch.get_default_device()
         with torch.device("meta"):  # there torch's own initialisers cost nothing and draw nothing
             self.build(spec)
+        parameters = sum(p.numel() for p in self.parameters())
+        if parameters > MOST_PARAMETERS:
+            raise UsageError(
+                f"{spec.title} of this width has {parameters:,} parameters, more than {MOST_PARAMETERS:,}; "
+                "take a smaller one"
+            )
+        if check is not None:
+            check(self)
         self.to_empty(device=device)
         draw(self, spec)
         if self.weights_file is not None:
@@ -69,10 +86,15 @@ class Network(nn.Module):
         return f"{type(self).__name__}({first})" + "".join(f"\n  {line}" for line in lines)
 
 
-def network(spec: Spec, engine: str = "auto", weights: str | os.PathLike[str] | None = None) -> Network:
-    """The network of a spec, of the class that its family names."""
+def network(
+    spec: Spec,
+    engine: str = "auto",
+    weights: str | os.PathLike[str] | None = None,
+    check: Callable[[Network], None] | None = None,
+) -> Network:
+    """The network of a spec, of the class that its family names. check: as of `Network`."""
     module, _, name = HOMES[spec.family].partition(":")
     kind: type[Network] = getattr(importlib.import_module(module), name)
     made = kind.__new__(kind)
-    Network.__init__(made, spec, engine, weights)
+    Network.__init__(made, spec, engine, weights, check)
     return made

@@ -8,21 +8,30 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn, TypeVar
 
-from fastbn import choices
+from fastbn import choices, command
 from fastbn.data.names import DATASETS, DEFAULT_DIR
 from fastbn.errors import UsageError
+from fastbn.files import shown
 from fastbn.models.families import FAMILIES, NORMS, ONLY_DEPTH, STRIDES
 from fastbn.models.init_names import BETA_INITS, GAMMA_INITS, WEIGHT_INITS
 
 Self = TypeVar("Self", bound="Recipe")
 FLOAT32_MAX = 3.4e38
 MAX_THREADS = 4096
+MOST = {
+    "epochs": 1_000_000,
+    "batch_size": 1 << 24,
+    "bn_batch": 1 << 24,
+    "warmup_epochs": 1_000_000,
+    "seed": 2**63 - 1,
+}
 ABOVE = ("lr", "memory")  # what must not be 0
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 BATCH = 128  # the paper's
@@ -31,13 +40,30 @@ MAY_DIFFER = (  # between a run and its resumption
     "devices", "step_seconds",
     "track",
 )  # fmt: skip
+# what a resumed run does not take from its config.json: `track` is a module's name, and is asked for again
+NOT_SAVED = {
+    "out", "resume", "explain", "download", "on", "devices", "step_seconds", "track",
+}  # fmt: skip
 
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are UsageErrors: one line, like every other wrong argument."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see --help")
+        raise UsageError(f"{shown(message, 300)}; see --help")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's. Raises UsageError too for a word that no path can be: one that is not UTF-8, or
+        has a NUL in it."""
+        words = list(sys.argv[1:] if args is None else args)
+        for word in words:
+            if "\0" in word or any("\ud800" <= c <= "\udfff" for c in word):
+                self.error(f"an argument is not UTF-8: {shown(word)}")
+        return super().parse_known_args(words, namespace)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Shows --help as any result."""
+        command.show(message.removesuffix("\n"))
 
 
 def epoch_list(text: str) -> tuple[int, ...]:
@@ -124,7 +150,11 @@ class Recipe:
             if value is None or (name, value) == ("batch_size", "auto"):
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise UsageError(f"{name} must be an integer of at least {least}, got {value!r}")
+                raise UsageError(
+                    f"{name} must be an integer of at least {least}, got {shown(repr(value), 60)}"
+                )
+            if value > MOST[name]:
+                raise UsageError(f"{name} must be at most {MOST[name]:,}, got {shown(value, 60)}")
         numbers = (
             ("lr", 0, FLOAT32_MAX),
             ("momentum", 0, 1),
@@ -137,13 +167,15 @@ class Recipe:
                 isinstance(value, (int, float)) and low <= value < high and (value or name not in ABOVE)
             ):
                 bound = f"{'above' if name in ABOVE else 'of at least'} {low}"
-                raise UsageError(f"{name} must be a number {bound}, below {high}, got {value!r}")
+                raise UsageError(
+                    f"{name} must be a number {bound}, below {high}, got {shown(repr(value), 60)}"
+                )
         if self.sync_bn and self.bn_batch is not None:
             raise UsageError(
                 "--sync-bn is BatchNorm over the whole batch, --bn-batch over slices of it; give one of them"
             )
         if self.milestones is not None and list(self.milestones) != sorted(set(self.milestones)):
-            raise UsageError(f"milestones must be increasing epochs, got {self.milestones}")
+            raise UsageError(f"milestones must be increasing epochs, got {shown(self.milestones, 60)}")
 
     @property
     def batch(self) -> int:
@@ -315,16 +347,16 @@ class Config(Recipe):
         # of a field that is younger than the run
         usual = {field.name: field.default for field in dataclasses.fields(self)}
         before = {name: saved.get(name, usual[name]) for name in names}
+        differing = [name for name in names if before[name] != listed[name]]
         return [
-            f"{name}: saved {before[name]!r}, asked {listed[name]!r}"
-            for name in names
-            if before[name] != listed[name]
+            f"{name}: saved {shown(repr(before[name]), 60)}, asked {shown(repr(listed[name]), 60)}"
+            for name in differing
         ]
 
     def completed_by(self, saved: dict[str, Any]) -> Config:
         """This config, what it leaves open (None, "auto") filled from a saved run."""
         mine = self.asdict()
-        known = {f.name for f in dataclasses.fields(self)} - {"out"}
+        known = {f.name for f in dataclasses.fields(self)} - NOT_SAVED
         left_open = {
             name: saved[name] for name in known & saved.keys() if mine[name] is None or mine[name] == "auto"
         }
@@ -365,8 +397,8 @@ def parse(arguments: Sequence[str] | None, program: str, description: str) -> Co
         given = _saved(path) | given
         if "depth" not in given and given.get("family") not in ONLY_DEPTH:
             parser.error(
-                f"--resume without --depth needs the settings in {path}, which can't be read; give the "
-                "run's own arguments"
+                f"--resume without --depth needs the settings in {path}, and there are none; give the run's "
+                "own arguments"
             )
     if given.get("depth") is None and given.get("family") not in ONLY_DEPTH:
         parser.error("the following arguments are required: --depth")
@@ -374,22 +406,16 @@ def parse(arguments: Sequence[str] | None, program: str, description: str) -> Co
 
 
 def _saved(path: Path) -> dict[str, Any]:
-    """The settings in a run's config.json; none where there is no such file, or it is damaged, which the
-    run tells of."""
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    """The settings in a run's config.json; none where nothing of that name lies there, which the run tells
+    of."""
+    from fastbn.saved import json_file, settings  # which knows this module's fields
+
+    if not os.path.lexists(path):
         return {}
-    names = {field.name for field in dataclasses.fields(Config)} - {
-        "out",
-        "resume",
-        "explain",
-        "download",
-        "on",
-        "devices",
-        "step_seconds",
+    saved = settings(json_file(path), path)
+    names = {field.name for field in dataclasses.fields(Config)} - NOT_SAVED
+    return {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in saved.items()
+        if name in names
     }
-    found = {name: saved[name] for name in names & saved.keys()} if isinstance(saved, dict) else {}
-    if found.get("milestones") is not None:
-        found["milestones"] = tuple(found["milestones"])
-    return found

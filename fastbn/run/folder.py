@@ -2,128 +2,191 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
 import json
 import os
+import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from torch import Tensor
 
+from fastbn import files, saved
 from fastbn.errors import MachineError, UsageError
 from fastbn.training import checked_file
 from fastbn.training.checkpoint import CHECKPOINT
 
 BEST = "best.safetensors"
+LOCK, CONFIG, METRICS, SUMMARY = "lock", "config.json", "metrics.jsonl", "summary.json"
+LOGS = ("log.txt", "error.txt")  # what python -m fastbn.experiments leaves beside a run
 
 
 class RunFolder:
-    """Opened by one process at a time: an flock, so a kill leaves no lock behind."""
+    """Opened by one process at a time: an flock, so a kill leaves no lock behind. Nothing in it is written
+    before a run's first write, and where that never comes, `close` leaves the folder as it was."""
 
     def __init__(self, path: str | os.PathLike[str]):
         """Makes the folder if need be and takes its lock. Raises UsageError if another run holds it,
         MachineError if it can't be made."""
         self.path = Path(path)
+        self._made = [folder for folder in (self.path, *self.path.parents) if not os.path.lexists(folder)]
+        self._written, self._metrics = False, b""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / "lock", "w")  # noqa: SIM115 (held for as long as the run lasts)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            if not os.path.lexists(self.path / LOCK):
+                self._made.insert(0, self.path / LOCK)
+            self._lock = self._locked()
+        except BlockingIOError:  # whose holder made what we thought ours
             raise UsageError(
                 f"{self.path} is in use by another run; wait for it, or choose another --out"
             ) from None
-        except OSError as error:
+        except (OSError, ValueError) as error:
+            self._unmake()
             raise MachineError(
-                f"cannot write to {self.path}: {error.strerror or error}; choose another --out"
+                f"cannot write to {self.path}: {files.reason(error)}; choose another --out"
             ) from error
 
+    def _locked(self) -> BinaryIO:
+        """The lock, which is what lies at its path: one that was unlinked meanwhile keeps nobody out."""
+        while True:
+            lock = open(self.path / LOCK, "ab", opener=_unlinked)  # noqa: SIM115 (held for as long as the run lasts)
+            try:
+                if not stat.S_ISREG(os.fstat(lock.fileno()).st_mode):
+                    raise OSError("its lock is no regular file")
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                with contextlib.suppress(FileNotFoundError):
+                    if os.path.samestat(os.fstat(lock.fileno()), os.lstat(self.path / LOCK)):
+                        return lock
+            except BaseException:
+                lock.close()
+                raise
+            lock.close()
+
     def close(self) -> None:
+        """Gives the lock back. What a run that was refused has made goes."""
+        if not self._written:
+            self._unmake()
         self._lock.close()
+
+    def _unmake(self) -> None:
+        """Removes the lock and the folders that this object has made, as far as they are empty."""
+        with contextlib.suppress(OSError, ValueError):
+            for made in self._made:
+                if made.is_dir():
+                    made.rmdir()
+                else:
+                    made.unlink(missing_ok=True)
 
     @property
     def holds_run(self) -> bool:
-        return any((self.path / name).exists() for name in ("config.json", "metrics.jsonl", CHECKPOINT))
+        return any(os.path.lexists(self.path / name) for name in (CONFIG, METRICS, CHECKPOINT))
 
     @property
     def has_checkpoint(self) -> bool:
-        return (self.path / CHECKPOINT).exists()
+        return os.path.lexists(self.path / CHECKPOINT)
+
+    def check_free(self) -> None:
+        """Raises UsageError where files lie here that no run has written; empty ones are nobody's."""
+        for entry in sorted(self.path.iterdir()):
+            ours = entry.name in LOGS or files.PART.fullmatch(entry.name) is not None
+            if not ours and (entry.is_symlink() or not entry.is_file() or entry.stat().st_size):
+                said = files.shown(repr(entry.name), 60)
+                raise UsageError(
+                    f"{self.path} holds {said}, which is no run's; choose an empty folder for --out"
+                )
+
+    def check_begun(self) -> None:
+        """Raises UsageError where a run lies here that came further than its first epoch, and its checkpoint
+        is gone; or where what lies here is none."""
+        epochs = len(saved.lines(self.path / METRICS, (), 2, being_written=True))
+        if epochs > 1 or self.config() is None or os.path.lexists(self.path / SUMMARY):
+            raise UsageError(
+                f"{self.path} holds a run without its {CHECKPOINT}; the folder is damaged, choose another "
+                "--out"
+            )
 
     def config(self) -> dict[str, Any] | None:
-        """The settings of the run that lies here, or None."""
-        return read_json(self.path / "config.json") if (self.path / "config.json").exists() else None
+        """The settings of the run that lies here, or None. Raises UsageError for what they can't be."""
+        path = self.path / CONFIG
+        return saved.settings(saved.json_file(path), path) if os.path.lexists(path) else None
+
+    def begin(self, config: dict[str, Any], lines: list[dict[str, Any]]) -> None:
+        """The first write: the settings, and of the metrics these lines; what a kill has left goes."""
+        with contextlib.suppress(OSError):
+            for entry in self.path.iterdir():
+                if files.PART.fullmatch(entry.name):
+                    entry.unlink()
+        self.write_json(CONFIG, config)
+        self._metrics = b"".join(_line(line) for line in lines)
+        self._replace(METRICS, self._metrics)
 
     def write_json(self, name: str, value: Any) -> None:
-        self._replace(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        self._replace(name, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
     def add_metrics(self, line: dict[str, Any]) -> None:
-        """Appends one epoch's line and flushes it to the disk."""
-        path = self.path / "metrics.jsonl"
+        """Appends one epoch's line and flushes it to the disk. A file that is no longer as it was left is
+        written anew."""
+        path, before, added = self.path / METRICS, len(self._metrics), _line(line)
+        self._metrics += added
         try:
-            with open(path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+            with open(path, "r+b", opener=_unlinked) as file:
+                if os.fstat(file.fileno()).st_size == before:
+                    file.seek(before)
+                    file.write(added)
+                    file.flush()
+                    os.fsync(file.fileno())
+                    return
+        except FileNotFoundError:
+            pass
         except OSError as error:
-            raise MachineError(
-                f"could not write {path}: {error.strerror or error}; the checkpoint is intact"
-            ) from error
+            raise MachineError(f"could not write {path}: {files.reason(error)}; {self.kept()}") from error
+        self._replace(METRICS, self._metrics)
 
-    def keep_metrics(self, epochs: int) -> list[dict[str, Any]]:
-        """The lines of the first `epochs` epochs; those beyond, and one that a kill cut short, are dropped
-        from the file.
-
-        Raises UsageError, the file untouched, where one of those epochs has no line.
-        """
-        path = self.path / "metrics.jsonl"
-        texts = (
-            path.read_text(encoding="utf-8", errors="replace").splitlines()[:epochs] if path.exists() else []
-        )
-        lines = []
-        for epoch in range(epochs):
-            try:
-                lines.append(json.loads(texts[epoch]))
-                whole = lines[epoch]["epoch"] == epoch
-            except (IndexError, KeyError, TypeError, ValueError):
-                whole = False
-            if not whole:
-                raise UsageError(
-                    f"{path}: no line of epoch {epoch + 1} of {epochs} saved; the folder is damaged, choose "
-                    "another --out"
-                )
-        self._replace("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    def lines(self, epochs: int) -> list[dict[str, Any]]:
+        """The metrics' lines of the first `epochs` epochs. Raises UsageError where one of those epochs has
+        none."""
+        path = self.path / METRICS
+        lines = saved.lines(path, saved.FULL_EPOCH, epochs)
+        if len(lines) < epochs:
+            raise UsageError(f"{path}: no line of epoch {len(lines) + 1} of {epochs} saved; {saved.DAMAGED}")
         return lines
 
     def save(self, name: str, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+        self._written = True
         checked_file.write(self.path / name, tensors, header)
 
     def checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return checked_file.read(self.path / CHECKPOINT)
 
-    def _replace(self, name: str, text: str) -> None:
-        part = self.path / f"{name}.part"
+    def kept(self) -> str:
+        """What there is of the run, found out by reading it."""
+        if not self.has_checkpoint:
+            return "no checkpoint was saved"
         try:
-            with open(part, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, self.path / name)
+            self.checkpoint()
+        except UsageError:
+            return "the checkpoint can't be read"
+        return "the checkpoint is intact"
+
+    def _replace(self, name: str, content: bytes) -> None:
+        self._written = True
+        try:
+            files.write(self.path / name, content)
         except OSError as error:
-            part.unlink(missing_ok=True)
-            raise MachineError(f"could not write {self.path / name}: {error.strerror or error}") from error
+            raise MachineError(
+                f"could not write {self.path / name}: {files.reason(error)}; {self.kept()}"
+            ) from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A run's JSON file; UsageError for one that can't be read."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{path}: not readable as JSON ({error}); the folder is damaged, choose another --out"
-        ) from error
-    if not isinstance(found, dict):
-        raise UsageError(f"{path}: not a run's file; the folder is damaged, choose another --out")
-    return found
+def _unlinked(path: str, flags: int) -> int:
+    """Open no link's target, and wait for no FIFO."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+
+
+def _line(line: dict[str, Any]) -> bytes:
+    return (json.dumps(line) + "\n").encode()
 
 
 def json_ready(config: Any) -> dict[str, Any]:

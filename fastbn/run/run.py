@@ -12,7 +12,8 @@ from fastbn import devices
 from fastbn.data.datasets import Loaded
 from fastbn.data.imagenet.stream import Stream
 from fastbn.data.images import Images
-from fastbn.errors import UsageError
+from fastbn.errors import Diverged, UsageError
+from fastbn.files import shown
 from fastbn.models.network import Network
 from fastbn.planning import precision
 from fastbn.run import messages, rank_messages
@@ -33,23 +34,20 @@ from fastbn.training.progress import Progress
 def train_run(config: Config) -> str:
     """Trains, among torchrun's ranks where it started this process, and returns the line that sums it up.
     Raises UsageError, MachineError, Diverged, Stopped."""
+    run: TrainingRun | None = None
     with started(config.rank_timeout, config.device) as ranks, contextlib.ExitStack() as stack:
-        run = ready(implied(config), ranks, stack, Progress(0, ranks.first))
-        if not trainable(run.model):
-            return run.finished(run.measured())
-        recipe = run.config.recipe()
-        return run.finished(
-            fit(
-                run.model,
-                run.train,
-                run.loaded.test,
-                run.val,
-                saver=run.saver,
-                ranks=ranks,
-                recipe=recipe,
-                log=run.log,
+        try:
+            run = ready(implied(config), ranks, stack, Progress(0, ranks.first))
+            if not trainable(run.model):
+                return run.finished(run.measured())
+            sets, recipe = (run.train, run.loaded.test, run.val), run.config.recipe()
+            return run.finished(
+                fit(run.model, *sets, saver=run.saver, ranks=ranks, recipe=recipe, log=run.log)
             )
-        )
+        except (Diverged, KeyboardInterrupt) as error:
+            if run is None or run.folder is None:
+                raise
+            raise type(error)(f"{error}; {run.folder.kept()}") from error
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -65,6 +63,7 @@ class TrainingRun:
     val: Images | Stream | None
     folder: RunFolder | None
     saver: FolderSaver | None
+    settings: dict[str, Any]  # as config.json says them
     tracker: Tracker | None
     beside: dict[str, int]  # what else trains: ranks and replicas, counted
     begun: float
@@ -79,7 +78,7 @@ class TrainingRun:
         if self.tracker is not None:
             self.tracker.log(history[0])
         if self.folder is not None:
-            self.folder.keep_metrics(0)
+            self.folder.begin(self.settings, [])
             self.folder.add_metrics(history[0])
             save(self.model, self.folder.path / CHECKPOINT, config=json_ready(self.config))
         return history
@@ -131,17 +130,17 @@ def ready(
     val: Images | Stream | None = None
     if config.val is not None:
         train, val = train.split(config.val, config.seed)
-    saver = None
+    saver, settings = None, json_ready(config) | {"ranks": ranks.count}
     if folder is not None:
-        settings = json_ready(config) | {"ranks": ranks.count}
-        folder.write_json("config.json", settings)
         for line in messages.opening(config, loaded, model, why, note, ranks, replicas):
             speak.say(line)
         saver = FolderSaver(folder, settings)
         if tracker is not None:
             tracker.start(folder.path.name, settings)
     beside = {"ranks": ranks.count, "replicas": replicas}
-    return TrainingRun(config, loaded, why, model, train, val, folder, saver, tracker, beside, begun)
+    return TrainingRun(
+        config, loaded, why, model, train, val, folder, saver, settings, tracker, beside, begun
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,18 +176,28 @@ def _opened(config: Config, ranks: Ranks, stack: contextlib.ExitStack, loaded: L
 
 def _continued(config: Config, folder: RunFolder, ranks: Ranks) -> tuple[Config, str]:
     """The config completed by that of the run in the folder, and what to say of it."""
-    if folder.holds_run and not config.resume:
-        raise UsageError(f"{folder.path} holds a run; continue it with --resume, or choose another --out")
-    saved = folder.config()
+    if not folder.holds_run:
+        folder.check_free()
+        return config, f"nothing saved in {folder.path}: starting afresh" if config.resume else ""
     if not config.resume:
-        return config, ""
+        raise UsageError(f"{folder.path} holds a run; continue it with --resume, or choose another --out")
     if not folder.has_checkpoint:
+        folder.check_begun()
         return config, f"nothing saved in {folder.path}: starting afresh"
+    saved = folder.config()
     if saved is None:
         raise UsageError(
             f"{folder.path} holds a checkpoint but no config.json; the folder is damaged, choose another "
             "--out"
         )
-    return config.completed_by(
-        saved
-    ), f"resuming {folder.path}{rank_messages.other_ranks(config, saved.get('ranks', 1), ranks)}"
+    tracked = saved.get("track")
+    again = (
+        f"; it was tracked by {shown(tracked, 40)}, give --track again to go on with that"
+        if tracked and not config.track
+        else ""
+    )
+    completed = config.completed_by(saved)
+    return (
+        completed,
+        f"resuming {folder.path}{rank_messages.other_ranks(completed, saved.get('ranks', 1), ranks)}{again}",
+    )

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastbn import files
 from fastbn.errors import UsageError
 from fastbn.models.network import Network
 from fastbn.run.folder import BEST, RunFolder
-from fastbn.training.checkpoint import CHECKPOINT, WeightSource, header_of, restore, source_of, tensors_of
+from fastbn.training.checkpoint import (
+    CHECKPOINT,
+    WeightSource,
+    header_of,
+    numbers,
+    restore,
+    source_of,
+    tensors_of,
+)
 from fastbn.training.saving import Position
 from fastbn.training.step import TrainingStep
 from fastbn.training.totals import Totals
@@ -36,32 +46,54 @@ class FolderSaver:
         self.model, device = model, step.feed.device
         if not self.folder.has_checkpoint:
             self.source = source_of(model)
-            self.history = self.folder.keep_metrics(0)
+            self.folder.begin(self.config, self.history)
             return Position(0, 0, Totals.zero(device))
+        path = self.folder.path / CHECKPOINT
         tensors, header = self.folder.checkpoint()
-        if header.get("model") != model.spec.said():
-            raise UsageError(
-                f"{self.folder.path / CHECKPOINT} is of another network: {header.get('model')}, asked "
-                f"{model.spec.said()}"
-            )
+        if header["model"] != model.spec.said():
+            other = files.shown(header["model"])
+            raise UsageError(f"{path} is of another network: {other}, asked {files.shown(model.spec.said())}")
         if "position" not in header:
-            raise UsageError(
-                f"{self.folder.path / CHECKPOINT} holds a model but no run to resume; start one in another "
-                "--out"
-            )
+            raise UsageError(f"{path} holds a model but no run to resume; start one in another --out")
+        saved = header["position"]
+        self._check(step, tensors, saved, path)
+        history = self.folder.lines(saved["epoch"])
         self.source = WeightSource(**header["source"])
         if model.weights_file is not None:  # which may have moved; its SHA-256 decides
             self.source = dataclasses.replace(self.source, file=os.path.abspath(model.weights_file))
         restore(model, tensors, self.source)
         for name, value in step.optimizer.state.items():
             value.copy_(tensors[f"optimizer.{name}"])
-        saved = header["position"]
-        self.history = self.folder.keep_metrics(saved["epoch"])
+        self.history = history
+        self.folder.begin(self.config, history)
         totals = Totals.zero(device)
         totals.loss += saved["loss"]
         totals.correct += saved["correct"]
         totals.images = saved["images"]
         return Position(saved["epoch"], saved["step"], totals)
+
+    def _check(
+        self, step: TrainingStep, tensors: dict[str, Tensor], saved: dict[str, Any], path: Path
+    ) -> None:
+        """Raises UsageError where the position is none of this run's, or the optimizer's state not of this
+        optimizer."""
+        images = min(saved["step"] * step.recipe.batch, len(step.feed))
+        if (
+            saved["step"] > -(-len(step.feed) // step.recipe.batch)
+            or saved["images"] != images
+            or saved["correct"] > images
+        ):
+            raise UsageError(
+                f"{path}: its position is not one that this run comes to; the folder is damaged, choose "
+                "another --out"
+            )
+        for name, value in step.optimizer.state.items():
+            kept = tensors.get(f"optimizer.{name}")
+            if kept is None or kept.shape != value.shape:
+                found = "nothing" if kept is None else tuple(kept.shape)
+                wanted = f"optimizer.{name} should have the shape {tuple(value.shape)}"
+                raise UsageError(f"{path}: {wanted}, found {found}; use another copy")
+            numbers(f"optimizer.{name}", kept)
 
     def save(self, step: TrainingStep, position: Position) -> None:
         """The checkpoint of this position."""

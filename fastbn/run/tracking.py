@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any
 
 from fastbn.errors import MachineError, UsageError
+from fastbn.files import shown
 
 PROJECT = "fastbn"
 
@@ -17,6 +18,11 @@ class Tracker:
     def __init__(self, name: str):
         """Imports the module. Raises MachineError where it is not installed, UsageError where it is no
         tracker."""
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise UsageError(
+                f"--track {shown(name)}: no module has such a name; give one with init, log and finish, "
+                "such as wandb"
+            )
         try:
             self._module: ModuleType = importlib.import_module(name)
         except ImportError as error:

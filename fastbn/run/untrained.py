@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import nn
 
 from fastbn import devices
 from fastbn.data.feed import feed
+from fastbn.errors import Diverged
 from fastbn.planning import precision
 from fastbn.run.config import Recipe
 from fastbn.training import affine_statistics
@@ -19,7 +21,8 @@ from fastbn.training.totals import StepResult, Totals
 
 def measure(model: nn.Module, train: object, test: object, recipe: Recipe) -> list[dict[str, Any]]:
     """One pass over the training set in training mode, without a gradient, for BatchNorm's running
-    statistics; then the test. Returns one line of metrics like those of `fit`'s epochs."""
+    statistics; then the test. Returns one line of metrics like those of `fit`'s epochs. Raises Diverged where
+    the loss is not finite."""
     device = next(model.parameters()).device
     source, held = feed(train, device, "train"), feed(test, device, "test")
     totals, was_training, start = Totals.zero(device), model.training, time.perf_counter()
@@ -37,6 +40,11 @@ def measure(model: nn.Module, train: object, test: object, recipe: Recipe) -> li
         start = time.perf_counter()
         line |= evaluate(model, held).mean("test")
     model.train(was_training)
+    if not all(math.isfinite(line[name]) for name in ("train_loss", "test_loss")):
+        raise Diverged(
+            "the loss of the untrained network is not finite; start from other weights, or another "
+            "--gamma-init"
+        )
     return [
         line
         | {

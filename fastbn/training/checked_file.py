@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,50 +13,47 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from fastbn import files, saved
 from fastbn.errors import MachineError, UsageError
 
 FORMAT = "fastbn-1"
+MOST_BYTES = 1 << 36  # of a checkpoint: parameters, statistics and Adam's two vectors of the largest network
+MOST_HEADER = 1 << 26  # bytes of safetensors' own header, with fastbn's inside
+TENSORS = ("parameters", "frozen", "running", "batches", "entries")  # and optimizer.*
 
 
 def write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
-    """Writes beside the target, flushes to the disk, renames: a kill or a full disk leaves the file that was
-    there before.
+    """Writes the file, in whole or not at all: a kill or a full disk leaves the one that was there before.
 
     Raises MachineError where the file cannot be written.
     """
     tensors = {name: t.detach().to("cpu").contiguous() for name, t in tensors.items()}
     text = json.dumps(header, sort_keys=True)
     metadata = {"format": FORMAT, "header": text, "sha256": _digest(text, tensors)}
-    part = path.with_name(path.name + ".part")
     try:
-        with open(part, "wb") as file:
-            file.write(safetensors.torch.save(tensors, metadata))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-        _sync_folder(path.parent)
+        files.write(path, safetensors.torch.save(tensors, metadata))
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise MachineError(
-            f"could not save {path}: {error.strerror or error}; what was saved before is intact"
+            f"could not save {path}: {files.reason(error)}; what was saved before is intact"
         ) from error
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the header. Raises UsageError for a file that is missing, truncated, altered, or not
-    fastbn's."""
+    """The tensors and the header, which says what it may. Raises UsageError for a file that is missing,
+    truncated, altered, or not fastbn's."""
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except FileNotFoundError:
+        content = files.read(path, MOST_BYTES)
+        metadata = _metadata(content)
+        tensors = safetensors.torch.load(content)
+    except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"{path}: no such file") from None
-    except (OSError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+        said = files.reason(error)
         raise UsageError(
-            f"{path}: not a readable safetensors file ({error}); it is truncated or not a checkpoint"
+            f"{path}: not a readable safetensors file ({said}); it is truncated or not a checkpoint"
         ) from error
     if metadata.get("format") != FORMAT:
-        found = metadata.get("format", "none")
+        found = files.shown(metadata.get("format", "none"), 40)
         raise UsageError(
             f"{path}: not a checkpoint that this version reads: its format is {found}, this version's is "
             f"{FORMAT}"
@@ -66,21 +62,36 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UsageError(
             f"{path}: its contents do not match its SHA-256; the file is damaged, use another copy"
         )
-    return tensors, json.loads(metadata["header"])
+    try:
+        header = files.parsed(metadata["header"])
+    except ValueError as error:
+        raise UsageError(f"{path}: its header is no JSON ({files.reason(error)}); use another copy") from None
+    for name in tensors:
+        if name not in TENSORS and not name.startswith("optimizer."):
+            raise UsageError(
+                f"{path}: holds {files.shown(repr(name), 40)}, which no checkpoint does; use another copy"
+            )
+    return tensors, saved.header(header, path)
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    """The strings beside the tensors, by name."""
+    length = int.from_bytes(content[:8], "little")
+    if not 0 < length <= min(MOST_HEADER, len(content) - 8):
+        raise ValueError("its header is cut off")
+    found = files.parsed(content[8 : 8 + length].decode("utf-8"))
+    metadata = found.get("__metadata__") if isinstance(found, dict) else None
+    return (
+        metadata
+        if isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
+        else {}
+    )
 
 
 def _digest(header: str, tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256(header.encode())
+    digest = hashlib.sha256(header.encode("utf-8", "surrogatepass"))
     for name in sorted(tensors):
         t = tensors[name]
-        digest.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
+        digest.update(f"{name} {t.dtype} {tuple(t.shape)}".encode("utf-8", "surrogatepass"))
         digest.update(t.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastbn import files
 from fastbn.errors import UsageError
 from fastbn.models.families import Spec
 from fastbn.models.init import fingerprint
@@ -24,6 +25,8 @@ from fastbn.trainable import NORMS, entries, restrict, trainable
 from fastbn.training import checked_file
 
 CHECKPOINT = "checkpoint.safetensors"
+# how a file's name ends that a checkpoint may name
+WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,27 +85,55 @@ def tensors_of(model: nn.Module, source: WeightSource) -> dict[str, Tensor]:
 @torch.no_grad()
 def restore(model: nn.Module, tensors: dict[str, Tensor], source: WeightSource) -> None:
     """Puts back what `tensors_of` took, in place. Raises UsageError where lengths or the frozen weights'
-    SHA-256 differ."""
-    stored, frozen = split(model)
-    parameters = dict(model.named_parameters())
-    parts: dict[str, list[Tensor]] = {"parameters": [parameters[name] for name in stored], **_buffers(model)}
-    if source.kind == "stored":
-        parts["frozen"] = [parameters[name] for name in frozen]
+    SHA-256 differ, and for values that no training leaves."""
+    check(model, tensors, source)
+    parts, frozen = _parts(model, source), split(model)[1]
     for name, targets in parts.items():
+        for target, values in zip(targets, tensors[name].split([t.numel() for t in targets]), strict=True):
+            target.copy_(values.view(target.shape))
+    for name, buffer in model.named_buffers():
+        if name.endswith(("running_var", "num_batches_tracked")) and bool((buffer < 0).any()):
+            raise UsageError(f"{name} in the checkpoint is negative; the file is damaged, use another copy")
+    if fingerprint(model, frozen) != source.sha256:
+        raise UsageError(
+            f"the frozen weights from the {source.kind} have another SHA-256 than those that the checkpoint "
+            "was trained with"
+        )
+
+
+def check(model: nn.Module, tensors: dict[str, Tensor], source: WeightSource) -> None:
+    """Raises UsageError where these are not a checkpoint's tensors of this model, which may be on the meta
+    device."""
+    for name, targets in _parts(model, source).items():
         length = sum(t.numel() for t in targets)
         if name not in tensors or tensors[name].shape != (length,):
             found = tuple(tensors[name].shape) if name in tensors else "nothing"
             raise UsageError(
                 f"the checkpoint is of another network: {name} should hold {length:,} numbers, found {found}"
             )
-    for name, targets in parts.items():
-        for target, values in zip(targets, tensors[name].split([t.numel() for t in targets]), strict=True):
-            target.copy_(values.view(target.shape))
-    if fingerprint(model, frozen) != source.sha256:
-        raise UsageError(
-            f"the frozen weights from the {source.kind} have another SHA-256 than those that the checkpoint "
-            "was trained with"
-        )
+        numbers(name, tensors[name], whole=name == "batches")
+
+
+def numbers(name: str, values: Tensor, whole: bool = False) -> None:
+    """Raises UsageError where these are not whole numbers, or not floating-point and finite."""
+    if not values.numel():
+        return
+    if values.dtype != torch.int64 if whole else not values.is_floating_point():
+        kind = "int64" if whole else "floating-point numbers"
+        raise UsageError(f"{name} in the checkpoint should be {kind}, found {values.dtype}; use another copy")
+    if not whole and not bool(torch.isfinite(values.float()).all()):
+        raise UsageError(f"{name} in the checkpoint holds NaN or infinite numbers; use another copy")
+
+
+def _parts(model: nn.Module, source: WeightSource) -> dict[str, list[Tensor]]:
+    """The tensors of the model that a checkpoint stores, by the name of the vector that they are stored
+    in."""
+    stored, frozen = split(model)
+    parameters = dict(model.named_parameters())
+    parts: dict[str, list[Tensor]] = {"parameters": [parameters[name] for name in stored], **_buffers(model)}
+    if source.kind == "stored":
+        parts["frozen"] = [parameters[name] for name in frozen]
+    return parts
 
 
 def save(model: Network, path: str | os.PathLike[str], **extra: Any) -> None:
@@ -136,9 +167,14 @@ def load(
     weights: where the frozen weights' file lies now, if it has moved.
     Raises UsageError for a missing, damaged or foreign file, and where the frozen weights' SHA-256 differs.
     """
+    return build(*read(run), engine, weights)
+
+
+def read(run: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the header of a run's folder, or of a file that `save` wrote. Raises UsageError as
+    `checked_file.read`."""
     path = Path(run)
-    tensors, header = checked_file.read(path / CHECKPOINT if path.is_dir() else path)
-    return build(tensors, header, engine, weights)
+    return checked_file.read(path / CHECKPOINT if files.is_folder(path) else path)
 
 
 def build(
@@ -147,30 +183,80 @@ def build(
     engine: str,
     weights: str | os.PathLike[str] | None = None,
 ) -> Network:
-    """The model that a checkpoint's tensors and header describe."""
+    """The model that a checkpoint's tensors and header describe, compared with them before it takes
+    memory."""
     spec, source = Spec(**header["model"]), WeightSource(**header["source"])
-    file = weights if weights is not None else source.file
-    if source.kind == "file" and file is not None and not Path(file).exists():
-        raise UsageError(
-            f"the frozen weights came from {file}, where there is no file; say where it lies now: weights=, "
-            "or --weights"
-        )
-    model = network(spec, engine, file if source.kind == "file" else None)
+    file = _weights_file(source) if weights is None else weights
     trains = set(header["trains"])
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in trains)
+
+    def fits(plain: Network) -> None:
+        if unknown := sorted(trains - {name for name, _ in plain.named_parameters()}):
+            raise UsageError(
+                f"the checkpoint says that {files.shown(repr(unknown[0]), 60)} trains, which {spec.title} "
+                "has not"
+            )
+        _mark(plain, trains)
+        check(plain, tensors, source)
+
+    model = network(spec, engine, file if source.kind == "file" else None, fits)
+    _mark(model, trains)
     restore(model, tensors, source)
-    if "entries" in tensors:
-        _restrict(
-            model, header["entries"], torch.from_numpy(np.unpackbits(tensors["entries"].numpy())).bool()
-        )
+    if "entries" in tensors or "entries" in header:
+        _restrict(model, header.get("entries", []), tensors.get("entries"))
     return model
 
 
-def _restrict(model: nn.Module, names: list[str], bits: Tensor) -> None:
+def _mark(model: nn.Module, trains: set[str]) -> None:
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trains)
+
+
+def _weights_file(source: WeightSource) -> str | None:
+    """Where a checkpoint says that its frozen weights lie. Raises UsageError where no weights lie there: what
+    a file says is looked up only where it names a regular file of a kind that holds weights, by its whole
+    path."""
+    if source.kind != "file":
+        return None
+    remedy = "say where it lies now: weights=, or --weights"
+    named = source.file is not None and os.path.isabs(source.file) and source.file.endswith(WEIGHTS)
+    if source.file is None or not named:
+        said = files.shown(source.file, 200)
+        raise UsageError(
+            f"the frozen weights came from {said}, no whole path that ends in {', '.join(WEIGHTS)}; {remedy}"
+        )
+    if not files.is_file(source.file):
+        raise UsageError(
+            f"the frozen weights came from {files.shown(source.file, 200)}, where there is no file; {remedy}"
+        )
+    return source.file
+
+
+def _restrict(model: nn.Module, names: list[str], packed: Tensor | None) -> None:
     """Of these parameters only the entries train whose bit is set."""
-    weights = [model.get_parameter(name) for name in names]
-    masks = bits[: sum(weight.numel() for weight in weights)].split([weight.numel() for weight in weights])
+    parameters = dict(model.named_parameters())
+    some = {
+        name
+        for name in names
+        if name.rpartition(".")[2] == "weight" and name in parameters and parameters[name].requires_grad
+    }
+    weights = [parameters[name] for name in names if name in some]
+    count = sum(weight.numel() for weight in weights)
+    if (
+        packed is None
+        or packed.dtype != torch.uint8
+        or packed.shape != (-(-count // 8),)
+        or len(some) < len(names)
+        or not names
+    ):
+        raise UsageError(
+            "the checkpoint's entries are not a bit for each weight that it says trains in part; use "
+            "another copy"
+        )
+    masks = (
+        torch.from_numpy(np.unpackbits(packed.numpy()))
+        .bool()[:count]
+        .split([weight.numel() for weight in weights])
+    )
     for name, weight, mask in zip(names, weights, masks, strict=True):
         restrict(model.get_submodule(name.rpartition(".")[0]), mask.view(weight.shape))
 

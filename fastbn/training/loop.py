@@ -171,6 +171,5 @@ def _check(finite: bool, position: Position) -> None:
     if not finite:
         raise Diverged(
             f"the loss or a gradient stopped being finite in epoch {position.epoch + 1}; lower --lr or add "
-            "--warmup-epochs "
-            "(a checkpoint of an earlier epoch is intact)"
+            "--warmup-epochs"
         )

@@ -1,5 +1,6 @@
 """Progress on stderr: a bar on a terminal, one line an epoch elsewhere, nothing where it was not asked for.
-One of several networks tells its name in each line, or has a file for its lines."""
+One of several networks tells its name in each line, or has a file for its lines. Where it can't be shown it
+stops, and the run goes on."""
 
 from __future__ import annotations
 
@@ -7,6 +8,8 @@ import sys
 from typing import Any, TextIO
 
 from tqdm import tqdm
+
+from fastbn.command import Unfailing, say
 
 
 class Progress:
@@ -16,12 +19,12 @@ class Progress:
         self._bar: Any = None
 
     def say(self, text: str) -> None:
-        if self.shown:
-            print(self._name + text, file=self._file or sys.stderr, flush=True)
+        if self.shown and not say(self._name + text, self._file):
+            self.shown = False
 
     def start(self, epoch: int, images: int, done: int) -> None:
         """An epoch begins, `done` of its images already trained on."""
-        if self.shown and not self._name and self._file is None and sys.stderr.isatty():
+        if self.shown and not self._name and self._file is None and Unfailing(sys.stderr).isatty():
             width = len(str(self.epochs))
             self._bar = tqdm(
                 total=images,
@@ -29,6 +32,7 @@ class Progress:
                 desc=f"epoch {epoch + 1:{width}}/{self.epochs}",
                 unit=" images",
                 leave=False,
+                file=Unfailing(sys.stderr),
             )
 
     def advance(self, images: int) -> None:

@@ -42,7 +42,7 @@ class TrainingStep:
     ):
         self.model, self.feed = model, feed
         self.exchange = Exchange(ranks, feed.device)
-        self._recipe, self._planner, self._say = recipe, planner, say
+        self.recipe, self._planner, self._say = recipe, planner, say
         self.plan = None if planner is None else planner.plan(recipe.batch // ranks.count, recipe.bn_batch)
         self.flat, self.running = Flat(model), Running(model)
         self.optimizer = Optimizer(recipe, self.flat.vector, self.flat.mask)
@@ -92,7 +92,7 @@ class TrainingStep:
             self._take(inputs, lr, totals)
             return None
         except (RuntimeError, MemoryError) as error:
-            if self._planner is None or self._shared or self._recipe.sync_bn or not is_out_of_memory(error):
+            if self._planner is None or self._shared or self.recipe.sync_bn or not is_out_of_memory(error):
                 raise
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         self.running.put_back()
@@ -122,7 +122,7 @@ class TrainingStep:
         """Forward and backward; with --bn-batch slice by slice, each with statistics of its own, their
         gradients added up."""
         n, recompute = len(inputs[0]), self.plan.recompute if self.plan else None
-        slices = -(-n // (self._recipe.bn_batch or n))
+        slices = -(-n // (self.recipe.bn_batch or n))
         found: list[StepResult] = []
         for part in zip(*(given.tensor_split(slices) for given in inputs), strict=True):
             x, labels = self.feed.load(*part)
@@ -144,7 +144,7 @@ class TrainingStep:
         """A sample that counts for nothing, for a rank which the ragged last batch leaves without one: with
         it BatchNorm has a batch, and the rank takes part in whatever the others wait for."""
         return tuple(
-            given[:1] for given in next(self.feed.batches(self._recipe.batch, 0, self.exchange.ranks.share))
+            given[:1] for given in next(self.feed.batches(self.recipe.batch, 0, self.exchange.ranks.share))
         )
 
 
