@@ -82,12 +82,12 @@ def device() -> Iterator[str]:
 
 def native() -> Iterator[str]:
     """Yield the compiler, the folder of built kernels, and whether they are there."""
-    from fastbn.engine.native import build
+    from fastbn.engine.native import build, compiler, kernel_cache
     from fastbn.errors import MachineError
 
-    command = build.compiler()
+    command = compiler.compiler()
     yield f"compiler: {' '.join(command) if command else 'none found (CXX, c++, g++, clang++)'}"
-    yield f"kept in {build.cache()}"
+    yield f"kept in {kernel_cache.cache()}"
     try:
         build.library()
         yield "the CPU kernels are built and load"

@@ -46,7 +46,7 @@ def form_kernel(
     if FORM == 3:
         rscale = tl.load(rscale_ptr + offs_c, mask=mask_c, other=0.0)[None, :]
         shift += tl.load(rshift_ptr + offs_c, mask=mask_c, other=0.0)[None, :]
-    z = form(x_ptr, r_ptr, offsets, inside, scale, shift, rscale, FORM, RELU, False)
+    z = form(x_ptr, r_ptr, offsets, inside, scale, shift, rscale, FORM, RELU)
     tl.store(z_ptr + offsets, z, mask=inside)
     if mask_ptr is not None:
         WIDTH: tl.constexpr = (C + 7) // 8

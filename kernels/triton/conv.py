@@ -112,7 +112,7 @@ def conv_forward_kernel(
                 if FORM == 3:
                     rscale = tl.load(rscale_ptr + k, mask=mask_k, other=0.0)[None, :]
                     shift += tl.load(rshift_ptr + k, mask=mask_k, other=0.0)[None, :]
-                z = form(x_ptr, r_ptr, offsets, inside, scale, shift, rscale, FORM, RELU, False)
+                z = form(x_ptr, r_ptr, offsets, inside, scale, shift, rscale, FORM, RELU)
                 # the tap that owns these pixels (a constexpr's name can't be given again, so its offsets have
                 # none)
                 if (

@@ -202,7 +202,6 @@ def gradient_kernel(
         YS,
         BLOCK_M,
         BLOCK_N,
-        False,
     )
     if YS > 0:
         own = partial_ptr + (parity * (tl.num_programs(0) // COLUMNS) + pid_m) * ((YS + 1) * C) + offs_n

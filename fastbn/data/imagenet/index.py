@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastbn.engine.native.build import cache
+from fastbn.engine.native.kernel_cache import cache
 
 VERSION = 1  # of what an index holds
 

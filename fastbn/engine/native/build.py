@@ -18,8 +18,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fastbn.engine.compiler import BUILDS, compile_library, compiler, identity
-from fastbn.engine.kernel_cache import cache, is_intact, locked, publish, reserve
+from fastbn.engine.native.compiler import BUILDS, compile_library, compiler, identity
+from fastbn.engine.native.kernel_cache import cache, is_intact, locked, publish, reserve
 from fastbn.errors import MachineError
 
 SOURCES = Path(__file__).resolve().parents[2] / "kernels" / "cpu"

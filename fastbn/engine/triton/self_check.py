@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from fastbn.engine.native.build import cache
+from fastbn.engine.native.kernel_cache import cache
 from fastbn.version import VERSION
 
 SWITCH = "FASTBN_SELF_CHECK"  # in the environment; 0 leaves the check out
