@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from fastbn.data.folder_listing import class_folders
 from fastbn.data.images import Images
 from fastbn.errors import MachineError, UsageError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 LONG = 5_000  # images from which reading them is worth a word
 
 
@@ -34,20 +34,6 @@ def read_folder(data_dir: str | Path, size: int = 32) -> tuple[Images, Images]:
     )
 
 
-def class_folders(train_dir: Path, test_dir: Path) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """The names of the image files of each class in either folder, classes and files in alphabetical
-    order."""
-    train, test = _listing(train_dir), _listing(test_dir)
-    if train.keys() != test.keys():
-        alone = sorted(train.keys() ^ test.keys())[0]
-        where, other = (train_dir, test_dir) if alone in train else (test_dir, train_dir)
-        raise UsageError(
-            f"{train_dir} and {test_dir} must hold the same classes: {where / alone} has no counterpart in "
-            f"{other}"
-        )
-    return train, test
-
-
 def _test_dir(root: Path) -> Path:
     for name in ("test", "val"):
         if (root / name).is_dir():
@@ -56,27 +42,6 @@ def _test_dir(root: Path) -> Path:
         f"{root} holds no folder test or val; lay the images out as {root}/train/CLASS/*.png and "
         f"{root}/test/CLASS/*.png"
     )
-
-
-def _listing(folder: Path) -> dict[str, list[str]]:
-    if not folder.is_dir():
-        raise UsageError(f"{folder} is not there; lay the images out as {folder}/CLASS/*.png")
-    listing = {}
-    for entry in sorted(folder.iterdir()):
-        if entry.is_dir() and not entry.name.startswith("."):
-            names = sorted(
-                name
-                for name in os.listdir(entry)
-                if name.lower().endswith(SUFFIXES) and not name.startswith(".")
-            )
-            if not names:
-                raise UsageError(
-                    f"{entry} holds no image ({', '.join(SUFFIXES)}); add some or remove the folder"
-                )
-            listing[entry.name] = names
-    if not listing:
-        raise UsageError(f"{folder} holds no class folders; lay the images out as {folder}/CLASS/*.png")
-    return listing
 
 
 def _read(where: Path, listing: dict[str, list[str]], size: int, name: str) -> Images:

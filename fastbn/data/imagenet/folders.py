@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastbn.data.class_folders import class_folders
+from fastbn.data.folder_listing import class_folders
 from fastbn.data.imagenet.source import SampleSource
 
 

@@ -15,7 +15,7 @@ from fastbn.data.imagenet.broken import Broken
 from fastbn.data.imagenet.crops import CentreCrop, RandomCrop, most_bytes
 from fastbn.data.imagenet.folders import read_folders
 from fastbn.data.imagenet.order import Order, draw
-from fastbn.data.imagenet.pool import Crew, cores
+from fastbn.data.imagenet.pool import TIMEOUT, Crew, cores
 from fastbn.data.imagenet.reading import CHUNK, Ahead, Reading
 from fastbn.data.imagenet.shards import find_shards, read_shards
 from fastbn.data.imagenet.source import Location, SampleSource
@@ -164,20 +164,23 @@ class Stream:
         return Stream(self.source, self.crew, self.size, self.name, device, indices)
 
 
-def read_imagenet(data_dir: str | Path, size: int = 224, workers: int | None = None) -> tuple[Stream, Stream]:
+def read_imagenet(
+    data_dir: str | Path, size: int = 224, workers: int | None = None, timeout: float = TIMEOUT
+) -> tuple[Stream, Stream]:
     """(train, val) from class folders or WebDataset shards, whichever lies in `data_dir`; nothing is decoded
     yet.
 
     size: the side of the crops in pixels. workers: processes that decode, this machine's cores by default; 0:
-    none, for tests. Raises UsageError where there is neither layout, or it is incomplete; MachineError where
-    Pillow or webdataset is not installed."""
+    none, for tests.
+    timeout: seconds without an answer after which those processes are given up. Raises UsageError where there
+    is neither layout, or it is incomplete; MachineError where Pillow or webdataset is not installed."""
     root = Path(data_dir)
     if size < 1 or (workers is not None and workers < 0):
         raise UsageError(
             f"the size must be at least 1 pixel and workers at least 0, got {size} and {workers}"
         )
     pillow()
-    crew = Crew(cores() if workers is None else workers, CHUNK * most_bytes(size))
+    crew = Crew(cores() if workers is None else workers, CHUNK * most_bytes(size), timeout)
     if (root / "train").is_dir():
         train, test = read_folders(root)
     elif any(find_shards(root)):
