@@ -3,8 +3,11 @@ memory."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,10 +16,14 @@ import torch
 from tqdm import tqdm
 
 from fastbn.data.folder_listing import class_folders
+from fastbn.data.image_file import MOST_BYTES, check_pixels, open_image, rgb
 from fastbn.data.images import Images
 from fastbn.errors import MachineError, UsageError
+from fastbn.files import is_folder, opened, reason
 
 LONG = 5_000  # images from which reading them is worth a word
+# pixels from which images are decoded one at a time: sixteen threads of the largest would take 10 GB
+LARGE = 1 << 22
 
 
 def read_folder(data_dir: str | Path, size: int = 32) -> tuple[Images, Images]:
@@ -36,7 +43,7 @@ def read_folder(data_dir: str | Path, size: int = 32) -> tuple[Images, Images]:
 
 def _test_dir(root: Path) -> Path:
     for name in ("test", "val"):
-        if (root / name).is_dir():
+        if is_folder(root / name):
             return root / name
     raise UsageError(
         f"{root} holds no folder test or val; lay the images out as {root}/train/CLASS/*.png and "
@@ -62,7 +69,10 @@ def _read(where: Path, listing: dict[str, list[str]], size: int, name: str) -> I
     terminal = sys.stderr.isatty()
     if len(paths) >= LONG and not terminal:
         print(f"reading {len(paths):,} images from {where}", file=sys.stderr, flush=True)
-    with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter's lock
+    # Pillow decodes outside the interpreter's lock
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+        # of images that are refused here
+        warnings.simplefilter("ignore", image_module.DecompressionBombWarning)
         bar = tqdm(
             pool.map(read, range(len(paths))),
             total=len(paths),
@@ -89,19 +99,31 @@ def pillow() -> Any:
     return Image
 
 
+_large = threading.Lock()
+
+
 def _load(image_module: Any, path: Path, size: int) -> torch.Tensor:
     """(size, size, 3) uint8."""
     try:
-        with image_module.open(path) as opened:
-            image = opened.convert("RGB")
+        with opened(path, MOST_BYTES) as file, open_image(file) as image:
+            width, height = image.size
+            check_pixels(width, height)
+            scale = size / min(width, height)
+            width, height = max(size, round(width * scale)), max(size, round(height * scale))
+            check_pixels(width, height, f"with {size} pixels on its shorter side the image has")
+            with (
+                _large
+                if max(width * height, image.size[0] * image.size[1]) > LARGE
+                else contextlib.nullcontext()
+            ):
+                whole = rgb(image).resize((width, height), image_module.Resampling.BILINEAR)
+            left, top = (width - size) // 2, (height - size) // 2
+            pixels = bytearray(whole.crop((left, top, left + size, top + size)).tobytes())
+    except MemoryError:
+        raise
     except Exception as error:  # each format's decoder raises its own
+        kind = "" if isinstance(error, (UsageError, OSError)) else f"{type(error).__name__}: "
         raise UsageError(
-            f"{path} cannot be read as an image ({type(error).__name__}: {error}); repair or remove it"
+            f"{path} cannot be read as an image ({kind}{reason(error)}); repair or remove it"
         ) from None
-    width, height = image.size
-    scale = size / min(width, height)
-    width, height = max(size, round(width * scale)), max(size, round(height * scale))
-    image = image.resize((width, height), image_module.Resampling.BILINEAR)
-    left, top = (width - size) // 2, (height - size) // 2
-    pixels = bytearray(image.crop((left, top, left + size, top + size)).tobytes())
     return torch.frombuffer(pixels, dtype=torch.uint8).view(size, size, 3)

@@ -4,6 +4,7 @@ source."""
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 from importlib.resources import files
 
@@ -12,18 +13,25 @@ import torch
 
 from fastbn import draws
 from fastbn.data.images import Images
+from fastbn.errors import UsageError
 
 TRAIN = 1_437  # of 1,797; the other 360 are the test set
 MEAN, STD = 0.3055, 0.3241  # of the training images' pixels in [0, 1]; grey, so the same for each channel
 SCALE = 4
+SHA256 = "09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22"  # of digits.csv.gz
 
 
 def load_digits() -> tuple[Images, Images]:
     """(train, test): 1,437 and 360 images of 32×32, always the same ones. Shifts only: a mirrored digit is
     another sign."""
-    text = gzip.decompress(files("fastbn.data").joinpath("digits.csv.gz").read_bytes()).decode()
+    content = files("fastbn.data").joinpath("digits.csv.gz").read_bytes()
+    if hashlib.sha256(content).hexdigest() != SHA256:
+        raise UsageError(
+            "the digits that come with fastbn are damaged: digits.csv.gz is not as it was published; "
+            "install fastbn again"
+        )
     # (1797, 65): 64 levels of ink, 0 … 16, and the digit
-    table = np.loadtxt(io.StringIO(text), delimiter=",")
+    table = np.loadtxt(io.StringIO(gzip.decompress(content).decode()), delimiter=",")
     images = torch.from_numpy(_enlarge(table[:, :64].reshape(-1, 8, 8)))[..., None].repeat(1, 1, 1, 3)
     whole = Images(
         images,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fastbn.environment import place
 from fastbn.errors import UsageError
+from fastbn.files import is_folder
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 # notes that lie beside images: left out unsaid
@@ -35,7 +36,7 @@ def class_folders(train_dir: Path, test_dir: Path) -> tuple[dict[str, list[str]]
 
 
 def _listing(folder: Path) -> dict[str, list[str]]:
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise UsageError(f"{folder} is not there; lay the images out as {folder}/CLASS/*.png")
     listing: dict[str, list[str]] = {}
     skipped: Counter[str] = Counter()
