@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastbn import draws
+from fastbn.data.access import access
 from fastbn.data.class_folders import pillow
 from fastbn.data.imagenet.broken import Broken
 from fastbn.data.imagenet.crops import CentreCrop, RandomCrop, most_bytes
@@ -21,6 +22,7 @@ from fastbn.data.imagenet.shards import find_shards, read_shards
 from fastbn.data.imagenet.source import Location, SampleSource
 from fastbn.data.imagenet.upload import Upload
 from fastbn.errors import UsageError
+from fastbn.files import is_folder, look
 
 
 class Stream:
@@ -175,20 +177,26 @@ def read_imagenet(
     timeout: seconds without an answer after which those processes are given up. Raises UsageError where there
     is neither layout, or it is incomplete; MachineError where Pillow or webdataset is not installed."""
     root = Path(data_dir)
+    look(root)
     if size < 1 or (workers is not None and workers < 0):
         raise UsageError(
             f"the size must be at least 1 pixel and workers at least 0, got {size} and {workers}"
         )
     pillow()
     crew = Crew(cores() if workers is None else workers, CHUNK * most_bytes(size), timeout)
-    if (root / "train").is_dir():
-        train, test = read_folders(root)
-    elif any(find_shards(root)):
-        train, test = read_shards(root, crew)
-    else:
-        folders = f"class folders {root}/train/CLASS/*.JPEG and {root}/val/CLASS/*.JPEG"
-        shards = f"WebDataset shards {root}/imagenet-train-000000.tar … and {root}/imagenet-val-000000.tar …"
-        raise UsageError(
-            f"ImageNet is not in {root}: neither {folders}, nor {shards}; put one there, or name its place"
-        )
+    with access("ImageNet", root):
+        if is_folder(root / "train"):
+            train, test = read_folders(root)
+        elif any(find_shards(root)):
+            train, test = read_shards(root, crew)
+        else:
+            raise _absent(root)
     return Stream(train, crew, size), Stream(test, crew, size)
+
+
+def _absent(root: Path) -> UsageError:
+    folders = f"class folders {root}/train/CLASS/*.JPEG and {root}/val/CLASS/*.JPEG"
+    shards = f"WebDataset shards {root}/imagenet-train-000000.tar … and {root}/imagenet-val-000000.tar …"
+    return UsageError(
+        f"ImageNet is not in {root}: neither {folders}, nor {shards}; put one there, or name its place"
+    )
