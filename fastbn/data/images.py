@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastbn import choices, draws
-from fastbn.data.classes import most_classes, rule
+from fastbn.data.classes import FEW, most_classes, rule
 from fastbn.errors import UsageError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -52,7 +52,7 @@ class Images:
         self.images = _checked_images(images)  # (N, H, W, 3)
         self.labels = _checked_labels(labels, self.images)  # (N,)
         low, high = int(self.labels.min()), int(self.labels.max())
-        if classes is None and high >= most_classes(self.labels):
+        if classes is None and high >= FEW and high >= most_classes(self.labels):
             raise UsageError(
                 f"a label is {high:,}, and must be {rule(self.labels)}; mend the labels, or name the "
                 "classes (classes=…)"
