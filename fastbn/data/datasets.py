@@ -6,7 +6,7 @@ import importlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastbn.data.access import access
+from fastbn.access import access
 from fastbn.data.cifar import find, read_cifar
 from fastbn.data.cifar_files import CIFAR10, CIFAR100, Cifar
 from fastbn.data.class_folders import read_folder

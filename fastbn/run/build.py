@@ -3,8 +3,6 @@ engine that carries it out."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
 from fastbn.choices import TRAINS_CONVOLUTIONS, train_terms
@@ -13,6 +11,7 @@ from fastbn.data.images import Images
 from fastbn.engine import fuse
 from fastbn.engine.select import choose
 from fastbn.errors import UsageError
+from fastbn.files import is_folder
 from fastbn.models.families import Spec, resolve
 from fastbn.models.load_weights import put
 from fastbn.models.network import Network, network
@@ -58,7 +57,7 @@ def network_of(config: Config, train: Feed | Images) -> Network:
         raise UsageError(
             f"--vectors starts an embedding, and family {config.family} has none; it is for --family lstm"
         )
-    run = config.weights if config.weights is not None and Path(config.weights).is_dir() else None
+    run = config.weights if config.weights is not None and is_folder(config.weights) else None
     model = network(
         spec_of(config, len(train.classes), len(vocabulary)), "stock", config.weights if run is None else None
     )

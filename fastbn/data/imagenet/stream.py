@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastbn import draws
-from fastbn.data.access import access
+from fastbn.access import access
 from fastbn.data.class_folders import pillow
 from fastbn.data.imagenet.broken import Broken
 from fastbn.data.imagenet.crops import CentreCrop, RandomCrop, most_bytes

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from fastbn import files
+from fastbn.access import access
 from fastbn.environment import place
 from fastbn.errors import UsageError
 
@@ -41,10 +42,11 @@ def read_glove(path: str | Path, width: int) -> tuple[dict[str, int], np.ndarray
         raise UsageError(f"word vectors {path}: {files.reason(error)}") from error
     matrix, index = path.with_name(path.name + ".fastbn.npy"), path.with_name(path.name + ".fastbn.json")
     stamp = [status.st_size, status.st_mtime_ns]
-    kept = _kept(matrix, index, stamp)
-    if kept is None:
-        kept = _parse(path)
-        _keep(matrix, index, *kept, stamp)
+    with access("word vectors", path):
+        kept = _kept(matrix, index, stamp)
+        if kept is None:
+            kept = _parse(path)
+            _keep(matrix, index, *kept, stamp)
     words, vectors = kept
     if vectors.shape[1] != width:
         has = vectors.shape[1]
@@ -124,18 +126,14 @@ def _parse(path: Path) -> tuple[list[str], np.ndarray]:
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """The lines that hold something, numbered from 1."""
-    try:
-        with files.opened(path) as file:
-            for number, line in enumerate(iter(lambda: file.readline(LONGEST + 1), b""), 1):
-                if len(line) > LONGEST:
-                    raise UsageError(
-                        f"word vectors {path}: line {number} is longer than {LONGEST:,} bytes; it is "
-                        "another file"
-                    )
-                if line.strip():
-                    yield number, line.rstrip(b"\r\n ")
-    except OSError as error:
-        raise UsageError(f"word vectors {path}: {files.reason(error)}") from error
+    with files.opened(path) as file:
+        for number, line in enumerate(iter(lambda: file.readline(LONGEST + 1), b""), 1):
+            if len(line) > LONGEST:
+                raise UsageError(
+                    f"word vectors {path}: line {number} is longer than {LONGEST:,} bytes; it is another file"
+                )
+            if line.strip():
+                yield number, line.rstrip(b"\r\n ")
 
 
 def _keep(matrix: Path, index: Path, words: list[str], vectors: np.ndarray, stamp: list[int]) -> None:
