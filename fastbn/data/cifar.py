@@ -4,6 +4,7 @@ used."""
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,15 @@ from fastbn.data.cifar_files import Cifar, File, Form
 from fastbn.data.images import IMAGENET_MEAN, IMAGENET_STD, Images
 from fastbn.data.unpickle import read_batch
 from fastbn.errors import UsageError
+from fastbn.files import is_folder, opened, reason
 
 PIXELS = 3 * 32 * 32
+MOST = 1 << 28  # bytes of a file whose official size is not known here; the largest has 186 million
 
 
 def find(spec: Cifar, data_dir: str | Path) -> Form | None:
     """The form whose folder lies in `data_dir`, whole or not; None where neither does."""
-    return next((form for form in spec.forms if (Path(data_dir) / form.folder).is_dir()), None)
+    return next((form for form in spec.forms if is_folder(Path(data_dir) / form.folder)), None)
 
 
 def read_cifar(spec: Cifar, data_dir: str | Path) -> tuple[Images, Images]:
@@ -38,13 +41,17 @@ def verify(path: Path, file: File, remedy: str | None = None) -> bytes:
     """The file's content, once its size and MD5 are the official ones."""
     remedy = remedy or f"delete the folder {path.parent} and download it again"
     try:
-        blob = path.read_bytes()
+        with opened(path, MOST if file.size is None else None) as content:
+            size = os.fstat(content.fileno()).st_size
+            if file.size is not None and size != file.size:
+                raise UsageError(f"{path} is damaged: expected {file.size:,} bytes, found {size:,}; {remedy}")
+            blob = content.read(size)
     except FileNotFoundError:
         raise UsageError(f"{path} is missing; {remedy}") from None
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror or error}; check its permissions") from None
-    if file.size is not None and len(blob) != file.size:
-        raise UsageError(f"{path} is damaged: expected {file.size:,} bytes, found {len(blob):,}; {remedy}")
+        raise UsageError(
+            f"{path} cannot be read: {reason(error)}; check its permissions, or {remedy}"
+        ) from None
     found = hashlib.md5(blob, usedforsecurity=False).hexdigest()
     if found != file.md5:
         raise UsageError(f"{path} is damaged: expected MD5 {file.md5}, found {found}; {remedy}")

@@ -3,8 +3,11 @@ memory."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,11 +15,15 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from fastbn.data.folder_listing import class_folders
+from fastbn.data.image_file import MOST_BYTES, check_pixels, open_image, rgb
 from fastbn.data.images import Images
 from fastbn.errors import MachineError, UsageError
+from fastbn.files import is_folder, opened, reason
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 LONG = 5_000  # images from which reading them is worth a word
+# pixels from which images are decoded one at a time: sixteen threads of the largest would take 10 GB
+LARGE = 1 << 22
 
 
 def read_folder(data_dir: str | Path, size: int = 32) -> tuple[Images, Images]:
@@ -34,49 +41,14 @@ def read_folder(data_dir: str | Path, size: int = 32) -> tuple[Images, Images]:
     )
 
 
-def class_folders(train_dir: Path, test_dir: Path) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """The names of the image files of each class in either folder, classes and files in alphabetical
-    order."""
-    train, test = _listing(train_dir), _listing(test_dir)
-    if train.keys() != test.keys():
-        alone = sorted(train.keys() ^ test.keys())[0]
-        where, other = (train_dir, test_dir) if alone in train else (test_dir, train_dir)
-        raise UsageError(
-            f"{train_dir} and {test_dir} must hold the same classes: {where / alone} has no counterpart in "
-            f"{other}"
-        )
-    return train, test
-
-
 def _test_dir(root: Path) -> Path:
     for name in ("test", "val"):
-        if (root / name).is_dir():
+        if is_folder(root / name):
             return root / name
     raise UsageError(
         f"{root} holds no folder test or val; lay the images out as {root}/train/CLASS/*.png and "
         f"{root}/test/CLASS/*.png"
     )
-
-
-def _listing(folder: Path) -> dict[str, list[str]]:
-    if not folder.is_dir():
-        raise UsageError(f"{folder} is not there; lay the images out as {folder}/CLASS/*.png")
-    listing = {}
-    for entry in sorted(folder.iterdir()):
-        if entry.is_dir() and not entry.name.startswith("."):
-            names = sorted(
-                name
-                for name in os.listdir(entry)
-                if name.lower().endswith(SUFFIXES) and not name.startswith(".")
-            )
-            if not names:
-                raise UsageError(
-                    f"{entry} holds no image ({', '.join(SUFFIXES)}); add some or remove the folder"
-                )
-            listing[entry.name] = names
-    if not listing:
-        raise UsageError(f"{folder} holds no class folders; lay the images out as {folder}/CLASS/*.png")
-    return listing
 
 
 def _read(where: Path, listing: dict[str, list[str]], size: int, name: str) -> Images:
@@ -97,7 +69,10 @@ def _read(where: Path, listing: dict[str, list[str]], size: int, name: str) -> I
     terminal = sys.stderr.isatty()
     if len(paths) >= LONG and not terminal:
         print(f"reading {len(paths):,} images from {where}", file=sys.stderr, flush=True)
-    with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter's lock
+    # Pillow decodes outside the interpreter's lock
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+        # of images that are refused here
+        warnings.simplefilter("ignore", image_module.DecompressionBombWarning)
         bar = tqdm(
             pool.map(read, range(len(paths))),
             total=len(paths),
@@ -124,19 +99,31 @@ def pillow() -> Any:
     return Image
 
 
+_large = threading.Lock()
+
+
 def _load(image_module: Any, path: Path, size: int) -> torch.Tensor:
     """(size, size, 3) uint8."""
     try:
-        with image_module.open(path) as opened:
-            image = opened.convert("RGB")
+        with opened(path, MOST_BYTES) as file, open_image(file) as image:
+            width, height = image.size
+            check_pixels(width, height)
+            scale = size / min(width, height)
+            width, height = max(size, round(width * scale)), max(size, round(height * scale))
+            check_pixels(width, height, f"with {size} pixels on its shorter side the image has")
+            with (
+                _large
+                if max(width * height, image.size[0] * image.size[1]) > LARGE
+                else contextlib.nullcontext()
+            ):
+                whole = rgb(image).resize((width, height), image_module.Resampling.BILINEAR)
+            left, top = (width - size) // 2, (height - size) // 2
+            pixels = bytearray(whole.crop((left, top, left + size, top + size)).tobytes())
+    except MemoryError:
+        raise
     except Exception as error:  # each format's decoder raises its own
+        kind = "" if isinstance(error, (UsageError, OSError)) else f"{type(error).__name__}: "
         raise UsageError(
-            f"{path} cannot be read as an image ({type(error).__name__}: {error}); repair or remove it"
+            f"{path} cannot be read as an image ({kind}{reason(error)}); repair or remove it"
         ) from None
-    width, height = image.size
-    scale = size / min(width, height)
-    width, height = max(size, round(width * scale)), max(size, round(height * scale))
-    image = image.resize((width, height), image_module.Resampling.BILINEAR)
-    left, top = (width - size) // 2, (height - size) // 2
-    pixels = bytearray(image.crop((left, top, left + size, top + size)).tobytes())
     return torch.frombuffer(pixels, dtype=torch.uint8).view(size, size, 3)

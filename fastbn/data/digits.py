@@ -4,26 +4,30 @@ source."""
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
-from importlib.resources import files
+from importlib.resources import as_file, files
 
 import numpy as np
 import torch
 
 from fastbn import draws
 from fastbn.data.images import Images
+from fastbn.errors import UsageError
+from fastbn.files import read, reason
 
 TRAIN = 1_437  # of 1,797; the other 360 are the test set
 MEAN, STD = 0.3055, 0.3241  # of the training images' pixels in [0, 1]; grey, so the same for each channel
 SCALE = 4
+SHA256 = "09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22"  # of digits.csv.gz
 
 
 def load_digits() -> tuple[Images, Images]:
     """(train, test): 1,437 and 360 images of 32×32, always the same ones. Shifts only: a mirrored digit is
     another sign."""
-    text = gzip.decompress(files("fastbn.data").joinpath("digits.csv.gz").read_bytes()).decode()
+    content = _published()
     # (1797, 65): 64 levels of ink, 0 … 16, and the digit
-    table = np.loadtxt(io.StringIO(text), delimiter=",")
+    table = np.loadtxt(io.StringIO(gzip.decompress(content).decode()), delimiter=",")
     images = torch.from_numpy(_enlarge(table[:, :64].reshape(-1, 8, 8)))[..., None].repeat(1, 1, 1, 3)
     whole = Images(
         images,
@@ -38,6 +42,21 @@ def load_digits() -> tuple[Images, Images]:
     )
     order = draws.permutation(0, "digits/split", len(whole))
     return whole.take(order[:TRAIN]), whole.take(order[TRAIN:])
+
+
+def _published() -> bytes:
+    """The file's bytes. Raises UsageError where they are not as they were published."""
+    try:
+        with as_file(files("fastbn.data").joinpath("digits.csv.gz")) as path:
+            content = read(path, 1 << 20)
+        damage = "" if hashlib.sha256(content).hexdigest() == SHA256 else "its SHA-256 is another"
+    except OSError as error:
+        damage = reason(error)
+    if damage:
+        raise UsageError(
+            f"the digits that come with fastbn, digits.csv.gz, are damaged ({damage}); install fastbn again"
+        )
+    return content
 
 
 def _enlarge(levels: np.ndarray) -> np.ndarray:

@@ -17,10 +17,12 @@ import urllib.request
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
+from fastbn import files
+from fastbn.archives import TarPieces
 from fastbn.data.cifar import verify
 from fastbn.data.cifar_files import Cifar, File
 from fastbn.errors import UsageError
@@ -28,6 +30,7 @@ from fastbn.errors import UsageError
 CONNECT_SECONDS = 5.0  # limits the connection, so that a machine without a network knows soon
 READ_SECONDS = 60.0  # limits each wait for more bytes; the download as a whole has no limit
 CHUNK = 1 << 18
+MOST = 1 << 30  # bytes that are downloaded, and unpacked; CIFAR's archives have 170 million, unpacked 186
 
 
 class DownloadFailed(UsageError):
@@ -66,10 +69,10 @@ def fetch_cifar(spec: Cifar, data_dir: str | Path, progress: bool = True) -> Non
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         with _lock(data_dir / f".{spec.name}.lock"):
-            if (data_dir / spec.forms[0].folder).is_dir():  # another process fetched it meanwhile
+            if files.is_folder(data_dir / spec.forms[0].folder):  # another process fetched it meanwhile
                 return
             archive = data_dir / spec.archive
-            ours = not archive.exists()
+            ours = files.look(archive) is None
             if ours:
                 download(spec.url, archive, spec.md5, progress)
             else:
@@ -78,7 +81,7 @@ def fetch_cifar(spec: Cifar, data_dir: str | Path, progress: bool = True) -> Non
             if ours:
                 archive.unlink()
     except OSError as error:
-        reason = f"{data_dir} cannot be written: {error.strerror or error}"
+        reason = f"{data_dir} cannot be written: {files.reason(error)}"
         raise DownloadFailed(
             f"cannot fetch {spec.title}: {reason}; name another --data-dir", reason
         ) from None
@@ -114,20 +117,30 @@ def _stream(url: str, part: Path, progress: bool, connect_seconds: float) -> str
         urllib.request.build_opener(_Handler, _SecureHandler).open(
             request, timeout=connect_seconds
         ) as response,
-        part.open("wb") as file,
+        _new(part) as file,
     ):
         length = response.headers.get("Content-Length", "")
-        total = int(length) if length.isdigit() else None
+        total = int(length) if length.isdecimal() else None
         with _bar(url, total, progress) as bar:
             while chunk := response.read(CHUNK):
                 file.write(chunk)
                 digest.update(chunk)
                 bar.update(len(chunk))
+                if file.tell() > MOST:
+                    raise ConnectionError(f"it delivered more than {MOST:,} bytes")
         if total is not None and file.tell() != total:
             raise ConnectionError(f"the connection ended after {file.tell():,} of {total:,} bytes")
         file.flush()
         os.fsync(file.fileno())
     return digest.hexdigest()
+
+
+def _new(path: Path) -> BinaryIO:
+    """Open a new file in the place of one that a killed process left; no link is followed."""
+    path.unlink(missing_ok=True)
+    return os.fdopen(
+        os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "wb"
+    )
 
 
 @contextlib.contextmanager
@@ -160,12 +173,18 @@ def _unpack(spec: Cifar, archive: Path, data_dir: Path) -> None:
     shutil.rmtree(scratch, ignore_errors=True)  # what a killed process left
     scratch.mkdir()
     try:
-        with tarfile.open(archive, "r:*") as tar:
+        with (
+            files.opened(archive) as packed,
+            gzip.open(packed) as plain,
+            tarfile.open(fileobj=TarPieces(plain), mode="r:") as tar,
+        ):  # type: ignore[call-overload]
             for member in tar:
+                if member.size < 0 or member.offset_data + member.size > MOST:
+                    raise tarfile.ReadError(f"it unpacks to more than {MOST:,} bytes")
                 file = wanted.pop(member.name, None) if member.isfile() else None
                 source = tar.extractfile(member) if file else None
                 if file and source:
-                    with (scratch / file.name).open("wb") as out:
+                    with _new(scratch / file.name) as out:
                         shutil.copyfileobj(source, out)
                         out.flush()
                         os.fsync(out.fileno())
@@ -173,8 +192,10 @@ def _unpack(spec: Cifar, archive: Path, data_dir: Path) -> None:
         if wanted:
             raise UsageError(f"{archive} lacks {', '.join(wanted)}; {remedy}")
         os.rename(scratch, data_dir / form.folder)
-    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise UsageError(f"{archive} cannot be unpacked: {error}; {remedy}") from None
+    except UsageError:
+        raise
+    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError, RecursionError) as error:
+        raise UsageError(f"{archive} cannot be unpacked: {files.reason(error)}; {remedy}") from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -182,7 +203,9 @@ def _unpack(spec: Cifar, archive: Path, data_dir: Path) -> None:
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
     """One process at a time; a file system without locks goes without."""
-    with path.open("w") as file:
+    # nothing of it is changed, whatever it is
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with os.fdopen(os.open(path, flags, 0o666), "rb") as file:
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastbn import choices, draws
+from fastbn.data.classes import FEW, most_classes, rule
 from fastbn.errors import UsageError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -21,8 +22,9 @@ class Images:
     """Labelled images on one device, with what training needs to know of them.
 
     images  uint8 (N, H, W, 3), channels last, contiguous; a tensor or anything that `torch.as_tensor` takes
-    labels  integers (N,), 0 … len(classes) − 1; kept as int64 on the images' device
-    classes a name a class; by default "class 0" … up to the largest label
+    labels  integers (N,), 0 … len(classes) − 1; kept as int64 on the images' device classes a name a class;
+    by default "class 0" … up to the largest label, which then is below 1,000 or 32 times the number of
+            different labels: a damaged one would ask for any number of classes
     mean, std   of the three channels, of pixels in [0, 1]; by default ImageNet's
     name    enters the seeded draws of `limit` and `split`
     flip, pad   the augmentation in training: random mirroring; a random crop of the image padded by `pad`
@@ -50,6 +52,11 @@ class Images:
         self.images = _checked_images(images)  # (N, H, W, 3)
         self.labels = _checked_labels(labels, self.images)  # (N,)
         low, high = int(self.labels.min()), int(self.labels.max())
+        if classes is None and high >= FEW and high >= most_classes(self.labels):
+            raise UsageError(
+                f"a label is {high:,}, and must be {rule(self.labels)}; mend the labels, or name the "
+                "classes (classes=…)"
+            )
         self.classes = tuple(classes) if classes is not None else tuple(f"class {k}" for k in range(high + 1))
         if low < 0 or high >= len(self.classes):
             raise UsageError(
@@ -176,7 +183,14 @@ def _checked_images(images: Any) -> Tensor:
 
 
 def _checked_labels(labels: Any, images: Tensor) -> Tensor:
-    labels = torch.as_tensor(labels)
+    try:
+        labels = torch.as_tensor(labels)
+    # a text, a ragged list, a number beyond 64 bits
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise UsageError(
+            "labels must be integers of at most 64 bits, one an image, and these can't be made a tensor; "
+            "pass labels.long()"
+        ) from None
     if labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
         raise UsageError(f"labels must be integers, got {labels.dtype}; pass labels.long()")
     if tuple(labels.shape) != (images.shape[0],):

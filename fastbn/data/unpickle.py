@@ -3,7 +3,9 @@ arrays.
 
 A pickle can name any function to be called. Here the four names that these files need resolve to stand-ins of
 our own that only record what they are given; every other name is refused before anything of it runs, and
-numpy never sees the pickle."""
+numpy never sees the pickle. The unpickler
+is the one written in Python: the other makes a table as long as the largest number that a pickle gives to one
+of its objects."""
 
 from __future__ import annotations
 
@@ -15,6 +17,9 @@ from typing import Any
 import numpy as np
 
 from fastbn.errors import UsageError
+from fastbn.files import reason, shown
+
+MOST_LABEL = 1 << 31  # what a set's classes are numbered below, whatever they are
 
 
 def read_batch(blob: bytes, where: str, labels_key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -26,7 +31,7 @@ def read_batch(blob: bytes, where: str, labels_key: str) -> tuple[np.ndarray, np
         raise UsageError(f"{where} {error}; {_REMEDY}") from None
     except Exception as error:  # a malformed pickle raises almost anything
         raise UsageError(
-            f"{where} is not a CIFAR batch ({type(error).__name__}: {error}); {_REMEDY}"
+            f"{where} is not a CIFAR batch ({type(error).__name__}: {reason(error)}); {_REMEDY}"
         ) from None
     if not isinstance(content, dict):
         raise UsageError(
@@ -40,19 +45,24 @@ def read_batch(blob: bytes, where: str, labels_key: str) -> tuple[np.ndarray, np
         raise UsageError(f"{where} lacks {', '.join(sorted(missing))}; {_REMEDY}")
     data, labels = by_name["data"], by_name[labels_key]
     if not isinstance(data, _Array) or data.dtype != "u1" or len(data.shape) != 2 or data.shape[1] != 3072:
-        raise UsageError(f"{where} holds as data {data!r}, not bytes of shape (N, 3072); {_REMEDY}")
+        found = data if isinstance(data, _Array) else f"a {type(data).__name__}"
+        raise UsageError(f"{where} holds as data {shown(found)}, not bytes of shape (N, 3072); {_REMEDY}")
     if (
         not isinstance(labels, list)
         or len(labels) != data.shape[0]
-        or not all(type(label) is int for label in labels)
+        or not all(_is_label(label) for label in labels)
     ):
         raise UsageError(
-            f"{where} holds as {labels_key} something else than {data.shape[0]} integers; {_REMEDY}"
+            f"{where} holds as {labels_key} something else than {data.shape[0]} integers from 0; {_REMEDY}"
         )
     return data.bytes(), np.array(labels, np.int64)
 
 
 _REMEDY = "delete it and unpack the official archive again"
+
+
+def _is_label(value: object) -> bool:
+    return type(value) is int and 0 <= value < MOST_LABEL
 
 
 class _Dtype:
@@ -76,12 +86,11 @@ class _Array:
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, fortran, content = state
         if not isinstance(dtype, _Dtype) or dtype.name != "u1" or not isinstance(content, bytes):
-            raise UsageError(
-                f"holds an array of {getattr(dtype, 'name', dtype)!r}, where CIFAR's are of bytes ('u1')"
-            )
+            kind = dtype.name if isinstance(dtype, _Dtype) else type(dtype).__name__
+            raise UsageError(f"holds an array of {shown(kind)!r}, where CIFAR's are of bytes ('u1')")
         shape = tuple(int(extent) for extent in shape)
         if min(shape, default=0) < 0 or int(np.prod(shape, dtype=object)) != len(content):
-            raise UsageError(f"holds an array of shape {shape} in {len(content)} bytes")
+            raise UsageError(f"holds an array of shape {shown(shape)} in {len(content)} bytes")
         self.shape, self.dtype, self.content, self.fortran = shape, "u1", content, bool(fortran)
 
     def __repr__(self) -> str:
@@ -97,7 +106,7 @@ def _reconstruct(*_: Any) -> _Array:
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:
     if encoding not in ("latin1", "latin-1"):
-        raise UsageError(f"asks for the encoding {encoding!r}")
+        raise UsageError(f"asks for the encoding {shown(encoding)!r}")
     return text.encode("latin1")
 
 
@@ -110,11 +119,12 @@ _ADMITTED: dict[tuple[str, str], Callable[..., Any]] = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ADMITTED:
             raise UsageError(
-                f"is a pickle that names {module}.{name}, which no CIFAR file does; nothing of it was run"
+                f"is a pickle that names {shown(module)}.{shown(name)}, which no CIFAR file does; nothing "
+                "of it was run"
             )
         return _ADMITTED[module, name]
 

@@ -6,17 +6,28 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TypeGuard
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from fastbn import files
+from fastbn.access import access
+from fastbn.archives import check_zip
 from fastbn.errors import UsageError
+from fastbn.files import reason, shown
 
 HEAD = ("fc.weight", "fc.bias")
 COUNTER = "num_batches_tracked"
+VARIANCE = "running_var"
+ZIP = b"PK\x03\x04"  # how torch.save's files begin since 1.6
+# the most bytes that a file may have: float64, an optimizer's vectors and an average beside the model's own
+# float32, some of them twice, and for any model a head of many classes
+TIMES, BESIDE = 16, 1 << 26
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> str:
@@ -28,14 +39,17 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> str:
     model's. A file with another number of classes leaves the model's own `fc`; `num_batches_tracked` may be
     missing, and is then 0.
 
-    Raises UsageError, the model untouched, for a file that cannot be read, and for keys or shapes that do not
-    fit."""
+    The file has at most 16 times the model's bytes and 64 MiB, its members, where it is torch.save's, are not
+    compressed, and their CRCs are right. Raises UsageError, the model untouched, for a file that cannot be
+    read, for keys or shapes that do not fit, and for values that are not finite or variances below 0."""
     path = Path(path)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"weights file {path}: {error.strerror or error}") from error
-    put(model, _tensors(_read(path, content), path), path)
+    most = BESIDE + TIMES * sum(value.nbytes for value in model.state_dict().values())
+    with access("weights file", path):
+        try:
+            content = files.read(path, most)
+        except OSError as error:
+            raise UsageError(f"weights file {path}: {reason(error)}; give another") from error
+        put(model, _tensors(_read(path, content), path), path)
     return hashlib.sha256(content).hexdigest()
 
 
@@ -48,6 +62,7 @@ def put(model: nn.Module, found: Mapping[str, Tensor], path: str | os.PathLike[s
     else:
         expected = state
     _check(found, expected, path)
+    _check_values(found, expected, path)
     with torch.no_grad():
         for name, target in expected.items():
             if name in found:
@@ -60,10 +75,16 @@ def _read(path: Path, content: bytes) -> object:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load(content)
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        if content.startswith(ZIP):
+            check_zip(io.BytesIO(content))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a file that is no state dict: it is refused
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises anything, from EOFError to KeyError
         kind = "safetensors" if path.suffix == ".safetensors" else "torch.save (weights only)"
-        raise UsageError(f"weights file {path}: not a readable {kind} file ({_first_line(error)})") from error
+        raise UsageError(
+            f"weights file {path}: not a readable {kind} file ({_first_line(error)}); use another copy"
+        ) from error
 
 
 def _tensors(loaded: object, path: Path) -> dict[str, Tensor]:
@@ -74,16 +95,18 @@ def _tensors(loaded: object, path: Path) -> dict[str, Tensor]:
             f"weights file {path}: must hold a state dict of tensors by name, found {_kind(loaded)}"
         )
     for name, value in loaded.items():
-        plain = (
+        if not (
             isinstance(name, str)
-            and isinstance(value, Tensor)
-            and value.layout == torch.strided
-            and value.device.type == "cpu"
-        )
-        if not plain or not (value.is_floating_point() or str(name).endswith(COUNTER)):
-            raise UsageError(
-                f"weights file {path}: must hold floating-point tensors by name, found {name!r}: "
+            and _is_plain(value)
+            and (value.is_floating_point() or name.endswith(COUNTER))
+        ):
+            what = (
+                f"{shown(repr(name) if isinstance(name, (str, int)) else type(name).__name__, 60)}: "
                 f"{_kind(value)}"
+            )
+            raise UsageError(
+                f"weights file {path}: must hold floating-point tensors by name, found {what}; pass a state "
+                "dict"
             )
     prefix = "module." if all(name.startswith("module.") for name in loaded) else ""
     return {name.removeprefix(prefix): value for name, value in loaded.items()}
@@ -114,9 +137,47 @@ def _check(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: st
         )
 
 
+def _check_values(
+    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: str | os.PathLike[str]
+) -> None:
+    """Raise UsageError for values with which no network computes anything, as they would be in the model's
+    dtypes."""
+    values = {name: found[name].to(target.dtype) for name, target in expected.items() if name in found}
+    problems = []
+    if infinite := [
+        name for name, value in values.items() if value.is_floating_point() and not value.isfinite().all()
+    ]:
+        problems.append(f"{len(infinite)} not finite ({_few(infinite)})")
+    below = [
+        name
+        for name, value in values.items()
+        if name.endswith((VARIANCE, COUNTER)) and bool((value < 0).any())
+    ]
+    if below:
+        problems.append(f"{len(below)} below 0 ({_few(below)})")
+    if problems:
+        raise UsageError(
+            f"weights file {os.fspath(path)} holds what no network can use: {', '.join(problems)}; use "
+            "another copy"
+        )
+
+
 def _few(names: Iterable[str]) -> str:
-    names = list(names)
+    names = [shown(name, 60) for name in names]
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def _is_plain(value: object) -> TypeGuard[Tensor]:
+    """Whether it is a tensor of ordinary layout with its values in memory: neither sparse nor nested, nor
+    of a class of its own."""
+    if (
+        type(value) not in (Tensor, nn.Parameter)
+        or value.is_nested
+        or value.is_quantized
+        or value.is_complex()
+    ):
+        return False
+    return value.layout == torch.strided and value.device.type == "cpu"
 
 
 def _kind(value: object) -> str:
@@ -128,4 +189,4 @@ def _kind(value: object) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    return shown((str(error).strip().splitlines() or [type(error).__name__])[0])

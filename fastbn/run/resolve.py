@@ -31,8 +31,9 @@ def data(config: Config, may_download: bool = True) -> Loaded:
     size = IMAGE_SIZE.get(spec_of(config).family, 32)
     # the one folder that is downloaded into without being asked
     default_dir = DEFAULT_DIR if may_download else None
+    download = config.download and may_download
     return _limited(
-        load(config.dataset, config.data_dir, config.download and may_download, size, default_dir), config
+        load(config.dataset, config.data_dir, download, size, default_dir, config.rank_timeout), config
     )
 
 

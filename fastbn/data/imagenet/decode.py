@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fastbn.data.image_file import check_pixels, open_image, rgb
 from fastbn.data.imagenet.crops import REDUCTION, Crop
 
 View = Callable[[int, int, int], Crop]  # (sample, height, width) -> its crop
@@ -27,17 +28,19 @@ class ImagePart(NamedTuple):
 
 
 def decode(content: bytes, sample: int, view: View, size: int) -> ImagePart:
-    """The part of the image that `view` gives to the sample. Raises what the image's decoder raises."""
+    """Return the part of the image that `view` gives to the sample. Raises what the image's decoder raises,
+    and UsageError for an image that is larger than any is read."""
     from PIL import Image  # an extra: whoever streams nothing needs none
 
-    with Image.open(io.BytesIO(content)) as opened:
+    with open_image(io.BytesIO(content)) as opened:
         width, height = opened.size
         (top, left, tall, wide), (first, start, rows, columns), flip = view(sample, height, width)
         factor = min(tall, wide) / (REDUCTION * size)
         if factor > 1:
             # before the first pixel: a JPEG is decoded smaller
             opened.draft(None, (int(width / factor), int(height / factor)))
-        image = opened if opened.mode == "RGB" else opened.convert("RGB")
+        check_pixels(*opened.size)
+        image = opened if opened.mode == "RGB" else rgb(opened)
         if factor <= 1:
             pixels = image.crop((start, first, start + columns, first + rows))
             return ImagePart(np.asarray(pixels), (top - first, left - start, tall, wide), flip)

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from fastbn.data.class_folders import class_folders
+from fastbn.data.folder_listing import class_folders
 from fastbn.data.imagenet.source import SampleSource
+from fastbn.files import is_folder
 
 
 def read_folders(root: Path) -> tuple[SampleSource, SampleSource]:
     """(train, val). Classes are the folders' names in alphabetical order. Raises UsageError as read_folder
     does."""
-    test_dir = next((root / name for name in ("val", "test") if (root / name).is_dir()), root / "val")
+    test_dir = next((root / name for name in ("val", "test") if is_folder(root / name)), root / "val")
     train, test = class_folders(root / "train", test_dir)
     return _source(root / "train", train), _source(test_dir, test)
 

@@ -6,8 +6,12 @@ import os
 import tarfile
 from typing import NamedTuple
 
+from fastbn.archives import TarPieces
+from fastbn.files import opened, reason, shown
+
 LABEL = "cls"
 LABEL_BYTES = 64  # a class is a short number
+NAME = 1_024  # characters of a member's name: the names of a set are kept at the length of the longest
 
 
 class Member(NamedTuple):
@@ -21,19 +25,26 @@ def members(path: str) -> tuple[list[Member], str]:
     """The whole members, in order, and what is wrong with the shard: empty, or why there are no more."""
     found: list[Member] = []
     try:
-        total = os.path.getsize(path)
-        with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        with opened(path) as file, tarfile.open(fileobj=TarPieces(file), mode="r:") as tar:  # type: ignore[call-overload]
+            total, before = os.fstat(file.fileno()).st_size, -1
             while (member := tar.next()) is not None:
+                # it would be read again and again
+                if tar.offset <= before or member.size < 0 or len(member.name) > NAME:
+                    return (
+                        found,
+                        f"damaged at byte {member.offset:,}: {shown(member.name, 40)}, {member.size:,} bytes",
+                    )
+                before = tar.offset
                 tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
                 if not member.isreg():
                     continue
                 if member.offset_data + member.size > total:
-                    return found, f"cut off within {member.name}"
+                    return found, f"cut off within {shown(member.name)}"
                 label = member.name.lower().endswith(f".{LABEL}") and member.size <= LABEL_BYTES
                 text = os.pread(file.fileno(), member.size, member.offset_data) if label else b""
                 found.append(Member(member.name, member.offset_data, member.size, text))
             # the mark of an archive's end
             whole = os.pread(file.fileno(), tarfile.BLOCKSIZE, tar.offset) == bytes(tarfile.BLOCKSIZE)
             return found, "" if whole else f"cut off or damaged at byte {tar.offset:,} of {total:,}"
-    except (tarfile.TarError, OSError, EOFError) as error:
-        return found, f"{type(error).__name__}: {error}"
+    except Exception as error:  # a damaged header raises anything, from OverflowError to RecursionError
+        return found, f"{type(error).__name__}: {reason(error)}"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import multiprocessing
 import os
+import socket
+import struct
 import subprocess
 import sys
 import weakref
@@ -18,6 +21,9 @@ from fastbn.data.imagenet.worker import Failed, perform
 from fastbn.errors import MachineError
 
 AT_ONCE = 2  # tasks a worker has: one in work, one to go on with
+TIMEOUT = 300.0  # seconds without an answer from any worker, as long as ranks wait for one another
+LONGEST = 1e6  # seconds: what the system can wait
+ENDING = 5.0  # seconds that a killed process may take to end: one that waits for a lost disk does not
 PROGRAM = "import sys; from fastbn.data.imagenet.worker import main; main(int(sys.argv[1]), int(sys.argv[2]))"
 
 
@@ -31,9 +37,15 @@ class DecodeJob:
 class Worker:
     """A process, the socket to it, and its jobs in the order in which it will answer."""
 
-    def __init__(self, shared: int):
+    def __init__(self, shared: int, timeout: float):
         self.jobs: deque[DecodeJob] = deque()
         self.socket, theirs = multiprocessing.Pipe()
+        # a message that stops half-way is waited for as long
+        with socket.socket(fileno=os.dup(self.socket.fileno())) as same:
+            for limit in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+                same.setsockopt(
+                    socket.SOL_SOCKET, limit, struct.pack("ll", int(timeout), int(timeout % 1 * 1e6))
+                )
         # it imports what this process would
         search = os.pathsep.join(path or os.getcwd() for path in sys.path)
         with theirs:
@@ -51,18 +63,19 @@ class Pool:
     """`workers` processes, and `slots` stretches of `slot_bytes` of memory that they write into; with none,
     tasks are done here.
 
-    Free slots are kept by number. Raises MachineError where a process can't be started or ends before its
-    time."""
+    Free slots are kept by number. Raises MachineError where a process can't be started, ends before its time,
+    or where a result is waited for and none has answered for `timeout` seconds."""
 
-    def __init__(self, workers: int, slots: int, slot_bytes: int):
+    def __init__(self, workers: int, slots: int, slot_bytes: int, timeout: float = TIMEOUT):
         self.slot_bytes, self.free = slot_bytes, deque(range(slots))
+        self.timeout = min(max(timeout, 1e-3), LONGEST)
         shared = os.memfd_create("fastbn")
         try:
             os.ftruncate(shared, slots * slot_bytes)  # pages count once they are written
             self.memory = np.frombuffer(mmap.mmap(shared, 0), np.uint8)
             self._workers: list[Worker] = []
             self.close = weakref.finalize(self, _close, self._workers)
-            self._workers.extend(Worker(shared) for _ in range(workers))
+            self._workers.extend(Worker(shared, self.timeout) for _ in range(workers))
         except OSError as error:
             raise MachineError(
                 f"cannot start {workers} processes to decode images ({error}); ask for fewer workers"
@@ -86,10 +99,15 @@ class Pool:
                 job.result, job.done = perform(job.task, self.memory), True
                 self._waiting.remove(job)
                 break
-            sockets = {worker.socket: worker for worker in self._workers if worker.jobs}
-            for socket in wait(list(sockets)):
-                assert isinstance(socket, Connection)
-                self._receive(sockets[socket])
+            busy = {worker.socket: worker for worker in self._workers if worker.jobs}
+            # a machine that was frozen for longer than that has the second half to wake up in
+            half = self.timeout / 2
+            ready = wait(list(busy), half) or wait(list(busy), half)
+            if not ready:
+                raise self._silent(next(iter(busy.values())))
+            for connection in ready:
+                assert isinstance(connection, Connection)
+                self._receive(busy[connection])
             self._send()
         if isinstance(job.result, Failed):
             raise MachineError(f"a process that reads images failed ({job.result.reason})")
@@ -103,16 +121,31 @@ class Pool:
             worker.jobs.append(self._waiting.popleft())
             try:
                 worker.socket.send(worker.jobs[-1].task)
+            except BlockingIOError:
+                raise self._silent(worker) from None
             except OSError:
                 raise self._ended(worker) from None
 
     def _receive(self, worker: Worker) -> None:
         try:
             result = worker.socket.recv()
+        except BlockingIOError:
+            raise self._silent(worker) from None
         except (EOFError, OSError):
             raise self._ended(worker) from None
         job = worker.jobs.popleft()
         job.result, job.done = result, True
+
+    def _silent(self, worker: Worker) -> MachineError:
+        """What is said of a worker that does not answer; all are killed."""
+        self.close()
+        waited = (
+            f"a process that reads images (process {worker.process.pid}) has not answered for "
+            f"{self.timeout:g} s"
+        )
+        return MachineError(
+            f"{waited}: it was stopped, or a disk does not deliver; look at the disk, or raise --rank-timeout"
+        )
 
     def _ended(self, worker: Worker) -> MachineError:
         """What is said of a worker that ended; the others end too."""
@@ -130,22 +163,26 @@ def _close(workers: list[Worker]) -> None:
         worker.socket.close()
         worker.process.kill()
     for worker in workers:
-        worker.process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            worker.process.wait(ENDING)
 
 
 class Crew:
     """Pools kept between an epoch and the next: starting Python takes a while, a process at rest nothing."""
 
-    def __init__(self, workers: int, slot_bytes: int):
-        self.workers, self._slot_bytes, self._resting = workers, slot_bytes, list[Pool]()
+    def __init__(self, workers: int, slot_bytes: int, timeout: float = TIMEOUT):
+        self.workers, self._slot_bytes, self.timeout, self._resting = (
+            workers,
+            slot_bytes,
+            timeout,
+            list[Pool](),
+        )
 
     def take(self) -> Pool:
         """A pool of one's own, with nothing in work."""
-        return (
-            self._resting.pop()
-            if self._resting
-            else Pool(self.workers, max(2, 4 * self.workers), self._slot_bytes)
-        )
+        if self._resting:
+            return self._resting.pop()
+        return Pool(self.workers, max(2, 4 * self.workers), self._slot_bytes, self.timeout)
 
     def put_back(self, pool: Pool) -> None:
         """To be taken again. A pool with something in work is closed instead."""

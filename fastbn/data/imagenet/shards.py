@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from fastbn.data.classes import FEW, most_classes, rule
 from fastbn.data.imagenet.broken import Broken
 from fastbn.data.imagenet.index import load_index, save_index
 from fastbn.data.imagenet.members import LABEL, Member
@@ -22,10 +24,12 @@ from fastbn.data.imagenet.pool import Crew
 from fastbn.data.imagenet.source import SampleSource
 from fastbn.data.imagenet.worker import Members
 from fastbn.errors import MachineError, UsageError
+from fastbn.files import shown
 
 SPLITS = ("train",), ("val", "validation", "test")
 LONG = 20  # shards from which reading their headers is worth a word
 IMAGES = ("jpg", "jpeg", "png")
+LARGEST = (1 << 63) - 1  # label that an index holds; it is refused, as any that is far too large
 
 
 def find_shards(root: Path) -> tuple[list[str], list[str]]:
@@ -49,7 +53,8 @@ def find_shards(root: Path) -> tuple[list[str], list[str]]:
 def read_shards(root: Path, crew: Crew) -> tuple[SampleSource, SampleSource]:
     """(train, val). Every header is read once, by the workers; the index is then kept in the cache folder.
 
-    Raises UsageError where one of the two has no shards or too many samples that lack an image or a class."""
+    Raises UsageError where one of the two has no shards or too many samples that lack an image or a class,
+    and for a class that is not below 1,000 or 32 times the number of different ones."""
     names = find_shards(root)
     for what, found in zip(("train", "val"), names, strict=True):
         if not found:
@@ -57,10 +62,23 @@ def read_shards(root: Path, crew: Crew) -> tuple[SampleSource, SampleSource]:
                 f"{root} holds no shards of the {what} set; put {root}/imagenet-{what}-000000.tar … there"
             )
     read = [_read(root, found, crew) for found in names]
-    known = 1 + max(int(source.labels.max()) for source in read)
-    classes = tuple(f"class {k}" for k in range(known))
+    classes = tuple(f"class {k}" for k in range(_known(read)))
     train, test = (_with(source, classes) for source in read)
     return train, test
+
+
+def _known(sources: list[SampleSource]) -> int:
+    """How many classes the labels stand for."""
+    labels = torch.from_numpy(np.concatenate([source.labels for source in sources]))
+    highest = int(labels.max())
+    if highest >= FEW and highest >= most_classes(labels):
+        source = next(source for source in sources if (source.labels == highest).any())
+        sample = source.describe(int(source.labels.argmax()))
+        raise UsageError(
+            f"the class of {sample} is {highest:,}, and must be {rule(labels)}; mend it, or renumber the "
+            "classes from 0"
+        )
+    return highest + 1
 
 
 def _with(source: SampleSource, classes: tuple[str, ...]) -> SampleSource:
@@ -110,7 +128,9 @@ def _scan(root: Path, names: list[str], crew: Crew) -> dict[str, np.ndarray]:
                 rows.append((label, k, image.start, image.size, os.fsencode(key)))
             # the sample that the shard is cut off in is part of that line
             elif not wrong or key != _last(found):
-                broken.append(f"{key} in {root / name}: {'no class' if image else 'no jpg, jpeg or png'}")
+                broken.append(
+                    f"{shown(key)} in {root / name}: {'no class' if image else 'no jpg, jpeg or png'}"
+                )
     crew.put_back(pool)
     if not rows:
         example = f" ({broken[0]})" if broken else ""
@@ -141,7 +161,7 @@ def _samples(group: Callable[..., Any], found: list[Member]) -> list[tuple[str, 
 
 def _label(member: Any) -> int | None:
     text = member.text.strip() if member is not None else b""
-    return int(text) if text.isdigit() else None
+    return min(int(text), LARGEST) if text.isdigit() else None
 
 
 def _last(found: list[Member]) -> str:

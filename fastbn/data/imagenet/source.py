@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fastbn.files import shown
+
 
 class Location(NamedTuple):
     """A stretch of a file."""
@@ -45,7 +47,7 @@ class SampleSource:
         """A sample's name for people."""
         if self.shard is None or self.keys is None:
             return self._path(i)
-        return f"{os.fsdecode(self.keys[i])} in {self._path(int(self.shard[i]))}"
+        return f"{shown(os.fsdecode(self.keys[i]))} in {self._path(int(self.shard[i]))}"
 
     def _path(self, k: int) -> str:
         return os.path.join(self.root, os.fsdecode(self.files[k]))

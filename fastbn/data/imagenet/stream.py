@@ -10,17 +10,19 @@ import torch
 from torch import Tensor
 
 from fastbn import draws
+from fastbn.access import access
 from fastbn.data.class_folders import pillow
 from fastbn.data.imagenet.broken import Broken
 from fastbn.data.imagenet.crops import CentreCrop, RandomCrop, most_bytes
 from fastbn.data.imagenet.folders import read_folders
 from fastbn.data.imagenet.order import Order, draw
-from fastbn.data.imagenet.pool import Crew, cores
+from fastbn.data.imagenet.pool import TIMEOUT, Crew, cores
 from fastbn.data.imagenet.reading import CHUNK, Ahead, Reading
 from fastbn.data.imagenet.shards import find_shards, read_shards
 from fastbn.data.imagenet.source import Location, SampleSource
 from fastbn.data.imagenet.upload import Upload
 from fastbn.errors import UsageError
+from fastbn.files import is_folder, look
 
 
 class Stream:
@@ -164,28 +166,37 @@ class Stream:
         return Stream(self.source, self.crew, self.size, self.name, device, indices)
 
 
-def read_imagenet(data_dir: str | Path, size: int = 224, workers: int | None = None) -> tuple[Stream, Stream]:
+def read_imagenet(
+    data_dir: str | Path, size: int = 224, workers: int | None = None, timeout: float = TIMEOUT
+) -> tuple[Stream, Stream]:
     """(train, val) from class folders or WebDataset shards, whichever lies in `data_dir`; nothing is decoded
     yet.
 
     size: the side of the crops in pixels. workers: processes that decode, this machine's cores by default; 0:
-    none, for tests. Raises UsageError where there is neither layout, or it is incomplete; MachineError where
-    Pillow or webdataset is not installed."""
+    none, for tests.
+    timeout: seconds without an answer after which those processes are given up. Raises UsageError where there
+    is neither layout, or it is incomplete; MachineError where Pillow or webdataset is not installed."""
     root = Path(data_dir)
+    look(root)
     if size < 1 or (workers is not None and workers < 0):
         raise UsageError(
             f"the size must be at least 1 pixel and workers at least 0, got {size} and {workers}"
         )
     pillow()
-    crew = Crew(cores() if workers is None else workers, CHUNK * most_bytes(size))
-    if (root / "train").is_dir():
-        train, test = read_folders(root)
-    elif any(find_shards(root)):
-        train, test = read_shards(root, crew)
-    else:
-        folders = f"class folders {root}/train/CLASS/*.JPEG and {root}/val/CLASS/*.JPEG"
-        shards = f"WebDataset shards {root}/imagenet-train-000000.tar … and {root}/imagenet-val-000000.tar …"
-        raise UsageError(
-            f"ImageNet is not in {root}: neither {folders}, nor {shards}; put one there, or name its place"
-        )
+    crew = Crew(cores() if workers is None else workers, CHUNK * most_bytes(size), timeout)
+    with access("ImageNet", root):
+        if is_folder(root / "train"):
+            train, test = read_folders(root)
+        elif any(find_shards(root)):
+            train, test = read_shards(root, crew)
+        else:
+            raise _absent(root)
     return Stream(train, crew, size), Stream(test, crew, size)
+
+
+def _absent(root: Path) -> UsageError:
+    folders = f"class folders {root}/train/CLASS/*.JPEG and {root}/val/CLASS/*.JPEG"
+    shards = f"WebDataset shards {root}/imagenet-train-000000.tar … and {root}/imagenet-val-000000.tar …"
+    return UsageError(
+        f"ImageNet is not in {root}: neither {folders}, nor {shards}; put one there, or name its place"
+    )

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import io
 import mmap
 import os
 import re
 import warnings
 from multiprocessing.connection import Connection
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from fastbn import files
+from fastbn.data.image_file import MOST_BYTES
 from fastbn.data.imagenet.decode import View, decode
 from fastbn.data.imagenet.members import members
 from fastbn.data.imagenet.source import Location
@@ -83,8 +84,9 @@ class Members(NamedTuple):
 def read(location: Location) -> bytes:
     """The bytes there; raises OSError where there are fewer."""
     if location.size < 0:
-        with open(location.path, "rb") as file:
-            return file.read()
+        return files.read(location.path, MOST_BYTES)
+    if location.size > MOST_BYTES:
+        raise OSError(f"{location.size:,} bytes, more than the {MOST_BYTES:,} that an image may have")
     content = os.pread(_opened(location.path).fileno(), location.size, location.start)
     if len(content) < location.size:
         raise OSError(f"{location.size:,} bytes at {location.start:,}, found {len(content):,}")
@@ -93,13 +95,13 @@ def read(location: Location) -> bytes:
 
 def _one_line(error: Exception) -> str:
     """What it says, without the addresses of objects: the same in every process."""
-    return f"{type(error).__name__}: {' '.join(re.sub(r'<[^>]*>', '', str(error)).split())}"
+    return f"{type(error).__name__}: {files.shown(' '.join(re.sub(r'<[^>]*>', '', str(error)).split()))}"
 
 
 @functools.lru_cache(maxsize=32)
-def _opened(path: str) -> io.FileIO:
+def _opened(path: str) -> BinaryIO:
     """A shard is opened once, not once a sample; the least used is closed."""
-    return open(path, "rb", buffering=0)
+    return files.opened(path)
 
 
 def perform(task: Any, memory: np.ndarray) -> Any:

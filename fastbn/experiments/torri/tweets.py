@@ -9,19 +9,24 @@ from __future__ import annotations
 
 import collections
 import csv
+import io
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
 import torch
 from torch import Tensor
 
 from fastbn import draws
+from fastbn.environment import place
 from fastbn.errors import UsageError
+from fastbn.files import is_file, is_folder, opened, reason, shown
 
 PAD, UNKNOWN = 0, 1
 MIN_COUNT = 5  # of a word in the training tweets; a rarer one is UNKNOWN
+LINE = 1 << 20  # characters of a line, most of which have some 140
 LONGEST = 40  # words of a tweet that are read; 99.9% of tweets are shorter
 TEST_SHARE = 5  # one tweet in five is for the test
 BROKEN = 0.01  # the share of rows that may be broken
@@ -147,11 +152,12 @@ def read_tweets(data_dir: str | Path, min_count: int = MIN_COUNT) -> tuple[Tweet
 
 
 def _csv(path: Path) -> Path:
-    if path.is_file():
+    if is_file(path):
         return path
-    found = sorted(path.glob("*.csv")) if path.is_dir() else []
+    folder = is_folder(path)
+    found = sorted(path.glob("*.csv")) if folder else []
     if len(found) != 1:
-        holds = f"{len(found)} CSV files there" if path.is_dir() else "no such folder or file"
+        holds = f"{len(found)} CSV files there" if folder else "no such folder or file"
         raise UsageError(
             f"Sentiment140 is not in {path}: {holds}; give --data-dir the folder with Sentiment140's one "
             "CSV, or that file"
@@ -163,8 +169,8 @@ def _rows(path: Path) -> tuple[list[str], list[int]]:
     """The texts and labels of the sound rows."""
     texts, labels, broken, first = [], [], 0, ""
     try:
-        with open(path, encoding="iso-8859-1", newline="") as file:
-            rows = csv.reader(file)
+        with io.TextIOWrapper(opened(path), encoding="iso-8859-1", newline="") as file:
+            rows = csv.reader(_lines(file))
             for row in rows:
                 fields = row[-6:]  # a slice has a row index in front
                 if len(row) in (6, 7) and fields[0] in CLASSES:
@@ -172,16 +178,28 @@ def _rows(path: Path) -> tuple[list[str], list[int]]:
                     texts.append(fields[5])
                 else:
                     broken += 1
-                    first = (
-                        first
-                        or f"line {rows.line_num}: {len(row)} fields, polarity {fields[0] if row else ''!r}"
+                    first = first or (
+                        f"line {rows.line_num}: {len(row)} fields, polarity "
+                        f"{shown(fields[0] if row else '', 20)!r}"
                     )
     except (OSError, csv.Error) as error:
-        raise UsageError(f"tweets: {path} cannot be read as CSV ({error})") from error
+        raise UsageError(
+            f"tweets: {path} cannot be read as CSV ({reason(error)}); give another file"
+        ) from error
     if broken > BROKEN * (broken + len(texts)):
         share = f"{broken:,} of {broken + len(texts):,} rows of {path}"
         needs = "6 fields (or 7, a row index in front), polarity 0 or 4"
         raise UsageError(f"tweets: {share} are broken, more than 1% ({first}); a row has {needs}")
-    if broken:
-        print(f"tweets: {broken:,} broken rows of {path} skipped ({first})", file=sys.stderr, flush=True)
+    if broken and place().rank == 0:
+        print(
+            f"tweets: {broken:,} broken rows of {shown(path)} skipped ({first})", file=sys.stderr, flush=True
+        )
     return texts, labels
+
+
+def _lines(file: TextIO) -> Iterator[str]:
+    """The lines of a file. Raises csv.Error for one that is longer than any row."""
+    while line := file.readline(LINE + 1):
+        if len(line) > LINE:
+            raise csv.Error(f"a line is longer than {LINE:,} characters")
+        yield line

@@ -1,0 +1,119 @@
+"""Damage to files, drawn by a seed; and the bounds within which whatever reads them has to say no."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import resource
+import signal
+from pathlib import Path
+
+import numpy as np
+
+MOST_MEMORY = 1 << 30  # bytes above what the process had
+MOST_SECONDS = 20
+MOST_CHARACTERS = 500  # of a message: two lines of a screen, and a path of pytest's
+NUMBERS = [
+    b"-1",
+    b"0",
+    b"2",
+    b"65536",
+    b"999999999",
+    b"9" * 30,
+    b"9" * 5_000,
+    b"nan",
+    b"-inf",
+    b"1e999",
+    b"1e-999",
+    b"\xd9\xa3",
+]
+WORDS = [-1, 0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 1 << 40, (1 << 62) + 1, (1 << 63) - 1]
+
+
+def mutated(blob: bytes, draws: np.random.Generator) -> bytes:
+    """A copy with some damage: bits, bytes, numbers, lengths."""
+    data = bytearray(blob)
+    n = max(1, len(data))
+    # headers are in front
+    start = int(draws.integers(n)) if draws.integers(3) else int(draws.integers(min(n, 600)))
+    length = int(2 ** draws.uniform(0, np.log2(n + 1)))
+    kind = int(draws.integers(12))
+    if kind <= 1:
+        for _ in range(1 + kind * 7):
+            data[int(draws.integers(n)) if kind else start] ^= 1 << int(draws.integers(8))
+    elif kind == 2:
+        data[start : start + length] = bytes([int(draws.choice([0, 255, 32, 10]))]) * min(length, n - start)
+    elif kind == 3:
+        data[start : start + min(length, 64)] = draws.bytes(min(length, 64))
+    elif kind == 4:
+        del data[start:]
+    elif kind == 5:
+        del data[start : start + length]
+    elif kind == 6:
+        data[start:start] = data[start : start + length]
+    elif kind == 7:
+        data[start:start] = draws.bytes(min(length, 64))
+    elif kind in (8, 9):
+        size = int(draws.choice([1, 2, 4, 8]))
+        number = int(WORDS[draws.integers(len(WORDS))]) & ((1 << 8 * size) - 1)
+        data[start : start + size] = number.to_bytes(size, ("little", "big")[int(draws.integers(2))])
+    elif kind == 10:
+        found = list(re.finditer(rb"-?\d+(?:\.\d+)?", blob))
+        if found:
+            match = found[int(draws.integers(len(found)))]
+            data[match.start() : match.end()] = NUMBERS[draws.integers(len(NUMBERS))]
+    else:
+        data = bytearray(
+            (b"", draws.bytes(100), b"\0" * n, b"[" * 200_000, b"\n" * 50, b"a," * 1_000_000)[
+                int(draws.integers(6))
+            ]
+        )
+    return bytes(data)
+
+
+PLACES = ["fifo", "folder", "device", "dangling", "loop", "sparse"]
+
+
+def put(path: Path, place: str) -> None:
+    """Something else than a file in its place; "sparse": one that has 2 TB and takes no room."""
+    path.unlink()
+    if place == "fifo":
+        os.mkfifo(path)
+    elif place == "folder":
+        path.mkdir()
+    elif place == "sparse":
+        path.touch()
+        os.truncate(path, 1 << 41)
+    else:
+        path.symlink_to({"device": "/dev/zero", "dangling": "/nowhere/at/all", "loop": path}[place])
+
+
+@contextlib.contextmanager
+def bounded():
+    """Inside, more than so many seconds raise TimeoutError; more than so much memory is an AssertionError
+    at the end, at the latest."""
+
+    def late(*_):
+        raise TimeoutError(f"more than {MOST_SECONDS} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    has = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    # threads reserve some that they don't use
+    resource.setrlimit(resource.RLIMIT_AS, (has + 4 * MOST_MEMORY, hard))
+    signal.alarm(MOST_SECONDS)
+    Path("/proc/self/clear_refs").write_text("5")
+    start = _peak()
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    assert _peak() - start < MOST_MEMORY, f"{(_peak() - start) / 1e6:.0f} MB"
+
+
+def _peak() -> int:
+    """The most memory that this process has had since it was last set back."""
+    return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
