@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastbn.errors import UsageError
 from fastbn.experiments.preset import Job
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ERROR = "error.txt"  # the line with which a run ended that did not finish
 
@@ -27,7 +30,7 @@ class Outcome:
 def outcome(job: Job) -> Outcome:
     """Raises UsageError where the folder holds a run with other settings."""
     saved, summary = _json(job.out / "config.json"), _json(job.out / "summary.json")
-    lines = _lines(job.out / "metrics.jsonl")
+    lines = read_lines(job.out / "metrics.jsonl")
     last = lines[-1] if lines else {}
     if saved:
         asked = job.config
@@ -57,16 +60,19 @@ def figure(job: Job, found: Outcome, of: str) -> float | None:
 
 def _small_gammas(run: Path) -> float:
     """The share of |γ| below 0.01 in percent."""
+    return 100.0 * float((gammas(run).abs() < 0.01).double().mean())
+
+
+def gammas(run: Path) -> Tensor:
+    """Return every γ of a run's network as it was saved last, flat; empty where it has none."""
     import torch
 
     from fastbn.trainable import NORMS
     from fastbn.training.checkpoint import load
 
     norms = [module for module in load(run, "stock").modules() if isinstance(module, NORMS)]
-    gammas = torch.cat(
-        [module.weight.detach().flatten() for module in norms if isinstance(module.weight, torch.Tensor)]
-    )
-    return 100.0 * float((gammas.abs() < 0.01).double().mean())
+    found = [module.weight.detach().flatten() for module in norms if isinstance(module.weight, torch.Tensor)]
+    return torch.cat(found) if found else torch.empty(0)
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -77,7 +83,7 @@ def _json(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a metrics file, which may be being written."""
     found = []
     for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
