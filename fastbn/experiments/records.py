@@ -6,6 +6,7 @@ A run is a record (run-….json, written by bench.record) or a folder that the t
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -43,7 +44,7 @@ class Run:
             self.config.train == "none" or len(self.epochs) >= (self.config.epochs or 0)
         )
 
-    @property
+    @functools.cached_property
     def identity(self) -> Identity:
         return identity(self.config)
 
@@ -114,8 +115,11 @@ def read(places: Iterable[Path]) -> list[Run]:
 def runs_of(preset: Preset, line: Line, runs: Iterable[Run]) -> list[Run]:
     """Return the runs of this line, by seed: those with its settings, and of its data set's size where the
     preset says one."""
-    identities = {seed: of_line(line, seed) for seed in {run.config.seed for run in runs}}
-    found = [run for run in runs if run.identity == identities[run.config.seed]]
+    runs = list(runs)
+    # a seed is no part of an identity but by what a run starts from
+    seeds = {run.config.seed for run in runs} if line.after else {0}
+    identities = {seed: of_line(line, seed) for seed in seeds}
+    found = [run for run in runs if run.identity == identities[run.config.seed if line.after else 0]]
     return sorted(
         (run for run in found if preset.examples is None or run.holds(preset.examples)),
         key=lambda run: run.config.seed,

@@ -107,4 +107,20 @@ PRESETS = (
         mark="smaller set",
         examples=SMALL,
     ),
+    Preset(
+        "torri-lstm-25k-why",
+        "What holds BatchNorm only back on 25,000 tweets: the steps, the learning rate, or the output layer",
+        "a question of Torri's study",
+        TWEETS + SMALLER,
+        (
+            Line("bn 50 epochs", {**LSTM, "train": "bn", "epochs": 50}),
+            Line("bn lr 0.01", {**LSTM, "train": "bn", "lr": 0.01}),
+            Line("bn+output", {**LSTM, "train": "bn+output"}),
+            Line("glove bn lr 0.01", {**LSTM, **GLOVE_25, "train": "bn", "lr": 0.01}),
+        ),
+        Quick(("bn lr 0.01", "bn+output"), MINUTES),
+        seeds=1,
+        mark="smaller set",
+        examples=SMALL,
+    ),
 )
