@@ -1,5 +1,5 @@
-"""Keep a folder of runs in the repository: finished ones as records and networks, those under way as
-folders that --resume continues."""
+"""Keep runs in the repository: finished ones as records and networks, those under way as folders to
+continue."""
 
 from __future__ import annotations
 
@@ -32,8 +32,7 @@ def keep(
         found = sorted(path.parent for path in place.rglob("config.json"))
         if not found:
             raise UsageError(
-                f"{place} holds no run: there is no config.json in it or below; give a folder that the "
-                "trainer wrote"
+                f"{place} holds no run: no config.json in it or below; give a folder that the trainer wrote"
             )
         for path in found:
             inside = path.relative_to(place) if path != place else Path(path.name)
@@ -71,8 +70,10 @@ def _same(one: Run, other: Run) -> bool:
 
 
 def _copy(run: Run, target: Path, out: str) -> str:
-    """Copy a run that is under way: the checkpoint first, so that its epochs are all among the metrics
-    that are read after it."""
+    """Copy a run that is under way.
+
+    The checkpoint comes first: all its epochs are then among the metrics that are read after it.
+    """
     at = f"epoch {len(run.epochs)} of {run.config.epochs}"
     if run.place.resolve() == target.resolve():
         return f"{target}: {at}, left as it is"
@@ -85,22 +86,20 @@ def _copy(run: Run, target: Path, out: str) -> str:
     if not checkpoint.exists():
         return f"{target}: {at}, nothing saved yet, not kept"
     if checkpoint.stat().st_size > LARGEST:
-        size = checkpoint.stat().st_size
-        return (
-            f"{target}: {at}, its checkpoint of {size:,} bytes is more than the {LARGEST:,} that are "
-            "kept; carry it by other means"
+        size = (
+            f"its checkpoint of {checkpoint.stat().st_size:,} bytes is more than the {LARGEST:,} that "
+            "are kept"
         )
+        return f"{target}: {at}, {size}; carry it by other means"
     target.mkdir(parents=True, exist_ok=True)
     tensors, header = checked_file.read(checkpoint)
     checked_file.write(target / CHECKPOINT, tensors, _without_paths(header, out))
     config = json.loads((run.place / "config.json").read_text(encoding="utf-8"))
-    (target / "config.json").write_text(
-        json.dumps(relative(config, out), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    text = json.dumps(relative(config, out), indent=2, ensure_ascii=False) + "\n"
+    (target / "config.json").write_text(text, encoding="utf-8")
     lines = (run.place / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    (target / "metrics.jsonl").write_text(
-        "".join(line for line in lines if line.endswith("\n")), encoding="utf-8"
-    )
+    whole = [line for line in lines if line.endswith("\n")]  # the last may be being written
+    (target / "metrics.jsonl").write_text("".join(whole), encoding="utf-8")
     return f"{target}: {at}, kept"
 
 
@@ -109,8 +108,4 @@ def _without_paths(header: dict[str, Any], out: str) -> dict[str, Any]:
     source = dict(header["source"])
     if source.get("file"):
         source["file"] = Path(source["file"]).name
-    return (
-        header
-        | {"source": source}
-        | ({"config": relative(header["config"], out)} if "config" in header else {})
-    )
+    return header | {"source": source, "config": relative(header["config"], out)}

@@ -1,5 +1,5 @@
-"""The table of pretrained/README.md, written between two markers from the networks that lie there and
-their runs' records."""
+"""The table of pretrained/README.md, written between two markers from its networks and their runs'
+records."""
 
 from __future__ import annotations
 
@@ -13,15 +13,23 @@ from fastbn.training import checked_file
 from fastbn.training.checkpoint import CHECKPOINT
 
 START, END = "<!-- networks -->", "<!-- /networks -->"
-HEADER = (
-    "| network | trained on | recipe | test accuracy | published | \\|γ\\| < 0.01 | file | record "
-    "|\n|---|---|---|---|---|---|---|---|"
+COLUMNS = (
+    "network",
+    "trained on",
+    "recipe",
+    "test accuracy",
+    "published",
+    "\\|γ\\| < 0.01",
+    "file",
+    "record",
 )
 
 
 def write_table(pretrained: Path, results: Path = RESULTS) -> None:
-    """Put the table between the README's markers; nothing where the folder has no README. Raises
-    UsageError where a marker is missing."""
+    """Put the table between the README's markers, where the folder has a README.
+
+    Raises UsageError where a marker is missing.
+    """
     readme = pretrained / "README.md"
     if not readme.exists():
         return
@@ -31,43 +39,40 @@ def write_table(pretrained: Path, results: Path = RESULTS) -> None:
             f"{readme}: the table goes between {START} and {END}, once each; put both where it belongs"
         )
     before, rest = text.split(START)
-    readme.write_text(
-        f"{before}{START}\n{table(pretrained, results)}\n{END}{rest.split(END)[1]}", encoding="utf-8"
-    )
+    after = rest.split(END)[1]
+    readme.write_text(f"{before}{START}\n{table(pretrained, results)}\n{END}{after}", encoding="utf-8")
 
 
 def table(pretrained: Path, results: Path = RESULTS) -> str:
     """Return the table in Markdown."""
     runs = [run for run in read([results]) if run.finished]
     rows = [_row(path, found) for path, found in networks(pretrained, runs)]
-    return "\n".join([HEADER, *rows])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (COLUMNS, ["---"] * len(COLUMNS), *rows))
 
 
 def networks(pretrained: Path, runs: list[Run]) -> list[tuple[Path, Run]]:
-    """Return the checkpoints below this folder, each with the run that is on record of it. Raises
-    UsageError where none is."""
+    """Return the checkpoints in this folder, each with the run that is on record of it.
+
+    Raises UsageError where none is.
+    """
     found = []
     for path in sorted(pretrained.glob(f"*/{CHECKPOINT}")):
         asked = run_of(path, checked_file.read(path)[1]["config"])
         same = [run for run in runs if (run.identity, run.config.seed) == (asked.identity, asked.config.seed)]
         if not same:
-            raise UsageError(
-                f"{path} has no record of a run with its settings in bench/results; make one with python -m "
-                "bench.record RUN"
-            )
+            missing = "there is no record of a run with its settings and seed"
+            raise UsageError(f"{path}: {missing}; make one with python -m bench.record RUN")
         found.append((path, same[0]))
     return found
 
 
-def _row(path: Path, run: Run) -> str:
+def _row(path: Path, run: Run) -> list[str]:
     config, accuracy, small = run.config, run.figure("test_accuracy"), run.figure(SMALL_GAMMA)
-    schedule = (
-        f" ÷10 at {', '.join(map(str, config.milestones or ()))}"
-        if config.schedule == "multistep"
-        else f", {config.schedule}"
-    )
+    schedule = f", {config.schedule}"
+    if config.schedule == "multistep":
+        schedule = f" ÷10 at {', '.join(map(str, config.milestones or ()))}"
     recipe = f"{config.epochs} epochs, batch {config.batch_size}, {config.optimizer} {config.lr:g}{schedule}"
-    cells = [
+    return [
         f"`{path.parent.name}`",
         f"{config.dataset}, {run.summary['trained_parameters']:,} parameters",
         recipe,
@@ -77,7 +82,6 @@ def _row(path: Path, run: Run) -> str:
         f"{path.stat().st_size / 1000:.0f} KB",
         f"[`{run.place.name}`](../bench/results/{run.place.name})",
     ]
-    return f"| {' | '.join(cells)} |"
 
 
 def _published(run: Run) -> str:

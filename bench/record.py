@@ -1,8 +1,9 @@
-"""python -m bench.record RUN …: keeps what runs reached, and under which conditions, as
-bench/results/run-<name>-<date>.json.
+"""python -m bench.record RUN …: keeps what runs reached as bench/results/run-<name>-<date>.json, conditions
+included.
 
 A folder of runs may be given too. A run that is under way is copied to reproduction/ as it stands, from where
---resume continues it; the network of a finished BN-only run goes to pretrained/."""
+--resume continues it; the network of a finished BN-only run goes to pretrained/.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 
 from fastbn import devices
+from fastbn.data.names import DEFAULT_DIR
 from fastbn.errors import MachineError, UsageError
 from fastbn.experiments.results import gammas
 
@@ -71,87 +73,64 @@ def _triton() -> str | None:
 
 
 def record(run: Path, name: str | None = None, results: Path = RESULTS) -> Path:
-    """Write a finished run's settings, summary, epochs and histogram of γ to run-<name>-<date>.json. No
-    path of this machine is kept."""
-    config, summary = (
-        json.loads((run / f"{part}.json").read_text(encoding="utf-8")) for part in ("config", "summary")
-    )
+    """Write a finished run's settings, summary, histogram of γ and epochs to run-<name>-<date>.json.
+
+    No path of this machine is kept.
+    """
+    parts = [(run / f"{part}.json").read_text(encoding="utf-8") for part in ("config", "summary")]
+    config, summary = map(json.loads, parts)
     folder = config.pop("data_dir")  # where this machine keeps its data is nobody's business
     summary["dataset_why"] = summary["dataset_why"].replace(folder, "data")
     epochs = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     for line in epochs[:-1]:
         line.pop("norms", None)  # a layer's γ and β by epoch are many KB
-    body = {
-        "config": relative(config, f"runs/{run.name}"),
-        "summary": summary,
-        "gammas": histogram(gammas(run)),
-    }
+    config = relative(config, f"runs/{run.name}")
+    head = json.dumps({"config": config, "summary": summary, "gammas": histogram(gammas(run))}, indent=1)
+    lines = ",\n  ".join(map(json.dumps, epochs))
     target = results / f"run-{name or run.name}-{summary['date']}.json"
-    text = (
-        json.dumps(body, indent=1)[:-2]
-        + ',\n "epochs": [\n  '
-        + ",\n  ".join(map(json.dumps, epochs))
-        + "\n ]\n}\n"
-    )
-    target.write_text(text, encoding="utf-8")
+    target.write_text(f'{head[:-2]},\n "epochs": [\n  {lines}\n ]\n}}\n', encoding="utf-8")
     return target
 
 
 def relative(config: dict[str, Any], out: str) -> dict[str, Any]:
-    """Return a run's settings with no absolute path: its folder as `out`, a file by its name, the default
-    folder of data."""
-    instead = {"out": out, "data_dir": "data"}
-    absolute = {
-        name: str(value)
-        for name, value in config.items()
-        if name in PATHS and value and Path(value).is_absolute()
-    }
-    return config | {name: instead.get(name, Path(value).name) for name, value in absolute.items()}
+    """Return a run's settings with no absolute path: its folder becomes `out`, that of its data the default
+    one.
+
+    A file becomes its name.
+    """
+    instead = {"out": out, "data_dir": DEFAULT_DIR}
+    absolute = [name for name in PATHS if config.get(name) and Path(config[name]).is_absolute()]
+    return config | {name: instead.get(name, Path(config[name]).name) for name in absolute}
 
 
 def histogram(values: torch.Tensor) -> dict[str, Any]:
-    """Count γ in bins of 0.05 between −1 and 3, those beyond in the outermost; {} of a network that has
-    none."""
+    """Count γ in BINS, those beyond in the outermost; {} of a network that has none."""
     if not len(values):
         return {}
     low, high, width = BINS
     places = ((values.double() - low) / width).floor().long().clamp(0, round((high - low) / width) - 1)
     counts = places.bincount(minlength=round((high - low) / width)).tolist()
-    return {
-        "low": low,
-        "width": width,
-        "counts": counts,
-        "below_0.01": float((values.abs() < 0.01).double().mean()),
-    }
+    small = float((values.abs() < 0.01).double().mean())
+    return {"low": low, "width": width, "counts": counts, "below_0.01": small}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Keep every run that is found below the given folders."""
     from bench.keep import PRETRAINED, UNDER_WAY, keep
 
-    parser = argparse.ArgumentParser(
-        "python -m bench.record", description=(__doc__ or "").split("\n")[0].split(": ", 1)[1]
-    )
+    parser = argparse.ArgumentParser("python -m bench.record", description="Keeps runs in the repository.")
     parser.add_argument(
         "runs", type=Path, nargs="+", metavar="RUN", help="a run's folder, or one that holds runs"
     )
-    parser.add_argument(
-        "--results", type=Path, default=RESULTS, metavar="DIR", help="of the records (bench/results)"
-    )
-    parser.add_argument(
-        "--under-way",
-        type=Path,
-        default=UNDER_WAY,
-        metavar="DIR",
-        help="of runs that are not finished (reproduction)",
-    )
-    parser.add_argument(
-        "--pretrained",
-        type=Path,
-        default=PRETRAINED,
-        metavar="DIR",
-        help="of finished BN-only networks (pretrained)",
-    )
+    for flag, default, of in (
+        ("--results", RESULTS, "the records"),
+        ("--under-way", UNDER_WAY, "runs that are not finished"),
+        ("--pretrained", PRETRAINED, "finished BN-only networks"),
+    ):
+        folder = "/".join(default.relative_to(RESULTS.parents[1]).parts)
+        parser.add_argument(
+            flag, type=Path, default=default, metavar="DIR", help=f"the folder of {of} ({folder})"
+        )
     asked = parser.parse_args(arguments)
     try:
         for line in keep(asked.runs, asked.results, asked.under_way, asked.pretrained):

@@ -102,8 +102,9 @@ def _run(chosen: Preset, expanded: list[Job], asked: argparse.Namespace) -> int:
 
 def _all(asked: argparse.Namespace) -> int:
     """Print the tables of all that is on record, or write the page of it."""
-    from fastbn.experiments import reproduction
     from fastbn.experiments.records import read
+    from fastbn.experiments.reproduction import write
+    from fastbn.experiments.study_tables import studies
 
     if asked.name is not None or asked.quick or asked.seeds is not None:
         raise UsageError(
@@ -111,10 +112,10 @@ def _all(asked: argparse.Namespace) -> int:
         )
     runs = read([Path(place) for place in asked.records])
     if asked.markdown:
-        for path in reproduction.write(Path(asked.markdown), runs):
+        for path in write(Path(asked.markdown), runs):
             print(f"{path}: written")
     else:
-        print(reproduction.studies(runs))
+        print(studies(runs))
     return DONE
 
 

@@ -1,5 +1,5 @@
-"""The figures of docs/reproduction.md: each a chart of what is on record now, and a caption that names
-what is missing."""
+"""The figures of docs/reproduction.md: a chart of what is on record now, and a caption that names what is
+missing."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from fastbn.experiments.records import Run, runs_of
 from fastbn.experiments.wandb.presets import BATCHES, BY_BATCH
 from fastbn.page.charts import Bar, ChartValue, Series, bars, histogram, lines
 from fastbn.page.page import Html
+from fastbn.page.scales import number
 
 ACCURACY = "test accuracy, %"
 
@@ -61,9 +62,9 @@ def by_depth(runs: Sequence[Run]) -> Drawing:
         said.append(f"{train}: {_there(found)}")
     chart = lines("Accuracy by depth", series, "depth", ACCURACY, log=True, log_y=False)
     caption = (
-        "The paper's figures are read off its own, ±0.5 (depth 866 is printed). Ours, mean of the "
-        f"seeds: {'; '.join(said)}."
+        "The paper's figures are read off its own, ±0.5 (depth 866 is printed). Ours, mean of the seeds: "
     )
+    caption += f"{'; '.join(said)}."
     return Drawing("accuracy-by-depth", "Accuracy by depth, beside the paper's", chart, caption)
 
 
@@ -101,9 +102,8 @@ def three_places(runs: Sequence[Run]) -> Drawing:
                 Bar(f"{PLACES[train]}: {count:,} parameters, n = {len(values)}", [_interval(values)], i)
             )
     chart = bars("ResNet-14, accuracy by what trains", rows, "%", rule=10.0)
-    caption = (
-        "ResNet-14 on CIFAR-10, 160 epochs; the rule is chance, whiskers are the least and the most "
-        f"of the seeds. {_gaps(found)}"
+    caption = "ResNet-14 on CIFAR-10, 160 epochs; the rule is chance, a whisker spans the seeds. " + _gaps(
+        found
     )
     return Drawing("trained-parameters", "About as many trained parameters in three places", chart, caption)
 
@@ -121,28 +121,12 @@ def to_accuracy(runs: Sequence[Run]) -> Drawing:
                 if 100 * line["test_accuracy"] > most or line is some[0].epochs[-1]:
                     most = max(most, 100 * line["test_accuracy"])
                     points.append((line["epoch"] + 1.0, most))
-            series.append(
-                Series(
-                    f"{modes.get(name, 'the output layer')}, seed {some[0].config.seed}",
-                    points,
-                    i,
-                    i,
-                    marked=False,
-                )
-            )
-    chart = lines(
-        "ResNet-14, best test accuracy so far by epoch",
-        series,
-        "epoch",
-        ACCURACY,
-        said="; ".join(s.name for s in series),
-    )
-    return Drawing(
-        "epochs-to-accuracy",
-        "Epochs to an accuracy, at depth 14",
-        chart,
-        f"The best test accuracy so far. {_gaps(found)}",
-    )
+            label = f"{modes.get(name, 'the output layer')}, seed {some[0].config.seed}"
+            series.append(Series(label, points, i, i, marked=False))
+    said = "; ".join(f"{s.name}: {number(s.points[-1][1])} at the end" for s in series)
+    chart = lines("ResNet-14, best test accuracy so far by epoch", series, "epoch", ACCURACY, said=said)
+    caption = "The best test accuracy so far, of one seed each. " + _gaps(found)
+    return Drawing("epochs-to-accuracy", "Epochs to an accuracy, at depth 14", chart, caption)
 
 
 def gammas(runs: Sequence[Run]) -> Drawing:
@@ -159,8 +143,8 @@ def gammas(runs: Sequence[Run]) -> Drawing:
                 (f"{'BatchNorm only' if name == 'bn' else 'everything'}, n = {len(counted)}", i, share)
             )
     chart = histogram("γ of ResNet-14 after training", edges, heights, "γ", "share of all γ, %")
-    caption = (
-        f"Before training γ is uniform in [0, 1); the outermost bins hold what lies beyond. {_gaps(found)}"
+    caption = "Before training γ is uniform in [0, 1); the outermost bins hold what lies beyond. " + _gaps(
+        found
     )
     return Drawing("gammas", "γ after training, at depth 14", chart, caption)
 

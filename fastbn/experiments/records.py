@@ -1,6 +1,6 @@
 """Read what runs left behind, finished or under way, and find the runs of a preset's line by their settings.
 
-A run is a record (run-….json, written by bench.record) or a folder that the trainer wrote. Imports no torch.
+A run is a record (run-….json, of bench.record) or a folder that the trainer wrote. Imports no torch.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ Identity = tuple[tuple[str, Any], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run is known by its settings, its epochs and how it ended. `place`: the file or folder that it was
-    read from; `gammas`: empty, or the histogram of the γ that it ended with."""
+    """A run is known by its settings, its epochs and how it ended.
+
+    place: the file or folder that it was read from. gammas: the histogram of the γ that it ended with, or
+    empty."""
 
     place: Path
     config: Config
@@ -58,7 +60,7 @@ class Run:
         return self.steps_per_epoch == -(-examples // self.config.batch)
 
     def figure(self, of: str) -> float | None:
-        """Return a figure of its end in percent: a metric, or the share of γ below 0.01; None where it has
+        """Return a figure of its end in percent, a metric or the share of γ below 0.01; None where it has
         none."""
         if of == SMALL_GAMMA:
             value = self.gammas.get("below_0.01")
@@ -71,19 +73,14 @@ def identity(config: Config) -> Identity:
     """Return the settings that say what a run measures, but its seed; nothing is left open."""
     config = config.resolved(config.epochs or 1, "fp32", USUAL.get(config.dataset, {}))
     spec = families.resolve(
-        **{name: getattr(config, name) for name in ("depth", "width", "family")}, conv_bias=config.conv_bias
+        config.depth, width=config.width, family=config.family, conv_bias=config.conv_bias
     )
-    settings = {
-        field.name: getattr(config, field.name)
-        for field in dataclasses.fields(config)
-        if field.name not in OF_THE_RUN
-    }
+    names = [field.name for field in dataclasses.fields(config) if field.name not in OF_THE_RUN]
+    settings = {name: getattr(config, name) for name in names}
     settings |= {name: getattr(spec, name) for name in ("depth", "width", "family", "conv_bias")}
-    # their folders differ between machines
-    files = {name: getattr(config, name) for name in ("vectors", "weights")}
-    return tuple(
-        sorted((settings | {name: path and Path(path).name for name, path in files.items()}).items())
-    )
+    for name in ("vectors", "weights"):  # whose folders differ between machines
+        settings[name] = settings[name] and Path(settings[name]).name
+    return tuple(sorted(settings.items()))
 
 
 def of_line(line: Line, seed: int) -> Identity:
@@ -95,11 +92,10 @@ def of_line(line: Line, seed: int) -> Identity:
 
 
 def read(places: Iterable[Path]) -> list[Run]:
-    """Return every run in these folders once: a finished one before one under way, then the later, then the
-    one that got further.
+    """Return every run in these folders once.
 
-    Raises UsageError for a place that is not there, or a record that can't be read.
-    """
+    Of several with the same settings and seed a finished one counts, then the latest, then the one that got
+    further. Raises UsageError for a place that is not there, or a record that can't be read."""
     groups: dict[tuple[Identity, int], dict[int, Run]] = {}
     for run in (run for place in places for run in _in(place)):
         group = groups.setdefault((run.identity, run.config.seed), {})
@@ -113,27 +109,22 @@ def read(places: Iterable[Path]) -> list[Run]:
 
 
 def runs_of(preset: Preset, line: Line, runs: Iterable[Run]) -> list[Run]:
-    """Return the runs of this line, by seed: those with its settings, and of its data set's size where the
-    preset says one."""
+    """Return the runs of this line by seed: those with its settings, and of its data set's size where it
+    is said."""
     runs = list(runs)
-    # a seed is no part of an identity but by what a run starts from
-    seeds = {run.config.seed for run in runs} if line.after else {0}
+    seeds = {run.config.seed for run in runs} if line.after else {0}  # what a run starts from differs by seed
     identities = {seed: of_line(line, seed) for seed in seeds}
     found = [run for run in runs if run.identity == identities[run.config.seed if line.after else 0]]
-    return sorted(
-        (run for run in found if preset.examples is None or run.holds(preset.examples)),
-        key=lambda run: run.config.seed,
-    )
+    sized = [run for run in found if preset.examples is None or run.holds(preset.examples)]
+    return sorted(sized, key=lambda run: run.config.seed)
 
 
 def load(path: Path) -> Run:
     """Read the run of a record's file. Raises UsageError for a file that is not one."""
     body = _json(path)
     if not {"config", "summary", "epochs"} <= body.keys():
-        raise UsageError(
-            f"{path} is no record of a run: it has no config, summary and epochs; make one with python -m "
-            "bench.record RUN"
-        )
+        lacks = "it has no config, summary and epochs"
+        raise UsageError(f"{path} is no record of a run: {lacks}; make one with python -m bench.record RUN")
     return run_of(path, body["config"], body["summary"], body["epochs"], body.get("gammas", {}))
 
 
@@ -141,15 +132,17 @@ def _in(place: Path) -> list[Run]:
     """Read the runs below a folder: its records, and the folders of runs."""
     if not place.is_dir():
         raise UsageError(
-            f"records are read from {place}, and there is no such folder; name another with --records"
+            f"runs are read from {place}, and there is no such folder; name others with --records"
         )
     records = [load(path) for path in sorted(place.glob("run-*.json"))]
     return records + [folder_of(path.parent) for path in sorted(place.rglob("config.json"))]
 
 
 def folder_of(path: Path) -> Run:
-    """Read the run of a folder that the trainer wrote, or is writing. Raises UsageError where its settings
-    can't be read."""
+    """Read the run of a folder that the trainer wrote, or is writing.
+
+    Raises UsageError where its settings can't be read.
+    """
     summary = _json(path / "summary.json") if (path / "summary.json").exists() else {}
     return run_of(path, _json(path / "config.json"), summary, read_lines(path / "metrics.jsonl"))
 
@@ -164,9 +157,8 @@ def run_of(place: Path, saved: Any, summary: Any = (), epochs: Any = (), gammas:
         run = Run(place, Config(**known), dict(summary), [dict(line) for line in epochs], dict(gammas))
         _ = run.identity, run.steps_per_epoch
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UsageError(
-            f"{place} is no run, or a damaged one ({error}); move it away, or use another copy"
-        ) from error
+        told = f"{place} is no run, or a damaged one ({error}); move it away, or use another copy"
+        raise UsageError(told) from error
     return run
 
 
@@ -182,8 +174,8 @@ def _json(path: Path) -> dict[str, Any]:
             f"{path} can't be read as JSON ({error}); move it away, or use another copy"
         ) from error
     if not isinstance(found, dict):
+        kind = type(found).__name__
         raise UsageError(
-            f"{path} should hold a JSON object, found a {type(found).__name__}; move it away, or use "
-            "another copy"
+            f"{path} should hold a JSON object, found a {kind}; move it away, or use another copy"
         )
     return found

@@ -96,8 +96,8 @@ PRESETS = (
         TWEETS
         + SMALLER
         + (
-            " The vectors are the 25-dimensional ones of the 11,925 most frequent words; --vectors FILE says "
-            "where they lie."
+            " The vectors are the 25-dimensional ones of 11,925 frequent words; -- --vectors FILE says where "
+            "they lie."
         ),
         tuple(
             Line(train, {**LSTM, **GLOVE_25, "train": train}, printed(value))
