@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from bench.networks import write_table
 from bench.record import RESULTS, record, relative
 from fastbn.errors import UsageError
@@ -57,7 +59,7 @@ def network(run: Path, target: Path) -> Path | None:
         return None
     target.mkdir(parents=True, exist_ok=True)
     header = {name: value for name, value in header.items() if name != "position"}
-    checked_file.write(target / CHECKPOINT, tensors, _without_paths(header, f"runs/{target.name}"))
+    _write(target / CHECKPOINT, tensors, _without_paths(header, f"runs/{target.name}"))
     return target
 
 
@@ -93,7 +95,7 @@ def _copy(run: Run, target: Path, out: str) -> str:
         return f"{target}: {at}, {size}; carry it by other means"
     target.mkdir(parents=True, exist_ok=True)
     tensors, header = checked_file.read(checkpoint)
-    checked_file.write(target / CHECKPOINT, tensors, _without_paths(header, out))
+    _write(target / CHECKPOINT, tensors, _without_paths(header, out))
     config = json.loads((run.place / "config.json").read_text(encoding="utf-8"))
     text = json.dumps(relative(config, out), indent=2, ensure_ascii=False) + "\n"
     (target / "config.json").write_text(text, encoding="utf-8")
@@ -101,6 +103,20 @@ def _copy(run: Run, target: Path, out: str) -> str:
     whole = [line for line in lines if line.endswith("\n")]  # the last may be being written
     (target / "metrics.jsonl").write_text("".join(whole), encoding="utf-8")
     return f"{target}: {at}, kept"
+
+
+def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+    """Write a checkpoint, but where it lies already: the bytes of a safetensors file differ from one
+    writing to the next."""
+    if path.exists():
+        there, told = checked_file.read(path)
+        if (
+            told == header
+            and there.keys() == tensors.keys()
+            and all(there[name].equal(tensors[name]) for name in tensors)
+        ):
+            return
+    checked_file.write(path, tensors, header)
 
 
 def _without_paths(header: dict[str, Any], out: str) -> dict[str, Any]:

@@ -1,5 +1,4 @@
-"""python -m bench.record: finished runs become records and networks, those under way folders that can be
-continued; nothing of a machine."""
+"""python -m bench.record: finished runs become records and networks, those under way folders to continue."""
 
 import json
 import shutil
@@ -48,7 +47,7 @@ def kept(tree, tmp_path):
 
 
 def test_finished_runs_become_records(kept, tree):
-    results, under_way, _, _ = kept
+    results, *_ = kept
     assert [path.name[:-16] for path in sorted(results.iterdir())] == [
         "run-tiny-8-bn-s0",
         "run-tiny-8-output-s0",

@@ -207,8 +207,8 @@ def test_what_is_cut_never_stands_beside_a_published_figure_without_the_word(tmp
     assert {one.mark for one in less} == set(MARKS) and any(
         line.published for one in less for line in one.lines
     )
-    for k, (one, line) in enumerate((one, line) for one in less for line in one.lines):
-        write(tmp_path, str(k), body(one.name, line.name, 0.4 + k / 1000))
+    for k, (name, line) in enumerate((one.name, line.name) for one in less for line in one.lines):
+        write(tmp_path, str(k), body(name, line, 0.4 + k / 1000))
     text = markdown(read([tmp_path]), "Nothing.")
     sections = {match[1]: match[0] for match in re.finditer(r"### `([a-z0-9-]+)`.*?(?=\n##|\Z)", text, re.S)}
     for one in less:
