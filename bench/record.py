@@ -1,21 +1,31 @@
-"""python -m bench.record RUN: keeps what a run reached, and under which conditions, as
-bench/results/run-<name>-<date>.json."""
+"""python -m bench.record RUN …: keeps what runs reached as bench/results/run-<name>-<date>.json, conditions
+included.
+
+A folder of runs may be given too. A run that is under way is copied to reproduction/ as it stands, from where
+--resume continues it; the network of a finished BN-only run goes to pretrained/.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import subprocess
-import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fastbn import devices
+from fastbn.data.names import DEFAULT_DIR
+from fastbn.errors import MachineError, UsageError
+from fastbn.experiments.results import gammas
 
 RESULTS = Path(__file__).parent / "results"
+PATHS = ("out", "data_dir", "vectors", "weights")
+BINS = (-1.0, 3.0, 0.05)  # of the histogram of γ: from, to, a bin's width
 
 
 def conditions(device: torch.device | None = None) -> dict[str, Any]:
@@ -62,23 +72,72 @@ def _triton() -> str | None:
     return str(triton.__version__)
 
 
-def record(run: Path) -> Path:
-    """The run's settings, summary and epochs in one file."""
-    found = {
-        name: json.loads((run / f"{name}.json").read_text(encoding="utf-8")) for name in ("config", "summary")
-    }
-    found["config"]["out"] = f"runs/{run.name}"
-    folder = found["config"].pop("data_dir")  # where this machine keeps its data is nobody's business
-    found["summary"]["dataset_why"] = found["summary"]["dataset_why"].replace(folder, "data")
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    target = RESULTS / f"run-{run.name}-{found['summary']['date']}.json"
-    target.write_text(
-        json.dumps(found | {"epochs": [json.loads(line) for line in lines]}, indent=1) + "\n",
-        encoding="utf-8",
-    )
+def record(run: Path, name: str | None = None, results: Path = RESULTS) -> Path:
+    """Write a finished run's settings, summary, histogram of γ and epochs to run-<name>-<date>.json.
+
+    No path of this machine is kept.
+    """
+    parts = [(run / f"{part}.json").read_text(encoding="utf-8") for part in ("config", "summary")]
+    config, summary = map(json.loads, parts)
+    folder = config.pop("data_dir")  # where this machine keeps its data is nobody's business
+    summary["dataset_why"] = summary["dataset_why"].replace(folder, "data")
+    epochs = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    for line in epochs[:-1]:
+        line.pop("norms", None)  # a layer's γ and β by epoch are many KB
+    config = relative(config, f"runs/{run.name}")
+    head = json.dumps({"config": config, "summary": summary, "gammas": histogram(gammas(run))}, indent=1)
+    lines = ",\n  ".join(map(json.dumps, epochs))
+    target = results / f"run-{name or run.name}-{summary['date']}.json"
+    target.write_text(f'{head[:-2]},\n "epochs": [\n  {lines}\n ]\n}}\n', encoding="utf-8")
     return target
 
 
+def relative(config: dict[str, Any], out: str) -> dict[str, Any]:
+    """Return a run's settings with no absolute path: its folder becomes `out`, that of its data the default
+    one.
+
+    A file becomes its name.
+    """
+    instead = {"out": out, "data_dir": DEFAULT_DIR}
+    absolute = [name for name in PATHS if config.get(name) and Path(config[name]).is_absolute()]
+    return config | {name: instead.get(name, Path(config[name]).name) for name in absolute}
+
+
+def histogram(values: torch.Tensor) -> dict[str, Any]:
+    """Count γ in BINS, those beyond in the outermost; {} of a network that has none."""
+    if not len(values):
+        return {}
+    low, high, width = BINS
+    places = ((values.double() - low) / width).floor().long().clamp(0, round((high - low) / width) - 1)
+    counts = places.bincount(minlength=round((high - low) / width)).tolist()
+    small = float((values.abs() < 0.01).double().mean())
+    return {"low": low, "width": width, "counts": counts, "below_0.01": small}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Keep every run that is found below the given folders."""
+    from bench.keep import PRETRAINED, UNDER_WAY, keep
+
+    parser = argparse.ArgumentParser("python -m bench.record", description="Keeps runs in the repository.")
+    parser.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="a run's folder, or one that holds runs"
+    )
+    for flag, default, of in (
+        ("--results", RESULTS, "the records"),
+        ("--under-way", UNDER_WAY, "runs that are not finished"),
+        ("--pretrained", PRETRAINED, "finished BN-only networks"),
+    ):
+        folder = "/".join(default.relative_to(RESULTS.parents[1]).parts)
+        parser.add_argument(
+            flag, type=Path, default=default, metavar="DIR", help=f"the folder of {of} ({folder})"
+        )
+    asked = parser.parse_args(arguments)
+    try:
+        for line in keep(asked.runs, asked.results, asked.under_way, asked.pretrained):
+            print(line)
+    except (UsageError, MachineError) as error:
+        parser.error(str(error))
+
+
 if __name__ == "__main__":
-    for run in sys.argv[1:] or sys.exit(__doc__):
-        print(record(Path(run)))
+    main()

@@ -51,6 +51,12 @@ def describe(device: torch.device) -> str:
     return f"{_processor()}, {torch.get_num_threads()} threads"
 
 
+def instructions(device: torch.device) -> str | None:
+    """Return the CPU's widest vector instructions as torch names them ('AVX512', 'AVX2', …); None for
+    another device."""
+    return torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else None
+
+
 def number(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A scalar on the device, for which the host does not wait."""
     if device.type == "xla":

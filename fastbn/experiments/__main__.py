@@ -1,5 +1,8 @@
-"""python -m fastbn.experiments list | show NAME | run NAME | table NAME: the papers' experiments, one
-command each."""
+"""python -m fastbn.experiments list | show NAME | run NAME | table NAME: the papers' experiments, one command
+each.
+
+table --all reads the records of finished runs and the folders of those under way, and prints every experiment
+of which there is one; with --markdown it writes docs/reproduction.md and its figures."""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ from fastbn.experiments.table import table
 from fastbn.run.config import Parser
 
 DONE, FAILED = 0, 1
+PAGE, RECORDS = "docs/reproduction.md", ("bench/results", "reproduction")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,6 +40,10 @@ def _main(words: list[str]) -> int:
         if asked.what == "list":
             command_line.show(listing())
             return DONE
+        if asked.what == "table" and (asked.all or asked.markdown):
+            return _all(asked)
+        if asked.name is None:
+            raise UsageError("table needs the name of an experiment, or --all; see list")
         chosen = preset(asked.name)
         if asked.what == "show":
             command_line.show(show(chosen))
@@ -93,6 +101,25 @@ def _run(chosen: Preset, expanded: list[Job], asked: argparse.Namespace) -> int:
     return FAILED if failed else DONE
 
 
+def _all(asked: argparse.Namespace) -> int:
+    """Print the tables of all that is on record, or write the page of it."""
+    from fastbn.experiments.records import read
+    from fastbn.experiments.reproduction import write
+    from fastbn.experiments.study_tables import studies
+
+    if asked.name is not None or asked.quick or asked.seeds is not None:
+        raise UsageError(
+            "table --all reads the records of every experiment; leave out NAME, --quick and --seeds"
+        )
+    runs = read([Path(place) for place in asked.records])
+    if asked.markdown:
+        for path in write(Path(asked.markdown), runs):
+            print(f"{path}: written")
+    else:
+        print(studies(runs))
+    return DONE
+
+
 def _shard(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"(\d+)/(\d+)", text)
     if not found or not int(found[1]) < int(found[2]):
@@ -128,7 +155,7 @@ def _parser() -> Parser:
         sub = kinds.add_parser(
             what, help=help, epilog="What follows -- goes to every run, over the preset's: … -- --device cpu"
         )
-        sub.add_argument("name")
+        sub.add_argument("name", nargs="?" if what == "table" else None)
         sub.add_argument(
             "--quick", action="store_true", help="a cut of minutes, never compared with the published figures"
         )
@@ -146,6 +173,26 @@ def _parser() -> Parser:
                 default=1,
                 metavar="K",
                 help="train K seeds of a line side by side in one process (1)",
+            )
+        else:
+            sub.add_argument(
+                "--all",
+                action="store_true",
+                help="every experiment of which --records hold a run, and no NAME",
+            )
+            sub.add_argument(
+                "--markdown",
+                nargs="?",
+                const=PAGE,
+                metavar="FILE",
+                help=f"all of it as a page with figures ({PAGE})",
+            )
+            sub.add_argument(
+                "--records",
+                nargs="+",
+                default=RECORDS,
+                metavar="DIR",
+                help=f"what --all reads ({' '.join(RECORDS)})",
             )
         sub.add_argument("--data-dir", metavar="DIR", help="where the data set lies (data)")
         sub.add_argument(

@@ -21,6 +21,7 @@ RECIPE = {
     "batch_size": 1024,
     "epochs": 50,
 }
+FULL = {"train": "all", "lr": 1e-3}
 BASE = {**NET, **RECIPE, "augment": "none", "pixels": "unit"}
 
 
@@ -45,12 +46,28 @@ PRESETS = (
             Line("50 bn", {**BASE, "depth": 50, "train": "bn"}, figures(50.0, 45.0)),
             Line("101 bn", {**BASE, "depth": 101, "train": "bn"}, figures(60.0, 52.0)),
             Line("152 bn", {**BASE, "depth": 152, "train": "bn"}, figures(62.0, 50.0)),
-            Line("50 all", {**BASE, "depth": 50, "train": "all", "lr": 1e-3}),
-            Line("50 all selu", {**BASE, "depth": 50, "train": "all", "lr": 1e-3, "norm": "selu"}),
+            Line("50 all", {**BASE, "depth": 50, **FULL}),
+            Line("50 all selu", {**BASE, "depth": 50, **FULL, "norm": "selu"}),
         ),
         Quick(
             ("50 bn", "50 all selu"),
             {"limit_train": 1_000, "limit_test": 500, "batch_size": 125, "epochs": 2},
         ),
+    ),
+    Preset(
+        "keras-resnets-cut10",
+        "SELU in place of BatchNorm and ReLU at depth 50, cut to 10 epochs",
+        "a Keras re-implementation of arXiv:2003.00152",
+        "As keras-resnets, everything trained, cut to 10 epochs of 50.",
+        (
+            Line("50 all", {**BASE, "depth": 50, **FULL, "epochs": 10}),
+            Line("50 all selu", {**BASE, "depth": 50, **FULL, "epochs": 10, "norm": "selu"}),
+        ),
+        Quick(
+            ("50 all", "50 all selu"),
+            {"limit_train": 1_000, "limit_test": 500, "batch_size": 125, "epochs": 2},
+        ),
+        seeds=1,
+        mark="cut",
     ),
 )

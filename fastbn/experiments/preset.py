@@ -18,6 +18,8 @@ GRADES = {
     "unknown init": "printed or digitised, of another initialisation that the study does not name",
 }
 
+MARKS = ("cut", "smaller set")  # fewer epochs than the study's; fewer examples
+
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
@@ -51,8 +53,10 @@ class Quick:
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """An experiment. `states`: where its study differs from the trainer's defaults, and what the study
-    does not say."""
+    """An experiment. `states`: where its study differs from the trainer's defaults, and what the study does
+    not say. `mark`: the word, one of MARKS, for an experiment that is less than its study's; such figures
+    stand beside the published ones with that word alone, and no difference is taken. `examples`: of the
+    training set, where sets of one name differ in size."""
 
     name: str
     title: str
@@ -61,6 +65,8 @@ class Preset:
     lines: tuple[Line, ...]
     quick: Quick
     seeds: int = 3
+    mark: str = ""
+    examples: int | None = None
 
     def cut(self, quick: bool) -> tuple[Line, ...]:
         """Its lines, or those of the quick cut with its settings."""
@@ -103,6 +109,11 @@ def folder(root: Path, preset: Preset, quick: bool) -> Path:
     return root / (f"{preset.name}-quick" if quick else preset.name)
 
 
+def run_name(line: str, seed: int) -> str:
+    """The name of a run's folder."""
+    return f"{re.sub(r'[^0-9A-Za-z.@+=-]+', '-', line)}-s{seed}"
+
+
 def jobs(
     preset: Preset, root: Path, quick: bool = False, seeds: int | None = None, more: Sequence[str] = ()
 ) -> list[Job]:
@@ -115,7 +126,7 @@ def jobs(
             arguments = [*command(line.settings), "--seed", str(seed)]
             if line.after is not None:
                 arguments += ["--weights", str(found[line.after, seed].out)]
-            out = folder(root, preset, quick) / f"{re.sub(r'[^0-9A-Za-z.@+=-]+', '-', line.name)}-s{seed}"
+            out = folder(root, preset, quick) / run_name(line.name, seed)
             found[line.name, seed] = Job(line, seed, out, (*arguments, *more))
     return list(found.values())
 

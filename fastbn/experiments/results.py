@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastbn import files, saved
 from fastbn.errors import UsageError
 from fastbn.experiments.preset import Job
 
 REMEDY = "move the folder away, or choose another --out"
+if TYPE_CHECKING:
+    from torch import Tensor
+
 ERROR = "error.txt"  # the line with which a run ended that did not finish
 
 
@@ -62,16 +65,19 @@ def figure(job: Job, found: Outcome, of: str) -> float | None:
 
 def _small_gammas(run: Path) -> float:
     """The share of |γ| below 0.01 in percent."""
+    return 100.0 * float((gammas(run).abs() < 0.01).double().mean())
+
+
+def gammas(run: Path) -> Tensor:
+    """Return every γ of a run's network as it was saved last, flat; empty where it has none."""
     import torch
 
     from fastbn.trainable import NORMS
     from fastbn.training.checkpoint import load
 
     norms = [module for module in load(run, "stock").modules() if isinstance(module, NORMS)]
-    gammas = torch.cat(
-        [module.weight.detach().flatten() for module in norms if isinstance(module.weight, torch.Tensor)]
-    )
-    return 100.0 * float((gammas.abs() < 0.01).double().mean())
+    found = [module.weight.detach().flatten() for module in norms if isinstance(module.weight, torch.Tensor)]
+    return torch.cat(found) if found else torch.empty(0)
 
 
 def _said(path: Path) -> str:

@@ -23,10 +23,11 @@ def table(preset: Preset, jobs: Sequence[Job], quick: bool) -> str:
     """Markdown. Works for what is there: runs that are not finished are counted, and the furthest is
     shown."""
     found = [(job, outcome(job)) for job in jobs]
+    less = quick or bool(preset.mark)
     rows = [
         row
         for line in preset.cut(quick)
-        for row in _rows(line, [pair for pair in found if pair[0].line.name == line.name], quick)
+        for row in _rows(line, [pair for pair in found if pair[0].line.name == line.name], less)
     ]
     done = sum(result.state == "done" for _, result in found)
     title = f"# {preset.name}: {preset.title}\n\n{preset.source}. {done} of {len(found)} runs finished."
@@ -37,6 +38,11 @@ def table(preset: Preset, jobs: Sequence[Job], quick: bool) -> str:
         note = (
             f"**A quick cut ({cut}), not the experiment:** the published figures are of the whole, and "
             "no difference is taken."
+        )
+    elif preset.mark:
+        note = (
+            f"**{preset.mark.capitalize()}, less than the study's:** the published figures are of the "
+            "whole, and no difference is taken."
         )
     else:
         grades = {published.grade for line in preset.lines for published in line.published}
@@ -49,7 +55,7 @@ def table(preset: Preset, jobs: Sequence[Job], quick: bool) -> str:
     return f"{title}\n\n{HEAD}\n" + "\n".join(rows) + (f"\n\n{note}\n" if note else "\n")
 
 
-def _rows(line: Line, found: list[tuple[Job, Outcome]], quick: bool) -> list[str]:
+def _rows(line: Line, found: list[tuple[Job, Outcome]], less: bool) -> list[str]:
     """A row for each kind of figure that a line has published, one at least."""
     kinds = list(
         dict.fromkeys(
@@ -58,17 +64,17 @@ def _rows(line: Line, found: list[tuple[Job, Outcome]], quick: bool) -> list[str
     )
     if "test_accuracy" not in kinds and any("test_top5" in kind for kind in kinds):
         kinds = ["test_accuracy", *kinds]
-    return [_row(line, kind, found, quick) for kind in kinds]
+    return [_row(line, kind, found, less) for kind in kinds]
 
 
-def _row(line: Line, kind: str, found: list[tuple[Job, Outcome]], quick: bool) -> str:
+def _row(line: Line, kind: str, found: list[tuple[Job, Outcome]], less: bool) -> str:
     finished = [figure(job, result, kind) for job, result in found if result.state == "done"]
     values = [value for value in finished if value is not None]
     published = [one for one in line.published if one.of == kind]
     texts = [f"{one.value:g} ({one.grade})" for one in published]
     seeds = f"{len(finished)} of {len(found)}"
     ours = _ours(values) if values else "not measured" if finished else _unfinished(found, kind)
-    mark = "" if quick or not values or not published else _difference(statistics.fmean(values), published[0])
+    mark = "" if less or not values or not published else _difference(statistics.fmean(values), published[0])
     return (
         f"| {line.name} | {WHAT.get(kind, kind)} | {seeds} | {ours} | {'; '.join(texts) or '—'} | "
         f"{mark or '—'} |"

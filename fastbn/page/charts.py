@@ -114,20 +114,27 @@ def bars(
 
 
 def lines(
-    title: str, series: Sequence[Series], x_label: str, y_label: str, log: bool = False, said: str = ""
+    title: str,
+    series: Sequence[Series],
+    x_label: str,
+    y_label: str,
+    log: bool = False,
+    said: str = "",
+    log_y: bool | None = None,
 ) -> Html:
-    """Series over two axes, both logarithmic or both linear from 0; x is ticked where points are, if these
-    are few and round. Points that a logarithm can't show are left out. `said` stands for the chart instead of
-    its points."""
-    if log:
+    """Series over two axes, both logarithmic or both linear from 0; `log_y` is y's own. x is ticked where
+    points are, if these are few and round. Points that a logarithm can't show are left out. `said` stands for
+    the chart instead of its points."""
+    log_y = log if log_y is None else log_y
+    if log or log_y:
         series = [dataclasses.replace(s, points=[p for p in s.points if min(p) > 0]) for s in series]
     series = [s for s in series if s.points]
     if not series:
         return NOTHING
     xs, ys = (sorted({p[i] for s in series for p in s.points}) for i in (0, 1))
     ys = sorted([*ys, *(v for s in series for ends in s.band for v in ends)])
-    (left, right), (bottom, top) = domain(xs, log), domain(ys, log)
-    y = Scale(bottom, top, 250, 28, log)
+    (left, right), (bottom, top) = domain(xs, log), domain(ys, log_y)
+    y = Scale(bottom, top, 250, 28, log_y)
     margin = 8 + GLYPH * max(len(short(v)) for v in y.ticks())
     x = Scale(left, right, margin, WIDTH - 12, log)
     drawn = [_text(0, 12, y_label, "soft"), _text(WIDTH - 2, 286, x_label, "soft", "end")]

@@ -19,7 +19,7 @@ Html = NewType("Html", str)
 NOTHING = Html("")
 ABSENT = "—"
 
-STYLE = """
+COLOURS = """
 :root { color-scheme: light dark; --ink: #1c2126; --soft: #57606a; --line: #d5dae0; --paper: #ffffff;
   --shade: #f4f6f8;
   --c0: #0072b2; --c1: #c04a00; --c2: #00795a; --c3: #9c4a80; --c4: #8a6000; --c5: #57606a; }
@@ -27,6 +27,22 @@ STYLE = """
   --paper: #14181c;
   --shade: #1d2329; --c0: #5ab4f0; --c1: #f08a4b; --c2: #3cc49a; --c3: #e29ac6; --c4: #e5b53a;
   --c5: #a7b0ba; } }
+"""
+CHARTS = """
+svg { display: block; width: 100%; height: auto; } svg text { fill: var(--ink); font-size: 12px;
+  font-family: inherit;
+  paint-order: stroke; stroke: var(--paper); stroke-width: 3px; stroke-linejoin: round; }
+svg .soft { fill: var(--soft); } svg .grid { stroke: var(--line); stroke-width: 1; } svg .axis {
+  stroke: var(--soft); stroke-width: 1; }
+svg .track { fill: var(--shade); } svg .whisker { stroke: var(--ink); stroke-width: 1.5; fill: none; }
+svg .curve { stroke: var(--k); stroke-width: 2; fill: none; } svg .mark { fill: var(--k);
+  stroke: var(--paper); stroke-width: 1; }
+svg .band { fill: var(--k); fill-opacity: .16; } svg .cell { fill: var(--k); }
+svg .bar { fill: var(--k); } svg .bar.second { fill-opacity: .35; stroke: var(--k); }
+.k0 { --k: var(--c0); } .k1 { --k: var(--c1); } .k2 { --k: var(--c2); } .k3 { --k: var(--c3); }
+.k4 { --k: var(--c4); } .k5 { --k: var(--c5); }
+"""
+BODY = """
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 68rem; padding: 1.5rem 1rem 3rem; background: var(--paper);
   color: var(--ink);
@@ -50,20 +66,10 @@ th, td { padding: .25rem .7rem .25rem 0; border-bottom: 1px solid var(--line); t
 thead th { color: var(--soft); font-weight: 600; vertical-align: bottom; } tbody th { font-weight: 500;
   min-width: 8rem; }
 .figure { text-align: right; } td.figure { white-space: nowrap; }
-svg { display: block; width: 100%; height: auto; } svg text { fill: var(--ink); font-size: 12px;
-  font-family: inherit;
-  paint-order: stroke; stroke: var(--paper); stroke-width: 3px; stroke-linejoin: round; }
-svg .soft { fill: var(--soft); } svg .grid { stroke: var(--line); stroke-width: 1; } svg .axis {
-  stroke: var(--soft); stroke-width: 1; }
-svg .track { fill: var(--shade); } svg .whisker { stroke: var(--ink); stroke-width: 1.5; fill: none; }
-svg .curve { stroke: var(--k); stroke-width: 2; fill: none; } svg .mark { fill: var(--k);
-  stroke: var(--paper); stroke-width: 1; }
-svg .band { fill: var(--k); fill-opacity: .16; } svg .cell { fill: var(--k); }
 .pixels { display: block; width: 100%; height: auto; image-rendering: pixelated; } .row {
   margin: .5rem 0 .2rem; }
-svg .bar { fill: var(--k); } svg .bar.second { fill-opacity: .35; stroke: var(--k); }
-.k0 { --k: var(--c0); } .k1 { --k: var(--c1); } .k2 { --k: var(--c2); } .k3 { --k: var(--c3); }
-.k4 { --k: var(--c4); } .k5 { --k: var(--c5); }
+"""
+PRINT = """
 @media print { @page { margin: 14mm; } html { font-size: 10pt; } body { max-width: none; padding: 0; } nav {
   display: none; }
   .figures { grid-template-columns: 1fr 1fr; }
@@ -73,6 +79,7 @@ svg .bar { fill: var(--k); } svg .bar.second { fill-opacity: .35; stroke: var(--
   tr { break-inside: avoid; } thead { display: table-header-group; } h2, h3 { break-after: avoid; }
   svg, img, tr { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """
+STYLE = COLOURS + BODY + CHARTS + PRINT
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -162,6 +169,24 @@ def section(title: str, *parts: Html) -> Html:
     return (
         Html(f'<section id="{anchor(title)}"><h2>{text(title)}</h2>\n{body}\n</section>') if body else NOTHING
     )
+
+
+def standalone(chart: Html, title: str) -> str:
+    """Return a chart as an SVG file of its own, with a margin, light or dark as its viewer is."""
+    begin = re.match(r'<svg viewBox="0 0 (\d+) ([\d.]+)"', chart)
+    assert begin, "a chart begins with its size"
+    width, height = (float(side) + 20 for side in begin.groups())
+    size = f'width="{1.5 * width:g}" height="{1.5 * height:g}"'
+    own = (
+        f"svg {{ width: {1.5 * width:g}px; height: {1.5 * height:g}px; background: var(--paper); "
+        "font-family: sans-serif; }}"
+    )
+    head = f"<title>{text(title)}</title><style>{COLOURS}{CHARTS}{own}</style>"
+    opened = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} viewBox="-10 -10 {width:g} '
+        f'{height:g}"{chart[begin.end() :]}'
+    )
+    return opened.replace(">", f">{head}", 1) + "\n"
 
 
 def page(title: str, lead: str, sections: Sequence[Html]) -> str:

@@ -95,6 +95,7 @@ def summary(
         "engine": config.engine,
         "engine_why": why,
         "device": devices.describe(torch.device(config.device)),
+        "instructions": devices.instructions(torch.device(config.device)),
         "versions": devices.versions(),
         "images_per_second": sorted(line["images_per_second"] for line in history)[len(history) // 2],
         "training_seconds": sum(line["seconds"] for line in history),

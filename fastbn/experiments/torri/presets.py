@@ -21,6 +21,11 @@ TWEETS = (
     "of 200 is frozen. Epochs, split and tokenizer are ours, the study's are not printed."
 )
 
+WHOLE, SMALL = 1_280_000, 20_000  # tweets to train on, of all 1,600,000 and of 25,000
+SMALLER = " A smaller set: 25,000 tweets of the 1,600,000, half of either polarity."
+MINUTES = {"limit_train": 4_000, "limit_test": 1_000, "epochs": 2}
+GLOVE_25 = {"vectors": "glove.twitter.27B.25d.top12k.txt", "embedding": 25}
+
 
 def printed(value: float) -> tuple[Figure, ...]:
     return (Figure(value, "printed"),)
@@ -52,7 +57,8 @@ PRESETS = (
             Line("all", {**LSTM, "train": "all"}, printed(78.0)),
             Line("bn", {**LSTM, "train": "bn"}, printed(67.0)),
         ),
-        Quick(("all", "bn"), {"limit_train": 4_000, "limit_test": 1_000, "epochs": 2}),
+        Quick(("all", "bn"), MINUTES),
+        examples=WHOLE,
     ),
     Preset(
         "torri-lstm-glove",
@@ -67,6 +73,54 @@ PRESETS = (
             Line(train, {**LSTM, "train": train, "vectors": "glove.twitter.27B.200d.txt"}, printed(value))
             for train, value in (("all", 78.0), ("bn", 74.0))
         ),
-        Quick(("all", "bn"), {"limit_train": 4_000, "limit_test": 1_000, "epochs": 2}),
+        Quick(("all", "bn"), MINUTES),
+        examples=WHOLE,
+    ),
+    Preset(
+        "torri-lstm-25k",
+        "An LSTM on 25,000 tweets, its embedding random",
+        SOURCE,
+        TWEETS + SMALLER,
+        (
+            Line("all", {**LSTM, "train": "all"}, printed(78.0)),
+            Line("bn", {**LSTM, "train": "bn"}, printed(67.0)),
+        ),
+        Quick(("all", "bn"), MINUTES),
+        mark="smaller set",
+        examples=SMALL,
+    ),
+    Preset(
+        "torri-lstm-glove-25k",
+        "An LSTM on 25,000 tweets, its embedding GloVe's of 25 dimensions",
+        SOURCE,
+        TWEETS
+        + SMALLER
+        + (
+            " The vectors are the 25-dimensional ones of 11,925 frequent words; -- --vectors FILE says where "
+            "they lie."
+        ),
+        tuple(
+            Line(train, {**LSTM, **GLOVE_25, "train": train}, printed(value))
+            for train, value in (("all", 78.0), ("bn", 74.0))
+        ),
+        Quick(("all", "bn"), MINUTES),
+        mark="smaller set",
+        examples=SMALL,
+    ),
+    Preset(
+        "torri-lstm-25k-why",
+        "What holds BatchNorm only back on 25,000 tweets: the steps, the learning rate, or the output layer",
+        "a question of Torri's study",
+        TWEETS + SMALLER,
+        (
+            Line("bn 50 epochs", {**LSTM, "train": "bn", "epochs": 50}),
+            Line("bn lr 0.01", {**LSTM, "train": "bn", "lr": 0.01}),
+            Line("bn+output", {**LSTM, "train": "bn+output"}),
+            Line("glove bn lr 0.01", {**LSTM, **GLOVE_25, "train": "bn", "lr": 0.01}),
+        ),
+        Quick(("bn lr 0.01", "bn+output"), MINUTES),
+        seeds=1,
+        mark="smaller set",
+        examples=SMALL,
     ),
 )
