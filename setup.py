@@ -11,6 +11,7 @@ TEST = [
         "pytest>=8",
         "pytest-benchmark>=5",
         "pytest-xdist>=3",
+        "pytest-timeout>=2.3",
         "pillow>=10",
         "webdataset>=0.2.100",
         "ruff",

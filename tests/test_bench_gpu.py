@@ -287,7 +287,7 @@ def test_train_is_resumed(tmp_path):
 
 def test_the_script_is_bash_and_names_every_stage():
     script = ROOT / "bench" / "gpu_check.sh"
-    subprocess.run(["bash", "-n", str(script)], check=True)
+    subprocess.run(["bash", "-n", str(script)], check=True, timeout=60)
     assert all(f"stage {name}" in script.read_text() for name in gpu.STAGES)
 
 

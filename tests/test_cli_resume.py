@@ -168,7 +168,7 @@ def wait_for_lines(running, out, number):
     deadline = time.monotonic() + 60
     while running.poll() is None and lines(out) < number and time.monotonic() < deadline:
         time.sleep(0.002)
-    assert running.poll() is None, running.communicate()[1]
+    assert running.poll() is None, running.communicate(timeout=60)[1]
 
 
 @pytest.mark.slow
