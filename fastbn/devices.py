@@ -57,7 +57,7 @@ def instruction_set() -> str:
     """The vector instructions that PyTorch takes this CPU for: 'AVX-512', 'AVX2', …; 'AVX2 emulated' where
     ATEN_CPU_CAPABILITY withholds the AVX-512 that the CPU has; empty where PyTorch names none."""
     known = torch.backends.cpu.get_cpu_capability()
-    if known == "AVX2" and " avx512f " in f"{_cpuinfo('flags')} ":
+    if known == "AVX2" and "avx512f" in _cpuinfo("flags").split():
         return "AVX2 emulated"
     return {"AVX512": "AVX-512", "DEFAULT": "NEON" if platform.machine() in ("aarch64", "arm64") else ""}.get(
         known, known
