@@ -10,15 +10,14 @@ TEST = [
     *(
         "pytest>=8",
         "pytest-benchmark>=5",
+        "pytest-timeout>=2.3",
         "pytest-xdist>=3",
-        "pillow>=10",
-        "webdataset>=0.2.100",
         "ruff",
         "mypy",
         "types-tqdm",
         "build",
     ),
-    *(*ANALYSIS, *EXPORT),
+    *("pillow>=10", "webdataset>=0.2.100", *ANALYSIS, *EXPORT),
 ]
 
 HERE = Path(__file__).parent

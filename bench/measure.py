@@ -16,10 +16,12 @@ import torch
 from bench import clock, costs, gate
 from bench.cases import Case
 from bench.providers import Provider, Ready, saved_bytes
-from bench.rows import Row
+from bench.rows import HOPELESS, Row
 from fastbn.devices import EnergyMeter
 
 WARM = 2  # steps between the gate and the clock
+# times as long as the fastest: a step that also spoils the time limit is hopeless, and not taken again
+FAR_BEHIND = 8
 ENERGY_SECONDS = 2.0  # NVML's counter moves slowly
 MEMINFO = Path("/proc/meminfo")
 ROOM = 0.6  # of the free memory: what all providers of a case may save for their backwards together
@@ -70,16 +72,21 @@ def steps(
             )
             row.alone = alone or None
             found[provider.name] = Measured(row)
+        share = most_seconds / len(groups) / len(group)
+        for provider in reversed(group):  # fastbn first: who is hopeless is told by who is not
+            row = found[provider.name].row
             try:
-                ready[provider.name] = admit(row, case, provider, wanted, device)
+                ready[provider.name] = admit(
+                    row, case, provider, wanted, device, share, [own.row for own in found.values()]
+                )
             except Exception as error:  # its row says what went wrong, and the others are measured
                 row.failed = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
-        for name in [name for name in ready if found[name].row.failed]:
-            del ready[name]
-        calls = {name: own.step for name, own in ready.items()}
+        calls = {
+            p.name: ready[p.name].step for p in group if p.name in ready and not found[p.name].row.failed
+        }
         samples = clock.interleaved(calls, rounds, device, most_seconds=most_seconds / len(groups))
         for provider in group:
-            if provider.name in ready:
+            if provider.name in calls:
                 own = found[provider.name]
                 own.samples = samples[provider.name]
                 _fill(own, case, provider, machine)
@@ -89,9 +96,20 @@ def steps(
     return found
 
 
-def admit(row: Row, case: Case, provider: Provider, wanted: torch.Tensor, device: torch.device) -> Ready:
-    """Made, compiled, let through the gate or not, and warm; the row has what can be told before the
-    clock."""
+def admit(
+    row: Row,
+    case: Case,
+    provider: Provider,
+    wanted: torch.Tensor,
+    device: torch.device,
+    share: float = float("inf"),
+    beside: Iterable[Row] = (),
+) -> Ready:
+    """Made, compiled, let through the gate or not, and warm; the row has what can be told before the clock.
+
+    One whose first step shows that the fewest rounds would take more than its `share` of the case's seconds,
+    and that it is far behind the fastest of the rows beside it, is hopeless: the row says so, and no second
+    step is taken."""
     for name, value in costs.figures(case, provider).items():
         setattr(row, name, value)
     held = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
@@ -102,6 +120,15 @@ def admit(row: Row, case: Case, provider: Provider, wanted: torch.Tensor, device
     made = time.perf_counter()
     first = clock.seconds(ready.step, device)
     row.first_seconds = first + (made - start if provider.way == "graph" else 0.0)
+    fastest = min(
+        (own.first_seconds for own in beside if own.first_seconds and not own.failed), default=math.inf
+    )
+    if provider.way == "eager" and first > max(share / clock.LEAST_ROUNDS, FAR_BEHIND * fastest):
+        row.failed = (
+            f"{HOPELESS}: one step took {first:.1f} s, {first / fastest:.0f} times the fastest's "
+            f"first {fastest:.2f} s"
+        )
+        return ready
     error, allowed = gate.error(ready, wanted), gate.allowed(case, provider)
     row.gradient_error = error if math.isfinite(error) else None
     if error > allowed:

@@ -2,7 +2,8 @@
 included.
 
 A folder of runs may be given too. A run that is under way is copied to reproduction/ as it stands, from where
---resume continues it; the network of a finished BN-only run goes to pretrained/.
+--resume continues it; the network of a finished BN-only run goes to pretrained/. --together NAME: runs that
+differ by seed or machine in one record.
 """
 
 from __future__ import annotations
@@ -117,6 +118,7 @@ def histogram(values: torch.Tensor) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Keep every run that is found below the given folders."""
     from bench.keep import PRETRAINED, UNDER_WAY, keep
+    from bench.together import together
 
     parser = argparse.ArgumentParser("python -m bench.record", description="Keeps runs in the repository.")
     parser.add_argument(
@@ -131,8 +133,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.add_argument(
             flag, type=Path, default=default, metavar="DIR", help=f"the folder of {of} ({folder})"
         )
+    parser.add_argument(
+        "--together", metavar="NAME", help="one record of all, which differ by seed or machine alone"
+    )
     asked = parser.parse_args(arguments)
     try:
+        if asked.together:
+            print(together(asked.together, asked.runs, asked.results))
+            return
         for line in keep(asked.runs, asked.results, asked.under_way, asked.pretrained):
             print(line)
     except (UsageError, MachineError) as error:

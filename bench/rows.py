@@ -18,6 +18,8 @@ from bench.record import RESULTS, conditions
 
 FORMAT = 1
 LEVELS = ("kernel", "step", "run", "scaling", "memory")
+# how the reason of a provider begins whose one step took so long that no more were asked for
+HOPELESS = "not timed, hopeless"
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -58,6 +60,11 @@ class Row:
     @property
     def images_per_second(self) -> float | None:
         return self.batch_size / self.seconds if self.batch_size and self.seconds else None
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether it was let go after one step, as far too slow."""
+        return self.failed is not None and self.failed.startswith(HOPELESS)
 
 
 @dataclasses.dataclass(kw_only=True)

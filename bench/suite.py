@@ -90,6 +90,8 @@ def play(benchmark: Any, measured: Measured, what: str = "") -> None:
     """One provider's test: its samples as the benchmark's rounds; red where it failed. `what` is said
     beside the case."""
     row = measured.row
+    if row.hopeless:
+        pytest.skip(f"{row.case}: {row.provider}: {row.failed}")
     if row.failed:
         pytest.fail(f"{row.case}: {row.provider}: {row.failed}", pytrace=False)
     benchmark.group = f"{row.level}: {row.case}{what}"

@@ -35,7 +35,7 @@ def _row(row: Row, beside: list[Row]) -> str:
     """As in: fastbn native    79.70 ms (79.10 … 80.20)    1606 images/s   22% of roofline  1.82× stock-bn
     …  2.32× stock-full …"""
     if row.failed or not row.seconds:
-        return f"{row.provider:32} failed: {row.failed}"
+        return f"{row.provider:32} {'' if row.hopeless else 'failed: '}{row.failed}"
     spread = (
         f" ({1e3 * row.q1:.2f} … {1e3 * row.q3:.2f})" if row.q1 is not None and row.q3 is not None else ""
     )

@@ -41,14 +41,27 @@ def check_recipe(bn_stats: str, device: torch.device) -> None:
 
 
 def describe(device: torch.device) -> str:
-    """The device as a person would name it: 'AMD EPYC, 2 threads'."""
+    """The device as a person would name it: 'AMD EPYC, AVX-512, 2 threads'."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "xla":
         from fastbn import xla
 
         return f"{xla.describe()}, torch_xla {xla.version()}"
-    return f"{_processor()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    parts = [_processor(), instruction_set(), f"{threads} thread{'s' * (threads != 1)}"]
+    return ", ".join(part for part in parts if part)
+
+
+def instruction_set() -> str:
+    """The vector instructions that PyTorch takes this CPU for: 'AVX-512', 'AVX2', …; 'AVX2 emulated' where
+    ATEN_CPU_CAPABILITY withholds the AVX-512 that the CPU has; empty where PyTorch names none."""
+    known = torch.backends.cpu.get_cpu_capability()
+    if known == "AVX2" and "avx512f" in _cpuinfo("flags").split():
+        return "AVX2 emulated"
+    return {"AVX512": "AVX-512", "DEFAULT": "NEON" if platform.machine() in ("aarch64", "arm64") else ""}.get(
+        known, known
+    )
 
 
 def instructions(device: torch.device) -> str | None:
@@ -128,11 +141,13 @@ class EnergyMeter:
 
 
 def _processor() -> str:
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _cpuinfo(name: str) -> str:
+    """The first processor's entry in Linux' list; empty where there is none."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
+            return next((line.split(":", 1)[1].strip() for line in file if line.startswith(name)), "")
     except OSError:
-        pass
-    return platform.processor() or platform.machine()
+        return ""

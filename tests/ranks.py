@@ -136,5 +136,5 @@ def wait_for(condition, *processes, seconds=180):
     while not condition():
         assert time.monotonic() < deadline, "it did not come about"
         for process in processes:
-            assert process.poll() is None, process.communicate()
+            assert process.poll() is None, process.communicate(timeout=60)
         time.sleep(0.005)

@@ -286,7 +286,7 @@ def test_train_is_resumed(tmp_path):
 
 
 def test_the_script_is_bash():
-    subprocess.run(["bash", "-n", str(ROOT / "bench" / "gpu_check.sh")], check=True)
+    subprocess.run(["bash", "-n", str(ROOT / "bench" / "gpu_check.sh")], check=True, timeout=60)
 
 
 @pytest.mark.parametrize("by", [TAPS, ROLLING, LIBRARY])

@@ -17,8 +17,11 @@ sys.path.append(str(ROOT))  # bench/ is not installed
 from bench import clock, costs, gate, guard, kernels, measure, memory, runs  # noqa: E402
 from bench.cases import Blocks, Case, grid  # noqa: E402
 from bench.providers import few, left_out, providers  # noqa: E402
-from bench.rows import Row, load  # noqa: E402
+from bench.report import readme  # noqa: E402
+from bench.rows import Record, Row, load  # noqa: E402
 from bench.scaling import curves  # noqa: E402
+from bench.suite import play  # noqa: E402
+from bench.summary import lines  # noqa: E402
 from fastbn.engine.native import build  # noqa: E402
 from fastbn.engine.region import FusedRegion  # noqa: E402
 from fastbn.engine.select import choose  # noqa: E402
@@ -144,13 +147,13 @@ def test_a_wrong_gradient_is_a_failed_row_and_is_never_timed(engine, monkeypatch
 
 
 def test_a_slowed_engine_turns_the_guard_red(engine, monkeypatch, tmp_path, capsys):
-    # the kernels of a net this small are no faster than stock's; a region 200 ms late makes 0.02× on any
-    # machine
+    # the kernels of a net this small are no faster than stock's; a region 200 ms late makes 0.02×, and 0.1×
+    # on a busy machine
     floors = tmp_path / "floors.json"
-    floors.write_text(
-        json.dumps({engine.name: [{"depth": 8, "batch_size": 4, "size": 8, "width": 8, "floor": 0.1}]})
-    )
+    held = {"depth": 8, "batch_size": 4, "size": 8, "width": 8}
+    floors.write_text(json.dumps({engine.name: [held | {"floor": 0.1}]}))
     assert guard.main(floors, (3,)) == 0
+    floors.write_text(json.dumps({engine.name: [held | {"floor": 0.5}]}))
     right = FusedRegion.forward
 
     def slow(self, *arguments):
@@ -161,7 +164,7 @@ def test_a_slowed_engine_turns_the_guard_red(engine, monkeypatch, tmp_path, caps
     assert guard.main(floors, (3, 4)) == 1
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 2 and "measured again, with 4 rounds" in said[0]  # a first fail is not yet a verdict
-    assert said[1].startswith("guard failed: ResNet-8, width 8") and "floor 0.10×, 4 rounds" in said[1]
+    assert said[1].startswith("guard failed: ResNet-8, width 8") and "floor 0.50×, 4 rounds" in said[1]
 
 
 def test_the_floors_are_cases_of_known_engines():
@@ -186,6 +189,53 @@ def test_a_provider_that_fails_is_a_row(monkeypatch):
     found = measure.steps("step", TINY, chosen, CPU, 3)
     assert found["stock-bn channels-last"].row.failed == "RuntimeError: recompile limit"
     assert measure.best(own.row for own in found.values()).provider == "stock-full channels-last"
+
+
+def test_a_hopeless_provider_takes_one_step_and_is_no_failure(monkeypatch):
+    """As bf16 is where the CPU has no bfloat16 arithmetic."""
+    chosen, taken = (
+        few(providers(TINY, CPU), "eager"),
+        dict.fromkeys(("stock-full channels-last", "stock-bn channels-last"), 0),
+    )
+    right, right_seconds, slow = type(chosen[0]).make, clock.seconds, set()
+
+    def make(self, case, device):
+        ready = right(self, case, device)
+        if self.name in taken:
+            step = ready.step
+
+            def counted():
+                taken[self.name] += 1
+                step()
+
+            ready.step = counted
+            if self.trains == "all":
+                slow.add(counted)
+        return ready
+
+    monkeypatch.setattr(type(chosen[0]), "make", make)
+    monkeypatch.setattr(
+        clock, "seconds", lambda call, device: max(right_seconds(call, device), 1e4 * (call in slow))
+    )
+    found = measure.steps("step", TINY, chosen, CPU, 3, 60.0)
+    row = found["stock-full channels-last"].row
+    assert (
+        row.hopeless
+        and "one step took 10000.0 s" in row.failed
+        and row.seconds is None
+        and not row.gradient_error
+    )
+    assert taken["stock-full channels-last"] == 1 < taken["stock-bn channels-last"]
+    assert all(own.row.seconds for own in found.values() if own.row is not row)
+    record = Record(
+        conditions={"device": "d", "date": "2026"}, machine=RATES, rows=[own.row for own in found.values()]
+    )
+    assert "| 10,000 s, one step, not timed |" in readme.steps([record])
+    assert any(line.split() == f"stock-full channels-last {row.failed}".split() for line in lines(record))
+    with pytest.raises(pytest.skip.Exception, match="hopeless"):
+        play(None, found["stock-full channels-last"])
+    # no limit, no haste
+    assert not measure.steps("step", TINY, chosen, CPU, 3)["stock-full channels-last"].row.failed
 
 
 def test_what_does_not_fit_side_by_side_is_timed_alone_and_says_so(monkeypatch):

@@ -385,6 +385,7 @@ def test_help_imports_no_torch():
         "    assert module.main(['--bogus']) == 2\n"
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules, '--help'\n"
         "from fastbn import FastBNOnlyResNet, fit\n"
+        "import fastbn.run.run, fastbn.training.step\n"
         "assert 'torch' in sys.modules\n"
     )
     assert done.returncode == 0, done.stderr

@@ -240,7 +240,7 @@ def test_a_kill_in_mid_download_leaves_nothing_that_counts(server, tiny, tmp_pat
     while not target.with_name("tiny.tar.gz.part").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.wait(timeout=60)
     assert visible(tmp_path) == ["tiny.tar.gz.part"]
     (tmp_path / ".tiny-py.part").mkdir()  # and what a kill while unpacking leaves
     (tmp_path / ".tiny-py.part" / "one").write_bytes(b"half")

@@ -66,7 +66,7 @@ def test_results_come_to_their_tasks(picture, workers):
 
 def test_a_worker_imports_no_torch():
     code = "import sys, fastbn.data.imagenet.worker; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)
 
 
 def test_a_pool_that_is_closed_or_forgotten_leaves_no_process(picture):

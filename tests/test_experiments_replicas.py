@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import signal
 import time
 
@@ -88,7 +87,7 @@ def test_the_folders_of_replicas_are_those_of_runs(whole, tmp_path, capfd):
 @pytest.mark.parametrize("step", [0, 4])
 def test_a_signal_stops_all_and_they_go_on(whole, tmp_path, monkeypatch, step):
     with monkeypatch.context() as patched:
-        at_call(patched, TrainingStep, "__call__", step, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        at_call(patched, TrainingStep, "__call__", step, lambda: signal.raise_signal(signal.SIGTERM))
         assert main(words(tmp_path, *whole[0])) == 143
     positions = [checkpoint(tmp_path / f"s{seed}")[1]["position"] for seed in SEEDS]
     taken = sum(position["epoch"] * STEPS + position["step"] for position in positions)
@@ -103,11 +102,7 @@ def test_begun_alone_continued_beside_others_and_alone_again(whole, tmp_path, mo
     def stopped_at(number):
         patched = monkeypatch.context()
         at_call(
-            patched.__enter__(),
-            TrainingStep,
-            "__call__",
-            number,
-            lambda: os.kill(os.getpid(), signal.SIGTERM),
+            patched.__enter__(), TrainingStep, "__call__", number, lambda: signal.raise_signal(signal.SIGTERM)
         )
         return patched
 

@@ -317,7 +317,7 @@ def test_other_builds(flags, tmp_path):
     if "sanitize" in flags:
         preload = [
             subprocess.run(
-                [*build.compiler(), f"-print-file-name={name}"], capture_output=True, text=True
+                [*build.compiler(), f"-print-file-name={name}"], capture_output=True, text=True, timeout=60
             ).stdout.strip()
             for name in ("libasan.so", "libubsan.so")
         ]

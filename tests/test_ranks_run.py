@@ -155,7 +155,7 @@ def test_a_rank_that_hangs_is_told_of(tmp_path):
     ranks[1].send_signal(signal.SIGSTOP)
     _, err = ranks[0].communicate(timeout=60)
     ranks[1].kill()
-    ranks[1].communicate()
+    ranks[1].communicate(timeout=60)
     assert ranks[0].returncode == 2 and "Traceback" not in err
     assert (
         "rank 0 of 2 waited 4 s in an all-reduce for the others: a rank hangs, or takes longer than "

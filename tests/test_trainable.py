@@ -244,6 +244,11 @@ def test_the_names_are_had_without_torch():
     )
     environment = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     out = subprocess.run(
-        [sys.executable, "-S", "-c", code], capture_output=True, text=True, env=environment, check=True
+        [sys.executable, "-S", "-c", code],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=True,
+        timeout=60,
     )
     assert out.stdout == f"False {TRAIN_MODES} 16\n"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import os
 import signal
 from types import SimpleNamespace
 
@@ -199,7 +198,7 @@ def test_a_signal_stops_all_between_two_steps(monkeypatch):
     def counting(self, *arguments):
         calls.append(self)
         if len(calls) == 5:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         original(self, *arguments)
 
     monkeypatch.setattr(TrainingStep, "__call__", counting)

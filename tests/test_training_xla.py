@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from runs import TINY, digits, network, python
+from runs import TINY, digits, network
 
 from fastbn import devices, fit, train_xla, xla
 from fastbn.engine.select import choose
@@ -70,11 +70,6 @@ def test_the_launcher_tells_it_too(capfd, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_xla", None)
     assert train_xla.launch(["--depth", "14"]) == 2
     assert "torch_xla" in capfd.readouterr().err
-
-
-def test_it_is_imported_for_xla_alone():
-    found = python("import sys, fastbn.run.run, fastbn.training.step; print('torch_xla' in sys.modules)")
-    assert found.stdout == "False\n", found.stderr
 
 
 def test_auto_is_the_models_own_forward():

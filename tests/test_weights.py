@@ -232,7 +232,7 @@ def test_golden_fingerprints_without_vector_instructions():
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
     }
     done = subprocess.run(
-        [sys.executable, __file__], capture_output=True, text=True, env=environment, check=True
+        [sys.executable, __file__], capture_output=True, text=True, env=environment, check=True, timeout=120
     )
     assert json.loads(done.stdout) == {"capability": "DEFAULT", **GOLDEN}
 

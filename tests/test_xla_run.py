@@ -2,7 +2,6 @@
 once. Run by .ci/xla."""
 
 import json
-import os
 import re
 import signal
 
@@ -96,7 +95,7 @@ def test_a_signal_in_an_epoch_and_resumed(tmp_path, monkeypatch, optimizer):
     def stopping(self, *given):
         steps.append(1)
         if len(steps) == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         original(self, *given)
 
     with monkeypatch.context() as patched:

@@ -79,7 +79,12 @@ def _cell(value: str) -> str:
 def _stock(case: Case, kind: str) -> str:
     best, ratio = case.best(kind), case.ratio(kind)
     if best is None:
-        return "failed" if case.has(kind) else "—"
+        slow = [
+            row.first_seconds
+            for row in case.rows
+            if row.hopeless and row.trains == kind and row.first_seconds
+        ]
+        return f"{number(min(slow))} s, one step, not timed" if slow else "failed" if case.has(kind) else "—"
     return milliseconds(best) + (f": {ratio[0]:.2f}×" if ratio else "")
 
 

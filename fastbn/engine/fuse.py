@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from fastbn.engine import select
 from fastbn.engine.module_state import PARAMETERS
 from fastbn.engine.region import refuse_stock, storage_dtype
+from fastbn.engine.spared import spare
 from fastbn.engine.weight_cache import WeightCache
 from fastbn.graph.read import read, trace
 from fastbn.graph.regions import Graph
@@ -39,6 +40,7 @@ def fuse(model: nn.Module, engine: str = "auto", exact: bool = False) -> nn.Modu
     noticed: write it under torch.no_grad(). Raises UsageError for an unknown engine, MachineError for one
     that this machine can't run, TypeError for a model that torch.fx can't trace."""
     select.check(engine)
+    spare(model)
     if engine == "stock":
         vars(model).pop("forward", None)
         return model
@@ -149,6 +151,7 @@ class Fused:
         if self._structure and all(tuple(children.values()) == seen for children, seen in self._structure):
             return
         self._forget()
+        spare(self.model)
         for module in self.model.modules():
             self._submodules += [child for child in module._modules.values() if child is not None]
             if module._modules:

@@ -18,6 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fastbn.engine import fuse
 from fastbn.engine.fuse import Fused
+from fastbn.engine.spared import unspare
 from fastbn.errors import MachineError, UsageError
 from fastbn.graph.read import trace
 
@@ -27,6 +28,7 @@ def to_torch(model: nn.Module) -> fx.GraphModule:
     class of fastbn's in it, so that what torch.save writes of it loads where fastbn is not installed. Raises
     TypeError where torch.fx can't trace it."""
     own = fuse(copy.deepcopy(model), "stock")
+    unspare(own)
     graph = fx.Graph()  # one that knows of no tracer
     graph.output(graph.graph_copy(trace(own, Fused(own, "reference").defaults()), {}))
     for node in graph.nodes:

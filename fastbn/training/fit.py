@@ -14,6 +14,7 @@ from fastbn.data.feed import feed
 from fastbn.data.imagenet.stream import Stream
 from fastbn.data.images import Images
 from fastbn.engine import fused_forward
+from fastbn.engine.spared import spare
 from fastbn.errors import UsageError
 from fastbn.planning import precision
 from fastbn.run.config import Recipe
@@ -89,6 +90,7 @@ def prepared(
 ) -> TrainingLoop:
     """The course of what `fit` describes, nothing of the recipe left open and its step planned; to be closed.
     replicas: how many networks, this among them, train at the same time and share the device's memory."""
+    spare(model)
     device, fused = next(model.parameters()).device, fused_forward(model)
     held_out = {
         name: feed(images, device, name)
