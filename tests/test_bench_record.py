@@ -31,8 +31,7 @@ def tree(tmp_path_factory):
     )
     with pytest.MonkeyPatch.context() as patch:
         at_call(patch, TrainingStep, "__call__", 2 * STEPS + 1, lambda: (_ for _ in ()).throw(MemoryError))
-        with pytest.raises(MemoryError):
-            train(root / "tiny" / "8-bn-s1", "--seed", "1", *data, epochs=4)
+        assert train(root / "tiny" / "8-bn-s1", "--seed", "1", *data, epochs=4) == 2
     return root
 
 

@@ -32,7 +32,8 @@ class Net(nn.Module):
     def forward(self, x):
         return self.fc(self.last(self.shortcut(self.norm(self.first(x)))).sigmoid().mean((2, 3)))
 
-images, labels = torch.randn(24, 3, 18, 18).contiguous(memory_format=torch.channels_last), torch.arange(24) % 10
+images = torch.randn(24, 3, 18, 18).contiguous(memory_format=torch.channels_last)
+labels = torch.arange(24) % 10
 
 def gradient(model, layer, x):
     model.zero_grad()
@@ -47,9 +48,11 @@ def held(model, layer, engine):
     wanted = gradient(oracle, layer, images.double())
     fastbn.fuse(model, engine)
     for _ in range(2):
-        # float32's own error is 1e-4, for the BatchNorm behind cancels most of the gradient; oneDNN's values are off by 0.1 to 1
+        # float32's own error is 1e-4, for the BatchNorm behind cancels most of the gradient; oneDNN's values
+        # are off by 0.1 to 1
         found = gradient(model, layer, images)
-        error = ((found - wanted) * (found != 0)).norm() / wanted.norm()  # random=2: the others' gradient is 0
+        # random=2: the others' gradient is 0
+        error = ((found - wanted) * (found != 0)).norm() / wanted.norm()
         assert error < 5e-3, (model, layer, float(error))
 
 for channels in (2, 3, 4, 7):
@@ -58,7 +61,8 @@ for channels in (2, 3, 4, 7):
     held(fastbn.freeze(Net(channels, 2), "bn+all-bn@shortcut"), "shortcut", "reference")
     held(fastbn.freeze(Net(channels, 2).to(memory_format=torch.channels_last), "all"), "shortcut", "stock")
 for train in ("all", "shortcut", "random=2"):
-    held(fastbn.freeze(fastbn.FastBNOnlyResNet(8, width=4, engine="stock"), train), "layer2.0.downsample.0", "stock")
+    net = fastbn.freeze(fastbn.FastBNOnlyResNet(8, width=4, engine="stock"), train)
+    held(net, "layer2.0.downsample.0", "stock")
 train = fastbn.Images(torch.randint(0, 256, (24, 18, 18, 3), dtype=torch.uint8), labels)
 history = fastbn.fit(Net(4, 2), train, epochs=2, batch_size=24, progress=False)
 print("epochs", len(history))

@@ -176,8 +176,8 @@ def _unpack(spec: Cifar, archive: Path, data_dir: Path) -> None:
         with (
             files.opened(archive) as packed,
             gzip.open(packed) as plain,
-            tarfile.open(fileobj=TarPieces(plain), mode="r:") as tar,
-        ):  # type: ignore[call-overload]
+            tarfile.open(fileobj=TarPieces(plain), mode="r:") as tar,  # type: ignore[call-overload, arg-type]
+        ):
             for member in tar:
                 if member.size < 0 or member.offset_data + member.size > MOST:
                     raise tarfile.ReadError(f"it unpacks to more than {MOST:,} bytes")
