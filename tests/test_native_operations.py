@@ -24,6 +24,7 @@ from operations import (
     two_paths,
 )
 
+from fastbn.engine.activations import RELU
 from fastbn.engine.interface import BackpropPath, LazyActivation, Mask
 from fastbn.engine.native import build
 from fastbn.engine.native import engine as native
@@ -150,14 +151,14 @@ def test_nan_passes(engine, winograd):
     case = Case("", 2, 8, 8, c, c)
     conv, y = case.conv(), activation(2, c, 8, 8, seed=1)
     y[1, 3, 4, 4] = float("nan")
-    read, wanted = LazyActivation((y,), (norm(c, 2),), activation(2, c, 8, 8, seed=3), True), target(c)
+    read, wanted = LazyActivation((y,), (norm(c, 2),), activation(2, c, 8, 8, seed=3), RELU), target(c)
     out, formed = engine.convolve(
         conv, engine.pack(conv, draw(c, c, 3, 3, seed=5), torch.float32), read, True, True, wanted
     )
     assert out[1, :, 3:6, 3:6].isnan().all() and not out[0].isnan().any()
     assert wanted.norm.vectors.isnan().all()
     ds, _ = engine.gradient(
-        [], [torch.ones_like(y)], Mask(True, formed.mask, (y,), read.norms, (affine(c),)), tuple(y.shape)
+        [], [torch.ones_like(y)], Mask(RELU, formed.mask, (y,), read.norms, (affine(c),)), tuple(y.shape)
     )
     assert ds[1, 3, 4, 4] == 1
 
@@ -176,7 +177,7 @@ def test_the_same_bits_at_any_thread_count(engine):
                 y, formed = engine.convolve(conv, packed, read, True, True, wanted)
                 path = BackpropPath(conv, packed, y, y, tuple(draw(3, case.oc, seed=9)))
                 out = affine(case.c)
-                mask = Mask(True, formed.mask, read.ys, read.norms, (out,))
+                mask = Mask(RELU, formed.mask, read.ys, read.norms, (out,))
                 ds, _ = engine.gradient([path], [formed.z], mask, tuple(formed.z.shape))
                 results[-1] += [y, wanted.norm.vectors, formed.z, ds, out]
     finally:

@@ -144,7 +144,7 @@ class _Forward:
                 self._drop_unless(uses, join.residual)
             if (join.value, "ys") in self._wanted:
                 self.saved[join.value, "ys"] = list(ys)
-            self.values[join.value] = LazyActivation(tuple(ys), tuple(ready), residual, join.relu)
+            self.values[join.value] = LazyActivation(tuple(ys), tuple(ready), residual, join.function)
             if statistics and uses[join.value] == 0:
                 for norm in ready:
                     engine.ready(norm)
@@ -223,9 +223,8 @@ def backward(
         kept.pop((join.value, "z"), None)  # only joins behind this one read it
         ready = tuple(NormVectors(vectors[:, conv.span], packed[conv][1]) for conv in join.convs)
         own = tuple(flat[:, conv.span] for conv in join.convs)
-        ds, coefficients = engine.gradient(
-            back, terms, Mask(join.relu, mask, tuple(ys), ready, own, call.group), call.shapes[join.value]
-        )
+        made = Mask(join.function, mask, tuple(ys), ready, own, call.group)
+        ds, coefficients = engine.gradient(back, terms, made, call.shapes[join.value])
         del back, terms
         reached.update(join.convs)
         for conv, y, c in zip(join.convs, ys, coefficients, strict=True):

@@ -1,5 +1,5 @@
 """Finds, in a traced network, what can run fused: convolution with a frozen weight -> BatchNorm [-> addition]
-[-> ReLU].
+[-> activation].
 
 Only torch's own modules and functions are named here, so any traceable network can match.
 """
@@ -11,11 +11,12 @@ import operator
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
+from fastbn.engine import activations
+from fastbn.engine.activations import IDENTITY, Function
+
 ADDITIONS = {operator.add, operator.iadd, torch.add}
-RELUS = {F.relu, torch.relu, F.relu_, torch.relu_}
 VIEWS = {
     "view",
     "view_as",
@@ -48,7 +49,7 @@ class FusedUnit:
 
     convs: list[tuple[fx.Node, fx.Node]]
     residual: fx.Node | None
-    relu: bool
+    function: Function
     output: fx.Node
     nodes: list[fx.Node]
 
@@ -59,10 +60,13 @@ class FusedUnit:
 
 
 def match(
-    graph: fx.Graph, modules: dict[str, nn.Module], unsupported: Callable[[str, nn.Conv2d], str | None]
+    graph: fx.Graph,
+    modules: dict[str, nn.Module],
+    unsupported: Callable[[str, nn.Conv2d], str | None],
+    functions: frozenset[str],
 ) -> tuple[list[FusedUnit], dict[str, str]]:
-    """The units of a traced network in the order of their outputs, and why each other convolution runs
-    stock."""
+    """The units of a traced network in the order of their outputs, and why each other convolution, and each
+    activation function that is not among the engine's, runs stock."""
     barred = _mutated(graph, modules)
     convs: dict[fx.Node, fx.Node] = {}  # BatchNorm -> its convolution
     refused: dict[str, str] = {}
@@ -82,7 +86,7 @@ def match(
         units, taken = [], set()
         for norm in graph.nodes:
             if norm in convs and norm not in taken:
-                unit = _unit(norm, convs, modules, barred, alone)
+                unit = _unit(norm, convs, modules, barred, alone, functions, refused)
                 taken.update(unit.nodes)
                 units.append(unit)
         units.sort(key=lambda unit: place[unit.output])
@@ -140,13 +144,10 @@ def fixed_padding(conv: nn.Conv2d) -> tuple[int, int] | None:
 
 
 def _unit(
-    norm: fx.Node,
-    convs: dict[fx.Node, fx.Node],
-    modules: dict[str, nn.Module],
-    barred: set[fx.Node],
-    alone: set[str],
-) -> FusedUnit:
-    unit = FusedUnit([(convs[norm], norm)], None, False, norm, [convs[norm], norm])
+    norm: fx.Node, convs: dict[fx.Node, fx.Node], modules: dict[str, nn.Module], barred: set[fx.Node], alone: set[str],
+    functions: frozenset[str], refused: dict[str, str],
+) -> FusedUnit:  # fmt: skip
+    unit = FusedUnit([(convs[norm], norm)], None, IDENTITY, norm, [convs[norm], norm])
     if str(norm.target) in alone:
         return unit
     add = _only_user(norm, barred)
@@ -167,10 +168,13 @@ def _unit(
                 unit.residual = other
             unit.nodes.append(add)
             unit.output = add
-    relu = _only_user(unit.output, barred)
-    if relu is not None and _is_relu(relu, modules) and relu not in barred:
-        unit.relu, unit.output = True, relu
-        unit.nodes.append(relu)
+    last = _only_user(unit.output, barred)
+    function = None if last is None or last in barred else activations.of_node(last, modules)
+    if last is not None and function is not None and function.name not in functions:
+        refused[str(last.target)] = f"the engine has no {function.name}"
+    elif last is not None and function is not None:
+        unit.function, unit.output = function, last
+        unit.nodes.append(last)
     return unit
 
 
@@ -186,14 +190,6 @@ def _operands(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
         return None
     first, second = node.args
     return (first, second) if isinstance(first, fx.Node) and isinstance(second, fx.Node) else None
-
-
-def _is_relu(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    if node.op == "call_module":
-        return type(modules[str(node.target)]) is nn.ReLU
-    return (node.op == "call_function" and node.target in RELUS) or (
-        node.op == "call_method" and node.target in ("relu", "relu_")
-    )
 
 
 def _mutates(node: fx.Node, modules: dict[str, nn.Module]) -> bool:

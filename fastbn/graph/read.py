@@ -54,7 +54,9 @@ def read(
     """The graph, and the same computation with every region replaced by one call of this engine."""
     traced = trace(model, constants)
     modules = dict(model.named_modules(remove_duplicate=False))
-    units, refused = match(traced, modules, lambda name, conv: engine.supports(_conv(name, "", conv, 0, 0)))
+    units, refused = match(
+        traced, modules, lambda name, conv: engine.supports(_conv(name, "", conv, 0, 0)), engine.functions
+    )
     groups = partition(traced, units)
     plan = order(traced, groups)
     groups_in_order = [groups[item] for item in plan if isinstance(item, int)]
@@ -154,7 +156,7 @@ class _Builder:
                 self.pairs.append((module, norm))
             residual = None if unit.residual is None else number[unit.residual]
             number[unit.output] = len(number)
-            joins.append(Join(number[unit.output], tuple(convs), residual, unit.relu))
+            joins.append(Join(number[unit.output], tuple(convs), residual, unit.function))
         self.region = Region(len(self.inputs), tuple(joins), tuple(number[node] for node in self.outputs))
 
     def stock(self, modules: dict[str, nn.Module]) -> fx.GraphModule:

@@ -4,7 +4,7 @@ tensors.
 A region is a chain of joins. A join makes one activation from one or two convolutions, each followed by its
 BatchNorm:
 
-    z = [relu]( scale·y + shift  [+ rscale·y_r + rshift | + residual] )        y = conv(source), raw
+    z = function( scale·y + shift  [+ rscale·y_r + rshift | + residual] )        y = conv(source), raw
 
 Values are numbered: a region's inputs first, then each join's z in the order in which they are made.
 """
@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+
+from fastbn.engine.activations import IDENTITY, Function
 
 Shape = tuple[int, int, int, int]  # (N, C, H, W)
 Pair = tuple[int, int]
@@ -71,12 +73,13 @@ class Join:
     value: int
     convs: tuple[Conv, ...]
     residual: int | None
-    relu: bool
+    function: Function
 
     @property
     def needs_mask(self) -> bool:
-        """Whether its ReLU follows an addition, so that its mask cannot be told again from one raw output."""
-        return self.relu and (self.residual is not None or len(self.convs) > 1)
+        """Whether its function follows an addition, so that what the derivative needs cannot be recomputed
+        from one raw output."""
+        return self.function != IDENTITY and (self.residual is not None or len(self.convs) > 1)
 
     @property
     def sources(self) -> tuple[int, ...]:

@@ -31,10 +31,11 @@ class Explanation:
             lines[0] += "; not fused yet: this is what fuse(model) would do"
         for number, region in enumerate(self.graph.regions):
             first, last = region.convs[0], region.convs[-1]
+            functions = collections.Counter(join.function.name for join in region.joins)
             counts = (
                 f"{len(region.convs)} convolutions with their BatchNorms",
                 f"{sum(join.residual is not None or len(join.convs) > 1 for join in region.joins)} additions",
-                f"{sum(join.relu for join in region.joins)} ReLUs",
+                *(f"{count} {name}" for name, count in functions.items() if name != "identity"),
             )
             lines.append(
                 f"  fused {number}: {first.name} … {last.norm}: {', '.join(counts)}; "

@@ -26,6 +26,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import TypeVar
 
 from fastbn.engine import walk
+from fastbn.engine.activations import IDENTITY, RELU
 from fastbn.graph.regions import Conv, Join, Region, Shape
 
 K = TypeVar("K")
@@ -115,8 +116,11 @@ class TrafficCase:
         return self.elements[value] * self.gradient
 
     def bits(self, join: Join) -> int:
-        """Bytes of its mask; 0 if it needs none."""
-        return -(-self.elements[join.value] // 8) * join.needs_mask
+        """Bytes of what its derivative needs after an addition: a bit an element, or n itself; 0 if it
+        needs nothing."""
+        return (
+            -(-self.elements[join.value] // 8) if join.function.bit else self.a(join.value)
+        ) * join.needs_mask
 
     def live(self, trains_weights: bool = False) -> frozenset[int]:
         wanted, trains = (
@@ -244,10 +248,10 @@ def stock(case: TrafficCase, trains_weights: bool = False) -> TrafficPlan:
                 saved[conv] = a
         if join.residual is not None or len(join.convs) > 1:
             forward.append(TrafficPass(f"{name} add", Cost(2 * a, a, launches=1)))
-        if join.relu:
-            forward.append(TrafficPass(f"{name} relu", Cost(a, a, launches=1)))
-            if join.value in live:
-                saved[join.value] = a
+        if join.function != IDENTITY:
+            forward.append(TrafficPass(f"{name} {join.function.name}", Cost(a, a, launches=1)))
+            if join.value in live:  # a ReLU's result, which its reader saves too; the others' argument
+                saved[join.value if join.function == RELU else ("n", join.value)] = a
 
     def accumulating(value: int, name: str) -> list[TrafficPass]:
         return [TrafficPass(f"{name} accumulate", Cost(2 * case.g(value), case.g(value), launches=1))] * (
@@ -259,8 +263,8 @@ def stock(case: TrafficCase, trains_weights: bool = False) -> TrafficPlan:
             continue
         a, g, name = case.a(join.value), case.g(join.value), join.convs[0].norm
         backward += accumulating(join.value, name)
-        if join.relu:
-            backward.append(TrafficPass(f"{name} relu", Cost(g + a, g, launches=1)))
+        if join.function != IDENTITY:
+            backward.append(TrafficPass(f"{name} {join.function.name}", Cost(g + a, g, launches=1)))
         for conv in join.convs:
             source, back = conv.source, conv.source in live
             onward = back or trains_weights

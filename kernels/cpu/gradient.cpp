@@ -4,31 +4,13 @@
 // Layout   activations (N, H, W, C); packed weights of the flipped, transposed kernel: by blocks of C_in channels, for each parity
 //          class of (row mod stride, column mod stride) its taps, (taps, C_out, block); or Winograd's ((M+2)², C_out, block).
 // Traffic  reads ds and y of each path, the added terms, the mask or the y that gives it; writes ds: each once.
+#include <omp.h>
 #include <vector>
 #include "base.h"
 #include "calls.h"
-#include "geometry.h"
 #include "items.h"
-#include "parallel.h"
+#include "value.h"
 #include "winograd.h"
-
-extern "C" struct Path {
-    Geometry g;  // of the forward convolution
-    int M;       // Winograd's F(M×M, 3×3), or 0 for the direct sum
-    const void *ds, *y;         // (N, OH, OW, OC)
-    const float *c1, *c2, *c0;  // (OC,); c2 and c0 null where statistics are frozen
-    const float* weights;
-};
-
-extern "C" struct Value {
-    int n, h, w, c, relu, half;     // half: activations and gradients are bfloat16, the paths' too; else float32
-    const uint8_t* mask;            // the forward's, or null: it is told again from ys[0]
-    const void* ys[2];              // (N, H, W, C), the raw outputs that the value was made of; null beyond
-    const float* means[2];          // (C,)
-    const float *scale, *shift;     // (C,), of ys[0]
-    const void* added[2];           // (N, H, W, C), or null
-    void* ds;                       // (N, H, W, C), out
-};
 
 // Where a path reads: for each parity class of output pixels, its taps.
 struct Class {
@@ -85,17 +67,7 @@ static void form_dy(const Path& path, const Plan& p, int n, int first, float* to
             memset(row, 0, sizeof(float) * g.ow * p.K);
             continue;
         }
-        const size_t at = (static_cast<size_t>(n) * g.oh + q) * g.ow * g.oc;
-        across(g.oc, [&](int c, auto k) {
-            const S *ds = static_cast<const S*>(path.ds) + at + c, *y = static_cast<const S*>(path.y) + at + c;
-            const vec c1 = load_some(path.c1 + c, k);
-            if (!path.c2) {
-                for (int x = 0; x < g.ow; x++) store_some(row + x * p.K + c, load_some(ds + x * g.oc, k) * c1, k);
-                return;
-            }
-            const vec c2 = load_some(path.c2 + c, k), c0 = load_some(path.c0 + c, k);
-            for (int x = 0; x < g.ow; x++) store_some(row + x * p.K + c, load_some(ds + x * g.oc, k) * c1 + (load_some(y + x * g.oc, k) * c2 + c0), k);
-        });
+        dy_row<S>(path, n, q, row, p.K);
     }
 }
 
@@ -118,38 +90,6 @@ static void transpose(const Path& path, const Plan& p, const float* padded, int 
                 pixels<V(), PIXELS<V()>>(padded + static_cast<size_t>(r / g.sh) * p.PW * p.K, p.K, found.taps.data(), static_cast<int>(found.taps.size()), p.K, weights, to, static_cast<ptrdiff_t>(g.sw) * C, count, add);
             }
     });
-}
-
-// One row's channels c … c+k: added terms, mask, ds, sums; one simple pass each, the row stays in the first-level cache.
-template <typename S, typename Some>
-static void finish_row(const Value& v, size_t pixel, float* row, int c, Some k, int C, int n_ys, double* sums) {
-    const size_t at = pixel * v.c + c;
-    float* t = row + c;
-    for (const void* term : v.added)
-        if (const S* added = static_cast<const S*>(term))
-            for (int q = 0; q < v.w; q++) store(t + q * C, load(t + q * C) + load_some(added + at + q * v.c, k));
-    if (v.relu && v.mask) {
-        const int bytes = mask_bytes(v.c);
-        for (int q = 0; q < v.w; q++) store(t + q * C, masked(load(t + q * C), v.mask + (pixel + q) * bytes + c / L * VECTOR_BYTES));
-    } else if (v.relu) {
-        const vec scale = load_some(v.scale + c, k), shift = load_some(v.shift + c, k);
-        for (int q = 0; q < v.w; q++) store(t + q * C, load_some(static_cast<const S*>(v.ys[0]) + at + q * v.c, k) * scale + shift <= 0.f ? vec{} : load(t + q * C));
-    }
-    vec total = {};
-    for (int q = 0; q < v.w; q++) {
-        S* to = static_cast<S*>(v.ds) + at + q * v.c;
-        const vec ds = as_stored(to, load(t + q * C));
-        store_some(to, ds, k);
-        if constexpr (!std::is_same_v<S, float>) store(t + q * C, ds);  // the sums are of what is stored
-        total += ds;
-    }
-    if (!sums) return;
-    for (int a = 0; a < n_ys; a++) {
-        const vec mean = load_some(v.means[a] + c, k);
-        vec product = {};
-        for (int q = 0; q < v.w; q++) product += load(t + q * C) * (load_some(static_cast<const S*>(v.ys[a]) + at + q * v.c, k) - mean);
-        for (int l = 0; l < L; l++) sums[2 * a * C + c + l] += total[l], sums[(2 * a + 1) * C + c + l] += product[l];
-    }
 }
 
 // sums: (n_ys, 2, C) double, Σ ds and Σ ds·(y − μ); may be null.
@@ -181,12 +121,14 @@ static void gradient(const Value& v, const Path* paths, int n_paths, double* sum
     }
     std::vector<double> partial(sums ? static_cast<size_t>(items.count()) * 2 * n_ys * C : 0);
 
-    share_out(items.count(), threads, [&](Share& share) {
+#pragma omp parallel num_threads(threads)
+    {
         float* padded = floats(items.images * padded_most + 1);
         float* out = floats(items.images * out_size);
         float* work = floats(work_most + 1);
         memset(padded, 0, sizeof(float) * items.images * padded_most);
-        for (int item : share) {
+#pragma omp for schedule(static)
+        for (int item = 0; item < items.count(); item++) {
             const int n0 = items.first_image(item), r0 = items.first_row(item);
             const int images = v.n - n0 < items.images ? v.n - n0 : items.images;
             const int rows = v.h - r0 < items.rows ? v.h - r0 : items.rows;
@@ -209,7 +151,7 @@ static void gradient(const Value& v, const Path* paths, int n_paths, double* sum
                 }
         }
         free(padded), free(out), free(work);
-    });
+    }
     if (!sums) return;
     for (int a = 0; a < 2 * n_ys; a++)
         for (int c = 0; c < v.c; c++) {
