@@ -2,12 +2,12 @@
 //
 // Layout   activations (N, H, W, C); packed weights by blocks of output channels, (taps, C_in, block) or Winograd's ((M+2)², C_in, block).
 // Traffic  reads what makes z, writes y, and z and its mask if asked: each once.
-#include <omp.h>
 #include <vector>
 #include "base.h"
 #include "calls.h"
 #include "geometry.h"
 #include "items.h"
+#include "parallel.h"
 #include "source.h"
 #include "winograd.h"
 
@@ -29,15 +29,13 @@ static void convolve(const Geometry& g, const Source& s, const float* weights, i
         for (int j = 0; j < g.kw; j++) taps.push_back({(static_cast<ptrdiff_t>(i) * g.dh * PW + j * g.dw) * K, static_cast<ptrdiff_t>(i * g.kw + j) * K});
     std::vector<double> partial(statistics ? static_cast<size_t>(items.count()) * 3 * OC : 0);
 
-#pragma omp parallel num_threads(threads)
-    {
+    share_out(items.count(), threads, [&](Share& share) {
         float* padded = floats(items.images * padded_size);
         float* out = floats(items.images * out_size);
         memset(padded, 0, sizeof(float) * items.images * padded_size);
         float* work = M ? floats(winograd_work(M, K, OC)) : nullptr;
         std::vector<float> pivot(OC), unread(static_cast<size_t>(g.w) * g.c);
-#pragma omp for schedule(static)
-        for (int item = 0; item < items.count(); item++) {
+        for (int item : share) {
             const int n0 = items.first_image(item), r0 = items.first_row(item);
             const int images = g.n - n0 < items.images ? g.n - n0 : items.images;
             const int rows = g.oh - r0 < items.rows ? g.oh - r0 : items.rows;
@@ -93,7 +91,7 @@ static void convolve(const Geometry& g, const Source& s, const float* weights, i
                 for (int c = 0; c < OC; c++) mine[c] = pivot[c];
         }
         free(padded), free(out), free(work);
-    }
+    });
     if (!statistics) return;
     for (int c = 0; c < g.oc; c++) {
         double count = 0, mean = 0, m2 = 0;
@@ -122,10 +120,11 @@ extern "C" void fastbn_convolve(const Geometry* geometry, const Source* source, 
 extern "C" void fastbn_form(const Source* source, long pixels, int C, int threads) {
     const long step = 256;
     const auto form_some = source->half ? form<bfloat16> : form<float>;
-#pragma omp parallel num_threads(threads)
-    {
+    share_out(static_cast<int>((pixels + step - 1) / step), threads, [&](Share& share) {
         std::vector<float> row(static_cast<size_t>(step) * C);
-#pragma omp for schedule(static)
-        for (long p = 0; p < pixels; p += step) form_some(*source, p, static_cast<int>(pixels - p < step ? pixels - p : step), C, row.data(), C);
-    }
+        for (int item : share) {
+            const long p = item * step;
+            form_some(*source, p, static_cast<int>(pixels - p < step ? pixels - p : step), C, row.data(), C);
+        }
+    });
 }

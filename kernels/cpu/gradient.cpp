@@ -4,11 +4,11 @@
 // Layout   activations (N, H, W, C); packed weights of the flipped, transposed kernel: by blocks of C_in channels, for each parity
 //          class of (row mod stride, column mod stride) its taps, (taps, C_out, block); or Winograd's ((M+2)², C_out, block).
 // Traffic  reads ds and y of each path, the added terms, the mask or the y that gives it; writes ds: each once.
-#include <omp.h>
 #include <vector>
 #include "base.h"
 #include "calls.h"
 #include "items.h"
+#include "parallel.h"
 #include "value.h"
 #include "winograd.h"
 
@@ -121,14 +121,12 @@ static void gradient(const Value& v, const Path* paths, int n_paths, double* sum
     }
     std::vector<double> partial(sums ? static_cast<size_t>(items.count()) * 2 * n_ys * C : 0);
 
-#pragma omp parallel num_threads(threads)
-    {
+    share_out(items.count(), threads, [&](Share& share) {
         float* padded = floats(items.images * padded_most + 1);
         float* out = floats(items.images * out_size);
         float* work = floats(work_most + 1);
         memset(padded, 0, sizeof(float) * items.images * padded_most);
-#pragma omp for schedule(static)
-        for (int item = 0; item < items.count(); item++) {
+        for (int item : share) {
             const int n0 = items.first_image(item), r0 = items.first_row(item);
             const int images = v.n - n0 < items.images ? v.n - n0 : items.images;
             const int rows = v.h - r0 < items.rows ? v.h - r0 : items.rows;
@@ -151,7 +149,7 @@ static void gradient(const Value& v, const Path* paths, int n_paths, double* sum
                 }
         }
         free(padded), free(out), free(work);
-    }
+    });
     if (!sums) return;
     for (int a = 0; a < 2 * n_ys; a++)
         for (int c = 0; c < v.c; c++) {

@@ -19,7 +19,7 @@ from fastbn.errors import MachineError
 SOURCES = Path(__file__).resolve().parents[2] / "kernels" / "cpu"
 # never -ffast-math: loading a library built with it sets the whole process to flush-to-zero
 FLAGS = [
-    *("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared"),
+    *("-std=c++17", "-O3", "-march=native", "-pthread", "-fPIC", "-shared"),
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
     *os.environ.get("FASTBN_CXXFLAGS", "").split(),  # a tester's: other vectors, sanitizers
 ]

@@ -1,0 +1,66 @@
+// Loops shared out among threads by a pool of the library's own: no OpenMP, which not every compiler brings.
+//
+//     parallel(n, threads, [&](int i) { … });          calls f(i) once for each i in [0, n)
+//
+//     share_out(n, threads, [&](Share& mine) {         the same for threads that need memory of their own
+//         float* work = floats(size);
+//         for (int i : mine) { … }
+//         free(work);
+//     });
+//
+// Which thread takes which item is left to chance, so an item may depend on nothing but its number; sums over items are
+// merged afterwards, in the items' order. Several threads may call at once. An exception in a loop ends the process.
+#pragma once
+#include <atomic>
+
+// The items that one thread begins with. Threads that are done with theirs take from the others'.
+struct Part {
+    alignas(64) std::atomic<int> next;
+    int end;
+};
+
+// The items that one thread takes, until none is left: a range for a loop.
+class Share {
+public:
+    Share(Part* parts, int count, int first) : parts(parts), at(first), count(count), left(count) {}
+
+    // Whether there is another item; `item` is that one then.
+    bool take() {
+        for (; left; left--, at = at + 1 < count ? at + 1 : 0) {
+            Part& part = parts[at];
+            if (part.next.load(std::memory_order_relaxed) >= part.end) continue;
+            item = part.next.fetch_add(1, std::memory_order_relaxed);
+            if (item < part.end) return true;
+        }
+        return false;
+    }
+
+    struct End {};
+    struct Iterator {
+        Share& share;
+        int operator*() const { return share.item; }
+        void operator++() { share.take(); }
+        bool operator!=(End) const { return share.left > 0; }
+    };
+    Iterator begin() { return {*this}; }  // at the item that was taken before the loop was called
+    End end() { return {}; }
+
+private:
+    Part* parts;
+    int at, count, left, item = 0;
+};
+
+// Calls body(f, share) in the calling thread and in up to `threads` − 1 others, until all n items are done.
+void share_out(int n, int threads, void (*body)(void* f, Share& share), void* f) noexcept;
+
+template <typename F>
+void share_out(int n, int threads, F f) {
+    share_out(n, threads, [](void* f, Share& share) { (*static_cast<F*>(f))(share); }, &f);
+}
+
+template <typename F>
+void parallel(int n, int threads, F f) {
+    share_out(n, threads, [&](Share& mine) {
+        for (int i : mine) f(i);
+    });
+}
