@@ -6,7 +6,7 @@
 
 extern "C" struct Path {
     Geometry g;  // of the forward convolution
-    int M;       // Winograd's F(M×M, 3×3), or 0 for the direct sum
+    int M;       // Winograd's F(M×M, 3×3), 0 for the direct sum, RAW for the direct sum by a weight that was not packed
     const void *ds, *y;         // (N, OH, OW, OC)
     const float *c1, *c2, *c0;  // (OC,); c2 and c0 null where statistics are frozen
     const float* weights;
@@ -28,7 +28,7 @@ template <typename S>
 inline void dy_row(const Path& path, int n, int q, float* row, int K) {
     const Geometry& g = path.g;
     const size_t at = (static_cast<size_t>(n) * g.oh + q) * g.ow * g.oc;
-    across(g.oc, [&](int c, auto k) {
+    across(0, g.oc, [&](int c, auto k) {
         const S *ds = static_cast<const S*>(path.ds) + at + c, *y = static_cast<const S*>(path.y) + at + c;
         const vec c1 = load_some(path.c1 + c, k);
         if (!path.c2) {
