@@ -6,6 +6,7 @@
 #include "base.h"
 #include "calls.h"
 #include "geometry.h"
+#include "grouped.h"
 #include "items.h"
 #include "multiply.h"
 #include "parallel.h"
@@ -146,7 +147,9 @@ static void convolve(const Geometry& g, const Source& s, const float* weights, i
 }
 
 extern "C" void fastbn_convolve(const Geometry* geometry, const Source* source, const float* weights, int algorithm, void* y, double* statistics, int threads) {
-    if (source->half)
+    if (geometry->groups > 1)
+        convolve_groups(*geometry, *source, weights, y, statistics, threads);
+    else if (source->half)
         convolve(*geometry, *source, weights, algorithm, static_cast<bfloat16*>(y), statistics, threads);
     else
         convolve(*geometry, *source, weights, algorithm, static_cast<float*>(y), statistics, threads);

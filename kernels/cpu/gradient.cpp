@@ -7,6 +7,7 @@
 #include <vector>
 #include "base.h"
 #include "calls.h"
+#include "grouped.h"
 #include "items.h"
 #include "multiply.h"
 #include "parallel.h"
@@ -179,5 +180,6 @@ static void gradient(const Value& v, const Path* paths, int n_paths, double* sum
 }
 
 extern "C" void fastbn_gradient(const Value* value, const Path* paths, int n_paths, double* sums, int threads) {
+    if (n_paths && paths->g.groups > 1) return gradient_groups(*value, *paths, sums, threads);  // which is alone
     (value->half ? gradient<bfloat16> : gradient<float>)(*value, paths, n_paths, sums, threads);
 }

@@ -33,7 +33,7 @@ def _fields(pointers: str = "", ints: str = "", floats: str = "") -> list[tuple[
 
 
 class GeometryStruct(ctypes.Structure):
-    _fields_ = _fields(ints="n h w c oh ow oc kh kw sh sw ph pw dh dw")
+    _fields_ = _fields(ints="n h w c oh ow oc kh kw sh sw ph pw dh dw groups")
 
 
 class SourceStruct(ctypes.Structure):

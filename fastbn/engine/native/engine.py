@@ -59,7 +59,7 @@ class Native:
         return own
 
     def supports(self, conv: Conv) -> str | None:
-        return None if conv.groups == 1 else "a grouped convolution: the native engine has none"
+        return None
 
     def takes(self, device: torch.device, dtype: torch.dtype) -> bool:
         return device.type == "cpu" and dtype in STORAGE
@@ -174,6 +174,10 @@ class Native:
         ds = activation(self._buffers, shape, paths[0].ds.dtype if paths else added[0].dtype)
         value = abi.ValueStruct(n=n, h=h, w=w, c=c, half=_half(ds), ds=_at(ds))
         terms = list(added)
+        while len(paths) > 1 and (grouped := next((path for path in paths if path.conv.groups > 1), None)):
+            # a kernel of its own, which takes one path
+            paths = [path for path in paths if path is not grouped]
+            terms.append(self.gradient([grouped], [], None, shape)[0])
         while len(terms) > 2:
             terms.append(self.gradient([], [terms.pop(), terms.pop()], None, shape)[0])
         value.added, value.added_2 = [*map(_at, terms), None, None][:2]
@@ -238,7 +242,7 @@ def _geometry(conv: Conv, source: Shape) -> abi.GeometryStruct:
     n, c, h, w = source
     _, oc, oh, ow = conv.shape(source)
     return abi.GeometryStruct(
-        n, h, w, c, oh, ow, oc, *conv.kernel, *conv.stride, *conv.padding, *conv.dilation
+        n, h, w, c, oh, ow, oc, *conv.kernel, *conv.stride, *conv.padding, *conv.dilation, conv.groups
     )
 
 
