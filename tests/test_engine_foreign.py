@@ -357,7 +357,7 @@ NETS = {  # the convolutions of each region; what runs stock, with its reason
         [("first", ""), RELU, ("conv2", ALONE), ADD, ("last", ""), RELU, ("mean", "")],
     ),
     DropoutAndCat: ([["a.conv"], ["b.conv"], ["wide.conv", "d.conv"]], [("drop", ""), ("cat", "")]),
-    Depthwise: ([["a.conv"], ["deep.conv", "point.conv", "grouped.conv"]], [("relu6", "")]),
+    Depthwise: ([["a.conv", "deep.conv", "point.conv", "grouped.conv"]], []),
     InPlace: (
         [["a.conv", "b.conv", "c.conv", "d.conv", "e.conv"]],
         # `out` is read again by the name that was changed
@@ -386,7 +386,7 @@ NETS = {  # the convolutions of each region; what runs stock, with its reason
     ),
     EditedThroughAView: (
         [["a.conv", "c.conv"]],
-        [("b.conv", IN_PLACE), ("b.bn", ""), ("same", ""), ("flatten", ""), ("sub_", ""), RELU],
+        [("b.conv", IN_PLACE), ("b.bn", ""), ("flatten", ""), ("sub_", ""), RELU],
     ),
     Shared: ([["a.conv", "b.conv", "b.conv"]], [ADD]),
     SharedOutOfOrder: ([["a.conv", "b.conv"], ["b.conv"]], [ADD, RELU, ADD, RELU]),

@@ -13,8 +13,9 @@ from collections.abc import Callable
 import torch
 from torch import fx, nn
 
-from fastbn.engine import activations
+from fastbn.engine import activations, behaviour
 from fastbn.engine.activations import IDENTITY, Function
+from fastbn.engine.passing import look_through
 
 ADDITIONS = {operator.add, operator.iadd, torch.add}
 VIEWS = {
@@ -66,19 +67,29 @@ def match(
     functions: frozenset[str],
 ) -> tuple[list[FusedUnit], dict[str, str]]:
     """The units of a traced network in the order of their outputs, and why each other convolution, and each
-    activation function that is not among the engine's, runs stock."""
+    activation function that is not among the engine's, runs stock. Nodes that return what they are given are
+    taken out of the graph first."""
+    look_through(graph, modules)
     barred = _mutated(graph, modules)
     convs: dict[fx.Node, fx.Node] = {}  # BatchNorm -> its convolution
+    ends: dict[fx.Node, Function] = {}  # BatchNorm -> what its own forward ends with
     refused: dict[str, str] = {}
     for node in graph.nodes:
         if node.op == "call_module" and isinstance(
             conv := modules[str(node.target)], nn.modules.conv._ConvNd
         ):
             why = _why_not(node, conv, modules, barred) or unsupported(str(node.target), conv)  # type: ignore[arg-type]
-            if why:
-                refused[str(node.target)] = why
+            norm = next(iter(node.users), None)
+            function = None if why or norm is None else behaviour.function_of(modules[str(norm.target)])  # type: ignore[arg-type]
+            if why or norm is None:
+                refused[str(node.target)] = why or "nothing reads it"
+            elif function is None:
+                kind = type(modules[str(norm.target)]).__name__
+                refused[str(node.target)] = f"the {kind} behind it is not a batch norm and an activation"
+            elif function.name not in functions:
+                refused[str(node.target)] = f"the engine has no {function.name}"
             else:
-                convs[next(iter(node.users))] = node
+                convs[norm], ends[norm] = node, function
     place = {node: i for i, node in enumerate(graph.nodes)}
     # BatchNorms called again and again, out of the trace's order if they took in what follows
     alone: set[str] = set()
@@ -86,7 +97,7 @@ def match(
         units, taken = [], set()
         for norm in graph.nodes:
             if norm in convs and norm not in taken:
-                unit = _unit(norm, convs, modules, barred, alone, functions, refused)
+                unit = _unit(norm, convs, modules, barred, alone, functions, refused, ends)
                 taken.update(unit.nodes)
                 units.append(unit)
         units.sort(key=lambda unit: place[unit.output])
@@ -123,7 +134,7 @@ def _why_not(
     if (
         len(users) != 1
         or users[0].op != "call_module"
-        or type(modules[str(users[0].target)]) is not nn.BatchNorm2d
+        or not isinstance(modules[str(users[0].target)], nn.BatchNorm2d)
     ):
         return "its output does not go to a BatchNorm2d alone"
     if users[0].args != (node,) or users[0].kwargs:
@@ -145,10 +156,10 @@ def fixed_padding(conv: nn.Conv2d) -> tuple[int, int] | None:
 
 def _unit(
     norm: fx.Node, convs: dict[fx.Node, fx.Node], modules: dict[str, nn.Module], barred: set[fx.Node], alone: set[str],
-    functions: frozenset[str], refused: dict[str, str],
+    functions: frozenset[str], refused: dict[str, str], ends: dict[fx.Node, Function],
 ) -> FusedUnit:  # fmt: skip
-    unit = FusedUnit([(convs[norm], norm)], None, IDENTITY, norm, [convs[norm], norm])
-    if str(norm.target) in alone:
+    unit = FusedUnit([(convs[norm], norm)], None, ends[norm], norm, [convs[norm], norm])
+    if str(norm.target) in alone or unit.function != IDENTITY:
         return unit
     add = _only_user(norm, barred)
     operands = _operands(add) if add is not None else None
@@ -161,7 +172,12 @@ def _unit(
             and (len(first.users) > 1 or first.op == "placeholder")
         )
         if other is not norm and not rewrites_another and other not in barred:
-            if other in convs and len(other.users) == 1 and str(other.target) not in alone:
+            if (
+                other in convs
+                and len(other.users) == 1
+                and str(other.target) not in alone
+                and ends[other] == IDENTITY
+            ):
                 unit.convs = [(convs[first], first), (convs[second], second)]
                 unit.nodes += [convs[other], other]
             else:

@@ -10,8 +10,9 @@ from fastbn.graph.regions import Conv
 
 
 def pack_groups(conv: Conv, w: Tensor, taps: list[tuple[int, int]], lanes: int) -> tuple[Tensor, Tensor]:
-    """A weight (C, C_in/groups, KH, KW), for the forward and for the input gradient, whose taps come in
-    this order; lanes: floats a vector."""
+    """Lay out a weight (C, C_in/groups, KH, KW) for the forward, and for the input gradient, whose taps come
+    in this order.
+    lanes: floats a vector."""
     groups, inner, outer = conv.groups, conv.in_channels // conv.groups, conv.channels // conv.groups
     if inner == outer == 1:
         both = F.pad(w.flatten(1).t(), (0, -groups % lanes)).contiguous()  # (taps, C)
@@ -25,7 +26,7 @@ def pack_groups(conv: Conv, w: Tensor, taps: list[tuple[int, int]], lanes: int) 
 def _blocks(m: Tensor, lanes: int) -> Tensor:
     """(taps, groups, K, C) -> for each block of the groups' output channels (taps, K of all groups that it
     touches, block), flat."""
-    _, groups, inner, outer = m.shape
+    _, groups, _, outer = m.shape
     width = lanes if outer % (2 * lanes) else 2 * lanes
     blocks = []
     for start in range(0, groups * outer, width):
