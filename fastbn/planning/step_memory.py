@@ -86,6 +86,7 @@ class NetworkMemory:
         self.trained = sum(p.numel() for p in parameters if p.requires_grad)
         self.stored_bytes = sum(t.nbytes for t in (*parameters, *model.buffers()))
         self._shapes: dict[Shape, list[tuple[Region, dict[int, Shape]]]] = {}
+        self._stock: dict[Shape, int] = {}  # multiplications of the convolutions outside the regions
         self._packed: dict[Any, int] = {}
 
     @staticmethod
@@ -99,12 +100,26 @@ class NetworkMemory:
 
     def shapes(self, x: Shape) -> list[tuple[Region, dict[int, Shape]]]:
         """Every region with the shapes of its values, for a batch of this shape."""
+        self._walked(x)
+        return self._shapes[x]
+
+    def multiplications(self, x: Shape) -> tuple[int, int]:
+        """Of every convolution's forward, for a batch of this shape: those in regions, and all."""
+        self._walked(x)
+        fused = sum(
+            math.prod(conv.weight_shape[1:]) * math.prod(shapes[join.value])
+            for region, shapes in self._shapes[x]
+            for join in region.joins
+            for conv in join.convs
+        )
+        return fused, fused + self._stock[x]
+
+    def _walked(self, x: Shape) -> None:
         if x not in self._shapes:
             with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
                 walk = _Walk(self._program, self.engine, Counted(), (torch.float32, torch.float32), None)
                 walk.run(torch.empty(x, device=self._device))
-            self._shapes[x] = walk.shapes
-        return self._shapes[x]
+            self._shapes[x], self._stock[x] = walk.shapes, walk.products
 
     def packed_bytes(self, x: Shape, dtypes: tuple[torch.dtype, torch.dtype]) -> int:
         """Of the frozen weights in the engine's own layouts, for images x."""
@@ -163,13 +178,17 @@ class _Walk(fx.Interpreter):
     ):
         super().__init__(program)
         self._engine, self._counted, self._dtypes, self._policy = engine, counted, dtypes, policy
-        self.saved = self.flops_again = 0
+        self.saved = self.flops_again = self.products = 0
         self.shapes: list[tuple[Region, dict[int, Shape]]] = []
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         module = self.fetch_attr(target)
         if not isinstance(module, FusedRegion):
-            return super().call_module(target, args, kwargs)
+            made = super().call_module(target, args, kwargs)
+            if isinstance(module, nn.modules.conv._ConvNd):
+                positions = args[0] if module.transposed else made
+                self.products += module.weight[0].numel() * positions.numel()
+            return made
         region, size = module.region, self._dtypes[0].itemsize
         shapes = region.shapes(tuple(x.shape for x in args))
         self.shapes.append((region, shapes))
