@@ -103,6 +103,57 @@ class Shuffled(nn.Module):
         return torch.cat([left, right], 1).unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
 
 
+class PreActivated(nn.Module):
+    """BatchNorm and activation before each convolution, a convolution's output added as it is; a shortcut
+    by 1×1 of what is activated."""
+
+    def __init__(self, inside, outside, act=None, stride=1, bias=False):
+        super().__init__()
+        norm = (
+            (lambda c: NormAct(c, copy.deepcopy(act)))
+            if act
+            else (lambda c: nn.Sequential(nn.BatchNorm2d(c), nn.ReLU(inplace=True)))
+        )
+        self.a_bn, self.a = norm(inside), nn.Conv2d(inside, outside, 3, stride, 1, bias=bias)
+        self.b_bn, self.b = norm(outside), nn.Conv2d(outside, outside, 3, 1, 1, bias=bias)
+        self.way = (
+            nn.Conv2d(inside, outside, 1, stride, bias=bias) if stride > 1 or inside != outside else None
+        )
+
+    def forward(self, x):
+        z = self.a_bn(x)
+        short = x if self.way is None else self.way(z)
+        return self.b(self.b_bn(self.a(z))) + short
+
+
+class Dense(nn.Module):
+    """Each layer reads all the layers before it."""
+
+    def __init__(self, channels, grow, layers):
+        super().__init__()
+        sizes = [channels + i * grow for i in range(layers)]
+        self.layers = nn.ModuleList(
+            nn.Sequential(
+                nn.BatchNorm2d(c),
+                nn.ReLU(),
+                nn.Conv2d(c, 8, 1),
+                nn.BatchNorm2d(8),
+                nn.ReLU(),
+                nn.Conv2d(8, grow, 3, 1, 1),
+            )
+            for c in sizes
+        )
+        self.norm, self.last = (
+            nn.BatchNorm2d(channels + layers * grow),
+            nn.Conv2d(channels + layers * grow, 6, 1),
+        )
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = torch.cat([x, layer(x)], 1)
+        return F.avg_pool2d(self.last(F.relu(self.norm(x))), 2)
+
+
 class TwoWays(nn.Module):
     """A value that a depthwise and a dense convolution read, and their sum."""
 
@@ -166,6 +217,28 @@ FAMILIES = {  # how many convolutions, of how many run fused, in how many region
     ),
     "shuffled": (lambda: Stem(12, nn.GELU(), Shuffled(6), Shuffled(6)), 7, 7, 3),
     "two ways": (TwoWays, 4, 4, 1),
+    "pre-activation": (
+        lambda: Stem(
+            8,
+            nn.ReLU(),
+            PreActivated(8, 8),
+            PreActivated(8, 12, stride=2),
+            PreActivated(12, 12, bias=True),
+            NormAct(12),
+        ),
+        8,
+        8,
+        1,
+    ),
+    "pre-activation by SiLU": (
+        lambda: Stem(
+            8, nn.SiLU(), PreActivated(8, 12, nn.SiLU()), PreActivated(12, 12, nn.SiLU(), bias=True)
+        ),
+        6,
+        6,
+        1,
+    ),
+    "dense": (lambda: Stem(8, nn.ReLU(), Dense(8, 4, 3)), 8, 8, 4),
 }
 
 

@@ -122,6 +122,7 @@ class Fused:
         own = itertools.chain.from_iterable(map(dict.values, map(PARAMETERS, self._convs)))
         state = (
             engine,
+            device,
             tuple(sorted(constants.items())),
             tuple(map(TRAINING, self._inner)),
             tuple([p is not None and p.requires_grad for p in own]),

@@ -136,6 +136,7 @@ class Engine(Protocol):
 
     name: str
     groups: bool  # whether it takes statistics of a group
+    halves: bool  # whether it takes a BatchNorm without a convolution, and a convolution without a BatchNorm
     functions: frozenset[str]  # the names of the activation functions that it has
 
     def supports(self, conv: Conv) -> str | None:

@@ -41,6 +41,7 @@ BITS = {
 class Reference:
     name = "reference"
     groups = True
+    halves = True
     functions = activations.NAMES
 
     def supports(self, conv: Conv) -> str | None:

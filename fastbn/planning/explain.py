@@ -53,7 +53,11 @@ class Explanation:
     def _regions(self) -> list[str]:
         regions = self.graph.regions
         if self.verbose or len(regions) == 1:
-            ends = [(f"{region.convs[0].name} … {region.convs[-1].norm}", region) for region in regions]
+            pairs = [(region, region.convs[0], region.convs[-1]) for region in regions]
+            ends = [
+                (f"{first.name or first.norm} … {last.norm or last.name}", region)
+                for region, first, last in pairs
+            ]
             return [
                 f"  fused {number}: {name}: {_counts(region)}" for number, (name, region) in enumerate(ends)
             ]
@@ -90,12 +94,17 @@ def _named(names: list[str]) -> str:
 def _counts(*regions: Region) -> str:
     joins = [join for region in regions for join in region.joins]
     functions = collections.Counter(join.function.name for join in joins)
+    convs = [conv for region in regions for conv in region.convs]
+    both = [sum(not conv.copies for conv in convs), sum(not conv.bare for conv in convs)]
+    alike = both[0] == both[1]
     counts = (
-        f"{sum(len(region.convs) for region in regions)} convolutions with their BatchNorms",
+        f"{both[0]} convolutions with their BatchNorms"
+        if alike
+        else f"{both[0]} convolutions, {both[1]} BatchNorms",
         f"{sum(join.residual is not None or len(join.convs) > 1 for join in joins)} additions",
         *(f"{count} {name}" for name, count in functions.items() if name != "identity"),
     )
-    return f"{', '.join(counts)}; {2 * sum(region.channels for region in regions):,} γ and β"
+    return f"{', '.join(counts)}; {2 * sum(conv.channels for conv in convs if not conv.bare):,} γ and β"
 
 
 def explain(
@@ -117,16 +126,20 @@ def explain(
     assert engine is not None  # fuse(model, "stock") leaves no fused forward behind
     if image is None:
         algorithms = collections.Counter(
-            engine.algorithm(conv) for region in graph.regions for conv in region.convs
+            engine.algorithm(conv) for region in graph.regions for conv in region.convs if not conv.copies
         )
         products = _products(model, engine, program)
     else:
         network = NetworkMemory(model, engine, program)
         regions, products = network.shapes((1, *image)), network.multiplications((1, *image))
-        algorithms = collections.Counter(
-            engine.algorithm(conv, own[conv.source][2:]) for region, own in regions for conv in region.convs
-        )
-    inside = sum(len(region.convs) for region in graph.regions)
+        sizes = [
+            (conv, own[conv.source][2:])
+            for region, own in regions
+            for conv in region.convs
+            if not conv.copies
+        ]
+        algorithms = collections.Counter(engine.algorithm(conv, size) for conv, size in sizes)
+    inside = sum(not conv.copies for region in graph.regions for conv in region.convs)
     modules = dict(program.named_modules(remove_duplicate=False))
     outside = sum(
         isinstance(modules.get(str(node.target)), nn.modules.conv._ConvNd) for node in program.graph.nodes

@@ -7,9 +7,11 @@ not a step's: they are there before it."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -111,12 +113,13 @@ class NetworkMemory:
             for region, shapes in self._shapes[x]
             for join in region.joins
             for conv in join.convs
+            if not conv.copies
         )
         return fused, fused + self._stock[x]
 
     def _walked(self, x: Shape) -> None:
         if x not in self._shapes:
-            with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+            with _uncounted(self._program), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
                 walk = _Walk(self._program, self.engine, Counted(), (torch.float32, torch.float32), None)
                 walk.run(torch.empty(x, device=self._device))
             self._shapes[x], self._stock[x] = walk.shapes, walk.products
@@ -144,7 +147,7 @@ class NetworkMemory:
         activations and gradients are stored in. Raises Unfit for a shape that a region can't carry out."""
         before = [(p, p.grad) for p in self._program.parameters()]  # of what trains outside the regions
         try:
-            with FakeTensorMode(allow_non_fake_inputs=True), Counted() as counted:
+            with _uncounted(self._program), FakeTensorMode(allow_non_fake_inputs=True), Counted() as counted:
                 walk = _Walk(self._program, self.engine, counted, dtypes, policy)
                 logits = walk.run(
                     torch.empty(x, device=self._device).contiguous(memory_format=torch.channels_last)
@@ -158,6 +161,21 @@ class NetworkMemory:
             for p, gradient in before:
                 p.grad = gradient
         return Occupied(counted.peak, walk.saved, walk.flops_again)
+
+
+@contextlib.contextmanager
+def _uncounted(program: fx.GraphModule) -> Iterator[None]:
+    """Inside, stock BatchNorms may count batches, as they do on fake tensors too: afterwards they have
+    counted none."""
+    counts = [
+        m.num_batches_tracked for m in program.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
+    ]
+    before = [(count, count.clone()) for count in counts if count is not None]
+    try:
+        yield
+    finally:
+        for count, value in before:
+            count.copy_(value)
 
 
 def _kind(conv: Conv) -> Any:

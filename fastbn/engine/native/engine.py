@@ -42,6 +42,7 @@ SCALE, SHIFT = 2, 3  # rows of a Norm's vectors
 class Native:
     name = "native"
     groups = True
+    halves = True
     functions = activations.NAMES
 
     def __init__(self, exact: bool = False) -> None:

@@ -55,6 +55,7 @@ class TritonWeight:
 
 class Triton:
     name = "triton"
+    halves = False
     functions = frozenset({IDENTITY.name, RELU.name})
     groups = False  # its kernels merge and use the statistics of a launch in the next one
 
