@@ -30,6 +30,7 @@ from bench import clock, costs
 from bench.cases import Blocks
 from bench.gate import EPS, relative, summing
 from bench.rows import Row
+from fastbn.engine.activations import RELU
 from fastbn.engine.interface import BackpropPath, Engine, LazyActivation, Mask, NormTarget, NormVectors
 from fastbn.engine.select import choose
 from fastbn.graph.regions import Conv, Join, Region
@@ -83,7 +84,7 @@ def region(channels: int) -> Region:
         return Conv(name, f"{name}_bn", source, channels, channels, (3, 3), (1, 1), (1, 1), (1, 1), 1, 0)
 
     joins = [
-        Join(2 * k + 1 + j, (conv(f"{k}.{'ab'[j]}", 2 * k + j),), 2 * k if j else None, True)
+        Join(2 * k + 1 + j, (conv(f"{k}.{'ab'[j]}", 2 * k + j),), 2 * k if j else None, RELU)
         for k in (0, 1)
         for j in (0, 1)
     ]
@@ -121,7 +122,7 @@ def fused(operation: str, own: Engine, given: Inputs) -> Results:
     target = NormTarget(
         nn.BatchNorm2d(c).to(device), None, NormVectors(torch.empty(4, c, device=device), True)
     )
-    source = LazyActivation((given.y,), (norm,), given.residual if with_residual else None, True)
+    source = LazyActivation((given.y,), (norm,), given.residual if with_residual else None, RELU)
     packed = own.pack(conv, given.weight, given.y.dtype)
 
     def forward() -> list[Tensor]:
@@ -137,7 +138,7 @@ def fused(operation: str, own: Engine, given: Inputs) -> Results:
     if not operation.startswith("∇"):
         return form if operation == "form" else forward
     affine = torch.empty(2, c, device=device)
-    mask = Mask(True, own.form(source, True).mask if with_residual else None, (given.y,), (norm,), (affine,))
+    mask = Mask(RELU, own.form(source, True).mask if with_residual else None, (given.y,), (norm,), (affine,))
     one, zero = torch.ones(c, device=device), torch.zeros(c, device=device)
     # its y is multiplied by zero, and read all the same
     path = BackpropPath(conv, packed, given.dy, given.residual, (one, zero, zero))

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastbn.engine.activations import IDENTITY, RELU
 from fastbn.engine.interface import BackpropPath, Engine, LazyActivation, Mask, NormTarget, NormVectors
 from fastbn.graph.regions import Conv
 
@@ -107,15 +108,15 @@ def source(
         return y, y.to(WIDE)
     z = y.to(WIDE) * channels(first.scale) + channels(first.shift)
     if kind == "scale-shift-relu":
-        return LazyActivation((y,), (first,), None, True), z.relu()
+        return LazyActivation((y,), (first,), None, RELU), z.relu()
     other, second = (
         activation(*case.source, seed=3, dtype=dtype, device=device),
         norm(case.c, 4, device=device),
     )
     if kind == "residual":
-        return LazyActivation((y,), (first,), other, True), (z + other.to(WIDE)).relu()
+        return LazyActivation((y,), (first,), other, RELU), (z + other.to(WIDE)).relu()
     return (
-        LazyActivation((y, other), (first, second), None, True),
+        LazyActivation((y, other), (first, second), None, RELU),
         (z + other.to(WIDE) * channels(second.scale) + channels(second.shift)).relu(),
     )
 
@@ -193,7 +194,7 @@ def forward_errors(
     if formed is not None:
         yield "z", error(formed.z, z), max(exact, torch.finfo(dtype).eps)
         assert isinstance(read, LazyActivation)
-        mask = Mask(True, formed.mask, read.ys, read.norms, tuple(affine(case.c, device) for _ in read.ys))
+        mask = Mask(RELU, formed.mask, read.ys, read.norms, tuple(affine(case.c, device) for _ in read.ys))
         opened, _ = engine.gradient([], [torch.ones_like(formed.z)], mask, case.source)
         yield "elements of the mask", ((opened != 0) != (formed.z != 0)).sum().item(), 1
 
@@ -221,12 +222,12 @@ def gradient_errors(
     )
     ys = tuple(activation(*size, seed=s, dtype=dtype, device=device) for s in (10, 11))
     norms = (norm(case.c, 12, batch, device), norm(case.c, 13, batch, device))
-    saved = engine.form(LazyActivation(ys, norms, None, True), True)
+    saved = engine.form(LazyActivation(ys, norms, None, RELU), True)
     outs = (affine(case.c, device), affine(case.c, device))
     mask = {
-        "saved": Mask(True, saved.mask, ys, norms, outs),
-        "again": Mask(True, None, ys[:1], norms[:1], outs[:1]),
-        "linear": Mask(False, None, ys[:1], norms[:1], outs[:1]),
+        "saved": Mask(RELU, saved.mask, ys, norms, outs),
+        "again": Mask(RELU, None, ys[:1], norms[:1], outs[:1]),
+        "linear": Mask(IDENTITY, None, ys[:1], norms[:1], outs[:1]),
         "none": None,
     }[masked]
     found, coefficients = engine.gradient([path], [added], mask, size)
@@ -240,7 +241,7 @@ def gradient_errors(
     if masked == "saved":
         expected = expected * (saved.z != 0)
     if masked == "again":
-        expected = expected * (engine.form(LazyActivation(ys[:1], norms[:1], None, True), False).z != 0)
+        expected = expected * (engine.form(LazyActivation(ys[:1], norms[:1], None, RELU), False).z != 0)
     yield "ds", error(found, expected), tolerance
     assert len(coefficients) == (0 if mask is None else len(mask.ys))
     coefficients = [engine.settle(c) for c in coefficients]

@@ -12,7 +12,6 @@ from torch import nn
 from fastbn.engine import fuse
 from fastbn.planning.explain import explain
 
-ALONE = "its output does not go to a BatchNorm2d alone"
 IN_PLACE = "it shares a value with an in-place operation"
 
 
@@ -353,11 +352,11 @@ class PlainParameters(Net):
 RELU, ADD = ("relu", ""), ("add", "")
 NETS = {  # the convolutions of each region; what runs stock, with its reason
     PreActivation: (
-        [["a.conv"], ["conv1"]],
-        [("first", ""), RELU, ("conv2", ALONE), ADD, ("last", ""), RELU, ("mean", "")],
+        [["a.conv", "", "conv1", "conv2"]],  # a BatchNorm that reads no convolution has none
+        [("last", ""), RELU, ("mean", "")],
     ),
     DropoutAndCat: ([["a.conv"], ["b.conv"], ["wide.conv", "d.conv"]], [("drop", ""), ("cat", "")]),
-    Depthwise: ([["a.conv"], ["deep.conv", "point.conv", "grouped.conv"]], [("relu6", "")]),
+    Depthwise: ([["a.conv", "deep.conv", "point.conv", "grouped.conv"]], []),
     InPlace: (
         [["a.conv", "b.conv", "c.conv", "d.conv", "e.conv"]],
         # `out` is read again by the name that was changed
@@ -386,7 +385,7 @@ NETS = {  # the convolutions of each region; what runs stock, with its reason
     ),
     EditedThroughAView: (
         [["a.conv", "c.conv"]],
-        [("b.conv", IN_PLACE), ("b.bn", ""), ("same", ""), ("flatten", ""), ("sub_", ""), RELU],
+        [("b.conv", IN_PLACE), ("b.bn", ""), ("flatten", ""), ("sub_", ""), RELU],
     ),
     Shared: ([["a.conv", "b.conv", "b.conv"]], [ADD]),
     SharedOutOfOrder: ([["a.conv", "b.conv"], ["b.conv"]], [ADD, RELU, ADD, RELU]),
@@ -410,9 +409,8 @@ NETS = {  # the convolutions of each region; what runs stock, with its reason
     PlainNumbers: ([["a.conv"], ["b.conv"]], [ADD, RELU, ADD, RELU]),
     PlainParameters: ([["a.conv"], ["b.conv"]], [ADD, ("mul", "")]),
     Misfits: (
-        [["a.conv"]],
+        [["a.conv", "free"]],
         [
-            ("free", ALONE),
             ("reflect.conv", "padding_mode 'reflect'"),
             ("reflect.bn", ""),
             RELU,

@@ -13,6 +13,7 @@ from nets import images
 from torch import nn
 
 from fastbn import FastBNOnlyResNet, freeze
+from fastbn.engine.activations import IDENTITY, RELU
 from fastbn.engine.reference import Reference
 from fastbn.graph.regions import Conv, Join, Region, Unfit
 from fastbn.planning.explain import explain
@@ -40,8 +41,8 @@ def basic_blocks(count):
     handed out."""
     joins = []
     for k in range(count):
-        joins.append(Join(2 * k + 1, (conv(f"{k}.a", 2 * k, 4, 4),), None, True))
-        joins.append(Join(2 * k + 2, (conv(f"{k}.b", 2 * k + 1, 4, 4),), 2 * k, True))
+        joins.append(Join(2 * k + 1, (conv(f"{k}.a", 2 * k, 4, 4),), None, RELU))
+        joins.append(Join(2 * k + 2, (conv(f"{k}.b", 2 * k + 1, 4, 4),), 2 * k, RELU))
     return Region(1, tuple(joins), (2 * count,))
 
 
@@ -135,9 +136,9 @@ def projection():
     """1 = relu(stem(0)), A; then halved and doubled: 2 = relu(a(1)), 3 = relu(b(2) + p(1)), B = A/2 each,
     handed out."""
     joins = (
-        Join(1, (conv("stem", 0, 3, 4),), None, True),
-        Join(2, (conv("a", 1, 4, 8, stride=2),), None, True),
-        Join(3, (conv("b", 2, 8, 8), conv("p", 1, 4, 8, 1, 2)), None, True),
+        Join(1, (conv("stem", 0, 3, 4),), None, RELU),
+        Join(2, (conv("a", 1, 4, 8, stride=2),), None, RELU),
+        Join(3, (conv("b", 2, 8, 8), conv("p", 1, 4, 8, 1, 2)), None, RELU),
     )
     return TrafficCase(Region(1, joins, (3,)), ((2, 3, 8, 8),), 1, 1)
 
@@ -198,9 +199,9 @@ def test_a_bottleneck_block():
     for k in range(3):
         first = 3 * k
         joins += [
-            Join(first + 1, (conv(f"{k}.a", first, wide, narrow, 1),), None, True),
-            Join(first + 2, (conv(f"{k}.b", first + 1, narrow, narrow),), None, True),
-            Join(first + 3, (conv(f"{k}.c", first + 2, narrow, wide, 1),), first, True),
+            Join(first + 1, (conv(f"{k}.a", first, wide, narrow, 1),), None, RELU),
+            Join(first + 2, (conv(f"{k}.b", first + 1, narrow, narrow),), None, RELU),
+            Join(first + 3, (conv(f"{k}.c", first + 2, narrow, wide, 1),), first, RELU),
         ]
     case = TrafficCase(Region(1, tuple(joins), (9,)), ((2, wide, 8, 8),), 1, 1)
     A = 4 * (a := 2 * narrow * 8 * 8)
@@ -227,7 +228,7 @@ def test_a_bottleneck_block():
 def test_a_residual_that_nobody_forms_is_formed_alone():
     """3 = relu(c(1) + 2), 2 = b(0) with no ReLU: read only as a residual."""
     a, b, c = conv("a", 0, 4, 4), conv("b", 0, 4, 4), conv("c", 1, 4, 4)
-    joins = (Join(1, (a,), None, True), Join(2, (b,), None, False), Join(3, (c,), 2, True))
+    joins = (Join(1, (a,), None, RELU), Join(2, (b,), None, IDENTITY), Join(3, (c,), 2, RELU))
     plan = fused(TrafficCase(Region(1, joins, (3,)), BLOCK, 1, 1))
     assert table(plan.forward)["b_bn form"] == (A, A)
     assert table(plan.forward)["c_bn form"] == (2 * A, A + A / 8)
@@ -239,7 +240,7 @@ def test_a_residual_that_nobody_forms_is_formed_alone():
 def test_a_tensor_that_two_terms_need_is_read_once():
     """1 = relu(a(0) + 0): the input's gradient is convᵀ(dy) + ds, both of one ds. Stock makes and adds
     two."""
-    case = TrafficCase(Region(1, (Join(1, (conv("a", 0, 4, 4),), 0, True),), (1,)), BLOCK, 1, 1, wanted=True)
+    case = TrafficCase(Region(1, (Join(1, (conv("a", 0, 4, 4),), 0, RELU),), (1,)), BLOCK, 1, 1, wanted=True)
     assert table(fused(case).backward) == {"a_bn mask": (2 * A + A / 8, A), "a": (2 * A, A)}
     assert table(stock(case).backward)["input 0 accumulate"] == (2 * A, A)
 

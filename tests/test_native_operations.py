@@ -24,6 +24,7 @@ from operations import (
     two_paths,
 )
 
+from fastbn.engine.activations import RELU
 from fastbn.engine.interface import BackpropPath, LazyActivation, Mask
 from fastbn.engine.native import build
 from fastbn.engine.native import engine as native
@@ -66,6 +67,52 @@ CASES = [
     ),
     Case("the same at stride 2", 1, 7, 9, 8, 8, stride=2, padding=2),
 ]
+GROUPED = [
+    Case("depthwise 3×3", 3, 13, 11, 40, 40, groups=40),
+    Case("depthwise, whole vectors, bands of rows", 2, 56, 40, 32, 32, groups=32),
+    Case("depthwise at stride 2, both extents odd", 3, 13, 11, 19, 19, stride=2, groups=19),
+    Case("depthwise at stride 2, extents even", 2, 12, 10, 24, 24, stride=2, groups=24),
+    Case("depthwise 5×5 at stride 2", 2, 15, 14, 24, 24, kernel=5, stride=2, padding=2, groups=24),
+    Case("depthwise 7×7", 2, 14, 9, 20, 20, kernel=7, padding=3, groups=20),
+    Case("depthwise, dilated", 2, 9, 10, 16, 16, padding=2, dilation=2, groups=16),
+    Case(
+        "depthwise, dilated at stride 2: some rows reach no tap",
+        1,
+        9,
+        10,
+        16,
+        16,
+        padding=2,
+        dilation=2,
+        stride=2,
+        groups=16,
+    ),
+    Case(
+        "depthwise 1×1 at stride 3: rows that nobody reads",
+        2,
+        8,
+        7,
+        9,
+        9,
+        kernel=1,
+        stride=3,
+        padding=0,
+        groups=9,
+    ),
+    Case("depthwise, no padding", 2, 9, 8, 33, 33, padding=0, groups=33),
+    Case("depthwise, padding beyond the kernel", 1, 4, 9, 8, 8, kernel=1, padding=2, groups=8),
+    Case("depthwise of one pixel, 1024 channels", 2, 1, 1, 1024, 1024, groups=1024),
+    Case("two outputs a channel", 2, 9, 7, 12, 24, groups=12),
+    Case("groups of 4", 2, 9, 7, 32, 32, groups=8),
+    Case("groups of 24: blocks that touch two groups", 2, 9, 7, 72, 72, groups=3),
+    Case("groups of 32, stride 2", 2, 14, 13, 64, 64, stride=2, groups=2),
+    Case(
+        "groups of 10 into 6, kernel 5, stride 3", 2, 9, 10, 20, 12, kernel=5, stride=3, padding=2, groups=2
+    ),
+    Case("groups, 1×1", 2, 7, 7, 48, 96, kernel=1, padding=0, groups=4),
+    Case("groups, dilated at stride 2", 2, 10, 9, 16, 32, padding=2, dilation=2, stride=2, groups=2),
+]
+CASES += GROUPED
 
 
 BOTH = [*((case, torch.float32) for case in CASES), *((case, torch.bfloat16) for case in CASES[1::3])]
@@ -150,14 +197,14 @@ def test_nan_passes(engine, winograd):
     case = Case("", 2, 8, 8, c, c)
     conv, y = case.conv(), activation(2, c, 8, 8, seed=1)
     y[1, 3, 4, 4] = float("nan")
-    read, wanted = LazyActivation((y,), (norm(c, 2),), activation(2, c, 8, 8, seed=3), True), target(c)
+    read, wanted = LazyActivation((y,), (norm(c, 2),), activation(2, c, 8, 8, seed=3), RELU), target(c)
     out, formed = engine.convolve(
         conv, engine.pack(conv, draw(c, c, 3, 3, seed=5), torch.float32), read, True, True, wanted
     )
     assert out[1, :, 3:6, 3:6].isnan().all() and not out[0].isnan().any()
     assert wanted.norm.vectors.isnan().all()
     ds, _ = engine.gradient(
-        [], [torch.ones_like(y)], Mask(True, formed.mask, (y,), read.norms, (affine(c),)), tuple(y.shape)
+        [], [torch.ones_like(y)], Mask(RELU, formed.mask, (y,), read.norms, (affine(c),)), tuple(y.shape)
     )
     assert ds[1, 3, 4, 4] == 1
 
@@ -176,7 +223,7 @@ def test_the_same_bits_at_any_thread_count(engine):
                 y, formed = engine.convolve(conv, packed, read, True, True, wanted)
                 path = BackpropPath(conv, packed, y, y, tuple(draw(3, case.oc, seed=9)))
                 out = affine(case.c)
-                mask = Mask(True, formed.mask, read.ys, read.norms, (out,))
+                mask = Mask(RELU, formed.mask, read.ys, read.norms, (out,))
                 ds, _ = engine.gradient([path], [formed.z], mask, tuple(formed.z.shape))
                 results[-1] += [y, wanted.norm.vectors, formed.z, ds, out]
     finally:

@@ -27,6 +27,7 @@ from operations import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastbn.engine.activations import RELU
 from fastbn.engine.interface import BackpropPath, LazyActivation, Mask
 from fastbn.engine.triton import tuning
 from fastbn.engine.triton.engine import Triton
@@ -144,7 +145,7 @@ def test_nan_passes(by):
     """A NaN pixel makes its neighbourhood NaN, through the ReLU, and its gradient's mask stays open."""
     conv, y, engine = Case("", 2, 8, 8, 16, 16).conv(), activation(2, 16, 8, 8, seed=1), Triton(by=by)
     y[1, 3, 4, 4] = float("nan")
-    read, wanted = LazyActivation((y,), (norm(16, 2),), activation(2, 16, 8, 8, seed=3), True), target(16)
+    read, wanted = LazyActivation((y,), (norm(16, 2),), activation(2, 16, 8, 8, seed=3), RELU), target(16)
     out, formed = engine.convolve(
         conv, engine.pack(conv, draw(16, 16, 3, 3, seed=5), torch.float32), read, True, True, wanted
     )
@@ -153,7 +154,7 @@ def test_nan_passes(by):
     assert wanted.norm.vectors.isnan().all()
     for mask in (formed.mask, None):
         ds, _ = engine.gradient(
-            [], [torch.ones_like(y)], Mask(True, mask, (y,), read.norms, (affine(16),)), tuple(y.shape)
+            [], [torch.ones_like(y)], Mask(RELU, mask, (y,), read.norms, (affine(16),)), tuple(y.shape)
         )
         assert ds[1, 3, 4, 4] == 1
 
@@ -169,7 +170,7 @@ def test_nothing_is_read_before_it_is_written(by):
         for _ in range(2):
             (read, _), wanted, out = source("residual", case), target(16), affine(16)
             y, formed = engine.convolve(conv, packed, read, True, True, wanted)
-            mask = Mask(True, formed.mask, read.ys, read.norms, (out,))
+            mask = Mask(RELU, formed.mask, read.ys, read.norms, (out,))
             engine.ready(wanted.norm)
             ds, (due,) = engine.gradient(
                 [BackpropPath(conv, packed, y, y, tuple(draw(3, 16, seed=9)))], [], mask, case.source
@@ -202,15 +203,15 @@ def test_who_settles_makes_no_difference(batch, momentum, monkeypatch):
         y, _ = engine.convolve(conv, packed, x, False, False, first)
         assert first.norm.vectors.isnan().all()
         z, _ = engine.convolve(
-            conv, packed, LazyActivation((y,), (first.norm,), None, True), False, False, second
+            conv, packed, LazyActivation((y,), (first.norm,), None, RELU), False, False, second
         )
         engine.ready(second.norm)
-        ds, (due,) = engine.gradient([], [z], Mask(True, None, (z,), (second.norm,), outs[:1]), case.source)
+        ds, (due,) = engine.gradient([], [z], Mask(RELU, None, (z,), (second.norm,), outs[:1]), case.source)
         assert outs[0].isnan().all()
         dx, (last,) = engine.gradient(
             [BackpropPath(conv, packed, ds, z, due)],
             [],
-            Mask(True, None, (y,), (first.norm,), outs[1:]),
+            Mask(RELU, None, (y,), (first.norm,), outs[1:]),
             case.source,
         )
         coefficients = engine.settle(last)
@@ -260,7 +261,7 @@ def test_the_library_is_given_channels_last_throughout(masked, activations):
     path = BackpropPath(case.conv(), packed, ds, y.to(activations), (torch.ones(24), None, None))
     own = (
         Mask(
-            True, None, (activation(*case.source, seed=3, dtype=activations),), (norm(16, 4),), (affine(16),)
+            RELU, None, (activation(*case.source, seed=3, dtype=activations),), (norm(16, 4),), (affine(16),)
         )
         if masked
         else None

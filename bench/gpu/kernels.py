@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from bench.gpu.measure import CAPABILITY, DEVICE, ROOT, import_tests
+from fastbn.engine.activations import RELU
 from fastbn.engine.interface import LazyActivation, Mask
 from fastbn.engine.triton.engine import Triton
 from fastbn.engine.triton.tuning import LIBRARY, ROLLING, TAPS
@@ -142,7 +143,7 @@ def nan(by: str) -> Errors:
     y[1, 3, 4, 4] = float("nan")
     residual = activation(2, 16, 8, 8, seed=3, device=device)
     read, wanted = (
-        LazyActivation((y,), (norm(16, 2, device=device),), residual, True),
+        LazyActivation((y,), (norm(16, 2, device=device),), residual, RELU),
         target(16, device=device),
     )
     weight = draw(16, 16, 3, 3, seed=5, device=device)
@@ -155,7 +156,7 @@ def nan(by: str) -> Errors:
         ds, _ = engine.gradient(
             [],
             [torch.ones_like(y)],
-            Mask(True, mask, (y,), read.norms, (affine(16, device),)),
+            Mask(RELU, mask, (y,), read.norms, (affine(16, device),)),
             tuple(y.shape),
         )
         yield "a mask that closed", float(ds[1, 3, 4, 4] != 1), 1

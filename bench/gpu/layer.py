@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.gpu.measure import CAPABILITY, DEVICE, Call, import_tests
+from fastbn.engine.activations import RELU
 from fastbn.engine.interface import BackpropPath, LazyActivation, Mask
 from fastbn.engine.triton.engine import Triton
 
@@ -57,7 +58,7 @@ class Layer:
         engine, conv = Triton(CAPABILITY, by), self.case.conv()
         packed, read = (
             engine.pack(conv, self.weight, self.dtype),
-            LazyActivation((t.y,), (self.norm,), None, True),
+            LazyActivation((t.y,), (self.norm,), None, RELU),
         )
 
         def run() -> Tensor:
@@ -72,7 +73,7 @@ class Layer:
         """ends: dγ, dβ and the coefficients are made too, by a launch of its own."""
         engine, conv = Triton(CAPABILITY, by), self.case.conv()
         path = BackpropPath(conv, engine.pack(conv, self.weight, self.dtype), t.ds, t.own, self.coefficients)
-        mask = Mask(True, None, (t.y,), (self.norm,), (self.affine,))
+        mask = Mask(RELU, None, (t.y,), (self.norm,), (self.affine,))
 
         def run() -> Tensor:
             ds, coefficients = engine.gradient([path], [], mask, self.case.source)
@@ -92,13 +93,13 @@ class Layer:
         )
         packed, read = (
             engine.pack(conv, self.weight, self.dtype),
-            LazyActivation((t.y,), (self.norm,), None, True),
+            LazyActivation((t.y,), (self.norm,), None, RELU),
         )
 
         def run() -> Tensor:
             y, _ = engine.convolve(conv, packed, read, False, False, self.target)
             return engine.convolve(
-                conv, packed, LazyActivation((y,), (self.target.norm,), None, True), False, False, second
+                conv, packed, LazyActivation((y,), (self.target.norm,), None, RELU), False, False, second
             )[0]
 
         return run
@@ -107,7 +108,7 @@ class Layer:
         """And back."""
         engine, conv = Triton(CAPABILITY, by), self.case.conv()
         packed = engine.pack(conv, self.weight, self.dtype)
-        masks = [Mask(True, None, (y,), (self.norm,), (self.affine,)) for y in (t.y, t.own)]
+        masks = [Mask(RELU, None, (y,), (self.norm,), (self.affine,)) for y in (t.y, t.own)]
 
         def run() -> Tensor:
             ds, due = engine.gradient(

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from fastbn import devices
+from fastbn.engine.activations import RELU
 from fastbn.engine.interface import BackpropPath, LazyActivation, Mask, NormTarget, NormVectors
 from fastbn.engine.native import algorithms
 from fastbn.engine.native.engine import Native
@@ -35,7 +36,7 @@ def operations(M: int, channels: int, size: int, images: int) -> tuple[list[Call
         torch.randn(images, size, size, channels).permute(0, 3, 1, 2),
         NormVectors(torch.randn(4, channels), True),
     )
-    source = LazyActivation((y,), (norm,), None, True)
+    source = LazyActivation((y,), (norm,), None, RELU)
     path = BackpropPath(conv, packed, y, y, (norm.scale, norm.shift, norm.mean))
     z = torch.relu(y.double() * norm.scale.double().view(1, -1, 1, 1) + norm.shift.double().view(1, -1, 1, 1))
     target = NormTarget(torch.nn.BatchNorm2d(channels), None, NormVectors(torch.empty(4, channels), True))
@@ -43,7 +44,7 @@ def operations(M: int, channels: int, size: int, images: int) -> tuple[list[Call
         engine.convolve(conv, packed, source, False, False, target)[0],
         F.conv2d(z, weight.double(), padding=1),
     )
-    mask = Mask(True, None, (y,), (norm,), (torch.empty(2, channels),))
+    mask = Mask(RELU, None, (y,), (norm,), (torch.empty(2, channels),))
     shape = (images, channels, size, size)
     calls: list[Callable[[], Any]] = [
         lambda: engine.convolve(conv, packed, source, False, False, target),

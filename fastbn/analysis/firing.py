@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fastbn.data.augment import batch
 from fastbn.data.images import Images
 from fastbn.engine import fuse
+from fastbn.engine.activations import RELU
 from fastbn.engine.executor import Walks
 from fastbn.engine.fuse import Fused
 from fastbn.engine.interface import Engine, Formed, LazyActivation, NormTarget, NormVectors
@@ -97,7 +98,7 @@ class _Watching:
 
     def _show(self, activation: LazyActivation, formed: Formed) -> None:
         names = [self._names.pop(norm) for norm in activation.norms]
-        if activation.relu:
+        if activation.function == RELU:
             assert formed.z is not None
             self._look(names[0], formed.z)
 
@@ -118,7 +119,7 @@ def watch(model: nn.Module, images: Images, look: Look, engine: str = "auto") ->
         )
     watching = _Watching(found, look)
     graph, program = read(own, Fused(own, engine).defaults(), cast(Engine, watching), {})
-    if not any(join.relu for region in graph.regions for join in region.joins):
+    if not any(join.function == RELU for region in graph.regions for join in region.joins):
         raise UsageError(
             f"{type(model).__name__} has no ReLU behind a convolution and its BatchNorm: there is nothing "
             "to watch"

@@ -21,7 +21,7 @@ from fastbn.graph.read import read, trace
 from fastbn.graph.regions import Graph
 
 HOOKS = operator.attrgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-TRAINING = operator.attrgetter("training")
+TRAINING, DROPS = operator.attrgetter("training"), operator.attrgetter("p")
 SIMPLE = (type(None), bool, int, float, str)  # arguments that a trace may fix
 
 
@@ -71,6 +71,7 @@ class Fused:
         self._structure: list[tuple[dict[str, Any], tuple[Any, ...]]] = []
         self._submodules: list[nn.Module] = []
         self._inner: list[nn.Module] = []
+        self._dropouts: list[nn.Module] = []
         self._convs: list[nn.Module] = []
         self._warned: set[str] = set()
 
@@ -123,9 +124,11 @@ class Fused:
         own = itertools.chain.from_iterable(map(dict.values, map(PARAMETERS, self._convs)))
         state = (
             engine,
+            device,
             tuple(sorted(constants.items())),
             tuple(map(TRAINING, self._inner)),
             tuple([p is not None and p.requires_grad for p in own]),
+            tuple(map(DROPS, self._dropouts)),
         )
         if state not in self._programs:
             self._programs[state] = read(
@@ -156,9 +159,12 @@ class Fused:
             self._submodules += [child for child in module._modules.values() if child is not None]
             if module._modules:
                 self._structure.append((module._modules, tuple(module._modules.values())))
+            dropout = isinstance(module, nn.modules.dropout._DropoutNd)  # which match may look through
             # what the trace went into
-            if module._modules or not type(module).__module__.startswith("torch.nn"):
+            if dropout or module._modules or not type(module).__module__.startswith("torch.nn"):
                 self._inner.append(module)
+            if dropout:
+                self._dropouts.append(module)
             if isinstance(module, nn.modules.conv._ConvNd):
                 self._convs.append(module)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from fastbn.engine.activations import Function
 from fastbn.graph.regions import Conv, Shape
 
 if TYPE_CHECKING:
@@ -80,13 +81,13 @@ class NormTarget:
 
 @dataclasses.dataclass(frozen=True)
 class LazyActivation:
-    """z = [relu](Σ scale·y + shift [+ residual]), not yet formed: whoever reads it first forms it as it
+    """z = function(Σ scale·y + shift [+ residual]), not yet formed: whoever reads it first forms it as it
     loads."""
 
     ys: tuple[Tensor, ...]
     norms: tuple[NormVectors, ...]
     residual: Tensor | None
-    relu: bool
+    function: Function
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +95,9 @@ class Formed:
     """What forming an activation left behind; each only if it was asked for."""
 
     z: Tensor | None
-    mask: Any | None  # of a ReLU after an addition, in the engine's own form
+    # of a function after an addition, in the engine's own form: a bit an element where its derivative has two
+    # values
+    mask: Any | None
 
 
 # what is launched -> what launches it again, in the same memory
@@ -120,7 +123,7 @@ class Mask:
     """How a value was made, as far as its gradient needs to know. `saved` is the forward's mask, else it
     is recomputed from y."""
 
-    relu: bool
+    function: Function
     saved: Any | None
     ys: tuple[Tensor, ...]
     norms: tuple[NormVectors, ...]
@@ -133,6 +136,8 @@ class Engine(Protocol):
 
     name: str
     groups: bool  # whether it takes statistics of a group
+    halves: bool  # whether it takes a BatchNorm without a convolution, and a convolution without a BatchNorm
+    functions: frozenset[str]  # the names of the activation functions that it has
 
     def supports(self, conv: Conv) -> str | None:
         """None, or why this convolution must run stock."""
@@ -144,7 +149,7 @@ class Engine(Protocol):
         """The name of what carries this convolution out, of images of this (height, width) if it is known."""
 
     def mask_bytes(self, channels: int) -> int:
-        """Of one pixel's mask."""
+        """Of one pixel's mask of a bit an element."""
 
     def forms_first(self, conv: Conv, source: Shape, keeps: bool) -> bool:
         """Whether z is formed by a pass before this convolution reads it, rather than as it loads. keeps:

@@ -1,12 +1,13 @@
 """The reference engine: the graph's operations as plain channels-last tensor code. The oracle for the others;
 float64 too.
 
-    forward    n = scale·y + shift          z = relu(n [+ residual | + rscale·y_r + rshift])
-    backward   ds = dz · (z > 0)            dβ = Σ ds        dγ = r·Σ ds·(y − μ)
+    forward    n = scale·y + shift          z = function(n [+ residual | + rscale·y_r + rshift])
+    backward   ds = dz · function'(n)       dβ = Σ ds        dγ = r·Σ ds·(y − μ)
                dy = c1·ds + c2·y + c0       c1 = γ·r         c2 = −γ·r²·dγ/M         c0 = −γ·r·dβ/M − c2·μ
 
-It saves raw convolution outputs, and one byte an element for a ReLU after an addition; a ReLU straight after
-a BatchNorm is told again from y. No weight gradient is ever computed."""
+It saves raw convolution outputs; for a function after an addition also one byte an element where its
+derivative has two values, else n itself. For a function straight after a BatchNorm n is recomputed from y. No
+weight gradient is ever computed."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastbn.engine import batchnorm
+from fastbn.engine import activations, batchnorm, pointwise
+from fastbn.engine.activations import IDENTITY, RELU
 from fastbn.engine.executor import Walks
 from fastbn.engine.interface import (
     BackpropPath,
@@ -39,6 +41,8 @@ BITS = {
 class Reference:
     name = "reference"
     groups = True
+    halves = True
+    functions = activations.NAMES
 
     def supports(self, conv: Conv) -> str | None:
         return None
@@ -105,10 +109,9 @@ class Reference:
             z += _affine(y, norm.scale, norm.shift)
         if activation.residual is not None:
             z += activation.residual
-        if activation.relu:
-            z.relu_()
-        z = z.to(activation.ys[0].dtype)
-        return Formed(z, (z <= 0).logical_not_() if keep_mask else None)  # a NaN stays open
+        dtype = activation.ys[0].dtype
+        mask = pointwise.kept(activation.function, z.to(dtype), dtype) if keep_mask else None
+        return Formed(pointwise.forward(activation.function, z).to(dtype), mask)
 
     def gradient(
         self, paths: list[BackpropPath], added: list[Tensor], mask: Mask | None, shape: Shape
@@ -168,16 +171,25 @@ def _sums(ds: Tensor, y: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _masked(dz: Tensor, mask: Mask, ours: bool) -> Tensor:
-    """dz where the ReLU was open; written over dz if that is ours."""
-    if not mask.relu:
+    """The gradient of n, dz · function'(n); written over dz if that is ours."""
+    function = mask.function
+    if function == IDENTITY:
         return dz
-    if mask.saved is not None:
+    if mask.saved is not None and function.bit:
+        formulas = pointwise.FORMULAS[function.name]
+        outside = function.slope if formulas.outside is None else formulas.outside
+        if outside:
+            return torch.where(mask.saved, dz, dz * outside)
         bits = BITS[dz.dtype]  # as integers 0·x is 0 whatever x is; masked_fill takes twenty times as long
         ds = dz if ours else dz.clone()
         ds.view(bits).mul_(mask.saved)
-        return ds
-    n = _affine(mask.ys[0], mask.norms[0].scale, mask.norms[0].shift).to(mask.ys[0].dtype)
-    return torch.ops.aten.threshold_backward(dz, n.to(dz.dtype), 0)
+        return ds if formulas.inside == 1 else ds.mul_(formulas.inside)
+    if mask.saved is not None:
+        return pointwise.backward(function, _wide(dz), _wide(mask.saved)).to(dz.dtype)
+    n = _affine(mask.ys[0], mask.norms[0].scale, mask.norms[0].shift)
+    if function == RELU:
+        return pointwise.backward(function, dz, n.to(mask.ys[0].dtype).to(dz.dtype))
+    return pointwise.backward(function, _wide(dz), n).to(dz.dtype)
 
 
 def _input_gradient(path: BackpropPath, shape: Shape) -> Tensor:

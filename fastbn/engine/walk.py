@@ -77,7 +77,7 @@ def saved_parts(call: Call) -> list[SavedPart]:
             entering |= dict.fromkeys((value, "z") for value in sorted(read - own))
     for join in region.joins:
         if join.value in call.live:
-            if join.value not in made:
+            if join.value not in made and not join.linear:
                 parts[join.value, "ys"] = None
             if join.needs_mask and join.value not in formed:
                 parts[join.value, "mask"] = None
@@ -127,12 +127,12 @@ class _Forward:
                 )
                 uses[conv.source] -= 1
                 source = self.values[conv.source]
-                keep_z = uses[conv.source] > 0 or (conv.source, "z") in self._wanted
+                keep_z = not conv.copies and (uses[conv.source] > 0 or (conv.source, "z") in self._wanted)
                 y, left = engine.convolve(
                     conv, packed, source, keep_z, self._keeps_mask(conv.source, source), target
                 )
                 if left is not None:
-                    self._formed(conv.source, left.z, left.mask)
+                    self._formed(conv.source, y if conv.copies else left.z, left.mask)
                 self._drop_unless(uses, conv.source)
                 del source, left
                 ys.append(y)
@@ -144,19 +144,31 @@ class _Forward:
                 self._drop_unless(uses, join.residual)
             if (join.value, "ys") in self._wanted:
                 self.saved[join.value, "ys"] = list(ys)
-            self.values[join.value] = LazyActivation(tuple(ys), tuple(ready), residual, join.relu)
+            self.values[join.value] = LazyActivation(tuple(ys), tuple(ready), residual, join.function)
             if statistics and uses[join.value] == 0:
                 for norm in ready:
                     engine.ready(norm)
 
     def form(self, value: int) -> Tensor:
         activation = self.values[value]
-        if isinstance(activation, LazyActivation):
+        if isinstance(activation, LazyActivation) and self._is_raw(value):
+            self._formed(value, activation.ys[0], None)
+        elif isinstance(activation, LazyActivation):
             result = self._call.engine.form(activation, self._keeps_mask(value, activation))
             self._formed(value, result.z, result.mask)
         z = self.values[value]
         assert not isinstance(z, LazyActivation)
         return z
+
+    def _is_raw(self, value: int) -> bool:
+        """Whether a value is a convolution's raw output itself, which no backward reads."""
+        join = self._joins[value]
+        return (
+            join.linear
+            and join.residual is None
+            and len(join.convs) == 1
+            and self._convs[join.convs[0]][0][0].bias is None
+        )
 
     def _keeps_mask(self, value: int, source: Tensor | LazyActivation) -> bool:
         return isinstance(source, LazyActivation) and (value, "mask") in self._wanted
@@ -217,18 +229,25 @@ def backward(
         back, terms = paths.pop(join.value, []), added.pop(join.value, [])
         if join.value not in call.live or not (back or terms):
             continue
-        if (join.value, "ys") not in kept:
+        if (join.value, "ys") not in kept and not join.linear:
             kept |= _again(call, span_of[join.value], vectors, kept)
-        ys, mask = kept.pop((join.value, "ys")), kept.pop((join.value, "mask"), [None])[0]
+        ys, mask = kept.pop((join.value, "ys"), []), kept.pop((join.value, "mask"), [None])[0]
         kept.pop((join.value, "z"), None)  # only joins behind this one read it
         ready = tuple(NormVectors(vectors[:, conv.span], packed[conv][1]) for conv in join.convs)
         own = tuple(flat[:, conv.span] for conv in join.convs)
-        ds, coefficients = engine.gradient(
-            back, terms, Mask(join.relu, mask, tuple(ys), ready, own, call.group), call.shapes[join.value]
-        )
+        coefficients: list[Any] = [(norm.scale, None, None) for norm in ready]
+        if not join.linear:
+            made = Mask(join.function, mask, tuple(ys), ready, own, call.group)
+            ds, coefficients = engine.gradient(back, terms, made, call.shapes[join.value])
+        elif back or len(terms) > 1:
+            ds, _ = engine.gradient(back, terms, None, call.shapes[join.value])
+        else:
+            ds = terms[0]
         del back, terms
         reached.update(join.convs)
-        for conv, y, c in zip(join.convs, ys, coefficients, strict=True):
+        for conv, y, c in zip(
+            join.convs, [ds] * len(join.convs) if join.linear else ys, coefficients, strict=True
+        ):
             if conv.source in call.live:
                 paths.setdefault(conv.source, []).append(BackpropPath(conv, packed[conv][0], ds, y, c))
             else:

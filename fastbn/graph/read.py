@@ -3,10 +3,12 @@ stock nodes in turn."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from torch import fx, nn
 
+from fastbn.engine import halves
 from fastbn.engine.interface import Engine
 from fastbn.engine.region import FusedRegion
 from fastbn.engine.weight_cache import WeightCache
@@ -31,6 +33,11 @@ for operation in IN_PLACE:
 
 
 class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, nn.modules.batchnorm._BatchNorm) or super().is_leaf_module(
+            m, module_qualified_name
+        )
+
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
 
@@ -54,7 +61,8 @@ def read(
     """The graph, and the same computation with every region replaced by one call of this engine."""
     traced = trace(model, constants)
     modules = dict(model.named_modules(remove_duplicate=False))
-    units, refused = match(traced, modules, lambda name, conv: engine.supports(_conv(name, "", conv, 0, 0)))
+    unsupported = lambda name, conv: engine.supports(_conv(name, "", conv, 0, 0))  # noqa: E731
+    units, refused = match(traced, modules, unsupported, engine.functions, engine.halves)
     groups = partition(traced, units)
     plan = order(traced, groups)
     groups_in_order = [groups[item] for item in plan if isinstance(item, int)]
@@ -144,17 +152,18 @@ class _Builder:
         for unit in units:
             convs = []
             for conv_node, norm_node in unit.convs:
-                module: Any = modules[str(conv_node.target)]
-                source: Any = conv_node.args[0]
-                convs.append(
-                    _conv(str(conv_node.target), str(norm_node.target), module, number[source], slot)
-                )
+                source: Any = (conv_node or norm_node).args[0]
+                norm: Any = modules[str(norm_node.target)] if norm_node else None
+                module: Any = modules[str(conv_node.target)] if conv_node else halves.copying(norm)
+                norm = norm or halves.unchanging(module)
+                names = [str(node.target) if node else "" for node in (conv_node, norm_node)]
+                conv = _conv(*names, module, number[source], slot)
+                convs.append(dataclasses.replace(conv, copies=conv_node is None, bare=norm_node is None))
                 slot += module.out_channels
-                norm: Any = modules[str(norm_node.target)]
                 self.pairs.append((module, norm))
             residual = None if unit.residual is None else number[unit.residual]
             number[unit.output] = len(number)
-            joins.append(Join(number[unit.output], tuple(convs), residual, unit.relu))
+            joins.append(Join(number[unit.output], tuple(convs), residual, unit.function))
         self.region = Region(len(self.inputs), tuple(joins), tuple(number[node] for node in self.outputs))
 
     def stock(self, modules: dict[str, nn.Module]) -> fx.GraphModule:

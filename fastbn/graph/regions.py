@@ -4,7 +4,11 @@ tensors.
 A region is a chain of joins. A join makes one activation from one or two convolutions, each followed by its
 BatchNorm:
 
-    z = [relu]( scale·y + shift  [+ rscale·y_r + rshift | + residual] )        y = conv(source), raw
+    z = function( scale·y + shift  [+ rscale·y_r + rshift | + residual] )        y = conv(source), raw
+
+Either half of a convolution and its BatchNorm may be absent. A BatchNorm that reads no convolution's raw
+output (before an activation and a convolution, as in pre-activation networks) reads its source through the
+convolution that copies it; a convolution that no BatchNorm reads has one that changes nothing.
 
 Values are numbered: a region's inputs first, then each join's z in the order in which they are made.
 """
@@ -13,6 +17,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+
+from fastbn.engine.activations import IDENTITY, Function
 
 Shape = tuple[int, int, int, int]  # (N, C, H, W)
 Pair = tuple[int, int]
@@ -39,6 +45,8 @@ class Conv:
     dilation: Pair
     groups: int
     slot: int  # where its channels begin in the region's flat vectors
+    copies: bool = False  # it only stands before a BatchNorm that reads no convolution
+    bare: bool = False  # no BatchNorm reads it
 
     def shape(self, source: Shape) -> Shape:
         """Its output's shape; raises Unfit where it has none."""
@@ -71,12 +79,19 @@ class Join:
     value: int
     convs: tuple[Conv, ...]
     residual: int | None
-    relu: bool
+    function: Function
 
     @property
     def needs_mask(self) -> bool:
-        """Whether its ReLU follows an addition, so that its mask cannot be told again from one raw output."""
-        return self.relu and (self.residual is not None or len(self.convs) > 1)
+        """Whether its function follows an addition, so that what the derivative needs cannot be recomputed
+        from one raw output."""
+        return self.function != IDENTITY and (self.residual is not None or len(self.convs) > 1)
+
+    @property
+    def linear(self) -> bool:
+        """Whether its gradient goes through it as it is, so that nothing is saved: convolutions without
+        BatchNorm, no function."""
+        return self.function == IDENTITY and all(conv.bare for conv in self.convs)
 
     @property
     def sources(self) -> tuple[int, ...]:

@@ -6,12 +6,17 @@ import collections
 import dataclasses
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from fastbn.engine import select
 from fastbn.engine.fuse import Fused, fused_forward
-from fastbn.graph.regions import Graph
+from fastbn.engine.interface import Engine
+from fastbn.graph.regions import Graph, Region
 from fastbn.planning.step_memory import NetworkMemory
+
+NAMED = 3  # so many of a kind are named where not all are asked for
+# where no image is given, the sides of those that multiplications are counted for: the first that can be read
+LARGE, SMALL = 224, 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,34 +29,95 @@ class Explanation:
     graph: Graph
     algorithms: dict[str, int]  # how many convolutions each carries out
     fused: bool  # whether the model was given the engine
+    convolutions: tuple[int, int] = (0, 0)  # how many run fused, and how many there are
+    # the same of the convolutions' multiplications; None where they can't be counted
+    multiplications: tuple[int, int] | None = None
+    verbose: bool = False
 
     def __str__(self) -> str:
-        lines = [f"{self.model}: engine {self.engine} ({self.why})"]
+        fused, every = self.convolutions
+        share = ""
+        if self.multiplications is not None and self.multiplications[1]:
+            share = f" ({_percent(*self.multiplications)} of the multiplications)"
+        first = (
+            f"{self.model}: {fused} of {every} convolutions run fused{share}; engine {self.engine} "
+            f"({self.why})"
+        )
         if not self.fused:
-            lines[0] += "; not fused yet: this is what fuse(model) would do"
-        for number, region in enumerate(self.graph.regions):
-            first, last = region.convs[0], region.convs[-1]
-            counts = (
-                f"{len(region.convs)} convolutions with their BatchNorms",
-                f"{sum(join.residual is not None or len(join.convs) > 1 for join in region.joins)} additions",
-                f"{sum(join.relu for join in region.joins)} ReLUs",
-            )
-            lines.append(
-                f"  fused {number}: {first.name} … {last.norm}: {', '.join(counts)}; "
-                f"{2 * region.channels:,} γ and β"
-            )
-        lines += [f"  {count} convolutions by {algorithm}" for algorithm, count in self.algorithms.items()]
-        lines += [f"  stock: {what}" + (f": {why}" if why else "") for what, why in self.graph.stock]
-        return "\n".join(lines)
+            first += "; not fused yet: this is what fuse(model) would do"
+        algorithms = [
+            f"  {count} convolutions by {algorithm}" for algorithm, count in self.algorithms.items()
+        ]
+        return "\n".join([first, *self._regions(), *algorithms, *self._stock()])
+
+    def _regions(self) -> list[str]:
+        regions = self.graph.regions
+        if self.verbose or len(regions) == 1:
+            pairs = [(region, region.convs[0], region.convs[-1]) for region in regions]
+            ends = [
+                (f"{first.name or first.norm} … {last.norm or last.name}", region)
+                for region, first, last in pairs
+            ]
+            return [
+                f"  fused {number}: {name}: {_counts(region)}" for number, (name, region) in enumerate(ends)
+            ]
+        return [f"  fused: {len(regions)} regions: {_counts(*regions)}"] if regions else []
+
+    def _stock(self) -> list[str]:
+        stock = self.graph.stock
+        if self.verbose:
+            return [f"  stock: {what}" + (f": {why}" if why else "") for what, why in stock]
+        reasons = collections.defaultdict(list)
+        for what, why in stock:
+            if why:
+                reasons[why].append(what)
+        lines = [f"  stock: {why}: {_named(names)}" for why, names in reasons.items()]
+        others = collections.Counter(what for what, why in stock if not why)
+        if others:
+            names = [what if count == 1 else f"{count} × {what}" for what, count in others.most_common()]
+            lines.append(f"  stock, between the regions: {_named(names)}")
+        if any(len(names) > NAMED for names in (*reasons.values(), others)) or len(self.graph.regions) > 1:
+            lines.append("  explain(model, verbose=True) lists each")
+        return lines
 
 
-def explain(model: nn.Module, image: tuple[int, int, int] | None = None) -> Explanation:
+def _percent(part: int, whole: int) -> str:
+    """Rounded down: 100% is all of them."""
+    return f"{100 * part // whole}%"
+
+
+def _named(names: list[str]) -> str:
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _counts(*regions: Region) -> str:
+    joins = [join for region in regions for join in region.joins]
+    functions = collections.Counter(join.function.name for join in joins)
+    convs = [conv for region in regions for conv in region.convs]
+    both = [sum(not conv.copies for conv in convs), sum(not conv.bare for conv in convs)]
+    alike = both[0] == both[1]
+    counts = (
+        f"{both[0]} convolutions with their BatchNorms"
+        if alike
+        else f"{both[0]} convolutions, {both[1]} BatchNorms",
+        f"{sum(join.residual is not None or len(join.convs) > 1 for join in joins)} additions",
+        *(f"{count} {name}" for name, count in functions.items() if name != "identity"),
+    )
+    return f"{', '.join(counts)}; {2 * sum(conv.channels for conv in convs if not conv.bare):,} γ and β"
+
+
+def explain(
+    model: nn.Module, image: tuple[int, int, int] | None = None, verbose: bool = False
+) -> Explanation:
     """What fuse(model) runs fused and what it leaves to stock PyTorch, for the model as it now is and the
     device it is on.
 
     image: (channels, height, width) of what it will read. Some convolutions take another algorithm by their
-    images' size; without it they are counted under the one that they take at large. A model that was not
-    fused is read as fuse(model) would. Raises TypeError for one that torch.fx can't trace."""
+    images' size; without it they are counted under the one that they take at large, and multiplications are
+    those of an image of 224 × 224, or 32 × 32, or not counted.
+    verbose: every region and every stock operation on a line of its own. A model that was not fused is read
+    as fuse(model) would. Raises TypeError for one that torch.fx can't trace."""
     given = fused_forward(model)
     fused = given or Fused(model, "auto")
     like = next(iter(model.parameters()), torch.empty(0))
@@ -60,11 +126,44 @@ def explain(model: nn.Module, image: tuple[int, int, int] | None = None) -> Expl
     assert engine is not None  # fuse(model, "stock") leaves no fused forward behind
     if image is None:
         algorithms = collections.Counter(
-            engine.algorithm(conv) for region in graph.regions for conv in region.convs
+            engine.algorithm(conv) for region in graph.regions for conv in region.convs if not conv.copies
         )
+        products = _products(model, engine, program)
     else:
-        regions = NetworkMemory(model, engine, program).shapes((1, *image))
-        algorithms = collections.Counter(
-            engine.algorithm(conv, own[conv.source][2:]) for region, own in regions for conv in region.convs
-        )
-    return Explanation(type(model).__name__, engine.name, why, graph, dict(algorithms), given is not None)
+        network = NetworkMemory(model, engine, program)
+        regions, products = network.shapes((1, *image)), network.multiplications((1, *image))
+        sizes = [
+            (conv, own[conv.source][2:])
+            for region, own in regions
+            for conv in region.convs
+            if not conv.copies
+        ]
+        algorithms = collections.Counter(engine.algorithm(conv, size) for conv, size in sizes)
+    inside = sum(not conv.copies for region in graph.regions for conv in region.convs)
+    modules = dict(program.named_modules(remove_duplicate=False))
+    outside = sum(
+        isinstance(modules.get(str(node.target)), nn.modules.conv._ConvNd) for node in program.graph.nodes
+    )
+    counts = inside, inside + outside
+    return Explanation(
+        type(model).__name__,
+        engine.name,
+        why,
+        graph,
+        dict(algorithms),
+        given is not None,
+        counts,
+        products,
+        verbose,
+    )
+
+
+def _products(model: nn.Module, engine: Engine, program: fx.GraphModule) -> tuple[int, int] | None:
+    """Of an image of a usual size; None where the model can read neither."""
+    channels = next((module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)), 3)
+    for side in (LARGE, SMALL):
+        try:
+            return NetworkMemory(model, engine, program).multiplications((1, channels, side, side))
+        except Exception:  # a model that can't read such an image raises what it likes
+            continue
+    return None

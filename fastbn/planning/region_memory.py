@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fastbn.engine import walk
+from fastbn.engine.activations import IDENTITY, Function
 from fastbn.engine.interface import BackpropPath, Engine, Formed, LazyActivation, Mask, NormTarget
 from fastbn.engine.native.memory_layout import Span, lay_out, scratch_bytes
 from fastbn.graph.regions import Conv, Region, Shape
@@ -195,7 +196,11 @@ class _Allocating:
             fresh = dz is not None and not ours
             dz = self._gradient(shape) if fresh else dz or term
             ours = ours or fresh
-        if mask is None or not mask.relu or (mask.saved is not None and ours):
+        if (
+            mask is None
+            or mask.function == IDENTITY
+            or (mask.saved is not None and ours and mask.function.bit)
+        ):
             return dz
         if mask.saved is not None:
             return self._gradient(shape)
@@ -210,7 +215,7 @@ class _Allocating:
         if self._engine.name == "reference" and len(source.ys) > 1:
             second = self._activation(shape)
             del second
-        return Formed(z, self._mask(shape) if keep_mask else None)
+        return Formed(z, self._mask(shape, source.function) if keep_mask else None)
 
     def _activation(self, shape: Shape) -> Any:
         return Ghost(self._meter, shape, self._activations.itemsize, self._activations)
@@ -218,7 +223,10 @@ class _Allocating:
     def _gradient(self, shape: tuple[int, ...]) -> Any:
         return Ghost(self._meter, shape, self._gradients.itemsize, self._gradients)
 
-    def _mask(self, shape: Shape) -> Any:
+    def _mask(self, shape: Shape, function: Function) -> Any:
+        """What a function's derivative needs: a bit an element, or n itself."""
+        if not function.bit:
+            return self._activation(shape)
         n, c, h, w = shape
         return Ghost(self._meter, (n, 1, h, w), self._engine.mask_bytes(c), torch.uint8)
 

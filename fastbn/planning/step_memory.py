@@ -7,9 +7,11 @@ not a step's: they are there before it."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -86,6 +88,7 @@ class NetworkMemory:
         self.trained = sum(p.numel() for p in parameters if p.requires_grad)
         self.stored_bytes = sum(t.nbytes for t in (*parameters, *model.buffers()))
         self._shapes: dict[Shape, list[tuple[Region, dict[int, Shape]]]] = {}
+        self._stock: dict[Shape, int] = {}  # multiplications of the convolutions outside the regions
         self._packed: dict[Any, int] = {}
 
     @staticmethod
@@ -99,12 +102,27 @@ class NetworkMemory:
 
     def shapes(self, x: Shape) -> list[tuple[Region, dict[int, Shape]]]:
         """Every region with the shapes of its values, for a batch of this shape."""
+        self._walked(x)
+        return self._shapes[x]
+
+    def multiplications(self, x: Shape) -> tuple[int, int]:
+        """Of every convolution's forward, for a batch of this shape: those in regions, and all."""
+        self._walked(x)
+        fused = sum(
+            math.prod(conv.weight_shape[1:]) * math.prod(shapes[join.value])
+            for region, shapes in self._shapes[x]
+            for join in region.joins
+            for conv in join.convs
+            if not conv.copies
+        )
+        return fused, fused + self._stock[x]
+
+    def _walked(self, x: Shape) -> None:
         if x not in self._shapes:
-            with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+            with _uncounted(self._program), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
                 walk = _Walk(self._program, self.engine, Counted(), (torch.float32, torch.float32), None)
                 walk.run(torch.empty(x, device=self._device))
-            self._shapes[x] = walk.shapes
-        return self._shapes[x]
+            self._shapes[x], self._stock[x] = walk.shapes, walk.products
 
     def packed_bytes(self, x: Shape, dtypes: tuple[torch.dtype, torch.dtype]) -> int:
         """Of the frozen weights in the engine's own layouts, for images x."""
@@ -129,7 +147,7 @@ class NetworkMemory:
         activations and gradients are stored in. Raises Unfit for a shape that a region can't carry out."""
         before = [(p, p.grad) for p in self._program.parameters()]  # of what trains outside the regions
         try:
-            with FakeTensorMode(allow_non_fake_inputs=True), Counted() as counted:
+            with _uncounted(self._program), FakeTensorMode(allow_non_fake_inputs=True), Counted() as counted:
                 walk = _Walk(self._program, self.engine, counted, dtypes, policy)
                 logits = walk.run(
                     torch.empty(x, device=self._device).contiguous(memory_format=torch.channels_last)
@@ -143,6 +161,21 @@ class NetworkMemory:
             for p, gradient in before:
                 p.grad = gradient
         return Occupied(counted.peak, walk.saved, walk.flops_again)
+
+
+@contextlib.contextmanager
+def _uncounted(program: fx.GraphModule) -> Iterator[None]:
+    """Inside, stock BatchNorms may count batches, as they do on fake tensors too: afterwards they have
+    counted none."""
+    counts = [
+        m.num_batches_tracked for m in program.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
+    ]
+    before = [(count, count.clone()) for count in counts if count is not None]
+    try:
+        yield
+    finally:
+        for count, value in before:
+            count.copy_(value)
 
 
 def _kind(conv: Conv) -> Any:
@@ -163,13 +196,17 @@ class _Walk(fx.Interpreter):
     ):
         super().__init__(program)
         self._engine, self._counted, self._dtypes, self._policy = engine, counted, dtypes, policy
-        self.saved = self.flops_again = 0
+        self.saved = self.flops_again = self.products = 0
         self.shapes: list[tuple[Region, dict[int, Shape]]] = []
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         module = self.fetch_attr(target)
         if not isinstance(module, FusedRegion):
-            return super().call_module(target, args, kwargs)
+            made = super().call_module(target, args, kwargs)
+            if isinstance(module, nn.modules.conv._ConvNd):
+                positions = args[0] if module.transposed else made
+                self.products += module.weight[0].numel() * positions.numel()
+            return made
         region, size = module.region, self._dtypes[0].itemsize
         shapes = region.shapes(tuple(x.shape for x in args))
         self.shapes.append((region, shapes))

@@ -26,6 +26,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import TypeVar
 
 from fastbn.engine import walk
+from fastbn.engine.activations import IDENTITY, RELU
 from fastbn.graph.regions import Conv, Join, Region, Shape
 
 K = TypeVar("K")
@@ -115,8 +116,11 @@ class TrafficCase:
         return self.elements[value] * self.gradient
 
     def bits(self, join: Join) -> int:
-        """Bytes of its mask; 0 if it needs none."""
-        return -(-self.elements[join.value] // 8) * join.needs_mask
+        """Bytes of what its derivative needs after an addition: a bit an element, or n itself; 0 if it
+        needs nothing."""
+        return (
+            -(-self.elements[join.value] // 8) if join.function.bit else self.a(join.value)
+        ) * join.needs_mask
 
     def live(self, trains_weights: bool = False) -> frozenset[int]:
         wanted, trains = (
@@ -171,7 +175,8 @@ def fused(case: TrafficCase) -> TrafficPlan:
         for conv in join.convs:
             uses[conv.source] -= 1
             own = Cost(0, case.a(join.value), *case.multiplied(conv, join.value), 1)
-            forward.append(TrafficPass(conv.name, reading(conv.source, uses[conv.source] > 0) + own))
+            keep = uses[conv.source] > 0 and not conv.copies  # what is copied is z itself
+            forward.append(TrafficPass(conv.name or conv.norm, reading(conv.source, keep) + own))
         if join.residual is not None and join.residual in unformed:
             forward.append(forming(join.residual))
     forward += [forming(value) for value in region.outputs if value in unformed]
@@ -190,25 +195,19 @@ def fused(case: TrafficCase) -> TrafficPlan:
     for join in reversed(region.joins):
         if join.value not in arriving:
             continue
-        backward.append(
-            gradient(
-                join.value,
-                f"{join.convs[0].norm} mask",
-                len(join.convs) * case.a(join.value) + case.bits(join),
-            )
-        )
+        own = 0 if join.linear else len(join.convs) * case.a(join.value) + case.bits(join)
+        backward.append(gradient(join.value, f"{join.convs[0].norm} mask", own))
         for source in live.intersection(join.sources):
             arriving.setdefault(source, {})["ds", join.value] = TrafficPass("", Cost(case.g(join.value)))
         for conv in join.convs:
             if conv.source in live:
-                y = case.a(join.value) * batch[conv]
+                y = case.a(join.value) * batch[conv] * (not conv.bare)
                 arriving[conv.source][conv] = TrafficPass(
                     conv.name, Cost(y, 0, *case.multiplied(conv, join.value))
                 )
     backward += [gradient(value, f"input {value}") for value in range(region.inputs) if value in arriving]
-    saved = sum(
-        len(join.convs) * case.a(join.value) + case.bits(join) for join in region.joins if join.value in live
-    )
+    saving = [join for join in region.joins if join.value in live and not join.linear]
+    saved = sum(len(join.convs) * case.a(join.value) + case.bits(join) for join in saving)
     return TrafficPlan(tuple(forward), tuple(backward), saved)
 
 
@@ -236,18 +235,24 @@ def stock(case: TrafficCase, trains_weights: bool = False) -> TrafficPlan:
         a, name = case.a(join.value), join.convs[0].norm
         for conv in join.convs:
             weights, flops = case.multiplied(conv, join.value)
-            forward.append(TrafficPass(conv.name, Cost(case.a(conv.source), a, weights, flops, 1)))
-            forward.append(TrafficPass(conv.norm, Cost((1 + batch[conv]) * a, a, launches=1)))
-            if conv.source in live or trains_weights:
+            if not conv.copies:
+                forward.append(TrafficPass(conv.name, Cost(case.a(conv.source), a, weights, flops, 1)))
+            if not conv.bare:
+                forward.append(TrafficPass(conv.norm, Cost((1 + batch[conv]) * a, a, launches=1)))
+            if (conv.source in live or trains_weights) and not conv.copies:
                 saved[conv.source] = case.a(conv.source)
-            if join.value in live and (conv.source in live or trains_weights or trains[conv]):
-                saved[conv] = a
+            if (
+                join.value in live
+                and not conv.bare
+                and (conv.source in live or trains_weights or trains[conv])
+            ):
+                saved[conv.source if conv.copies else conv] = a
         if join.residual is not None or len(join.convs) > 1:
             forward.append(TrafficPass(f"{name} add", Cost(2 * a, a, launches=1)))
-        if join.relu:
-            forward.append(TrafficPass(f"{name} relu", Cost(a, a, launches=1)))
-            if join.value in live:
-                saved[join.value] = a
+        if join.function != IDENTITY:
+            forward.append(TrafficPass(f"{name} {join.function.name}", Cost(a, a, launches=1)))
+            if join.value in live:  # a ReLU's result, which its reader saves too; the others' argument
+                saved[join.value if join.function == RELU else ("n", join.value)] = a
 
     def accumulating(value: int, name: str) -> list[TrafficPass]:
         return [TrafficPass(f"{name} accumulate", Cost(2 * case.g(value), case.g(value), launches=1))] * (
@@ -259,18 +264,18 @@ def stock(case: TrafficCase, trains_weights: bool = False) -> TrafficPlan:
             continue
         a, g, name = case.a(join.value), case.g(join.value), join.convs[0].norm
         backward += accumulating(join.value, name)
-        if join.relu:
-            backward.append(TrafficPass(f"{name} relu", Cost(g + a, g, launches=1)))
+        if join.function != IDENTITY:
+            backward.append(TrafficPass(f"{name} {join.function.name}", Cost(g + a, g, launches=1)))
         for conv in join.convs:
             source, back = conv.source, conv.source in live
             onward = back or trains_weights
             sums, again = trains[conv] or (onward and batch[conv]), onward * (g + a * batch[conv])
-            if sums or onward:
+            if (sums or onward) and not conv.bare:
                 backward.append(TrafficPass(conv.norm, Cost(sums * (g + a) + again, onward * g, launches=1)))
             weights, flops = case.multiplied(conv, join.value)
-            if back:
+            if back and not conv.copies:
                 backward.append(TrafficPass(conv.name, Cost(g, case.g(source), weights, flops, 1)))
-            if trains_weights:
+            if trains_weights and not conv.copies:
                 written = weights // case.activation * case.gradient
                 backward.append(
                     TrafficPass(f"{conv.name} weight", Cost(case.a(source) + g, 0, written, flops, 1))

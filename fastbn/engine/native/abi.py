@@ -12,16 +12,32 @@ from torch import Tensor, nn
 POINTER, LONG, INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
 
 
-def _fields(pointers: str = "", ints: str = "") -> list[tuple[str, Any]]:
-    return [(name, INT) for name in ints.split()] + [(name, POINTER) for name in pointers.split()]
+# as kernels/cpu/activation.h orders them
+FUNCTIONS = (
+    "identity",
+    "relu",
+    "relu6",
+    "hardsigmoid",
+    "leaky_relu",
+    "silu",
+    "hardswish",
+    "mish",
+    "gelu",
+    "gelu_tanh",
+)
+
+
+def _fields(pointers: str = "", ints: str = "", floats: str = "") -> list[tuple[str, Any]]:
+    kinds = (INT, ints), (ctypes.c_float, floats), (POINTER, pointers)
+    return [(name, kind) for kind, names in kinds for name in names.split()]
 
 
 class GeometryStruct(ctypes.Structure):
-    _fields_ = _fields(ints="n h w c oh ow oc kh kw sh sw ph pw dh dw")
+    _fields_ = _fields(ints="n h w c oh ow oc kh kw sh sw ph pw dh dw groups")
 
 
 class SourceStruct(ctypes.Structure):
-    _fields_ = _fields("y scale shift y_r rscale rshift residual z mask", "relu half")
+    _fields_ = _fields("y scale shift y_r rscale rshift residual z mask", "function half", "slope")
 
 
 class NormStruct(ctypes.Structure):
@@ -38,7 +54,9 @@ class PathStruct(ctypes.Structure):
 
 
 class ValueStruct(ctypes.Structure):
-    _fields_ = [*_fields("mask y y_r mean mean_r scale shift added added_2 ds", "n h w c relu half")]
+    _fields_ = [
+        *_fields("mask y y_r mean mean_r scale shift added added_2 ds", "n h w c function half", "slope")
+    ]
 
 
 ARGUMENTS: dict[str, list[Any]] = {

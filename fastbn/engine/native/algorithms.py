@@ -30,8 +30,10 @@ def table() -> tuple[AlgorithmRow, ...]:
 
 
 def can_transform(conv: Conv) -> bool:
-    """Whether Winograd applies at all: 3×3, stride 1, padded by one."""
-    return conv.kernel == (3, 3) and conv.stride == conv.dilation == conv.padding == (1, 1)
+    """Whether Winograd applies at all: 3×3, stride 1, padded by one, of one group."""
+    return (
+        conv.groups == 1 and conv.kernel == (3, 3) and conv.stride == conv.dilation == conv.padding == (1, 1)
+    )
 
 
 def algorithm(conv: Conv, exact: bool, size: tuple[int, int] | None = None) -> int:

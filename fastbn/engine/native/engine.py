@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastbn.engine import batchnorm
+from fastbn.engine import activations, batchnorm
 from fastbn.engine.buffers import Buffers, activation
 from fastbn.engine.interface import (
     BackpropPath,
@@ -42,6 +42,8 @@ SCALE, SHIFT = 2, 3  # rows of a Norm's vectors
 class Native:
     name = "native"
     groups = True
+    halves = True
+    functions = activations.NAMES
 
     def __init__(self, exact: bool = False) -> None:
         self.exact = exact  # no Winograd
@@ -58,7 +60,7 @@ class Native:
         return own
 
     def supports(self, conv: Conv) -> str | None:
-        return None if conv.groups == 1 else "a grouped convolution: the native engine has none"
+        return None
 
     def takes(self, device: torch.device, dtype: torch.dtype) -> bool:
         return device.type == "cpu" and dtype in STORAGE
@@ -171,8 +173,12 @@ class Native:
     ) -> tuple[Tensor, list[Coefficients]]:
         n, c, h, w = shape
         ds = activation(self._buffers, shape, paths[0].ds.dtype if paths else added[0].dtype)
-        value = abi.ValueStruct(n=n, h=h, w=w, c=c, relu=0, half=_half(ds), ds=_at(ds))
+        value = abi.ValueStruct(n=n, h=h, w=w, c=c, half=_half(ds), ds=_at(ds))
         terms = list(added)
+        while len(paths) > 1 and (grouped := next((path for path in paths if path.conv.groups > 1), None)):
+            # a kernel of its own, which takes one path
+            paths = [path for path in paths if path is not grouped]
+            terms.append(self.gradient([grouped], [], None, shape)[0])
         while len(terms) > 2:
             terms.append(self.gradient([], [terms.pop(), terms.pop()], None, shape)[0])
         value.added, value.added_2 = [*map(_at, terms), None, None][:2]
@@ -180,7 +186,8 @@ class Native:
         sums = None
         if mask is not None:
             sums = self._buffers.empty((len(mask.ys), 2, c), torch.float64)
-            value.relu, value.mask = mask.relu, _at(mask.saved)
+            value.function, value.slope = abi.FUNCTIONS.index(mask.function.name), mask.function.slope
+            value.mask = _at(mask.saved)
             value.y, value.y_r = [*map(_at, mask.ys), None][:2]
             # the mean is the first row
             value.mean, value.mean_r = [*(_at(norm.vectors) for norm in mask.norms), None][:2]
@@ -215,8 +222,14 @@ class Native:
         y, norm = source.ys[0], source.norms[0]
         n, c, h, w = y.shape
         z = activation(self._buffers, (n, c, h, w), y.dtype) if keep_z else None
-        mask = self._buffers.empty((n * h * w * self.mask_bytes(c),), torch.uint8) if keep_mask else None
-        read = abi.SourceStruct(relu=source.relu, half=_half(y), y=_at(y), z=_at(z), mask=_at(mask))
+        function, mask = source.function, None
+        if keep_mask and function.bit:
+            mask = self._buffers.empty((n * h * w * self.mask_bytes(c),), torch.uint8)
+        elif keep_mask:  # n itself
+            mask = activation(self._buffers, (n, c, h, w), y.dtype)
+        read = abi.SourceStruct(
+            abi.FUNCTIONS.index(function.name), _half(y), function.slope, y=_at(y), z=_at(z), mask=_at(mask)
+        )
         read.scale, read.shift = _rows_at(norm.vectors, SCALE, SHIFT)
         if len(source.ys) > 1:
             read.y_r = _at(source.ys[1])
@@ -230,7 +243,7 @@ def _geometry(conv: Conv, source: Shape) -> abi.GeometryStruct:
     n, c, h, w = source
     _, oc, oh, ow = conv.shape(source)
     return abi.GeometryStruct(
-        n, h, w, c, oh, ow, oc, *conv.kernel, *conv.stride, *conv.padding, *conv.dilation
+        n, h, w, c, oh, ow, oc, *conv.kernel, *conv.stride, *conv.padding, *conv.dilation, conv.groups
     )
 
 

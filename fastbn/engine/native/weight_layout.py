@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastbn.engine.native.group_layout import pack_groups
 from fastbn.graph.regions import Conv
 
 G = {  # of Winograd's weight transform G w Gᵀ: Lavin, Gray 2016
@@ -36,6 +37,9 @@ def pack(conv: Conv, weight: Tensor, M: int, lanes: int) -> PackedWeight:
     """A weight (C, C_in, KH, KW) for Winograd's F(M×M, 3×3), or for the direct sum where M is 0; lanes:
     floats a vector."""
     w = weight.detach().to("cpu", torch.float32)
+    if conv.groups > 1:
+        rows, columns = _by_parity(conv)
+        return PackedWeight(*pack_groups(conv, w, list(zip(rows, columns, strict=True)), lanes), 0)
     if M:
         return PackedWeight(
             _transformed(w, M, lanes), _transformed(w.flip(2, 3).transpose(0, 1), M, lanes), M

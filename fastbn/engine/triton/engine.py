@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastbn.engine import batchnorm
+from fastbn.engine.activations import IDENTITY, RELU
 from fastbn.engine.executor import Graphs
 from fastbn.engine.interface import (
     BackpropPath,
@@ -55,6 +56,8 @@ class TritonWeight:
 
 class Triton:
     name = "triton"
+    halves = False
+    functions = frozenset({IDENTITY.name, RELU.name})
     groups = False  # its kernels merge and use the statistics of a launch in the next one
 
     def __init__(self, capability: int = 0, by: str | None = None) -> None:
@@ -205,7 +208,7 @@ class Triton:
         target = gradients.Target(ds, tuple(terms))
         if mask is not None:
             vectors = tuple(norm.vectors for norm in mask.norms)
-            target = gradients.Target(ds, tuple(terms), mask.saved, mask.relu, mask.ys, vectors)
+            target = gradients.Target(ds, tuple(terms), mask.saved, mask.function == RELU, mask.ys, vectors)
         sums = self._gradient(ours[-1] if ours else None, target)
         if mask is None or sums is None:
             return ds, []
@@ -297,9 +300,9 @@ class Triton:
             form, r, rscale, rshift = PROJECTION, source.ys[1], source.norms[1].scale, source.norms[1].shift
         elif r is not None:
             form = RESIDUAL
-        return Source(form, source.relu, y, r, norm.scale, norm.shift, rscale, rshift, z, mask), Formed(
-            z, mask
-        )
+        return Source(
+            form, source.function == RELU, y, r, norm.scale, norm.shift, rscale, rshift, z, mask
+        ), Formed(z, mask)
 
 
 def _forms_first(algorithm: str, conv: Conv, source: Shape, keeps: bool) -> bool:

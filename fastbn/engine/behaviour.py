@@ -1,0 +1,93 @@
+"""What a subclass of BatchNorm2d computes, found by trying it: batch norm, then an activation function, or
+something else.
+
+A class is not trusted by its name: a copy runs on a few numbers beside nn.BatchNorm2d and the function, in
+training and in evaluation, with its momentum and with none, and must give the same outputs, gradients and
+buffers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from fastbn.engine import activations, pointwise
+from fastbn.engine.activations import IDENTITY, Function
+
+TOLERANCE = 1e-9  # of float64
+
+
+def function_of(norm: nn.BatchNorm2d) -> Function | None:
+    """The activation function that this BatchNorm's forward ends with (identity for nn.BatchNorm2d's own), or
+    None if it does anything else."""
+    if type(norm) is nn.BatchNorm2d:
+        return IDENTITY
+    held = [child for child in norm.children() if not is_identity(child)]
+    function = activations.of_module(held[0]) if len(held) == 1 else IDENTITY
+    if function is None or len(held) > 1:
+        return None
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        try:
+            cases = [(training, momentum) for training in (True, False) for momentum in (norm.momentum, None)]
+            return function if all(_behaves(norm, function, *case) for case in cases) else None
+        except Exception:  # whatever its forward does with these numbers, it is not a batch norm
+            return None
+
+
+def is_identity(module: nn.Module) -> bool:
+    """Whether a module returns what it is given, in training too."""
+    return type(module) is nn.Identity or (
+        isinstance(module, nn.modules.dropout._DropoutNd) and module.p == 0
+    )
+
+
+def _behaves(norm: nn.BatchNorm2d, function: Function, training: bool, momentum: float | None) -> bool:
+    """Whether a call of a copy does what batch norm and the function do."""
+    channels = norm.num_features
+    plain = (
+        nn.BatchNorm2d(channels, norm.eps, momentum, norm.affine, norm.track_running_stats)
+        .double()
+        .train(training)
+    )
+    tried = copy.deepcopy(norm).to("cpu").double().train(training)
+    tried.momentum = momentum
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+            ours, theirs = getattr(tried, name), getattr(plain, name)
+            if (ours is None) != (theirs is None):
+                return False
+            if ours is not None:
+                value = torch.randint(1, 5, ours.shape, generator=draw) + 0.5 * (
+                    name != "num_batches_tracked"
+                )
+                ours.copy_(value)
+                theirs.copy_(value)
+    x = 3 * torch.randn(3, channels, 2, 3, generator=draw, dtype=torch.float64)
+    dz = torch.randn(x.shape, generator=draw, dtype=torch.float64)
+    found = _call(tried, lambda z: z, x, dz)
+    return _same(found, _call(plain, lambda n: pointwise.forward(function, n.clone()), x, dz))
+
+
+def _call(
+    module: nn.BatchNorm2d, last: Callable[[Tensor], Tensor], x: Tensor, dz: Tensor
+) -> list[Tensor | None]:
+    """The output, every gradient, and every buffer afterwards."""
+    given = x.clone().requires_grad_()
+    module.zero_grad()
+    module.requires_grad_()
+    z = last(module(given + 0))
+    z.backward(dz)
+    gradients = [None if p is None else p.grad for p in (given, module.weight, module.bias)]
+    return [z.detach(), *gradients, module.running_mean, module.running_var, module.num_batches_tracked]
+
+
+def _same(found: list[Tensor | None], expected: list[Tensor | None]) -> bool:
+    def near(a: Tensor | None, b: Tensor | None) -> bool:
+        if a is None or b is None:
+            return a is b
+        return a.shape == b.shape and torch.allclose(a.double(), b.double(), TOLERANCE, TOLERANCE)
+
+    return all(map(near, found, expected))
