@@ -1,4 +1,4 @@
-// What every CPU kernel of fastbn shares: the vector, the convolution's geometry, the register tile.
+// What every CPU kernel of fastbn shares: the vector, what is stored, the mask's bits.
 //
 // GCC vector extensions, no intrinsics: the same source serves AVX-512, AVX2 and NEON. Activations are channels-last,
 // (N, H, W, C), stored as float32 or as bfloat16; arithmetic is float32's. Work is cut into items (items.h) that stay in the core's L2 from load to store; each leaves its own
@@ -70,10 +70,9 @@ inline void store_some(S* p, vec v, int k) {
     memcpy(p, here, sizeof(S) * k);
 }
 
-// f(c, how many channels from c on), over C channels by vectors.
+// f(c, how many channels from c on), from c up to C by vectors.
 template <typename F>
-inline void across(int C, F f) {
-    int c = 0;
+inline void across(int c, int C, F f) {
     for (; c + L <= C; c += L) f(c, Whole{});
     if (c < C) f(c, C - c);
 }
@@ -103,59 +102,15 @@ inline vec masked(vec t, const uint8_t* p) {
 
 inline int round_up(int n, int to) { return (n + to - 1) / to * to; }
 
-struct Tap {
-    ptrdiff_t in;      // elements from the first pixel read to this tap's
-    ptrdiff_t weight;  // rows of the block from its first weight to this tap's
-};
-
-// out[p] (+)= Σ_taps Σ_k in[p·in_step + tap.in + k] · w[tap.weight + k][·], for P pixels and V vectors of channels.
-// STEP is in_step where that is known to the compiler: the pixels' addresses are then constants off one register; else 0.
-template <int P, int V, int STEP>
-inline void tile(const float* in, ptrdiff_t any_step, const Tap* taps, int n_taps, int K, const float* w, float* out, ptrdiff_t out_step, bool add) {
-    const ptrdiff_t in_step = STEP ? STEP : any_step;
-    vec acc[P][V];
-    for (int p = 0; p < P; p++)
-        for (int v = 0; v < V; v++) acc[p][v] = add ? load(out + p * out_step + v * L) : vec{};
-    for (int t = 0; t < n_taps; t++) {
-        const float* a = in + taps[t].in;
-        const float* b = w + taps[t].weight * V * L;
-        for (int k = 0; k < K; k++, a++, b += V * L) {
-            vec row[V];
-#pragma GCC unroll 4
-            for (int v = 0; v < V; v++) row[v] = load(b + v * L);
-#pragma GCC unroll 16
-            for (int p = 0; p < P; p++)
-#pragma GCC unroll 4
-                for (int v = 0; v < V; v++) acc[p][v] += a[p * in_step] * row[v];
-        }
-    }
-    for (int p = 0; p < P; p++)
-        for (int v = 0; v < V; v++) store(out + p * out_step + v * L, acc[p][v]);
-}
-
-template <int V, int P, int STEP>
-inline void pixels_at(const float* in, ptrdiff_t in_step, const Tap* taps, int n_taps, int K, const float* w, float* out, ptrdiff_t out_step, int n, bool add) {
-    int p = 0;
-    for (; p + P <= n; p += P) tile<P, V, STEP>(in + p * in_step, in_step, taps, n_taps, K, w, out + p * out_step, out_step, add);
-    if constexpr (P > 1) pixels_at<V, P / 2, STEP>(in + p * in_step, in_step, taps, n_taps, K, w, out + p * out_step, out_step, n - p, add);
-}
-
-// n pixels of a row, P at a time and the rest by halves.
-template <int V, int P>
-inline void pixels(const float* in, ptrdiff_t in_step, const Tap* taps, int n_taps, int K, const float* w, float* out, ptrdiff_t out_step, int n, bool add) {
-    auto run = in_step == 16 ? pixels_at<V, P, 16> : pixels_at<V, P, 0>;  // for more channels the constants gain nothing
-    run(in, in_step, taps, n_taps, K, w, out, out_step, n, add);
-}
-
-// Output channels go in blocks of two vectors, the last of one: packed weights are laid out so.
-template <int V>
-constexpr int PIXELS = (L == 16 ? 16 : 8) / V;
-
+// Output channels go in blocks of two vectors, the last of one: packed weights are laid out so. f(c, vectors), from c up to C.
 template <typename F>
-inline void blocks(int C, F f) {
-    int c = 0;
-    for (; c + 2 * L <= C; c += 2 * L) f(c, std::integral_constant<int, 2>{});
-    if (c < C) f(c, std::integral_constant<int, 1>{});
+inline void blocks(int c, int C, F f) {
+    for (; c + 2 * L <= C; c += 2 * L) f(c, 2);
+    if (c < C) f(c, 1);
 }
+
+// Elements from a pixel of K channels to the next, where it is formed: not a large power of two, at which the pixels of a tile would meet
+// in a few sets of the first-level cache.
+inline int pixel_step(int K) { return K % 256 ? K : K + 16; }
 
 inline float* floats(size_t n) { return static_cast<float*>(aligned_alloc(64, (sizeof(float) * n + 63) / 64 * 64)); }

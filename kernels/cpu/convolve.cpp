@@ -8,76 +8,110 @@
 #include "calls.h"
 #include "geometry.h"
 #include "items.h"
+#include "multiply.h"
 #include "source.h"
+#include "weights.h"
 #include "winograd.h"
 
-// M: Winograd's F(M×M, 3×3), or 0 for the direct sum.
+// The direct sum for `rows` rows of each image from row r0 on, channels [c0, c1): for each block of channels, panel by panel of its
+// weights, all pixels.
+static void direct(const Geometry& g, const Weights& weights, const float* padded, size_t padded_size, int PW, int step, float* out, size_t out_size, int OW, int OC, int images, int r0, int rows, int OH, int c0, int c1, float* room) {
+    const int K = weights.K, taps = g.kh * g.kw;
+    blocks(c0, c1, [&](int c, int V) {
+        const int most = panel_rows(K, taps, V);
+        const bool lines = most == K && g.dw == 1 && step == K && g.kw > 1;  // a kernel's line lies together, here and there
+        const int per_line = lines ? 1 : g.kw;
+        std::vector<ptrdiff_t> at;
+        for (int i = 0; i < g.kh; i++)
+            for (int j = 0; j < per_line; j++) at.push_back((static_cast<ptrdiff_t>(i) * g.dh * PW + j * g.dw) * step);
+        Product product{V, static_cast<ptrdiff_t>(g.sw) * step, OC, nullptr, 0, 0, nullptr, 0, false};
+        const bool flat = taps == 1 && g.sh == 1 && g.sw == 1 && PW == g.ow && OW == g.ow;
+        const bool whole = flat && rows == OH;
+        const Cut pixels = cut_pixels(V, product.in_step, flat ? (whole ? images : 1) * rows * g.ow : g.ow);
+        for (int k = 0; k < K; k += most) {
+            const int here = K - k < most ? K - k : most;
+            ptrdiff_t w_tap;
+            const float* w = weights.forward(c, V, k, here, room, w_tap);
+            product.K = lines ? K * g.kw : here, product.w_tap = lines ? K * g.kw : w_tap, product.add = k > 0;
+            for (int i = 0; i < (whole ? 1 : images); i++)
+                for (int r = 0; r < (flat ? 1 : rows); r++) {
+                    int first = 0, last = g.kh;  // the kernel's lines that are inside of the image
+                    if (!flat) {
+                        const int above = (r0 + r) * g.sh - g.ph;
+                        while (first < last && above + first * g.dh < 0) first++;
+                        while (first < last && above + (last - 1) * g.dh >= g.h) last--;
+                    }
+                    product.taps = at.data() + first * per_line, product.n_taps = (last - first) * per_line;
+                    product.w = w + static_cast<ptrdiff_t>(first) * per_line * product.w_tap * V * L;
+                    multiply(product, pixels, padded + i * padded_size + static_cast<size_t>(r) * g.sh * PW * step + k, out + i * out_size + static_cast<size_t>(r) * OW * OC + c);
+                }
+        }
+    });
+}
+
+// M: Winograd's F(M×M, 3×3), 0 for the direct sum, RAW for the direct sum by a weight that was not packed.
 // S: what activations are stored in. statistics (2, C) double, of y as it is stored: mean and biased variance, by Chan, Golub, LeVeque's merge of the items' (count, mean, M2) in order; may be null.
 template <typename S>
-static void convolve(const Geometry& g, const Source& s, const float* weights, int M, S* y, double* statistics, int threads) {
+static void convolve(const Geometry& g, const Source& s, const float* weights, int algorithm, S* y, double* statistics, int threads) {
+    const int M = algorithm > 0 ? algorithm : 0, taps = g.kh * g.kw;
     const int OC = round_up(g.oc, L), TW = M ? (g.ow + M - 1) / M : 0;
     const int OW = M ? M * TW : g.ow;
     const int reach = (g.kw - 1) * g.dw + (M ? OW : (g.ow - 1) * g.sw + 1);
     const int PW = reach > g.w + g.pw ? reach : g.w + g.pw;  // columns of the padded image
-    const int K = M ? round_up(g.c, L) : g.c;
-    const Items items = cut(g.n, g.oh, sizeof(float) * (static_cast<size_t>(g.sh) * PW * K + static_cast<size_t>(OW) * OC), M ? (g.oh + M - 1) / M * TW : 0, M ? M : 1, sizeof(float) * (M ? (M + 2) * (M + 2) : g.kh * g.kw) * static_cast<size_t>(K) * OC);
+    const int K = M ? round_up(g.c, L) : g.c, step = pixel_step(K);
+    const Items items = cut(g.n, g.oh, sizeof(float) * (static_cast<size_t>(g.sh) * PW * step + static_cast<size_t>(OW) * OC), M ? static_cast<double>(TW) / M : g.ow, M ? M : 1,
+                            sizeof(float) * (M ? (M + 2) * (M + 2) : taps) * static_cast<size_t>(K) * OC, OC);
     const int TH = M ? (items.rows + M - 1) / M : 0, OH = M ? M * TH : items.rows;  // rows of the output buffer
     const int PH = (OH - 1) * g.sh + (g.kh - 1) * g.dh + 1;
-    const size_t padded_size = static_cast<size_t>(PH) * PW * K, out_size = static_cast<size_t>(OH) * OW * OC;
-    std::vector<Tap> taps;
-    for (int i = 0; i < g.kh; i++)
-        for (int j = 0; j < g.kw; j++) taps.push_back({(static_cast<ptrdiff_t>(i) * g.dh * PW + j * g.dw) * K, static_cast<ptrdiff_t>(i * g.kw + j) * K});
-    std::vector<double> partial(statistics ? static_cast<size_t>(items.count()) * 3 * OC : 0);
+    const size_t padded_size = static_cast<size_t>(PH) * PW * step, out_size = static_cast<size_t>(OH) * OW * OC;
+    const Weights w{weights, algorithm == RAW, g.oc, K, taps};
+    std::vector<double> partial(statistics ? static_cast<size_t>(items.places()) * 3 * OC : 0);
 
 #pragma omp parallel num_threads(threads)
     {
         float* padded = floats(items.images * padded_size);
         float* out = floats(items.images * out_size);
         memset(padded, 0, sizeof(float) * items.images * padded_size);
-        float* work = M ? floats(winograd_work(M, K, OC)) : nullptr;
+        float* work = floats(M ? winograd_work(M, K) : panel_room(K, taps));
         std::vector<float> pivot(OC), unread(static_cast<size_t>(g.w) * g.c);
+        int formed = -1;
 #pragma omp for schedule(static)
         for (int item = 0; item < items.count(); item++) {
-            const int n0 = items.first_image(item), r0 = items.first_row(item);
+            const int n0 = items.first_image(item), r0 = items.first_row(item), c0 = items.first_channel(item, OC), c1 = items.last_channel(item, OC);
             const int images = g.n - n0 < items.images ? g.n - n0 : items.images;
             const int rows = g.oh - r0 < items.rows ? g.oh - r0 : items.rows;
             const int top = r0 * g.sh - g.ph;                                   // the source row that the buffer's first holds
             const int own = r0 * g.sh, next = (r0 + rows) * g.sh, beyond = r0 + rows == g.oh || next > g.h ? g.h : next;  // the source rows whose z this item writes
-            for (int i = 0; i < images; i++) {
+            for (int i = 0; i < images && formed != items.place(item); i++) {
                 for (int b = 0; b < PH; b++) {
                     const int r = top + b;
-                    float* row = padded + i * padded_size + static_cast<size_t>(b) * PW * K + static_cast<size_t>(g.pw) * K;
+                    float* row = padded + i * padded_size + static_cast<size_t>(b) * PW * step + static_cast<size_t>(g.pw) * step;
                     if (r < 0 || r >= g.h) {
-                        memset(row, 0, sizeof(float) * g.w * K);
+                        memset(row, 0, sizeof(float) * g.w * step);
                         continue;
                     }
                     Source here = s;
-                    if (r < own || r >= beyond) here.z = nullptr, here.mask = nullptr;
+                    if (c0 || r < own || r >= beyond) here.z = nullptr, here.mask = nullptr;
                     const size_t first = (static_cast<size_t>(n0 + i) * g.h + r) * g.w;
-                    form<S>(here, first, g.w, g.c, row, K);
+                    form<S>(here, first, g.w, g.c, row, step);
                 }
-                if (s.z || s.mask)
+                if ((s.z || s.mask) && !c0)
                     for (int r = own; r < beyond; r++)
                         if (r >= top + PH) form<S>(s, (static_cast<size_t>(n0 + i) * g.h + r) * g.w, g.w, g.c, unread.data(), g.c);
             }
-            if (M) {
-                (M == 4 ? winograd<4> : winograd<2>)(padded, images, PH, PW, K, weights, out, OW, TH, TW, OC, false, work);
-            } else {
-                for (int i = 0; i < images; i++)
-                    blocks(OC, [&](int c, auto V) {
-                        const float* w = weights + static_cast<size_t>(c) * taps.size() * K;
-                        for (int r = 0; r < rows; r++)
-                            pixels<V(), PIXELS<V()>>(padded + i * padded_size + static_cast<size_t>(r) * g.sh * PW * K, g.sw * K, taps.data(), static_cast<int>(taps.size()), K, w,
-                                                   out + i * out_size + static_cast<size_t>(r) * OW * OC + c, OC, g.ow, false);
-                    });
-            }
-            double* mine = statistics ? partial.data() + static_cast<size_t>(item) * 3 * OC : nullptr;
+            formed = items.place(item);
+            if (M)
+                (M == 4 ? winograd<4> : winograd<2>)(padded, images, PH, PW, K, step, weights, out, OW, TH, TW, OC, c0, c1, false, work);
+            else
+                direct(g, w, padded, padded_size, PW, step, out, out_size, OW, OC, images, r0, rows, OH, c0, c1, work);
+            double* mine = statistics ? partial.data() + static_cast<size_t>(items.place(item)) * 3 * OC : nullptr;
             memcpy(pivot.data(), out, sizeof(float) * OC);  // sums are taken about the item's first pixel
+            const int last = c1 < g.oc ? c1 : g.oc;
             for (int i = 0; i < images; i++)
                 for (int r = 0; r < rows; r++) {
                     const float* from = out + i * out_size + static_cast<size_t>(r) * OW * OC;
                     S* to = y + ((static_cast<size_t>(n0 + i) * g.oh + r0 + r) * g.ow) * g.oc;
-                    across(g.oc, [&](int c, auto k) {
+                    across(c0, last, [&](int c, auto k) {
                         const vec about = load(pivot.data() + c);
                         vec sum = {}, square = {};
                         for (int q = 0; q < g.ow; q++) {
@@ -90,17 +124,18 @@ static void convolve(const Geometry& g, const Source& s, const float* weights, i
                     });
                 }
             if (mine)
-                for (int c = 0; c < OC; c++) mine[c] = pivot[c];
+                for (int c = c0; c < c1; c++) mine[c] = pivot[c];
         }
         free(padded), free(out), free(work);
     }
     if (!statistics) return;
     for (int c = 0; c < g.oc; c++) {
         double count = 0, mean = 0, m2 = 0;
-        for (int item = 0; item < items.count(); item++) {
-            const double* p = partial.data() + static_cast<size_t>(item) * 3 * OC + c;
-            const int images = g.n - items.first_image(item) < items.images ? g.n - items.first_image(item) : items.images;
-            const int rows = g.oh - items.first_row(item) < items.rows ? g.oh - items.first_row(item) : items.rows;
+        for (int place = 0; place < items.places(); place++) {
+            const double* p = partial.data() + static_cast<size_t>(place) * 3 * OC + c;
+            const int first = place * items.parts;
+            const int images = g.n - items.first_image(first) < items.images ? g.n - items.first_image(first) : items.images;
+            const int rows = g.oh - items.first_row(first) < items.rows ? g.oh - items.first_row(first) : items.rows;
             const double n = static_cast<double>(images) * rows * g.ow;
             const double d = p[0] + p[OC] / n - mean, total = count + n;
             m2 += p[2 * OC] - p[OC] * p[OC] / n + d * d * count * n / total;
@@ -111,11 +146,11 @@ static void convolve(const Geometry& g, const Source& s, const float* weights, i
     }
 }
 
-extern "C" void fastbn_convolve(const Geometry* geometry, const Source* source, const float* weights, int M, void* y, double* statistics, int threads) {
+extern "C" void fastbn_convolve(const Geometry* geometry, const Source* source, const float* weights, int algorithm, void* y, double* statistics, int threads) {
     if (source->half)
-        convolve(*geometry, *source, weights, M, static_cast<bfloat16*>(y), statistics, threads);
+        convolve(*geometry, *source, weights, algorithm, static_cast<bfloat16*>(y), statistics, threads);
     else
-        convolve(*geometry, *source, weights, M, static_cast<float*>(y), statistics, threads);
+        convolve(*geometry, *source, weights, algorithm, static_cast<float*>(y), statistics, threads);
 }
 
 // z (and its mask) of an activation that no convolution reads first.

@@ -10,11 +10,13 @@
 #include "calls.h"
 #include "geometry.h"
 #include "items.h"
+#include "multiply.h"
+#include "weights.h"
 #include "winograd.h"
 
 extern "C" struct Path {
     Geometry g;  // of the forward convolution
-    int M;       // Winograd's F(M×M, 3×3), or 0 for the direct sum
+    int M;       // Winograd's F(M×M, 3×3), 0 for the direct sum, RAW for the direct sum by a weight that was not packed
     const void *ds, *y;         // (N, OH, OW, OC)
     const float *c1, *c2, *c0;  // (OC,); c2 and c0 null where statistics are frozen
     const float* weights;
@@ -32,15 +34,16 @@ extern "C" struct Value {
 
 // Where a path reads: for each parity class of output pixels, its taps.
 struct Class {
-    std::vector<Tap> taps;
-    ptrdiff_t weight;
+    std::vector<ptrdiff_t> taps;
+    int first;  // of its taps among all
 };
 
 struct Plan {
     Geometry g;
-    int above, left, PH, PW, K, TH = 0, TW = 0;  // the padded dy: rows above the first that belongs, columns likewise, its size
+    int above, left, PH, PW, K, step, M, TH = 0, TW = 0;  // the padded dy: rows above the first that belongs, columns likewise, its size
     size_t padded_size;
     std::vector<Class> classes;
+    std::vector<int> which;  // the kernel's taps, in the order of the classes
 };
 
 static int floor_div(int a, int b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
@@ -49,26 +52,26 @@ static Plan plan_of(const Path& path, int rows, int OW) {
     const Geometry& g = path.g;
     Plan p;
     p.g = g;
-    p.K = path.M ? round_up(g.oc, L) : g.oc;
+    p.M = path.M > 0 ? path.M : 0;
+    p.K = p.M ? round_up(g.oc, L) : g.oc, p.step = pixel_step(p.K);
     // dx[r] reads dy[q] with q·s = r + pad − k·d: q from floor((r0 + pad − (k−1)d)/s), relative to r0/s
     p.above = -floor_div(g.ph - (g.kh - 1) * g.dh, g.sh), p.left = -floor_div(g.pw - (g.kw - 1) * g.dw, g.sw);
     if (p.above < 0) p.above = 0;
     if (p.left < 0) p.left = 0;
     p.PH = p.above + (rows - 1 + g.ph) / g.sh + 1, p.PW = p.left + (OW - 1 + g.pw) / g.sw + 1;
     if (p.PW < p.left + g.ow) p.PW = p.left + g.ow;
-    if (path.M) p.TH = rows / path.M, p.TW = OW / path.M, p.PH = rows + 2, p.PW = p.PW > OW + 2 ? p.PW : OW + 2;
-    p.padded_size = static_cast<size_t>(p.PH) * p.PW * p.K;
-    ptrdiff_t weight = 0;
+    if (p.M) p.TH = rows / p.M, p.TW = OW / p.M, p.PH = rows + 2, p.PW = p.PW > OW + 2 ? p.PW : OW + 2;
+    p.padded_size = static_cast<size_t>(p.PH) * p.PW * p.step;
     for (int y = 0; y < g.sh; y++)
         for (int x = 0; x < g.sw; x++) {
-            Class found{{}, weight};
+            Class found{{}, static_cast<int>(p.which.size())};
             for (int i = 0; i < g.kh; i++)
                 for (int j = 0; j < g.kw; j++) {
                     const int a = y + g.ph - i * g.dh, b = x + g.pw - j * g.dw;
                     if (a % g.sh || b % g.sw) continue;
-                    found.taps.push_back({(static_cast<ptrdiff_t>(a / g.sh + p.above) * p.PW + b / g.sw + p.left) * p.K, static_cast<ptrdiff_t>(found.taps.size()) * p.K});
+                    found.taps.push_back((static_cast<ptrdiff_t>(a / g.sh + p.above) * p.PW + b / g.sw + p.left) * p.step);
+                    p.which.push_back(i * g.kw + j);
                 }
-            weight += static_cast<ptrdiff_t>(found.taps.size()) * p.K;
             p.classes.push_back(found);
         }
     return p;
@@ -80,43 +83,55 @@ static void form_dy(const Path& path, const Plan& p, int n, int first, float* to
     const Geometry& g = p.g;
     for (int b = 0; b < p.PH; b++) {
         const int q = first + b;
-        float* row = to + (static_cast<size_t>(b) * p.PW + p.left) * p.K;
+        float* row = to + (static_cast<size_t>(b) * p.PW + p.left) * p.step;
         if (q < 0 || q >= g.oh) {
-            memset(row, 0, sizeof(float) * g.ow * p.K);
+            memset(row, 0, sizeof(float) * g.ow * p.step);
             continue;
         }
         const size_t at = (static_cast<size_t>(n) * g.oh + q) * g.ow * g.oc;
-        across(g.oc, [&](int c, auto k) {
+        across(0, g.oc, [&](int c, auto k) {
             const S *ds = static_cast<const S*>(path.ds) + at + c, *y = static_cast<const S*>(path.y) + at + c;
             const vec c1 = load_some(path.c1 + c, k);
             if (!path.c2) {
-                for (int x = 0; x < g.ow; x++) store_some(row + x * p.K + c, load_some(ds + x * g.oc, k) * c1, k);
+                for (int x = 0; x < g.ow; x++) store_some(row + x * p.step + c, load_some(ds + x * g.oc, k) * c1, k);
                 return;
             }
             const vec c2 = load_some(path.c2 + c, k), c0 = load_some(path.c0 + c, k);
-            for (int x = 0; x < g.ow; x++) store_some(row + x * p.K + c, load_some(ds + x * g.oc, k) * c1 + (load_some(y + x * g.oc, k) * c2 + c0), k);
+            for (int x = 0; x < g.ow; x++) store_some(row + x * p.step + c, load_some(ds + x * g.oc, k) * c1 + (load_some(y + x * g.oc, k) * c2 + c0), k);
         });
     }
 }
 
-// out (+)= convᵀ(padded dy), `rows` rows from row r0 on.
-static void transpose(const Path& path, const Plan& p, const float* padded, int r0, int rows, int w, float* out, int OW, int C, bool add) {
+// out (+)= convᵀ(padded dy) for `rows` rows of each image from row r0 on, channels [c0, c1): for each block of channels, panel by panel of its
+// weights, all pixels.
+static void transpose(const Path& path, const Plan& p, const float* padded, int images, int r0, int rows, int w, float* out, size_t out_size, int OW, int c0, int c1, int C, bool add, float* room) {
     const Geometry& g = p.g;
-    blocks(C, [&](int c, auto V) {
-        for (int r = 0; r < rows; r++)
-            for (int x = 0; x < g.sw && x < w; x++) {
-                const Class& found = p.classes[static_cast<size_t>((r0 + r) % g.sh * g.sw + x)];
-                const int count = (w - x + g.sw - 1) / g.sw;
-                float* to = out + (static_cast<size_t>(r) * OW + x) * C + c;
-                if (found.taps.empty()) {
-                    if (!add)
-                        for (int q = 0; q < count; q++)
-                            for (int v = 0; v < V(); v++) store(to + static_cast<size_t>(q) * g.sw * C + v * L, vec{});
-                    continue;
-                }
-                const float* weights = path.weights + static_cast<size_t>(c) * g.kh * g.kw * p.K + found.weight * V() * L;
-                pixels<V(), PIXELS<V()>>(padded + static_cast<size_t>(r / g.sh) * p.PW * p.K, p.K, found.taps.data(), static_cast<int>(found.taps.size()), p.K, weights, to, static_cast<ptrdiff_t>(g.sw) * C, count, add);
-            }
+    const Weights weights{path.weights, path.M == RAW, g.c, p.K, g.kh * g.kw};
+    blocks(c0, c1, [&](int c, int V) {
+        const int most = panel_rows(p.K, g.kh * g.kw, V);
+        Product product{V, p.step, static_cast<ptrdiff_t>(g.sw) * C, nullptr, 0, 0, nullptr, 0, false};
+        const size_t image = static_cast<size_t>(rows) * w;
+        const bool flat = g.kh * g.kw == 1 && g.sh == 1 && g.sw == 1 && p.PW == w && OW == w && p.above == 0 && p.left == 0;
+        const bool whole = flat && p.padded_size == image * p.step && out_size == image * C;
+        const int columns = flat ? 1 : g.sw, lines = flat ? 1 : rows;
+        std::vector<Cut> pixels;
+        for (int x = 0; x < columns; x++) pixels.push_back(x < w ? cut_pixels(V, product.in_step, flat ? static_cast<int>(image) * (whole ? images : 1) : (w - x + g.sw - 1) / g.sw) : Cut{});
+        for (int k = 0; k < p.K; k += most) {
+            product.K = p.K - k < most ? p.K - k : most, product.add = add || k > 0;
+            ptrdiff_t w_tap;
+            const float* from = weights.backward(c, V, k, product.K, p.which.data(), room, w_tap);
+            product.w_tap = w_tap;
+            for (int i = 0; i < (whole ? 1 : images); i++)
+                for (int r = 0; r < lines; r++)
+                    for (int x = 0; x < columns && x < w; x++) {
+                        const Class& found = p.classes[static_cast<size_t>((r0 + r) % g.sh * g.sw + x)];
+                        product.taps = found.taps.data(), product.n_taps = static_cast<int>(found.taps.size());
+                        product.w = from + found.first * w_tap * V * L;
+                        if (product.n_taps || !product.add)
+                            multiply(product, pixels[static_cast<size_t>(x)], padded + i * p.padded_size + static_cast<size_t>(r / g.sh) * p.PW * p.step + k,
+                                     out + i * out_size + (static_cast<size_t>(r) * OW + x) * C + c);
+                    }
+        }
     });
 }
 
@@ -160,14 +175,15 @@ static void gradient(const Value& v, const Path* paths, int n_paths, double* sum
     size_t weight_bytes = 0, row_bytes = sizeof(float) * static_cast<size_t>(v.w) * C;
     for (int i = 0; i < n_paths; i++) {
         const Geometry& g = paths[i].g;
+        const int M = paths[i].M > 0 ? paths[i].M : 0;
         row_bytes += sizeof(float) * static_cast<size_t>(g.ow + 2) * g.oc / g.sh;
         unit = unit % g.sh ? unit * g.sh : unit;
-        weight_bytes += sizeof(float) * (paths[i].M ? (paths[i].M + 2) * (paths[i].M + 2) : g.kh * g.kw) * static_cast<size_t>(g.oc) * C;
-        if (paths[i].M) most = paths[i].M > most ? paths[i].M : most;
+        weight_bytes += sizeof(float) * (M ? (M + 2) * (M + 2) : g.kh * g.kw) * static_cast<size_t>(g.oc) * C;
+        most = M > most ? M : most;
     }
     unit = unit % most ? unit * most : unit;
     const int OW = round_up(v.w, most);
-    const Items items = cut(v.n, v.h, row_bytes, most > 1 ? round_up(v.h, most) / most * (OW / most) : 0, unit, weight_bytes);
+    const Items items = cut(v.n, v.h, row_bytes, most > 1 ? static_cast<double>(OW) / (most * most) : v.w, unit, weight_bytes, n_paths ? C : 0);
     const int OH = round_up(items.rows, most);
     const size_t out_size = static_cast<size_t>(OH) * OW * C;
     std::vector<Plan> plans;
@@ -176,10 +192,10 @@ static void gradient(const Value& v, const Path* paths, int n_paths, double* sum
         plans.push_back(plan_of(paths[i], OH, OW));
         const Plan& p = plans.back();
         if (p.padded_size > padded_most) padded_most = p.padded_size;
-        const size_t work = paths[i].M ? winograd_work(paths[i].M, p.K, C) : 0;
+        const size_t work = p.M ? winograd_work(p.M, p.K) : panel_room(p.K, p.g.kh * p.g.kw);
         if (work > work_most) work_most = work;
     }
-    std::vector<double> partial(sums ? static_cast<size_t>(items.count()) * 2 * n_ys * C : 0);
+    std::vector<double> partial(sums ? static_cast<size_t>(items.places()) * 2 * n_ys * C : 0);
 
 #pragma omp parallel num_threads(threads)
     {
@@ -187,27 +203,30 @@ static void gradient(const Value& v, const Path* paths, int n_paths, double* sum
         float* out = floats(items.images * out_size);
         float* work = floats(work_most + 1);
         memset(padded, 0, sizeof(float) * items.images * padded_most);
+        int formed = -1;
 #pragma omp for schedule(static)
         for (int item = 0; item < items.count(); item++) {
-            const int n0 = items.first_image(item), r0 = items.first_row(item);
+            const int n0 = items.first_image(item), r0 = items.first_row(item), c0 = items.first_channel(item, C), c1 = items.last_channel(item, C);
             const int images = v.n - n0 < items.images ? v.n - n0 : items.images;
             const int rows = v.h - r0 < items.rows ? v.h - r0 : items.rows;
             for (int i = 0; i < n_paths; i++) {
                 const Plan& p = plans[i];
                 if (n_paths > 1) memset(padded, 0, sizeof(float) * images * p.padded_size);
-                for (int m = 0; m < images; m++) form_dy<S>(paths[i], p, n0 + m, r0 / p.g.sh - p.above, padded + m * p.padded_size);
-                if (paths[i].M)
-                    (paths[i].M == 4 ? winograd<4> : winograd<2>)(padded, images, p.PH, p.PW, p.K, paths[i].weights, out, OW, p.TH, p.TW, C, i > 0, work);
+                if (n_paths > 1 || formed != items.place(item))
+                    for (int m = 0; m < images; m++) form_dy<S>(paths[i], p, n0 + m, r0 / p.g.sh - p.above, padded + m * p.padded_size);
+                if (p.M)
+                    (p.M == 4 ? winograd<4> : winograd<2>)(padded, images, p.PH, p.PW, p.K, p.step, paths[i].weights, out, OW, p.TH, p.TW, C, c0, c1, i > 0, work);
                 else
-                    for (int m = 0; m < images; m++) transpose(paths[i], p, padded + m * p.padded_size, r0, rows, v.w, out + m * out_size, OW, C, i > 0);
+                    transpose(paths[i], p, padded, images, r0, rows, v.w, out, out_size, OW, c0, c1, C, i > 0, work);
             }
+            formed = items.place(item);
             if (n_paths == 0) memset(out, 0, sizeof(float) * images * out_size);
-            double* mine = sums ? partial.data() + static_cast<size_t>(item) * 2 * n_ys * C : nullptr;
+            double* mine = sums ? partial.data() + static_cast<size_t>(items.place(item)) * 2 * n_ys * C : nullptr;
             for (int m = 0; m < images; m++)
                 for (int r = 0; r < rows; r++) {
                     float* row = out + m * out_size + static_cast<size_t>(r) * OW * C;
                     const size_t pixel = (static_cast<size_t>(n0 + m) * v.h + r0 + r) * v.w;
-                    across(v.c, [&](int c, auto k) { finish_row<S>(v, pixel, row, c, k, C, n_ys, mine); });
+                    across(c0, c1 < v.c ? c1 : v.c, [&](int c, auto k) { finish_row<S>(v, pixel, row, c, k, C, n_ys, mine); });
                 }
         }
         free(padded), free(out), free(work);
@@ -216,7 +235,7 @@ static void gradient(const Value& v, const Path* paths, int n_paths, double* sum
     for (int a = 0; a < 2 * n_ys; a++)
         for (int c = 0; c < v.c; c++) {
             double sum = 0;
-            for (int item = 0; item < items.count(); item++) sum += partial[(static_cast<size_t>(item) * 2 * n_ys + a) * C + c];
+            for (int place = 0; place < items.places(); place++) sum += partial[(static_cast<size_t>(place) * 2 * n_ys + a) * C + c];
             sums[static_cast<size_t>(a) * v.c + c] = sum;
         }
 }

@@ -18,7 +18,7 @@ extern "C" struct Source {
 template <typename S>
 inline void form(const Source& s, size_t first, int pixels, int C, float* to, int K) {
     const size_t at = first * C;
-    across(C, [&](int c, auto k) {
+    across(0, C, [&](int c, auto k) {
         const S* y = static_cast<const S*>(s.y) + at + c;
         float* t = to + c;
         if (!s.scale) {

@@ -2,6 +2,8 @@
 // The weight's transform was made once: the weights are frozen.
 #pragma once
 #include "base.h"
+#include "multiply.h"
+#include "weights.h"
 
 template <int M>
 inline void transform_input(const vec* d, vec* o) {  // Bᵀ d
@@ -25,27 +27,32 @@ inline void transform_output(const vec* m, vec* o) {  // Aᵀ m
     }
 }
 
-// Tiles transformed, multiplied and transformed back together: few enough that they stay in the first-level cache.
-inline int tiles_at_once(int K, int C) { return K + C <= 32 ? 16 : 8; }
-inline size_t winograd_work(int M, int K, int C) { return static_cast<size_t>((M + 2) * (M + 2)) * (K + C) * tiles_at_once(K, C); }
+// Tiles transformed together: so few that they stay near, so many that their weights are worth fetching.
+constexpr int TILES_ROOM = 384 << 10;  // bytes, in the second-level cache
+inline int tiles_at_once(int M, int K) {
+    if (K <= 16) return 16;  // in the first-level cache
+    const int most = TILES_ROOM / ((M + 2) * (M + 2) * K * static_cast<int>(sizeof(float)));
+    return most < 8 ? 8 : most > 56 ? 56 : most;
+}
+inline size_t winograd_work(int M, int K) { return static_cast<size_t>((M + 2) * (M + 2)) * (K + 2 * L) * tiles_at_once(M, K); }
 
-// padded: `images` of PH×PW pixels of K channels (a multiple of L); out: `images` of (M·TH)×OW pixels of C channels (a multiple of L).
-// u: by blocks of channels, ((M+2)², K, block). work: winograd_work floats.
+// padded: `images` of PH×PW pixels of K channels (a multiple of L), `step` apart; out: `images` of (M·TH)×OW pixels of C channels, of which
+// [c0, c1) (multiples of L) are made. u: by blocks of channels, ((M+2)², K, block). work: winograd_work floats.
 template <int M>
-inline void winograd(const float* padded, int images, int PH, int PW, int K, const float* u, float* out, int OW, int TH, int TW, int C, bool add, float* work) {
+inline void winograd(const float* padded, int images, int PH, int PW, int K, int step, const float* u, float* out, int OW, int TH, int TW, int C, int c0, int c1, bool add, float* work) {
     constexpr int N = M + 2;
-    const int T1 = TH * TW, all = images * T1, block = tiles_at_once(K, C);
+    const int T1 = TH * TW, all = images * T1, rounds = (all + tiles_at_once(M, K) - 1) / tiles_at_once(M, K), block = (all + rounds - 1) / rounds;
     float *tiles = work, *products = work + static_cast<size_t>(N * N) * block * K;
-    const Tap one = {0, 0};
+    const ptrdiff_t one = 0;
     for (int first = 0; first < all; first += block) {
         const int T = all - first < block ? all - first : block;
         for (int t = 0; t < T; t++) {
             const int at = first + t;
-            const float* from = padded + (static_cast<size_t>(at / T1) * PH * PW + (at % T1 / TW * M) * PW + at % TW * M) * K;
+            const float* from = padded + (static_cast<size_t>(at / T1) * PH * PW + (at % T1 / TW * M) * PW + at % TW * M) * step;
             for (int c = 0; c < K; c += L) {
                 vec rows[N][N], line[N], o[N];
                 for (int i = 0; i < N; i++) {
-                    for (int j = 0; j < N; j++) line[j] = load(from + (i * PW + j) * K + c);
+                    for (int j = 0; j < N; j++) line[j] = load(from + (i * PW + j) * step + c);
                     transform_input<M>(line, rows[i]);
                 }
                 for (int j = 0; j < N; j++) {
@@ -55,32 +62,35 @@ inline void winograd(const float* padded, int images, int PH, int PW, int K, con
                 }
             }
         }
-        for (int f = 0; f < N * N; f++) {
-            const float* a = tiles + static_cast<size_t>(f) * T * K;
-            float* b = products + static_cast<size_t>(f) * T * C;
-            blocks(C, [&](int c, auto V) {
-                const float* w = u + (static_cast<size_t>(c) * N * N + f * V() * L) * K;
-                pixels<V(), PIXELS<V()>>(a, K, &one, 1, K, w, b + c, C, T, false);
-            });
-        }
-        for (int t = 0; t < T; t++) {
-            const int at = first + t;
-            float* to = out + (static_cast<size_t>(at / T1) * M * TH * OW + (at % T1 / TW * M) * OW + at % TW * M) * C;
-            for (int c = 0; c < C; c += L) {
-                vec rows[M][N], line[N], o[M];
-                for (int j = 0; j < N; j++) {
-                    for (int i = 0; i < N; i++) line[i] = load(products + (static_cast<size_t>(i * N + j) * T + t) * C + c);
-                    transform_output<M>(line, o);
-                    for (int i = 0; i < M; i++) rows[i][j] = o[i];
+        blocks(c0, c1, [&](int c, int V) {
+            const int width = V * L, most = panel_rows(K, 1, V);
+            Product product{V, K, width, &one, 1, 0, nullptr, 0, false};
+            const Cut cut = cut_pixels(V, K, T);
+            for (int f = 0; f < N * N; f++)
+                for (int k = 0; k < K; k += most) {
+                    product.K = K - k < most ? K - k : most, product.add = k > 0;
+                    product.w = u + static_cast<size_t>(c) * N * N * K + (static_cast<size_t>(f) * K + k) * width;
+                    multiply(product, cut, tiles + static_cast<size_t>(f) * T * K + k, products + static_cast<size_t>(f) * T * width);
                 }
-                for (int i = 0; i < M; i++) {
-                    transform_output<M>(rows[i], o);
-                    for (int j = 0; j < M; j++) {
-                        float* p = to + (i * OW + j) * C + c;
-                        store(p, add ? load(p) + o[j] : o[j]);
+            for (int t = 0; t < T; t++) {
+                const int at = first + t;
+                float* to = out + (static_cast<size_t>(at / T1) * M * TH * OW + (at % T1 / TW * M) * OW + at % TW * M) * C + c;
+                for (int v = 0; v < width; v += L) {
+                    vec rows[M][N], line[N], o[M];
+                    for (int j = 0; j < N; j++) {
+                        for (int i = 0; i < N; i++) line[i] = load(products + (static_cast<size_t>(i * N + j) * T + t) * width + v);
+                        transform_output<M>(line, o);
+                        for (int i = 0; i < M; i++) rows[i][j] = o[i];
+                    }
+                    for (int i = 0; i < M; i++) {
+                        transform_output<M>(rows[i], o);
+                        for (int j = 0; j < M; j++) {
+                            float* p = to + (i * OW + j) * C + v;
+                            store(p, add ? load(p) + o[j] : o[j]);
+                        }
                     }
                 }
             }
-        }
+        });
     }
 }

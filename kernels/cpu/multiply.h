@@ -1,0 +1,41 @@
+// The product that every convolution is made of: out[p][·] (+)= Σ_taps Σ_k in[p·in_step + tap + k] · w[tap][k][·].
+//
+// A tile of P pixels × V vectors of channels is kept in registers over all taps and K. By loads and multiply-adds a cycle: a step of k
+// takes P broadcasts and V loads for P·V multiply-adds, so P × V as large as the registers allow (14 × 2 of 32, 6 × 2 of 16); P·V ≥ 8 to
+// cover the adders' latency. A row of n pixels is cut into tiles as even as can be: 7 is 7, or 4 + 3, never 4 + 2 + 1.
+#pragma once
+#include "base.h"
+
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int MOST_PIXELS[] = {0, 16, 14};  // by vectors
+#else
+constexpr int MOST_PIXELS[] = {0, 12, 6};
+#endif
+
+struct Product {
+    int V;                // vectors of output channels
+    ptrdiff_t in_step;    // elements from a pixel read to the next
+    ptrdiff_t out_step;   // from a pixel written to the next
+    const ptrdiff_t* taps;  // elements from the first pixel read to each tap's
+    int n_taps, K;
+    const float* w;       // (taps, K, V·L)
+    ptrdiff_t w_tap;      // rows of V·L from a tap's first weight to the next tap's
+    bool add;
+};
+
+using Strip = void (*)(const Product&, const float* in, float* out, int tiles);
+
+// How n pixels are cut into tiles of two sizes that differ by one.
+struct Cut {
+    Strip strip[2];
+    int tiles[2], pixels[2];
+};
+Cut cut_pixels(int V, ptrdiff_t in_step, int n);
+
+inline void multiply(const Product& product, const Cut& cut, const float* in, float* out) {
+    cut.strip[0](product, in, out, cut.tiles[0]);
+    if (cut.tiles[1]) {
+        const ptrdiff_t done = static_cast<ptrdiff_t>(cut.tiles[0]) * cut.pixels[0];
+        cut.strip[1](product, in + done * product.in_step, out + done * product.out_step, cut.tiles[1]);
+    }
+}

@@ -1,0 +1,103 @@
+// A block's weights, a few rows of K at a time: little enough that they stay in the first-level cache while every pixel of an item is
+// multiplied by them.
+//
+// Packed weights are read where they lie: by blocks of output channels, (taps, K, block). A weight that was not packed, (C, C_in, taps) as
+// PyTorch has it, is brought into that order panel by panel, each time; that costs what some tens of pixels do, and no memory.
+#pragma once
+#include "base.h"
+#include <utility>
+#include <vector>
+
+constexpr int PANEL = 20 << 10;  // bytes
+constexpr int RAW = -1;  // for the direct sum by a weight that was not packed, where an algorithm is asked for
+
+// Rows of K at once, of all `taps`: a panel of V vectors; as even as can be, and whole vectors.
+inline int panel_rows(int K, int taps, int V) {
+    const int most = PANEL / (taps * V * L * static_cast<int>(sizeof(float)));
+    if (most >= K) return K;
+    const int step = most < L ? L : most / L * L, panels = (K + step - 1) / step;
+    return round_up((K + panels - 1) / panels, L);
+}
+
+inline size_t panel_room(int K, int taps) {
+    const int two = 2 * panel_rows(K, taps, 2), one = panel_rows(K, taps, 1);
+    return static_cast<size_t>(two > one ? two : one) * taps * L;
+}
+
+template <int S, size_t... I>
+inline void interleave(vec& a, vec& b, std::index_sequence<I...>) {  // blocks of S lanes: a's odd ones for b's even ones
+    const vec first = a, second = b;
+#ifdef __clang__
+    a = __builtin_shufflevector(first, second, (I & S ? L + I - S : I)...);
+    b = __builtin_shufflevector(first, second, (I & S ? L + I : I + S)...);
+#else
+    a = __builtin_shuffle(first, second, veci{static_cast<int32_t>(I & S ? L + I - S : I)...});
+    b = __builtin_shuffle(first, second, veci{static_cast<int32_t>(I & S ? L + I : I + S)...});
+#endif
+}
+
+template <int S = 1>
+inline void transpose(vec* m) {  // L rows of L
+    if constexpr (S < L) {
+#pragma GCC unroll 16
+        for (int i = 0; i < L; i++)
+            if (!(i & S)) interleave<S>(m[i], m[i + S], std::make_index_sequence<L>{});
+        transpose<2 * S>(m);
+    }
+}
+
+// L rows of `count` floats, the first `rows` of them there, `step` apart: their columns to to(j, column).
+template <typename To>
+inline void columns(const float* from, ptrdiff_t step, int rows, int count, To to) {
+    for (int j = 0; j < count; j += L) {
+        const int here = count - j < L ? count - j : L;
+        vec m[L];
+#pragma GCC unroll 16
+        for (int i = 0; i < L; i++) m[i] = i >= rows ? vec{} : here == L ? load(from + i * step + j) : load_some(from + i * step + j, here);
+        transpose(m);
+        for (int i = 0; i < here; i++) to(j + i, m[i]);
+    }
+}
+
+struct Weights {
+    const float* at;
+    bool raw;
+    int C, K, taps;  // output channels and K of this product; all taps
+
+    // Rows [k, k + rows) of the block of V vectors from channel c on, of all taps; w_tap: rows from a tap to the next.
+    // Forward: raw is (C, K, taps).
+    const float* forward(int c, int V, int k, int rows, float* room, ptrdiff_t& w_tap) const {
+        if (!raw) return packed(c, V, k, w_tap);
+        w_tap = rows;
+        for (int v = 0; v < V; v++) {
+            const int c0 = c + v * L;
+            columns(at + (static_cast<size_t>(c0) * K + k) * taps, static_cast<ptrdiff_t>(K) * taps, C - c0, rows * taps,
+                    [&](int j, vec column) { store(room + ((j % taps * rows + j / taps) * V + v) * L, column); });
+        }
+        return room;
+    }
+
+    // Input gradient: raw is (K, C, taps), taken in the order of `which`.
+    const float* backward(int c, int V, int k, int rows, const int* which, float* room, ptrdiff_t& w_tap) const {
+        if (!raw) return packed(c, V, k, w_tap);
+        w_tap = rows;
+        for (int i = 0; i < rows; i++)
+            for (int v = 0; v < V; v++) {
+                const int c0 = c + v * L, there = C - c0 < L ? C - c0 : L;
+                const float* from = at + (static_cast<size_t>(k + i) * C + c0) * taps;
+                float* to = room + (i * V + v) * L;
+                if (taps == 1)
+                    store(to, there == L ? load(from) : load_some(from, there < 0 ? 0 : there));
+                else
+                    for (int t = 0; t < taps; t++)
+                        for (int l = 0; l < L; l++) to[t * rows * V * L + l] = l < there ? from[l * taps + which[t]] : 0.f;
+            }
+        return room;
+    }
+
+  private:
+    const float* packed(int c, int V, int k, ptrdiff_t& w_tap) const {
+        w_tap = K;
+        return at + static_cast<size_t>(c) * taps * K + static_cast<size_t>(k) * V * L;
+    }
+};
