@@ -10,8 +10,15 @@ from torch import nn
 
 from fastbn.engine import select
 from fastbn.engine.fuse import Fused, fused_forward
+from fastbn.engine.native.algorithms import NAMES, RAW
 from fastbn.graph.regions import Graph
 from fastbn.planning.step_memory import NetworkMemory
+
+TRADED = {
+    NAMES[
+        RAW
+    ]: ": at this batch copies of their weights would outweigh the activations; slower, for less memory"
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,18 +47,22 @@ class Explanation:
                 f"  fused {number}: {first.name} … {last.norm}: {', '.join(counts)}; "
                 f"{2 * region.channels:,} γ and β"
             )
-        lines += [f"  {count} convolutions by {algorithm}" for algorithm, count in self.algorithms.items()]
+        lines += [
+            f"  {count} convolutions by {algorithm}" + TRADED.get(algorithm, "")
+            for algorithm, count in self.algorithms.items()
+        ]
         lines += [f"  stock: {what}" + (f": {why}" if why else "") for what, why in self.graph.stock]
         return "\n".join(lines)
 
 
-def explain(model: nn.Module, image: tuple[int, int, int] | None = None) -> Explanation:
+def explain(model: nn.Module, image: tuple[int, int, int] | None = None, batch: int = 1) -> Explanation:
     """What fuse(model) runs fused and what it leaves to stock PyTorch, for the model as it now is and the
     device it is on.
 
-    image: (channels, height, width) of what it will read. Some convolutions take another algorithm by their
-    images' size; without it they are counted under the one that they take at large. A model that was not
-    fused is read as fuse(model) would. Raises TypeError for one that torch.fx can't trace."""
+    image: (channels, height, width) of what it will read, and batch: how many at once. Some convolutions take
+    another algorithm by their images' size, or one that needs less memory where packed weights would outweigh
+    the activations of a batch; without it they are counted under the one that they take at large. A model
+    that was not fused is read as fuse(model) would. Raises TypeError for one that torch.fx can't trace."""
     given = fused_forward(model)
     fused = given or Fused(model, "auto")
     like = next(iter(model.parameters()), torch.empty(0))
@@ -63,8 +74,8 @@ def explain(model: nn.Module, image: tuple[int, int, int] | None = None) -> Expl
             engine.algorithm(conv) for region in graph.regions for conv in region.convs
         )
     else:
-        regions = NetworkMemory(model, engine, program).shapes((1, *image))
+        regions = NetworkMemory(model, engine, program).shapes((batch, *image))
         algorithms = collections.Counter(
-            engine.algorithm(conv, own[conv.source][2:]) for region, own in regions for conv in region.convs
+            name for region, own in regions for name in engine.choices(region.convs, own)
         )
     return Explanation(type(model).__name__, engine.name, why, graph, dict(algorithms), given is not None)

@@ -28,6 +28,7 @@ inline void form(const Source& s, size_t first, int pixels, int C, float* to, in
         const vec scale = load_some(s.scale + c, k), shift = load_some(s.shift + c, k);
         if (!s.y_r && !s.residual) {
             for (int p = 0; p < pixels; p++) {
+                ahead(y + (p + pixels) * C);
                 const vec n = load_some(y + p * C, k) * scale + shift;
                 store_some(t + p * K, s.relu ? relu(n) : n, k);
             }
