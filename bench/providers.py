@@ -190,7 +190,9 @@ def packed_bytes(model: nn.Module) -> int:
     tensors = [
         t for pack in packs for t in ([pack] if isinstance(pack, Tensor) else [pack.forward, pack.backward])
     ]
-    return sum(t.untyped_storage().nbytes() for t in tensors)
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}  # some are used as they are
+    return sum(size for at, size in storages.items() if at not in weights)
 
 
 def _compiled(model: nn.Module, case: Case, device: torch.device) -> Callable[[Tensor], Tensor]:

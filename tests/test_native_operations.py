@@ -26,8 +26,9 @@ from operations import (
 
 from fastbn.engine.activations import RELU
 from fastbn.engine.interface import BackpropPath, LazyActivation, Mask
-from fastbn.engine.native import build
+from fastbn.engine.native import build, weight_layout
 from fastbn.engine.native import engine as native
+from fastbn.engine.native.algorithms import RAW
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
 TOLERANCE = 2e-6  # of one convolution, direct or by Winograd, norm-wise against float64
@@ -133,6 +134,38 @@ def test_forward(engine, case, kind, dtype):
 @pytest.mark.parametrize("case, dtype", BOTH, ids=lambda given: getattr(given, "why", str(given)))
 def test_gradient(engine, case, masked, dtype):
     check_gradient(engine, case, masked, dtype, STORED[dtype])
+
+
+class Unpacked(native.Native):
+    """Every convolution by the direct sum, of the weight as the model holds it."""
+
+    def pack(self, conv, weight, dtype, gradients=None, size=None, by=None):
+        packed = weight_layout.pack(conv, weight, RAW, self._lanes)
+        assert weight.dtype != torch.float32 or packed.forward.data_ptr() == weight.data_ptr()
+        return packed
+
+
+@pytest.mark.parametrize("case", [case for case in CASES[::2] if case.groups == 1], ids=lambda case: case.why)
+def test_weights_that_were_not_packed(case):
+    check_forward(Unpacked(), case, "residual", torch.float32, TOLERANCE)
+    check_gradient(Unpacked(), case, "saved", torch.float32, TOLERANCE)
+
+
+WIDE = [
+    Case("K in panels, a pixel step beside a power of two", 2, 5, 5, 512, 80, kernel=1, padding=0),
+    Case("K in uneven panels, rows gathered into tiles", 3, 4, 4, 264, 40),
+    Case("parts of the output channels, two of them uneven", 2, 7, 7, 136, 328),
+    Case("the same at stride 2", 2, 7, 5, 136, 328, stride=2),
+    Case("parts by Winograd", 2, 6, 6, 256, 320),
+    Case("one row", 5, 1, 9, 72, 48),
+]
+
+
+@pytest.mark.parametrize("case", WIDE, ids=lambda case: case.why)
+@pytest.mark.parametrize("kernels", [native.Native, Unpacked])
+def test_wide_convolutions(case, kernels):
+    check_forward(kernels(), case, "projection", torch.float32, TOLERANCE)
+    check_gradient(kernels(), case, "again", torch.float32, TOLERANCE)
 
 
 def test_frozen_statistics(engine):

@@ -7,7 +7,7 @@ N·H·W."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -148,6 +148,10 @@ class Engine(Protocol):
     def algorithm(self, conv: Conv, size: tuple[int, int] | None = None) -> str:
         """The name of what carries this convolution out, of images of this (height, width) if it is known."""
 
+    def choices(self, convs: Sequence[Conv], shapes: dict[int, Shape]) -> list[str]:
+        """The names of what carries a region's convolutions out, for values of these shapes: as algorithm()
+        has it, or what makes do with less memory."""
+
     def mask_bytes(self, channels: int) -> int:
         """Of one pixel's mask of a bit an element."""
 
@@ -163,16 +167,12 @@ class Engine(Protocol):
         """What keeps a region's walks, so as to carry their like out faster."""
 
     def pack(
-        self,
-        conv: Conv,
-        weight: Tensor,
-        dtype: torch.dtype,
-        gradients: torch.dtype | None = None,
-        size: tuple[int, int] | None = None,
-    ) -> Any:
+        self, conv: Conv, weight: Tensor, dtype: torch.dtype, gradients: torch.dtype | None = None, size: tuple[int, int] | None = None,
+        by: str | None = None,
+    ) -> Any:  # fmt: skip
         """The frozen weight (C, C_in/groups, KH, KW) in the form that this engine multiplies activations of
-        this dtype by, and gradients of that one (the same where it is None), by its algorithm for images of
-        this size. Made once."""
+        this dtype by, and gradients of that one (the same where it is None), by this algorithm of its own, or
+        by the one for images of this size. Made once."""
 
     def convolve(
         self,

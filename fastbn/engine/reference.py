@@ -11,6 +11,8 @@ weight gradient is ever computed."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -62,6 +64,9 @@ class Reference:
     def replays(self) -> Walks:
         return Walks()
 
+    def choices(self, convs: Sequence[Conv], shapes: dict[int, Shape]) -> list[str]:
+        return [self.algorithm(conv) for conv in convs]
+
     def mask_bytes(self, channels: int) -> int:
         return channels
 
@@ -72,13 +77,9 @@ class Reference:
         return True
 
     def pack(
-        self,
-        conv: Conv,
-        weight: Tensor,
-        dtype: torch.dtype,
-        gradients: torch.dtype | None = None,
-        size: tuple[int, int] | None = None,
-    ) -> Tensor:
+        self, conv: Conv, weight: Tensor, dtype: torch.dtype, gradients: torch.dtype | None = None, size: tuple[int, int] | None = None,
+        by: str | None = None,
+    ) -> Tensor:  # fmt: skip
         return weight.detach().to(dtype).contiguous(memory_format=torch.channels_last)
 
     def convolve(

@@ -23,7 +23,7 @@ class Packing:
 
     def __init__(self, region: Region, engine: Engine, pairs: Pairs, packs: WeightCache):
         self._region, self._engine, self._pairs, self._packs = region, engine, pairs, packs
-        self._algorithms: dict[tuple[Conv, tuple[int, int]], str] = {}
+        self._choices: dict[tuple[Shape, ...], list[str]] = {}
         self._last: tuple[Any, list[Any]] = None, []  # what was asked for, and found
 
     def __call__(
@@ -33,30 +33,30 @@ class Packing:
         asked = dtype, gradients, id(shapes), frozen.addresses, frozen.versions
         if asked != self._last[0]:
             keys = zip(frozen.addresses, frozen.versions, strict=True)
-            each = zip(self._region.convs, self._pairs, frozen.weights, keys, strict=True)
+            convs, sources = self._region.convs, tuple(shapes[conv.source] for conv in self._region.convs)
+            if sources not in self._choices:
+                self._choices[sources] = self._engine.choices(convs, shapes)
+            each = zip(convs, self._pairs, frozen.weights, keys, sources, self._choices[sources], strict=True)
             self._last = (
                 asked,
                 [
-                    self._one(conv, pair[0], w, key, dtype, gradients, shapes[conv.source][2:])
-                    for conv, pair, w, key in each
+                    self._one(conv, pair[0], w, key, dtype, gradients, source[2:], by)
+                    for conv, pair, w, key, source, by in each
                 ],
             )
         return self._last[1]
 
     def _one(
         self, conv: Conv, module: nn.Conv2d, weight: Tensor, key: tuple[int, int], dtype: torch.dtype,
-        gradients: torch.dtype,
-        size: tuple[int, int],
+        gradients: torch.dtype, size: tuple[int, int], by: str,
     ) -> Any:  # fmt: skip
-        if (conv, size) not in self._algorithms:
-            self._algorithms[conv, size] = self._engine.algorithm(conv, size)
-        place = module, dtype, gradients, self._algorithms[conv, size]
+        place = module, dtype, gradients, by
         found = self._packs.get(place)
         if found is None or found[0] != key:
             # the alias keeps this address from being given to another weight
             found = self._packs[place] = (
                 key,
                 weight.detach(),
-                self._engine.pack(conv, weight, dtype, gradients, size),
+                self._engine.pack(conv, weight, dtype, gradients, size, by),
             )
         return found[2]

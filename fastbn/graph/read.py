@@ -152,12 +152,13 @@ class _Builder:
         for unit in units:
             convs = []
             for conv_node, norm_node in unit.convs:
-                source: Any = (conv_node or norm_node).args[0]
+                first: Any = conv_node or norm_node
+                source: Any = first.args[0]
                 norm: Any = modules[str(norm_node.target)] if norm_node else None
                 module: Any = modules[str(conv_node.target)] if conv_node else halves.copying(norm)
                 norm = norm or halves.unchanging(module)
-                names = [str(node.target) if node else "" for node in (conv_node, norm_node)]
-                conv = _conv(*names, module, number[source], slot)
+                name, reader = (str(node.target) if node else "" for node in (conv_node, norm_node))
+                conv = _conv(name, reader, module, number[source], slot)
                 convs.append(dataclasses.replace(conv, copies=conv_node is None, bare=norm_node is None))
                 slot += module.out_channels
                 self.pairs.append((module, norm))

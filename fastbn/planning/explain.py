@@ -11,12 +11,18 @@ from torch import fx, nn
 from fastbn.engine import select
 from fastbn.engine.fuse import Fused, fused_forward
 from fastbn.engine.interface import Engine
+from fastbn.engine.native.algorithms import NAMES, RAW
 from fastbn.graph.regions import Graph, Region
 from fastbn.planning.step_memory import NetworkMemory
 
 NAMED = 3  # so many of a kind are named where not all are asked for
 # where no image is given, the sides of those that multiplications are counted for: the first that can be read
 LARGE, SMALL = 224, 32
+TRADED = {
+    NAMES[
+        RAW
+    ]: ": at this batch copies of their weights would outweigh the activations; slower, for less memory"
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +52,8 @@ class Explanation:
         if not self.fused:
             first += "; not fused yet: this is what fuse(model) would do"
         algorithms = [
-            f"  {count} convolutions by {algorithm}" for algorithm, count in self.algorithms.items()
+            f"  {count} convolutions by {algorithm}" + TRADED.get(algorithm, "")
+            for algorithm, count in self.algorithms.items()
         ]
         return "\n".join([first, *self._regions(), *algorithms, *self._stock()])
 
@@ -108,13 +115,17 @@ def _counts(*regions: Region) -> str:
 
 
 def explain(
-    model: nn.Module, image: tuple[int, int, int] | None = None, verbose: bool = False
+    model: nn.Module,
+    image: tuple[int, int, int] | None = None,
+    batch: int = 1,
+    verbose: bool = False,
 ) -> Explanation:
     """What fuse(model) runs fused and what it leaves to stock PyTorch, for the model as it now is and the
     device it is on.
 
-    image: (channels, height, width) of what it will read. Some convolutions take another algorithm by their
-    images' size; without it they are counted under the one that they take at large, and multiplications are
+    image: (channels, height, width) of what it will read, and batch: how many at once. Some convolutions take
+    another algorithm by their images' size, or one that needs less memory where packed weights would outweigh
+    the activations of a batch; without it they are counted under the one that they take at large, and multiplications are
     those of an image of 224 × 224, or 32 × 32, or not counted.
     verbose: every region and every stock operation on a line of its own. A model that was not fused is read
     as fuse(model) would. Raises TypeError for one that torch.fx can't trace."""
@@ -132,13 +143,13 @@ def explain(
     else:
         network = NetworkMemory(model, engine, program)
         regions, products = network.shapes((1, *image)), network.multiplications((1, *image))
-        sizes = [
-            (conv, own[conv.source][2:])
-            for region, own in regions
-            for conv in region.convs
+        own = network.shapes((batch, *image))
+        algorithms = collections.Counter(
+            name
+            for region, shapes in own
+            for conv, name in zip(region.convs, engine.choices(region.convs, shapes), strict=True)
             if not conv.copies
-        ]
-        algorithms = collections.Counter(engine.algorithm(conv, size) for conv, size in sizes)
+        )
     inside = sum(not conv.copies for region in graph.regions for conv in region.convs)
     modules = dict(program.named_modules(remove_duplicate=False))
     outside = sum(

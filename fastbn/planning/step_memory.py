@@ -129,12 +129,14 @@ class NetworkMemory:
         total = 0
         shapes = {id(region): found for region, found in self.shapes(x)}
         for region in self._regions:
-            for conv, (module, _) in zip(region.region.convs, region.pairs, strict=True):
-                size = shapes[id(region.region)][conv.source][2:]
-                key = _kind(conv), dtypes, self.engine.algorithm(conv, size)
+            own = shapes[id(region.region)]
+            chosen = self.engine.choices(region.region.convs, own)
+            for conv, (module, _), by in zip(region.region.convs, region.pairs, chosen, strict=True):
+                size = own[conv.source][2:]
+                key = _kind(conv), dtypes, by
                 if key not in self._packed:
                     with FakeTensorMode(allow_non_fake_inputs=True), Counted() as counted:
-                        packed = self.engine.pack(conv, module.weight, *dtypes, size)
+                        packed = self.engine.pack(conv, module.weight, *dtypes, size, by)
                         self._packed[key] = counted.live
                         del packed
                 total += self._packed[key]

@@ -36,7 +36,7 @@ def explain_run(config: Config) -> str:
         plan = planner.plan(config.batch, config.bn_batch)
         least = roofline.line(planner, plan, config.precision, data_sheets.here(device))
         lines += [f"plan      {plan}", f"time      {least}"]
-    lines += str(explain(model, planner.image if planner else None)).splitlines()
+    lines += str(explain(model, *((planner.image, config.batch) if planner else ()))).splitlines()
     if config.devices is not None:
         lines += explain_devices.lines(
             config, model, TrainingStep(model, source, config.recipe(), planner=planner)

@@ -70,6 +70,10 @@ inline void store_some(S* p, vec v, int k) {
     memcpy(p, here, sizeof(S) * k);
 }
 
+// Asks for what the same loop will read a row later: its pieces lie too far apart for the processor to guess.
+template <typename S>
+inline void ahead(const S* p) { __builtin_prefetch(p, 0, 2); }
+
 // f(c, how many channels from c on), from c up to C by vectors.
 template <typename F>
 inline void across(int c, int C, F f) {

@@ -25,27 +25,26 @@ static void direct(const Geometry& g, const Weights& weights, const float* padde
         std::vector<ptrdiff_t> at;
         for (int i = 0; i < g.kh; i++)
             for (int j = 0; j < per_line; j++) at.push_back((static_cast<ptrdiff_t>(i) * g.dh * PW + j * g.dw) * step);
-        Product product{V, static_cast<ptrdiff_t>(g.sw) * step, OC, nullptr, 0, 0, nullptr, 0, false};
         const bool flat = taps == 1 && g.sh == 1 && g.sw == 1 && PW == g.ow && OW == g.ow;
         const bool whole = flat && rows == OH;
-        const Cut pixels = cut_pixels(V, product.in_step, flat ? (whole ? images : 1) * rows * g.ow : g.ow);
+        Pixels pixels(Product{V, static_cast<ptrdiff_t>(g.sw) * step, OC, nullptr, 0, 0, nullptr, 0, false});
+        for (int i = 0; i < (whole ? 1 : images); i++)
+            for (int r = 0; r < (flat ? 1 : rows); r++) {
+                int first = 0, last = g.kh;  // the kernel's lines that are inside of the image
+                if (!flat) {
+                    const int above = (r0 + r) * g.sh - g.ph;
+                    while (first < last && above + first * g.dh < 0) first++;
+                    while (first < last && above + (last - 1) * g.dh >= g.h) last--;
+                }
+                pixels.add(at.data() + first * per_line, first * per_line, (last - first) * per_line, i * padded_size + static_cast<size_t>(r) * g.sh * PW * step,
+                           i * out_size + static_cast<size_t>(r) * OW * OC, flat ? (whole ? images : 1) * rows * g.ow : g.ow);
+            }
         for (int k = 0; k < K; k += most) {
             const int here = K - k < most ? K - k : most;
             ptrdiff_t w_tap;
             const float* w = weights.forward(c, V, k, here, room, w_tap);
-            product.K = lines ? K * g.kw : here, product.w_tap = lines ? K * g.kw : w_tap, product.add = k > 0;
-            for (int i = 0; i < (whole ? 1 : images); i++)
-                for (int r = 0; r < (flat ? 1 : rows); r++) {
-                    int first = 0, last = g.kh;  // the kernel's lines that are inside of the image
-                    if (!flat) {
-                        const int above = (r0 + r) * g.sh - g.ph;
-                        while (first < last && above + first * g.dh < 0) first++;
-                        while (first < last && above + (last - 1) * g.dh >= g.h) last--;
-                    }
-                    product.taps = at.data() + first * per_line, product.n_taps = (last - first) * per_line;
-                    product.w = w + static_cast<ptrdiff_t>(first) * per_line * product.w_tap * V * L;
-                    multiply(product, pixels, padded + i * padded_size + static_cast<size_t>(r) * g.sh * PW * step + k, out + i * out_size + static_cast<size_t>(r) * OW * OC + c);
-                }
+            pixels.product.K = lines ? K * g.kw : here, pixels.product.w_tap = lines ? K * g.kw : w_tap, pixels.product.add = k > 0;
+            pixels.multiply(w, padded + k, out + c);
         }
     });
 }

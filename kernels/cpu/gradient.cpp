@@ -82,28 +82,30 @@ static void transpose(const Path& path, const Plan& p, const float* padded, int 
     const Weights weights{path.weights, path.M == RAW, g.c, p.K, g.kh * g.kw};
     blocks(c0, c1, [&](int c, int V) {
         const int most = panel_rows(p.K, g.kh * g.kw, V);
-        Product product{V, p.step, static_cast<ptrdiff_t>(g.sw) * C, nullptr, 0, 0, nullptr, 0, false};
+        Pixels pixels(Product{V, p.step, static_cast<ptrdiff_t>(g.sw) * C, nullptr, 0, 0, nullptr, 0, false});
         const size_t image = static_cast<size_t>(rows) * w;
         const bool flat = g.kh * g.kw == 1 && g.sh == 1 && g.sw == 1 && p.PW == w && OW == w && p.above == 0 && p.left == 0;
         const bool whole = flat && p.padded_size == image * p.step && out_size == image * C;
         const int columns = flat ? 1 : g.sw, lines = flat ? 1 : rows;
-        std::vector<Cut> pixels;
-        for (int x = 0; x < columns; x++) pixels.push_back(x < w ? cut_pixels(V, product.in_step, flat ? static_cast<int>(image) * (whole ? images : 1) : (w - x + g.sw - 1) / g.sw) : Cut{});
+        for (int i = 0; i < (whole ? 1 : images); i++)
+            for (int r = 0; r < lines; r++)
+                for (int x = 0; x < columns && x < w; x++) {
+                    const Class& found = p.classes[static_cast<size_t>((r0 + r) % g.sh * g.sw + x)];
+                    int first = 0, last = static_cast<int>(found.taps.size());  // those that are inside of the image
+                    const auto inside = [&](int tap) {
+                        const int q = (r0 + r + g.ph - p.which[found.first + tap] / g.kw * g.dh) / g.sh;
+                        return q >= 0 && q < g.oh;
+                    };
+                    while (!flat && first < last && !inside(first)) first++;
+                    while (!flat && first < last && !inside(last - 1)) last--;
+                    if (first < last || !add)
+                        pixels.add(found.taps.data() + first, found.first + first, last - first, i * p.padded_size + static_cast<size_t>(r / g.sh) * p.PW * p.step,
+                                   i * out_size + (static_cast<size_t>(r) * OW + x) * C, flat ? static_cast<int>(image) * (whole ? images : 1) : (w - x + g.sw - 1) / g.sw);
+                }
         for (int k = 0; k < p.K; k += most) {
-            product.K = p.K - k < most ? p.K - k : most, product.add = add || k > 0;
-            ptrdiff_t w_tap;
-            const float* from = weights.backward(c, V, k, product.K, p.which.data(), room, w_tap);
-            product.w_tap = w_tap;
-            for (int i = 0; i < (whole ? 1 : images); i++)
-                for (int r = 0; r < lines; r++)
-                    for (int x = 0; x < columns && x < w; x++) {
-                        const Class& found = p.classes[static_cast<size_t>((r0 + r) % g.sh * g.sw + x)];
-                        product.taps = found.taps.data(), product.n_taps = static_cast<int>(found.taps.size());
-                        product.w = from + found.first * w_tap * V * L;
-                        if (product.n_taps || !product.add)
-                            multiply(product, pixels[static_cast<size_t>(x)], padded + i * p.padded_size + static_cast<size_t>(r / g.sh) * p.PW * p.step + k,
-                                     out + i * out_size + (static_cast<size_t>(r) * OW + x) * C + c);
-                    }
+            pixels.product.K = p.K - k < most ? p.K - k : most, pixels.product.add = add || k > 0;
+            const float* from = weights.backward(c, V, k, pixels.product.K, p.which.data(), room, pixels.product.w_tap);
+            pixels.multiply(from, padded + k, out + c);
         }
     });
 }

@@ -41,6 +41,45 @@ static void strip(const Product& product, const float* in, float* out, int tiles
     }
 }
 
+// The same for pixels that lie anywhere: `ins` and `outs` from in and out on.
+template <int P, int V>
+static void scatter(const Product& product, const float* in, float* out, const ptrdiff_t* ins, const ptrdiff_t* outs) {
+    const int K = product.K, n_taps = product.n_taps;
+    const float* a[P];
+    vec acc[P][V];
+#pragma GCC unroll 16
+    for (int p = 0; p < P; p++) {
+        a[p] = in + ins[p];
+#pragma GCC unroll 2
+        for (int v = 0; v < V; v++) acc[p][v] = product.add ? load(out + outs[p] + v * L) : vec{};
+    }
+    for (int t = 0; t < n_taps; t++) {
+        const ptrdiff_t from = product.taps[t];
+        const float* b = product.w + t * product.w_tap * (V * L);
+        for (ptrdiff_t k = from; k < from + K; k++, b += V * L) {
+            vec row[V];
+#pragma GCC unroll 2
+            for (int v = 0; v < V; v++) row[v] = load(b + v * L);
+#pragma GCC unroll 16
+            for (int p = 0; p < P; p++)
+#pragma GCC unroll 2
+                for (int v = 0; v < V; v++) acc[p][v] += a[p][k] * row[v];
+        }
+    }
+#pragma GCC unroll 16
+    for (int p = 0; p < P; p++)
+#pragma GCC unroll 2
+        for (int v = 0; v < V; v++) store(out + outs[p] + v * L, acc[p][v]);
+}
+
+using Scatter = void (*)(const Product&, const float* in, float* out, const ptrdiff_t* ins, const ptrdiff_t* outs);
+
+template <int V, size_t... P>
+static Scatter choose_scatter(int pixels, std::index_sequence<P...>) {
+    static constexpr Scatter all[] = {scatter<P + 1, V>...};
+    return all[pixels - 1];
+}
+
 template <int V, int STEP, size_t... P>
 static Strip choose(int pixels, std::index_sequence<P...>) {
     static constexpr Strip strips[] = {strip<P + 1, V, STEP>...};
@@ -62,4 +101,43 @@ Cut cut_pixels(int V, ptrdiff_t in_step, int n) {
     cut.strip[0] = strip(cut.pixels[0], in_step);
     if (cut.tiles[1]) cut.strip[1] = strip(few, in_step);
     return cut;
+}
+
+void Pixels::add(const ptrdiff_t* taps, int first, int n_taps, ptrdiff_t in, ptrdiff_t out, int count) {
+    const int most = MOST_PIXELS[product.V], tiles = (count + most - 1) / most;
+    if (count * product.V >= 10 * tiles) {
+        rows.push_back({taps, first, n_taps, in, out, count});
+        return;
+    }
+    size_t at = 0;
+    while (at < scattered.size() && (scattered[at].taps != taps || scattered[at].first != first || scattered[at].n_taps != n_taps)) at++;
+    if (at == scattered.size()) scattered.push_back({taps, first, n_taps, {}, {}});
+    for (int p = 0; p < count; p++) {
+        scattered[at].in.push_back(in + p * product.in_step);
+        scattered[at].out.push_back(out + p * product.out_step);
+    }
+}
+
+void Pixels::take(const ptrdiff_t* taps, int first, int n_taps, const float* w) {
+    product.taps = taps, product.n_taps = n_taps;
+    product.w = w + first * product.w_tap * product.V * L;
+}
+
+void Pixels::multiply(const float* w, const float* in, float* out) {
+    int count = 0;
+    Cut cut{};
+    for (const Row& row : rows) {
+        if (row.count != count) cut = cut_pixels(product.V, product.in_step, count = row.count);
+        take(row.taps, row.first, row.n_taps, w);
+        ::multiply(product, cut, in + row.in, out + row.out);
+    }
+    for (const Scattered& some : scattered) {
+        take(some.taps, some.first, some.n_taps, w);
+        const int n = static_cast<int>(some.in.size()), most = MOST_PIXELS[product.V];
+        for (int p = 0; p < n; p += most) {
+            const int here = n - p < most ? n - p : most;
+            const Scatter tile = product.V == 2 ? choose_scatter<2>(here, std::make_index_sequence<MOST_PIXELS[2]>{}) : choose_scatter<1>(here, std::make_index_sequence<MOST_PIXELS[1]>{});
+            tile(product, in, out, some.in.data() + p, some.out.data() + p);
+        }
+    }
 }

@@ -2,9 +2,11 @@
 //
 // A tile of P pixels × V vectors of channels is kept in registers over all taps and K. By loads and multiply-adds a cycle: a step of k
 // takes P broadcasts and V loads for P·V multiply-adds, so P × V as large as the registers allow (14 × 2 of 32, 6 × 2 of 16); P·V ≥ 8 to
-// cover the adders' latency. A row of n pixels is cut into tiles as even as can be: 7 is 7, or 4 + 3, never 4 + 2 + 1.
+// cover the adders' latency. A row of n pixels is cut into tiles as even as can be; where they would be small, as 4 + 3 for 7, tiles take
+// their pixels from several rows instead.
 #pragma once
 #include "base.h"
+#include <vector>
 
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int MOST_PIXELS[] = {0, 16, 14};  // by vectors
@@ -25,7 +27,7 @@ struct Product {
 
 using Strip = void (*)(const Product&, const float* in, float* out, int tiles);
 
-// How n pixels are cut into tiles of two sizes that differ by one.
+// How n pixels of a row are cut into tiles of two sizes that differ by one.
 struct Cut {
     Strip strip[2];
     int tiles[2], pixels[2];
@@ -39,3 +41,31 @@ inline void multiply(const Product& product, const Cut& cut, const float* in, fl
         cut.strip[1](product, in + done * product.in_step, out + done * product.out_step, cut.tiles[1]);
     }
 }
+
+// The pixels that one panel of weights is multiplied by, row by row, each row with the taps that lie inside of the image.
+class Pixels {
+  public:
+    explicit Pixels(const Product& product) : product(product) {}
+    // A row of `count` pixels, from `in` and `out` on; of all taps `n_taps` from the `first` on, which are at `taps`.
+    void add(const ptrdiff_t* taps, int first, int n_taps, ptrdiff_t in, ptrdiff_t out, int count);
+    void multiply(const float* w, const float* in, float* out);
+
+    Product product;
+
+  private:
+    struct Row {
+        const ptrdiff_t* taps;
+        int first, n_taps;
+        ptrdiff_t in, out;
+        int count;
+    };
+    struct Scattered {
+        const ptrdiff_t* taps;
+        int first, n_taps;
+        std::vector<ptrdiff_t> in, out;
+    };
+    void take(const ptrdiff_t* taps, int first, int n_taps, const float* w);
+
+    std::vector<Row> rows;
+    std::vector<Scattered> scattered;
+};

@@ -30,7 +30,10 @@ inline void form(const Source& s, size_t first, int pixels, int C, float* to, in
         const vec scale = load_some(s.scale + c, k), shift = load_some(s.shift + c, k);
         with_function(s.function, [&](auto F) {
             if (!s.y_r && !s.residual && !s.mask) {
-                for (int p = 0; p < pixels; p++) store_some(t + p * K, apply<F()>(load_some(y + p * C, k) * scale + shift, s.slope), k);
+                for (int p = 0; p < pixels; p++) {
+                    ahead(y + (p + pixels) * C);
+                    store_some(t + p * K, apply<F()>(load_some(y + p * C, k) * scale + shift, s.slope), k);
+                }
                 return;
             }
             const vec rscale = s.y_r ? load_some(s.rscale + c, k) : splat(1.f), rshift = s.y_r ? load_some(s.rshift + c, k) : vec{};

@@ -36,7 +36,10 @@ inline void dy_row(const Path& path, int n, int q, float* row, int K) {
             return;
         }
         const vec c2 = load_some(path.c2 + c, k), c0 = load_some(path.c0 + c, k);
-        for (int x = 0; x < g.ow; x++) store_some(row + x * K + c, load_some(ds + x * g.oc, k) * c1 + (load_some(y + x * g.oc, k) * c2 + c0), k);
+        for (int x = 0; x < g.ow; x++) {
+            ahead(ds + (x + g.ow) * g.oc), ahead(y + (x + g.ow) * g.oc);
+            store_some(row + x * K + c, load_some(ds + x * g.oc, k) * c1 + (load_some(y + x * g.oc, k) * c2 + c0), k);
+        }
     });
 }
 
@@ -54,7 +57,10 @@ inline void finish_row(const Value& v, size_t pixel, float* row, int c, Some k, 
         if (!v.mask) {
             const vec scale = load_some(v.scale + c, k), shift = load_some(v.shift + c, k);
             const S* y = static_cast<const S*>(v.ys[0]) + at;
-            for (int q = 0; q < v.w; q++) store(t + q * C, gradient_of<F()>(load(t + q * C), load_some(y + q * v.c, k) * scale + shift, v.slope));
+            for (int q = 0; q < v.w; q++) {
+                ahead(y + (q + v.w) * v.c);
+                store(t + q * C, gradient_of<F()>(load(t + q * C), load_some(y + q * v.c, k) * scale + shift, v.slope));
+            }
         } else if constexpr (has_gate(F())) {
             const int bytes = mask_bytes(v.c);
             const uint8_t* bits = static_cast<const uint8_t*>(v.mask) + pixel * bytes + c / L * VECTOR_BYTES;

@@ -29,10 +29,11 @@ inline void transform_output(const vec* m, vec* o) {  // Aᵀ m
 
 // Tiles transformed together: so few that they stay near, so many that their weights are worth fetching.
 constexpr int TILES_ROOM = 384 << 10;  // bytes, in the second-level cache
+constexpr int UNIT = MOST_PIXELS[2] < 8 ? MOST_PIXELS[2] : 1;  // few registers: whole register tiles
 inline int tiles_at_once(int M, int K) {
-    if (K <= 16) return 16;  // in the first-level cache
+    if (K <= 16) return round_up(16, UNIT);  // in the first-level cache
     const int most = TILES_ROOM / ((M + 2) * (M + 2) * K * static_cast<int>(sizeof(float)));
-    return most < 8 ? 8 : most > 56 ? 56 : most;
+    return round_up(most < 8 ? 8 : most > 56 ? 56 : most, UNIT);
 }
 inline size_t winograd_work(int M, int K) { return static_cast<size_t>((M + 2) * (M + 2)) * (K + 2 * L) * tiles_at_once(M, K); }
 
@@ -41,7 +42,7 @@ inline size_t winograd_work(int M, int K) { return static_cast<size_t>((M + 2) *
 template <int M>
 inline void winograd(const float* padded, int images, int PH, int PW, int K, int step, const float* u, float* out, int OW, int TH, int TW, int C, int c0, int c1, bool add, float* work) {
     constexpr int N = M + 2;
-    const int T1 = TH * TW, all = images * T1, rounds = (all + tiles_at_once(M, K) - 1) / tiles_at_once(M, K), block = (all + rounds - 1) / rounds;
+    const int T1 = TH * TW, all = images * T1, rounds = (all + tiles_at_once(M, K) - 1) / tiles_at_once(M, K), block = round_up((all + rounds - 1) / rounds, UNIT);
     float *tiles = work, *products = work + static_cast<size_t>(N * N) * block * K;
     const ptrdiff_t one = 0;
     for (int first = 0; first < all; first += block) {

@@ -1,32 +1,43 @@
 """Which algorithm carries a convolution out on a CPU: by its shape, from a table that `python -m bench.tune`
-measured. Never by a measurement during a run."""
+measured for the instruction set that the kernels were built for, and by what its weights would occupy. Never
+by a measurement during a run."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
-from fastbn.graph.regions import Conv
+from fastbn.graph.regions import Conv, Shape
 
 TABLE = Path(__file__).with_name("algorithms.json")
-NAMES = {0: "direct", 2: "Winograd F(2×2, 3×3)", 4: "Winograd F(4×4, 3×3)"}
+RAW = -1  # the direct sum by the weight as the model holds it
+NAMES = {0: "direct", 2: "Winograd F(2×2, 3×3)", 4: "Winograd F(4×4, 3×3)", RAW: "direct, weights not packed"}
+WINOGRAD = (0, 2, 4)
+SETS = ("avx512", "avx2")  # measured ones; others take the last one's table, whose vectors are nearest
+LEAST_BATCH = 8  # the rule on memory holds from this batch on
+ROOM = 8 << 20  # bytes of packed weights that a region may have in any case
 
 
 @dataclasses.dataclass(frozen=True)
 class AlgorithmRow:
-    """From this many channels on, to the next row: M of Winograd's F(M×M, 3×3), or 0 for the direct sum."""
+    """Of so many channels, in images so many pixels high: M of Winograd's F(M×M, 3×3), or 0 for the direct
+    sum."""
 
     channels: int
+    size: int
     M: int
 
 
 @functools.cache
-def table() -> tuple[AlgorithmRow, ...]:
-    """The shipped rows, by rising channels."""
-    rows = json.loads(TABLE.read_text(encoding="utf-8"))["rows"]
-    return tuple(AlgorithmRow(row["channels"], row["M"]) for row in rows)
+def table(instructions: str) -> tuple[AlgorithmRow, ...]:
+    """The shipped rows of an instruction set."""
+    tables = json.loads(TABLE.read_text(encoding="utf-8"))
+    rows = tables[instructions if instructions in tables else SETS[-1]]["rows"]
+    return tuple(AlgorithmRow(row["channels"], row["size"], row["M"]) for row in rows)
 
 
 def can_transform(conv: Conv) -> bool:
@@ -36,17 +47,47 @@ def can_transform(conv: Conv) -> bool:
     )
 
 
-def algorithm(conv: Conv, exact: bool, size: tuple[int, int] | None = None) -> int:
+def algorithm(
+    conv: Conv, exact: bool, size: tuple[int, int] | None = None, instructions: str = SETS[0]
+) -> int:
     """M of F(M×M, 3×3), or 0 for the direct sum; always 0 where results are to be exact to float32's last
     bits.
 
-    The fewer channels decide what is fast, the more what is exact: M is the smaller of the two rows'. Images
-    of a `size` (height, width) that its tiles hang far over take a smaller one, or the direct sum, if that
-    makes fewer products."""
+    The nearest measured shape decides, for the input's channels and for the output's: the smaller M of the
+    two. Images of a `size` (height, width) that its tiles extend far beyond take a smaller one, or the direct
+    sum, if that makes fewer products."""
     if exact or not can_transform(conv):
         return 0
-    most = min(_row(conv.in_channels), _row(conv.channels))
-    return most if size is None else min((M for M in NAMES if most >= M), key=lambda M: products(M, size))
+    rows = table(instructions)
+    most = min(_nearest(rows, channels, size).M for channels in (conv.in_channels, conv.channels))
+    return most if size is None else min((M for M in WINOGRAD if most >= M), key=lambda M: products(M, size))
+
+
+def choices(
+    convs: Sequence[Conv], shapes: dict[int, Shape], exact: bool, instructions: str
+) -> tuple[int, ...]:
+    """The algorithm of each convolution of a region, within the memory that its packed weights may take.
+
+    Packed and transformed weights are copies: at small batches they can outweigh all activations. A region's
+    may take
+    0.3 W + 1.2 Y bytes, W its weights and Y its raw outputs at this batch, or ROOM: with what the engine
+    saves of the activations, fewer than the stock step's, that stays within 1.3 times the stock step's peak.
+    Where pixels are many for each weight it is spent first; what does not fit takes a smaller transform, then
+    the packed direct sum, then the weight as it is."""
+    bytes_of = {i: 4 * math.prod(conv.weight_shape) for i, conv in enumerate(convs)}
+    outputs: float = sum(4 * math.prod(conv.shape(shapes[conv.source])) for conv in convs)
+    if convs:
+        outputs *= max(LEAST_BATCH / shapes[convs[0].source][0], 1)
+    left: float = max(0.3 * sum(bytes_of.values()) + 1.2 * outputs, ROOM)
+    found = [0] * len(convs)
+    for i in sorted(bytes_of, key=lambda i: (-math.prod(shapes[convs[i].source][2:]), bytes_of[i])):
+        best = algorithm(convs[i], exact, shapes[convs[i].source][2:], instructions)
+        sizes = {M: 2 * bytes_of[i] * ((M + 2) ** 2 / 9 if M else 1) for M in WINOGRAD if M <= best}
+        found[i] = next((M for M in sorted(sizes, reverse=True) if sizes[M] <= left), RAW)
+        left -= sizes.get(found[i], 0)
+        if found[i] == RAW and convs[i].groups != 1:
+            found[i] = 0  # grouped weights are few
+    return tuple(found)
 
 
 def products(M: int, size: tuple[int, int]) -> int:
@@ -55,5 +96,12 @@ def products(M: int, size: tuple[int, int]) -> int:
     return -(-height // M) * -(-width // M) * (M + 2) ** 2 if M else 9 * height * width
 
 
-def _row(channels: int) -> int:
-    return next((row.M for row in reversed(table()) if row.channels <= channels), 0)
+def _nearest(rows: Sequence[AlgorithmRow], channels: int, size: tuple[int, int] | None) -> AlgorithmRow:
+    """The row of the nearest number of channels, and of the nearest size among those; without a size the
+    largest. By ratio."""
+
+    def away(row: AlgorithmRow) -> tuple[float, float]:
+        pixels = -row.size if size is None else abs(math.log(row.size**2 / (size[0] * size[1])))
+        return abs(math.log(row.channels / channels)), pixels
+
+    return min(rows, key=away)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from fastbn.engine.interface import (
     Statistics,
 )
 from fastbn.engine.native import abi, build, weight_layout
-from fastbn.engine.native.algorithms import NAMES, algorithm
+from fastbn.engine.native.algorithms import NAMES, algorithm, choices
 from fastbn.engine.native.program import Programs
 from fastbn.engine.native.tape import Tape
 from fastbn.engine.native.weight_layout import PackedWeight
@@ -50,6 +51,7 @@ class Native:
         self._kernels: Any = build.library()
         abi.declare(self._kernels)
         self._lanes = self._kernels.fastbn_lanes()
+        self.instructions: str = self._kernels.fastbn_instructions().decode()
         self._buffers: Any = Buffers()
 
     def onto(self, tape: Tape) -> Native:
@@ -66,7 +68,10 @@ class Native:
         return device.type == "cpu" and dtype in STORAGE
 
     def algorithm(self, conv: Conv, size: tuple[int, int] | None = None) -> str:
-        return NAMES[algorithm(conv, self.exact, size)]
+        return NAMES[algorithm(conv, self.exact, size, self.instructions)]
+
+    def choices(self, convs: Sequence[Conv], shapes: dict[int, Shape]) -> list[str]:
+        return [NAMES[M] for M in choices(convs, shapes, self.exact, self.instructions)]
 
     def mask_bytes(self, channels: int) -> int:
         return -(-channels // self._lanes) * -(-self._lanes // 8)  # whole bytes a vector
@@ -87,14 +92,11 @@ class Native:
         return Programs(self._kernels, self._buffers, self.onto)
 
     def pack(
-        self,
-        conv: Conv,
-        weight: Tensor,
-        dtype: torch.dtype,
-        gradients: torch.dtype | None = None,
-        size: tuple[int, int] | None = None,
-    ) -> PackedWeight:
-        return weight_layout.pack(conv, weight, algorithm(conv, self.exact, size), self._lanes)
+        self, conv: Conv, weight: Tensor, dtype: torch.dtype, gradients: torch.dtype | None = None, size: tuple[int, int] | None = None,
+        by: str | None = None,
+    ) -> PackedWeight:  # fmt: skip
+        M = next(M for M, name in NAMES.items() if name == (by or self.algorithm(conv, size)))
+        return weight_layout.pack(conv, weight, M, self._lanes)
 
     def convolve(
         self,

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastbn.engine.native.algorithms import RAW
 from fastbn.engine.native.group_layout import pack_groups
 from fastbn.graph.regions import Conv
 
@@ -30,16 +31,19 @@ class PackedWeight:
 
     forward: Tensor
     backward: Tensor
-    M: int  # of Winograd's F(M×M, 3×3), or 0 for the direct sum
+    M: int  # of Winograd's F(M×M, 3×3), 0 for the direct sum, or RAW: both are the weight itself
 
 
 def pack(conv: Conv, weight: Tensor, M: int, lanes: int) -> PackedWeight:
     """A weight (C, C_in, KH, KW) for Winograd's F(M×M, 3×3), or for the direct sum where M is 0; lanes:
-    floats a vector."""
+    floats a vector. Where M is RAW it is the weight itself, copied only if it is not contiguous float32."""
     w = weight.detach().to("cpu", torch.float32)
     if conv.groups > 1:
         rows, columns = _by_parity(conv)
         return PackedWeight(*pack_groups(conv, w, list(zip(rows, columns, strict=True)), lanes), 0)
+    if M == RAW:
+        w = w.contiguous()
+        return PackedWeight(w, w, RAW)
     if M:
         return PackedWeight(
             _transformed(w, M, lanes), _transformed(w.flip(2, 3).transpose(0, 1), M, lanes), M

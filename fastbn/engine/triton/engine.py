@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -79,6 +80,9 @@ class Triton:
     def algorithm(self, conv: Conv, size: tuple[int, int] | None = None) -> str:
         return self._by or tuning.algorithm(conv, size, self._capability)
 
+    def choices(self, convs: Sequence[Conv], shapes: dict[int, Shape]) -> list[str]:
+        return [self.algorithm(conv, shapes[conv.source][2:]) for conv in convs]
+
     def mask_bytes(self, channels: int) -> int:
         return -(-channels // 8)
 
@@ -92,15 +96,11 @@ class Triton:
         return Graphs()
 
     def pack(
-        self,
-        conv: Conv,
-        weight: Tensor,
-        dtype: torch.dtype,
-        gradients: torch.dtype | None = None,
-        size: tuple[int, int] | None = None,
-    ) -> TritonWeight:
+        self, conv: Conv, weight: Tensor, dtype: torch.dtype, gradients: torch.dtype | None = None, size: tuple[int, int] | None = None,
+        by: str | None = None,
+    ) -> TritonWeight:  # fmt: skip
         w, v = weight.detach().to(dtype), weight.detach().to(gradients or dtype)  # (C, C_in, KH, KW)
-        algorithm = self.algorithm(conv, size)
+        algorithm = by or self.algorithm(conv, size)
         if algorithm == ROLLING:
             w, v = rolling.pack_weight(w), rolling.pack_weight(v.flip(2, 3).transpose(0, 1))
         elif algorithm == LIBRARY:
