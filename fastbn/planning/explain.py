@@ -51,19 +51,21 @@ def explain(model: nn.Module, image: tuple[int, int, int] | None = None) -> Expl
 
     image: (channels, height, width) of what it will read. Some convolutions take another algorithm by their
     images' size; without it they are counted under the one that they take at large. A model that was not
-    fused is read as fuse(model) would. Raises TypeError for one that torch.fx can't trace."""
+    fused is read as fuse(model) would. Where its forward has arguments, it is read as it was last called. Of
+    a model of which no trace would mean the same it lists the model itself, and the line that says so."""
     given = fused_forward(model)
     fused = given or Fused(model, "auto")
     like = next(iter(model.parameters()), torch.empty(0))
-    graph, program = fused.program(like.device, like.dtype, fused.defaults())
+    program = fused.latest(like.device, like.dtype)
+    graph = program.graph
     engine, why = select.choose(fused.engine, like.device, like.dtype, fused.exact)
     assert engine is not None  # fuse(model, "stock") leaves no fused forward behind
-    if image is None:
+    if image is None or program.module is None:
         algorithms = collections.Counter(
             engine.algorithm(conv) for region in graph.regions for conv in region.convs
         )
     else:
-        regions = NetworkMemory(model, engine, program).shapes((1, *image))
+        regions = NetworkMemory(model, engine, program.module).shapes((1, *image))
         algorithms = collections.Counter(
             engine.algorithm(conv, own[conv.source][2:]) for region, own in regions for conv in region.convs
         )

@@ -15,6 +15,7 @@ from torch import nn
 from fastbn.data.feed import Feed
 from fastbn.engine import fused_forward, recomputation
 from fastbn.engine.recomputation import Recompute
+from fastbn.engine.tracer import Untraceable
 from fastbn.errors import MachineError
 from fastbn.graph.regions import Region, Shape
 from fastbn.planning import roofline
@@ -193,13 +194,17 @@ class Planner:
 
 def planner_of(model: nn.Module, feed: Feed, recipe: Recipe, replicas: int = 1) -> Planner | None:
     """The planner of a resolved recipe's steps on the device where model and feed are, in what memory is free
-    there or the recipe grants. None where nothing is to be decided: the model runs stock, reads no images, or
-    is XLA's to plan. Of so many replicas on CUDA, whose steps overlap, each has an equal part of what is
-    free. The model is read in the modes it is in."""
+    there or the recipe grants. None where nothing is to be decided: the model runs stock, reads no images, is
+    XLA's to plan, or has parts that run as they were written, which no plan can try. Of so many replicas on
+    CUDA, whose steps overlap, each has an equal part of what is free. The model is read in the modes it is
+    in."""
     fused = fused_forward(model)
     if fused is None or len(feed.sample) != 3 or feed.device.type == "xla":
         return None
-    network = NetworkMemory.of(model, fused, storage(recipe.precision)[0])
+    try:
+        network = NetworkMemory.of(model, fused, storage(recipe.precision)[0])
+    except Untraceable:
+        return None
     there = network.stored_bytes + feed.nbytes
     free = free_memory(feed.device) // (replicas if feed.device.type == "cuda" else 1)
     memory = int(recipe.memory * GB) if recipe.memory is not None else free + there

@@ -92,7 +92,7 @@ class NetworkMemory:
     def of(model: nn.Module, fused: Fused, dtype: torch.dtype) -> NetworkMemory:
         """A fused model's own, for activations of this dtype on the device where it is."""
         device = next(model.parameters()).device
-        _, program = fused.program(device, dtype, fused.defaults())
+        _, program = fused.program(device, dtype)
         engine, _ = choose(fused.engine, device, dtype, fused.exact)
         assert engine is not None
         return NetworkMemory(model, engine, program)
