@@ -59,7 +59,8 @@ def fuse(model: nn.Module, engine: str = "auto", exact: bool = False, check: boo
     if engine == "stock":
         if fused_forward(model) is not None:
             vars(model).pop("forward", None)
-            if before is not None and not hasattr(before, "fused_of"):
+            vars(model).pop("_fused_forward", None)
+            if isinstance(given, Fused) and before is not None:
                 model.forward = before
         return model
     model.forward = Fused(model, engine, exact, check, before)
@@ -69,9 +70,12 @@ def fuse(model: nn.Module, engine: str = "auto", exact: bool = False, check: boo
 def fused_forward(model: nn.Module) -> Fused | None:
     """The fused forward that fuse() gave this model, or None."""
     given = vars(model).get("forward")
-    return (
-        given if isinstance(given, Fused) else given.fused_of(model) if hasattr(given, "fused_of") else None
-    )
+    while given is not None and not isinstance(given, Fused):
+        given = getattr(given, "__func__", given)
+        if hasattr(given, "fused_of"):
+            return given.fused_of(model)  # type: ignore[no-any-return]
+        given = getattr(given, "__wrapped__", None)
+    return given
 
 
 def unbound(engine: str, exact: bool, check: bool) -> Callable[..., Any]:

@@ -15,6 +15,7 @@ from fastbn.data.imagenet.stream import Stream
 from fastbn.data.images import Images
 from fastbn.engine import fused_forward
 from fastbn.errors import UsageError
+from fastbn.graph.regions import Unfit
 from fastbn.planning import precision
 from fastbn.planning.plan import planner_of
 from fastbn.run.config import Recipe
@@ -105,11 +106,16 @@ def prepared(
     if recipe.batch_size == "auto":
         recipe = recipe.with_batch(fastest(model, source, recipe, bar.say))
     training_mode(model, recipe)
-    step = ranks.agree(
-        lambda: TrainingStep(
-            model, source, recipe, ranks, planner_of(model, source, recipe, replicas), bar.say
+    try:
+        step = ranks.agree(
+            lambda: TrainingStep(
+                model, source, recipe, ranks, planner_of(model, source, recipe, replicas), bar.say
+            )
         )
-    )
+    except Unfit as unfit:
+        raise UsageError(
+            f"{source.name} has samples of shape {source.sample}, and {unfit}; make the network for these"
+        ) from unfit
     if step.plan is not None:
         bar.say(f"plan      {step.plan}")
     return TrainingLoop(step, recipe, held_out, bar, was_training, saver, log)
