@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from fastbn.engine.arguments import Form
+from fastbn.engine.effects import effects
 from fastbn.engine.interface import Engine
 from fastbn.engine.region import FusedRegion
 from fastbn.engine.tracer import Traced, Tracer, Untraceable
@@ -68,8 +69,9 @@ def build(
     traced = trace.graph
     modules = dict(model.named_modules(remove_duplicate=False))
     units, refused = match(traced, modules, lambda name, conv: engine.supports(_conv(name, "", conv, 0, 0)))
-    groups = partition(traced, units)
-    plan = order(traced, groups)
+    after = effects(traced, units, modules)
+    groups = partition(traced, units, after)
+    plan = order(traced, groups, after)
     groups_in_order = [groups[item] for item in plan if isinstance(item, int)]
     built = [_Builder(group, modules) for group in groups_in_order]
     program = fx.Graph()

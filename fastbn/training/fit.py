@@ -114,7 +114,8 @@ def prepared(
         )
     except Unfit as unfit:
         raise UsageError(
-            f"{source.name} has samples of shape {source.sample}, and {unfit}; make the network for these"
+            f"{source.name} has samples of shape {source.sample}, and {str(unfit).splitlines()[0]}; make "
+            "the network for these"
         ) from unfit
     if step.plan is not None:
         bar.say(f"plan      {step.plan}")
