@@ -126,8 +126,10 @@ def _alike(mine: Any, other: Any) -> bool:
         return same
     if not mine.is_floating_point():
         return torch.equal(mine, other)
-    a, b = mine.detach().double().nan_to_num(), other.detach().double().nan_to_num()
-    tolerance = 1e3 * torch.finfo(mine.dtype).eps
-    return bool((a - b).norm() <= tolerance * b.norm().clamp(min=torch.finfo(mine.dtype).tiny)) and bool(
-        torch.equal(mine.isnan(), other.isnan())
+    a, b, numbers = (
+        mine.detach().double().nan_to_num(),
+        other.detach().double().nan_to_num(),
+        torch.finfo(mine.dtype),
     )
+    near = (a - b).norm() <= 1e3 * numbers.eps * b.norm().clamp(min=numbers.tiny)
+    return bool(near) and torch.equal(mine.isnan(), other.isnan())

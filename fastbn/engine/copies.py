@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import types
 from typing import Any
 
 import torch
 from torch import nn
 
-from fastbn.engine.values import Opaque, copied, fingerprint
+from fastbn.engine.values import CONTAINERS, constant, mapped, plain
 
 
 def copy_for_trial(model: nn.Module) -> nn.Module:
@@ -19,8 +21,8 @@ def copy_for_trial(model: nn.Module) -> nn.Module:
             made[module] = object.__new__(type(module))
         except TypeError:
             made[module] = module
-    for module, copy in made.items():
-        if copy is not module:
+    for module, twin in made.items():
+        if twin is not module:
             attributes = {
                 name: _own(value, made)
                 for name, value in vars(module).items()
@@ -36,15 +38,22 @@ def copy_for_trial(model: nn.Module) -> nn.Module:
             attributes["_buffers"] = {
                 name: None if b is None else buffers[id(b)] for name, b in module._buffers.items()
             }
-            object.__getattribute__(copy, "__dict__").update(attributes)
+            object.__getattribute__(twin, "__dict__").update(attributes)
     return made[model]
 
 
 def _own(value: Any, made: dict[nn.Module, nn.Module]) -> Any:
-    if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter):
-        return value.detach().clone() if not value.requires_grad else value
+    if isinstance(value, nn.Module):
+        return made.get(value, value)
+    if isinstance(value, torch.Tensor):
+        return value if value.requires_grad else value.detach().clone()
+    if constant(value) or isinstance(value, types.FunctionType):
+        return value
+    if isinstance(value, types.MethodType):
+        return types.MethodType(value.__func__, _own(value.__self__, made))
     try:
-        fingerprint(value)
-        return copied(value, lambda module: made.get(module, module))
-    except Opaque:
+        if isinstance(value, CONTAINERS) or plain(value):
+            return mapped(value, lambda item: _own(item, made))
+        return copy.deepcopy(value)  # a generator of random numbers
+    except Exception:  # nothing that can be copied; what it is only its class knows
         return value

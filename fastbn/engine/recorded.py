@@ -28,7 +28,7 @@ def recorded(tracer: Any) -> Iterator[None]:
         if own is None:
             return original.__get__(None, cls)(*args, **kwargs)
         if any(
-            isinstance(leaf, nn.Module) or callable(leaf) and not isinstance(leaf, fx.Proxy)
+            isinstance(leaf, nn.Module) or (callable(leaf) and not isinstance(leaf, fx.Proxy))
             for leaf in tree_leaves((args, kwargs))
         ):
             own.refuse(f"hands {cls.__name__}.apply a function")

@@ -71,11 +71,11 @@ class Shadows:
     def __init__(self, model: nn.Module, watcher: Watcher):
         self.watcher, self.guards = watcher, Guards()
         self.paths: dict[nn.Module, str] = {module: name for name, module in model.named_modules()}
+        places = [(module, where) for module in self.paths for where in ("_parameters", "_buffers")]
         self.tensors = {
-            id(t): (m, where, name)
-            for m in self.paths
-            for where in ("_parameters", "_buffers")
-            for name, t in vars(m)[where].items()
+            id(t): (module, where, name)
+            for module, where in places
+            for name, t in vars(module)[where].items()
         }
         self._kinds: dict[type, type] = {}
         self._of = {id(module): self._shadow(module) for module in self.paths}

@@ -113,9 +113,9 @@ def prepared(
             )
         )
     except Unfit as unfit:
+        why = str(unfit).splitlines()[0]
         raise UsageError(
-            f"{source.name} has samples of shape {source.sample}, and {str(unfit).splitlines()[0]}; make "
-            "the network for these"
+            f"{source.name} has samples of shape {source.sample}, and {why}; make the network for these"
         ) from unfit
     if step.plan is not None:
         bar.say(f"plan      {step.plan}")
