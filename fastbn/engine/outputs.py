@@ -38,9 +38,9 @@ def formed(tracer: fx.Tracer, value: Any) -> Any:
         return item if isinstance(item, PLAIN) else _inside(item, taken)
 
     template = _inside(value, taken)
-    return tracer.create_node(
-        "call_function", maker(template), tuple(tracer.create_arg(item) for _, item in places.values()), {}
-    )
+    args = tuple(tracer.create_arg(item) for _, item in places.values())
+    places.clear()  # a cycle through `taken` would keep it
+    return tracer.create_node("call_function", maker(template), args, {})
 
 
 def maker(template: Any) -> Callable[..., Any]:

@@ -10,6 +10,7 @@ import dataclasses
 import inspect
 import sys
 import threading
+import traceback
 import types
 import weakref
 from collections.abc import Callable
@@ -204,10 +205,11 @@ class Tracer(fx.Tracer):
         self._attributes = {name: proxy for name, proxy in self._attributes.items() if not proxy.node._erased}
 
     def _reason(self, error: BaseException) -> str:
-        if isinstance(error, Seen):
-            return str(error)
+        """What a forward was left for; its frames let go of what they hold."""
         said = str(error).strip().splitlines()
-        return f"{self._line(error.__traceback__)}: {said[0] if said else type(error).__name__}"
+        why = f"{self._line(error.__traceback__)}: {said[0] if said else type(error).__name__}"
+        traceback.clear_frames(error.__traceback__)
+        return str(error) if isinstance(error, Seen) else why
 
     def _line(self, place: types.FrameType | types.TracebackType | None) -> str:
         own = type(self.modules[self._path[-1]]).forward if self._path[-1] else self._own
