@@ -10,6 +10,7 @@ from oracle import assert_like_stock, assert_same, error, fused, run, stock, tol
 from torch import nn
 
 from fastbn.engine import fuse
+from fastbn.models.export import to_torch
 from fastbn.planning.explain import explain
 
 IN_PLACE = "it shares a value with an in-place operation"
@@ -566,33 +567,38 @@ def test_default_arguments_given():
 
 
 def test_an_argument_that_a_trace_cannot_fix_runs_stock():
-    class Listed(Net):
-        def forward(self, x, extra=()):
-            return F.relu(self.b(F.relu(self.a(x)))) + sum(extra)
+    class Chosen(Net):
+        def forward(self, x, choose=None):
+            return F.relu(self.b(F.relu(choose(self.a(x)))))
 
-    net = frozen_convolutions(Listed()).double().eval()
-    with pytest.warns(UserWarning, match="something other than tensors and plain values"):
-        assert (
-            error(
-                fused(net)(images(2), [images(2, channels=4)]), stock(net)(images(2), [images(2, channels=4)])
-            )
-            <= 1e-9
-        )
+    net = frozen_convolutions(Chosen()).double().eval()
+    with pytest.warns(UserWarning, match="something other than tensors and plain values: a function"):
+        assert error(fused(net)(images(2), lambda x: 2 * x), stock(net)(images(2), lambda x: 2 * x)) <= 1e-9
 
 
-def test_what_cannot_be_traced_is_refused_with_a_remedy():
+def test_what_cannot_be_traced_runs_stock_and_names_the_line():
     class Deciding(Net):
         def forward(self, x):
             x = self.a(x)
             return self.b(x) if x.sum() > 0 else x
 
-    net = Deciding()
-    with pytest.raises(TypeError, match=r"fuse\(Deciding\).*fuse the traceable part of it instead"):
-        fuse(net)
-    with pytest.raises(TypeError, match="Deciding"):
-        explain(net)
-    assert "forward" not in vars(net)
-    fuse(net, "stock")
+    net = frozen_convolutions(Deciding()).double().eval()
+    ours, theirs = fused(net), stock(net)
+    with pytest.warns(
+        UserWarning,
+        match=r"fastbn runs Deciding stock in this call: test_engine_foreign\.py:\d+: .*control flow",
+    ) as caught:
+        for sign in (1.0, -1.0, 1.0):
+            assert error(ours(sign * images(2)), theirs(sign * images(2))) == 0.0
+    assert len(caught) == 1
+    (what, why), *rest = explain(ours).graph.stock
+    assert what == "Deciding" and "control flow" in why and not rest and not explain(ours).graph.regions
+    with pytest.raises(
+        TypeError,
+        match=r"Deciding has no torch.fx trace .*test_engine_foreign\.py:\d+.* for example model\.backbone",
+    ):
+        to_torch(net)
+    assert "forward" not in vars(fuse(ours, "stock"))
 
 
 def test_a_part_of_a_network():

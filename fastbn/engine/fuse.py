@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import inspect
-import itertools
-import operator
+import sys
+import threading
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from fastbn.engine import select
-from fastbn.engine.module_state import PARAMETERS
+from fastbn.engine.arguments import Form, Unlisted, taken
+from fastbn.engine.checked import difference
+from fastbn.engine.guards import Guards
+from fastbn.engine.interface import Engine
+from fastbn.engine.modes import autocast
+from fastbn.engine.readings import Program, Reading
 from fastbn.engine.region import refuse_stock, storage_dtype
 from fastbn.engine.spared import spare
+from fastbn.engine.tracer import Tracer, Untraceable
 from fastbn.engine.weight_cache import WeightCache
-from fastbn.graph.read import read, trace
+from fastbn.graph.read import build, forward_of, signature
 from fastbn.graph.regions import Graph
 
-HOOKS = operator.attrgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-TRAINING, DROPS = operator.attrgetter("training"), operator.attrgetter("p")
-SIMPLE = (type(None), bool, int, float, str)  # arguments that a trace may fix
+CALL = nn.Module._call_impl.__code__
+FRAMES = 8  # at most, between a module's call and its forward
+FORMS = 4  # of calls, after which floating point arguments are read at each call
+MOST_FORMS = 64
+READINGS = 16  # sets of submodules whose programs are kept
 
 
-def fuse(model: nn.Module, engine: str = "auto", exact: bool = False) -> nn.Module:
+def fuse(model: nn.Module, engine: str = "auto", exact: bool = False, check: bool = True) -> nn.Module:
     """Gives a model the engine, in place, and returns it: wherever a convolution with a frozen weight meets a
     BatchNorm, an addition, a ReLU, they run as one. Parameters, buffers, names and results stay what they
     are.
@@ -34,145 +44,276 @@ def fuse(model: nn.Module, engine: str = "auto", exact: bool = False) -> nn.Modu
     which undoes fuse.
     exact: without Winograd, whose transforms cost a few of float32's last bits, and make one NaN a tile of
     NaNs.
+    check: compare the traced network with the model's own forward at the first call in each mode, on a part
+    of the batch.
 
-    What Python computes while the network is traced (its own attributes, random numbers, branches) is fixed
-    until a submodule, a mode or a requires_grad changes. A frozen weight written through `.data` is not
-    noticed: write it under torch.no_grad(). Raises UsageError for an unknown engine, MachineError for one
-    that this machine can't run, TypeError for a model that torch.fx can't trace."""
+    The forward is traced at its first call, and again when what its Python code read has changed: an
+    attribute, a plain argument, a mode, a submodule, a requires_grad. A module whose forward does what no
+    trace keeps (it sets an attribute, draws Python's random numbers, decides by a tensor's values, enters
+    no_grad or autocast) runs as it was written; where that is the model itself, it runs stock, with a warning
+    that names the line. `explain` lists them. What a closure or a global holds is compared at the first call
+    alone. A frozen weight written through `.data` is not noticed: write it under torch.no_grad(). Raises
+    UsageError for an unknown engine, MachineError for one that this machine can't run."""
     select.check(engine)
     spare(model)
+    given = vars(model).get("forward")
+    before = given.before if isinstance(given, Fused) else given
     if engine == "stock":
-        vars(model).pop("forward", None)
+        if fused_forward(model) is not None:
+            vars(model).pop("forward", None)
+            vars(model).pop("_fused_forward", None)
+            if isinstance(given, Fused) and before is not None:
+                model.forward = before
         return model
-    fused = Fused(model, engine, exact)
-    trace(model, fused.defaults())
-    model.forward = fused
+    model.forward = Fused(model, engine, exact, check, before)
     return model
 
 
 def fused_forward(model: nn.Module) -> Fused | None:
     """The fused forward that fuse() gave this model, or None."""
-    found = vars(model).get("forward")
-    return found if isinstance(found, Fused) else None
+    given = vars(model).get("forward")
+    while given is not None and not isinstance(given, Fused):
+        given = getattr(given, "__func__", given)
+        if hasattr(given, "fused_of"):
+            return given.fused_of(model)  # type: ignore[no-any-return]
+        given = getattr(given, "__wrapped__", None)
+    return given
+
+
+def unbound(engine: str, exact: bool, check: bool) -> Callable[..., Any]:
+    """A fused forward as a function of the model, for wrappers that bind one anew (accelerate's), also to
+    the model's copies."""
+
+    def fused_of(model: nn.Module) -> Fused:
+        own = vars(model).get("_fused_forward")
+        if not isinstance(own, Fused) or own.model is not model:
+            own = vars(model)["_fused_forward"] = Fused(model, engine, exact, check)
+        return own
+
+    def forward(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return fused_of(model)(*args, **kwargs)
+
+    forward.fused_of = fused_of  # type: ignore[attr-defined]
+    return forward
 
 
 class Fused:
     """A model's fused forward. It reads the model anew when what it read no longer holds."""
 
-    def __init__(self, model: nn.Module, engine: str, exact: bool = False):
-        self.model, self.engine, self.exact = model, engine, exact
-        self.why = ""  # why the engine was chosen, known after the first forward
-        self._forget()
+    traced_through = True  # what traces a model around this one traces this one's own forward
 
-    def _forget(self) -> None:
-        self._programs: dict[Any, tuple[Graph, fx.GraphModule]] = {}
+    def __init__(
+        self, model: nn.Module, engine: str, exact: bool = False, check: bool = True, before: Any = None
+    ):
+        self.model, self.engine, self.exact, self.check, self.before = model, engine, exact, check, before
+        self.why = ""  # why the engine was chosen, known after the first forward
+        self.form: Form | None = None  # of the last call
         # by engine; the programs for training and for evaluation share them
         self._packs: dict[str, WeightCache] = {}
-        self._structure: list[tuple[dict[str, Any], tuple[Any, ...]]] = []
-        self._submodules: list[nn.Module] = []
-        self._inner: list[nn.Module] = []
-        self._dropouts: list[nn.Module] = []
-        self._convs: list[nn.Module] = []
+        self._readings: collections.OrderedDict[tuple[int, ...], Reading] = collections.OrderedDict()
+        self._reading: Reading | None = None
+        self._floats = False  # whether floating point arguments vary
         self._warned: set[str] = set()
+        self._lock = threading.RLock()
 
     # deepcopy and pickle carry the model and the choice, not what was read
     def __getstate__(self) -> dict[str, Any]:
-        return {"model": self.model, "engine": self.engine, "exact": self.exact}
+        return {name: getattr(self, name) for name in ("model", "engine", "exact", "check", "before")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
 
+    @functools.cached_property
+    def __func__(self) -> Callable[..., Any]:
+        return unbound(self.engine, self.exact, self.check)
+
+    @property
+    def __self__(self) -> nn.Module:
+        return self.model
+
     @torch._dynamo.disable
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        values = [*args, *kwargs.values()]
-        if torch._C._get_tracing_state() is not None or any(isinstance(value, fx.Proxy) for value in values):
+        if (copy := self._called_by()) is not None:
+            return self._of_a_copy(copy, args, kwargs)
+        if torch._C._get_tracing_state() is not None or any(
+            isinstance(value, fx.Proxy) for value in (*args, *kwargs.values())
+        ):
             return self._stock(args, kwargs)
-        self._look()
-        why = self._why_stock()
-        bound = self._signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        tensors = [value for value in bound.arguments.values() if isinstance(value, Tensor)]
-        constants = {name: value for name, value in bound.arguments.items() if not isinstance(value, Tensor)}
-        if not tensors or not all(isinstance(value, SIMPLE) for value in constants.values()):
-            why = why or "its forward was called with something other than tensors and plain values"
-        if why:
-            refuse_stock(why, self.model.modules())
-            if why not in self._warned:
-                self._warned.add(why)
-                warnings.warn(
-                    f"fastbn runs {type(self.model).__name__} stock in this call: {why}", stacklevel=2
-                )
+        why, program, tensors = self._prepared(args, kwargs)
+        if program is None:
+            if why:
+                self._warn(why)
             return self._stock(args, kwargs)
-        like = next((x for x in tensors if x.is_floating_point()), next(self.model.parameters(), tensors[0]))
-        if self.engine == "auto" and tensors[0].device.type == "xla":
-            return self._stock(args, kwargs)
-        _, program = self._program(tensors[0].device, storage_dtype(like), constants)
-        return program(*bound.arguments.values())
+        assert program.module is not None
+        return program.module(*tensors)
+
+    def _prepared(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[str, Program | None, list[Any]]:
+        """The program of a call and its tensors; or why there is none, "" where nobody need know."""
+        try:
+            form, tensors = taken(args, kwargs, self._floats)
+        except Unlisted as unlisted:
+            return (
+                f"its forward was called with something other than tensors and plain values: {unlisted}",
+                None,
+                [],
+            )
+        reading = self._look()
+        given = [t for t in tensors if isinstance(t, Tensor)]
+        if not given:
+            return "its forward was called without a tensor", None, []
+        if _imaginary(given) or reading.imaginary():
+            return "", None, []
+        if why := self._why_stock(reading):
+            return why, None, []
+        device = given[0].device
+        if self.engine == "auto" and device.type == "xla":
+            return "", None, []
+        like = next((x for x in given if x.is_floating_point()), next(self.model.parameters(), given[0]))
+        program = self._program(device, storage_dtype(like), form, reading)
+        self.form = form
+        if program.why or (self.check and self.model.training not in program.checked):
+            with self._lock:
+                self._compare(program, form, tensors)
+        return program.why, None if program.why else program, tensors
+
+    def _compare(self, program: Program, form: Form, tensors: list[Any]) -> None:
+        """Once a mode: the trace with the model's own forward."""
+        if program.why or self.model.training in program.checked or program.traced is None:
+            return
+        if found := difference(self.model, self.own, program.traced, form, tensors):
+            program.why = f"traced by torch.fx it is not the same: {found}"
+        program.checked.add(self.model.training)
 
     def program(
-        self, device: torch.device, dtype: torch.dtype, constants: dict[str, Any]
+        self, device: torch.device, dtype: torch.dtype, constants: dict[str, Any] | None = None
     ) -> tuple[Graph, fx.GraphModule]:
-        """The graph and its program for the model as it now is, on this device."""
-        self._look()
-        return self._program(device, dtype, constants)
+        """The graph and its program for the model as it now is, on this device. Raises Untraceable where it
+        has none.
+        constants: arguments of its forward; without them, those of the last call."""
+        program = self.latest(device, dtype, constants)
+        if program.module is None or program.why:
+            raise Untraceable(f"{type(self.model).__name__} runs stock: {program.why}", program.guards)
+        return program.graph, program.module
 
-    def _program(
-        self, device: torch.device, dtype: torch.dtype, constants: dict[str, Any]
-    ) -> tuple[Graph, fx.GraphModule]:
+    def latest(
+        self, device: torch.device, dtype: torch.dtype, constants: dict[str, Any] | None = None
+    ) -> Program:
+        """As `program`, of the last call's form where no arguments are given."""
+        form = (
+            Form.of(signature(self.own), constants or {})
+            if constants is not None or self.form is None
+            else self.form
+        )
+        return self._program(device, dtype, form, self._look())
+
+    def _program(self, device: torch.device, dtype: torch.dtype, form: Form, reading: Reading) -> Program:
         engine, self.why = select.choose(self.engine, device, dtype, self.exact)
         assert engine is not None
-        own = itertools.chain.from_iterable(map(dict.values, map(PARAMETERS, self._convs)))
         state = (
             engine,
             device,
-            tuple(sorted(constants.items())),
-            tuple(map(TRAINING, self._inner)),
-            tuple([p is not None and p.requires_grad for p in own]),
-            tuple(map(DROPS, self._dropouts)),
+            form,
+            torch.is_grad_enabled(),
+            torch.is_inference_mode_enabled(),
+            autocast(device.type),
+            reading.trains(),
+            reading.drops(),
         )
-        if state not in self._programs:
-            self._programs[state] = read(
-                self.model, constants, engine, self._packs.setdefault(engine.name, {})
+        program = reading.program(state)
+        if program is None:
+            with self._lock:
+                program = reading.program(state) or reading.keep(state, self._built(engine, form, reading))
+        return program
+
+    def _built(self, engine: Engine, form: Form, reading: Reading) -> Program:
+        args, kwargs = form.filled(object)
+        signature(self.own).bind(*args, **kwargs)  # a wrong call is a TypeError, as it is stock
+        if "" in reading.written:
+            return Program(Guards(), Graph((), ()), why=reading.written[""])
+        reading.forms.add(form)
+        if len(reading.forms) > FORMS:
+            self._floats = True
+        if len(reading.forms) > MOST_FORMS:
+            return Program(Guards(), Graph((), ()), why="its plain arguments change from call to call")
+        try:
+            traced = Tracer(self.model, self.own, reading.written).run(form.filled)
+        except Untraceable as error:
+            return Program(
+                error.guards, Graph((), ((type(self.model).__name__, str(error)),)), why=str(error)
             )
-        return self._programs[state]
+        graph, module = build(self.model, traced, engine, self._packs.setdefault(engine.name, {}))
+        return Program(traced.guards, graph, module, traced=traced)
 
     def defaults(self) -> dict[str, Any]:
         """Every argument of the model's forward that has a default, fixed at it."""
-        parameters = self._signature.parameters.values()
+        parameters = signature(self.own).parameters.values()
         return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
 
-    @functools.cached_property
-    def _signature(self) -> inspect.Signature:
-        signature = inspect.signature(type(self.model).forward)
-        return signature.replace(parameters=list(signature.parameters.values())[1:])
+    @property
+    def own(self) -> Callable[..., Any]:
+        """The model's own forward, as a function of the model."""
+        return forward_of(self.model) if self.before is not None else type(self.model).forward
 
     def _stock(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return type(self.model).forward(self.model, *args, **kwargs)
+        return self.own(self.model, *args, **kwargs)
 
-    def _look(self) -> None:
-        """Forgets what was read if a submodule has been exchanged, added or taken away since."""
-        if self._structure and all(tuple(children.values()) == seen for children, seen in self._structure):
-            return
-        self._forget()
-        spare(self.model)
-        for module in self.model.modules():
-            self._submodules += [child for child in module._modules.values() if child is not None]
-            if module._modules:
-                self._structure.append((module._modules, tuple(module._modules.values())))
-            dropout = isinstance(module, nn.modules.dropout._DropoutNd)  # which match may look through
-            # what the trace went into
-            if dropout or module._modules or not type(module).__module__.startswith("torch.nn"):
-                self._inner.append(module)
-            if dropout:
-                self._dropouts.append(module)
-            if isinstance(module, nn.modules.conv._ConvNd):
-                self._convs.append(module)
+    def _warn(self, why: str) -> None:
+        refuse_stock(why, self.model.modules())
+        if why not in self._warned:
+            self._warned.add(why)
+            warnings.warn(f"fastbn runs {type(self.model).__name__} stock in this call: {why}", stacklevel=4)
 
-    def _why_stock(self) -> str | None:
-        """What an engine would pass over: hooks on what it fuses."""
+    def _look(self) -> Reading:
+        """What was read of the model with the submodules that it has now."""
+        reading = self._reading
+        if reading is None or not reading.holds():
+            with self._lock:
+                key = tuple(map(id, self.model.modules()))
+                spare(self.model)
+                reading = self._readings.setdefault(key, Reading(self.model))
+                self._readings.move_to_end(key)
+                while len(self._readings) > READINGS:
+                    self._readings.popitem(last=False)
+                self._reading = reading
+        return reading
+
+    def _why_stock(self, reading: Reading) -> str:
+        """What an engine would pass over: hooks on what it fuses, and torch.func's transforms."""
         if nn.modules.module._has_any_global_hook():
             return "a global module hook is registered"
-        if any(map(any, map(HOOKS, self._submodules))):
-            name = next(name for name, module in self.model.named_modules() if name and any(HOOKS(module)))
-            return f"{name} has a hook"
+        if torch._C._are_functorch_transforms_active():
+            return "a transform of torch.func is active"
+        name = reading.hooked()
+        return f"{name} has a hook" if name else ""
+
+    def _called_by(self) -> nn.Module | None:
+        """The copy of the model by which this was called, if it was one that shares the model's attributes
+        (a DataParallel replica)."""
+        frame = sys._getframe(2)
+        for _ in range(FRAMES):
+            if frame.f_code is CALL:
+                caller = frame.f_locals["self"]
+                return caller if caller is not self.model and vars(caller).get("forward") is self else None
+            if frame.f_back is None:
+                return None
+            frame = frame.f_back
         return None
+
+    def _of_a_copy(self, copy: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not getattr(copy, "_is_replica", False):
+            vars(copy)["forward"] = Fused(copy, self.engine, self.exact, self.check, self.before)
+            return vars(copy)["forward"](*args, **kwargs)
+        self._warn(
+            "it is a replica of torch.nn.DataParallel, made anew at each call; use DistributedDataParallel"
+        )
+        return self.own(copy, *args, **kwargs)
+
+
+def _imaginary(tensors: list[Tensor]) -> bool:
+    """Whether tensors have shapes and no contents: on "meta", or fake."""
+    if any(t.is_meta or type(t).__torch_dispatch__ is not Tensor.__torch_dispatch__ for t in tensors):
+        return True
+    fake = torch._C._TorchDispatchModeKey.FAKE
+    return torch._C._len_torch_dispatch_stack() > 0 and torch._C._get_dispatch_mode(fake) is not None

@@ -33,6 +33,21 @@ VIEWS = {
     "expand",
 }
 VIEWS |= {"narrow", "select", "chunk", "split", "unbind", "getitem", "contiguous", "to", "detach", "dropout"}
+VIEWS |= {
+    "getattr",
+    "float",
+    "double",
+    "half",
+    "bfloat16",
+    "type",
+    "type_as",
+    "cpu",
+    "cuda",
+    "t",
+    "diagonal",
+    "swapaxes",
+    "expand_as",
+}
 IN_PLACE = {
     operator.iadd,
     operator.isub,
@@ -253,7 +268,7 @@ def _unit(
         first, second = operands
         other = second if first is head else first
         rewrites_another = (
-            _mutates(add, modules)
+            mutates(add, modules)
             and first is not head
             and (len(first.users) > 1 or first.op == "placeholder")
         )
@@ -294,7 +309,7 @@ def _operands(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     return (first, second) if isinstance(first, fx.Node) and isinstance(second, fx.Node) else None
 
 
-def _mutates(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+def mutates(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     """Whether a node changes its first argument in place."""
     if node.op == "call_module":
         return bool(getattr(modules[str(node.target)], "inplace", False))
@@ -311,20 +326,20 @@ def _mutated(graph: fx.Graph, modules: dict[str, nn.Module]) -> set[fx.Node]:
     the two."""
     found = set()
     for node in graph.nodes:
-        if _mutates(node, modules):
+        if mutates(node, modules):
             target = node.args[0] if node.args else None
             while isinstance(target, fx.Node):
                 if len(target.users) > 1:
                     found.add(target)
-                target = target.args[0] if _may_view(target, modules) and target.args else None
+                target = target.args[0] if may_view(target, modules) and target.args else None
     return found
 
 
-def _may_view(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+def may_view(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     """Whether a node's value may share its first argument's memory."""
     if node.op == "call_module":
         return isinstance(
             modules[str(node.target)], (nn.Identity, nn.Flatten, nn.Unflatten, nn.modules.dropout._DropoutNd)
         )
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return node.op in ("call_function", "call_method") and (name in VIEWS or _mutates(node, modules))
+    return node.op in ("call_function", "call_method") and (name in VIEWS or mutates(node, modules))

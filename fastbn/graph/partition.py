@@ -10,11 +10,14 @@ import heapq
 
 from torch import fx
 
+from fastbn.engine.effects import After
 from fastbn.graph.match import FusedUnit
 
 
-def partition(graph: fx.Graph, units: list[FusedUnit]) -> list[list[FusedUnit]]:
-    """The regions, each a list of units in the order in which they run."""
+def partition(graph: fx.Graph, units: list[FusedUnit], after: After | None = None) -> list[list[FusedUnit]]:
+    """The regions, each a list of units in the order in which they run. after: nodes that must follow
+    others."""
+    after = after or {}
     unit_of = {unit.output: unit for unit in units}
     inner = {node for unit in units for node in unit.nodes} - set(unit_of)
     region_of: dict[fx.Node, int] = {}  # a unit's output -> its region
@@ -30,7 +33,9 @@ def partition(graph: fx.Graph, units: list[FusedUnit]) -> list[list[FusedUnit]]:
         unit = unit_of.get(node)
         if unit is None:
             if node not in inner:
-                reads[node] = set().union(*(reads[source] for source in node.all_input_nodes))
+                reads[node] = set().union(
+                    *(reads[source] for source in (*node.all_input_nodes, *after.get(node, ())))
+                )
             continue
         home: int | None = None
         for candidate in dict.fromkeys(region_of[source] for source in unit.inputs if source in region_of):
@@ -63,9 +68,10 @@ def partition(graph: fx.Graph, units: list[FusedUnit]) -> list[list[FusedUnit]]:
     return [sorted(region, key=lambda unit: place[unit.output]) for region in members.values()]
 
 
-def order(graph: fx.Graph, regions: list[list[FusedUnit]]) -> list[fx.Node | int]:
+def order(graph: fx.Graph, regions: list[list[FusedUnit]], after: After | None = None) -> list[fx.Node | int]:
     """Stock nodes and regions (by index) in an order that runs: the trace's own, a region as late as its
     last unit."""
+    after = after or {}
     owner: dict[fx.Node, fx.Node | int] = {
         node: i for i, region in enumerate(regions) for unit in region for node in unit.nodes
     }
@@ -75,7 +81,9 @@ def order(graph: fx.Graph, regions: list[list[FusedUnit]]) -> list[fx.Node | int
     for place, node in enumerate(graph.nodes):
         group = owner.get(node, node)
         last[group] = place
-        for source in {owner.get(source, source) for source in node.all_input_nodes} - {group}:
+        for source in {
+            owner.get(source, source) for source in (*node.all_input_nodes, *after.get(node, ()))
+        } - {group}:
             if source not in needs.setdefault(group, set()):
                 needs[group].add(source)
                 feeds.setdefault(source, []).append(group)

@@ -4,67 +4,77 @@ stock nodes in turn."""
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import types
+from collections.abc import Callable
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from fastbn.engine import halves
+from fastbn.engine.arguments import Form
+from fastbn.engine.effects import effects
 from fastbn.engine.interface import Engine
 from fastbn.engine.region import FusedRegion
+from fastbn.engine.tracer import Traced, Tracer, Untraceable
 from fastbn.engine.weight_cache import WeightCache
-from fastbn.graph.match import IN_PLACE, FusedUnit, fixed_padding, match
+from fastbn.graph.match import FusedUnit, fixed_padding, match
 from fastbn.graph.partition import order, partition
 from fastbn.graph.regions import Conv, Graph, Join, Region
 
 
-class _Proxy(fx.Proxy):
-    """One that records `x += y` as what it is; fx's own makes `x = x + y` of it, which differs where x has
-    another name."""
+def trace(model: nn.Module, constants: dict[str, Any]) -> Traced:
+    """The model's operations, its own forward called with these constants, and tensors for what else it
+    needs. Raises Untraceable where no trace would mean the same."""
+    own = forward_of(model)
+    try:
+        return Tracer(model, own, {}).run(Form.of(signature(own), constants).filled)
+    except Untraceable as error:
+        text = (
+            f"{type(model).__name__} has no torch.fx trace that means the same ({error}); take the part "
+            "of it that has one, for example"
+        )
+        raise Untraceable(f"{text} model.backbone", error.guards) from None
 
 
-for operation in IN_PLACE:
-    setattr(
-        _Proxy,
-        f"__{operation.__name__}__",
-        lambda self, other, operation=operation: self.tracer.create_proxy(
-            "call_function", operation, (self, other), {}
-        ),
+def forward_of(model: nn.Module) -> Callable[..., Any]:
+    """The model's own forward as a function of the model: its class's, or one that was put in that one's
+    place, but for fuse's."""
+    own = vars(model).get("forward")
+    own = getattr(own, "before", own)  # fuse's
+    if own is None:
+        return type(model).forward
+    return (
+        own.__func__
+        if isinstance(own, types.MethodType) and own.__self__ is model
+        else lambda _, *args, **kwargs: own(*args, **kwargs)
     )
 
 
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, nn.modules.batchnorm._BatchNorm) or super().is_leaf_module(
-            m, module_qualified_name
-        )
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
-
-
-def trace(model: nn.Module, constants: dict[str, Any]) -> fx.Graph:
-    """The model's operations, its forward called with these constants. Raises TypeError where Python
-    decides by the data."""
-    try:
-        return _Tracer().trace(model, concrete_args=constants)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise TypeError(
-            f"fuse({type(model).__name__}): torch.fx could not trace its forward ({reason}); "
-            "fuse the traceable part of it instead, for example model.backbone"
-        ) from error
+def signature(forward: Callable[..., Any]) -> inspect.Signature:
+    """Of a forward, without self."""
+    found = inspect.signature(forward)
+    return found.replace(parameters=list(found.parameters.values())[1:])
 
 
 def read(
     model: nn.Module, constants: dict[str, Any], engine: Engine, packs: WeightCache
 ) -> tuple[Graph, fx.GraphModule]:
     """The graph, and the same computation with every region replaced by one call of this engine."""
-    traced = trace(model, constants)
+    return build(model, trace(model, constants), engine, packs)
+
+
+def build(
+    model: nn.Module, trace: Traced, engine: Engine, packs: WeightCache
+) -> tuple[Graph, fx.GraphModule]:
+    """As read, of a trace."""
+    traced = trace.graph
     modules = dict(model.named_modules(remove_duplicate=False))
     unsupported = lambda name, conv: engine.supports(_conv(name, "", conv, 0, 0))  # noqa: E731
     units, refused = match(traced, modules, unsupported, engine.functions, engine.halves)
-    groups = partition(traced, units)
-    plan = order(traced, groups)
+    after = effects(traced, units, modules)
+    groups = partition(traced, units, after)
+    plan = order(traced, groups, after)
     groups_in_order = [groups[item] for item in plan if isinstance(item, int)]
     built = [_Builder(group, modules) for group in groups_in_order]
     program = fx.Graph()
@@ -82,14 +92,20 @@ def read(
                 env[node] = program.call_function(_pick, (call, i))
         elif item.op == "get_attr":
             owner, _, name = str(item.target).rpartition(".")
-            root[f"attribute{len(root)}"] = _Attribute(model.get_submodule(owner), name)
+            held = (
+                _Constant(trace.constants[name])
+                if name in trace.constants
+                else _Attribute(model.get_submodule(owner), name)
+            )
+            root[f"attribute{len(root)}"] = held
             env[item] = program.call_module(f"attribute{len(root) - 1}")
         else:
             env[item] = program.node_copy(item, lambda node: env[node])
             if item.op == "call_module":
                 root[str(item.target)] = model.get_submodule(str(item.target))
     left = [node for node in plan if isinstance(node, fx.Node) and node.op.startswith("call_")]
-    stock = [(_title(node), refused.get(str(node.target), "")) for node in left]
+    reasons = refused | trace.written
+    stock = [(_title(node), reasons.get(str(node.target), "")) for node in left]
     return Graph(tuple(builder.region for builder in built), tuple(stock)), fx.GraphModule(
         root, program, type(model).__name__
     )
@@ -133,6 +149,17 @@ class _Attribute(nn.Module):
 
     def forward(self) -> Any:
         return getattr(self._owner[0], self._name)
+
+
+class _Constant(nn.Module):
+    """A tensor from outside the model."""
+
+    def __init__(self, tensor: Tensor):
+        super().__init__()
+        self._held = [tensor]  # in a list: .to() is for the model's own
+
+    def forward(self) -> Tensor:
+        return self._held[0]
 
 
 class _Builder:

@@ -14,7 +14,7 @@ def shortcuts(model: nn.Module, norms: tuple[type[nn.Module], ...]) -> list[str]
     """Their names, in the order of the additions: where a convolution (and at most `norms` after it) is added
     to a longer way from the same value. Raises UsageError for a model that torch.fx can't trace."""
     try:
-        graph = trace(model, {})
+        graph = trace(model, {}).graph
     except TypeError as error:
         raise UsageError(
             f"train='shortcut' is found in a torch.fx trace, and {type(model).__name__} has none: {error}"

@@ -17,34 +17,33 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fastbn.engine import fuse
-from fastbn.engine.fuse import Fused
 from fastbn.engine.spared import unspare
 from fastbn.errors import MachineError, UsageError
 from fastbn.graph.read import trace
 
 
 def to_torch(model: nn.Module) -> fx.GraphModule:
-    """The same network of torch's own modules: same names, outputs and `requires_grad`, in the same mode, no
-    class of fastbn's in it, so that what torch.save writes of it loads where fastbn is not installed. Raises
-    TypeError where torch.fx can't trace it."""
-    own = fuse(copy.deepcopy(model), "stock")
+    """The same network of torch's own modules, in eval mode: same names, outputs and `requires_grad`, no
+    class of fastbn's in it, so that what torch.save writes of it loads where fastbn is not installed. What
+    its Python code decides is fixed as eval mode has it; a part that no trace keeps is called as it was
+    written. Raises TypeError for a network of which that is the whole."""
+    own = fuse(copy.deepcopy(model), "stock").eval()
     unspare(own)
+    traced = trace(own, {})
+    for name, constant in traced.constants.items():
+        own.register_buffer(name, constant)
     graph = fx.Graph()  # one that knows of no tracer
-    graph.output(graph.graph_copy(trace(own, Fused(own, "reference").defaults()), {}))
+    graph.output(graph.graph_copy(traced.graph, {}))
     for node in graph.nodes:
         node.type = None  # a type's name, where annotations are strings, can't be pickled
-    plain = fx.GraphModule(own, graph, type(model).__name__)
-    modes = {name: module.training for name, module in own.named_modules()}
-    for name, module in plain.named_modules():
-        module.training = modes[name]
-    return plain
+    return fx.GraphModule(own, graph, type(model).__name__).eval()
 
 
 def fold_bn(model: nn.Module) -> fx.GraphModule:
     """The network for inference, in eval mode: each BatchNorm that alone reads a convolution is merged into
     it, γ·r into the weight, β − μ·γ·r into the bias. Others stay. Raises TypeError where torch.fx can't trace
     it."""
-    plain = to_torch(model).eval()
+    plain = to_torch(model)
     for norm, before in list(_foldable(plain)):
         conv: Any = plain.get_submodule(str(before.target))
         own: Any = plain.get_submodule(str(norm.target))
@@ -65,9 +64,7 @@ def to_exported(model: nn.Module, images: Tensor) -> torch.export.ExportedProgra
         raise UsageError(
             f"export needs example images (N, 3, H, W) with N of at least 2, got {tuple(images.shape)}"
         )
-    return torch.export.export(
-        to_torch(model).eval(), (images,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)
-    )
+    return torch.export.export(to_torch(model), (images,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
 
 
 def to_onnx(model: nn.Module, images: Tensor, path: str | os.PathLike[str]) -> None:
@@ -94,13 +91,22 @@ def to_onnx(model: nn.Module, images: Tensor, path: str | os.PathLike[str]) -> N
 def _foldable(plain: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node]]:
     """(BatchNorm, the convolution before it) where each is called once, and the one alone reads the other."""
     called = collections.Counter(str(node.target) for node in plain.graph.nodes if node.op == "call_module")
+    read = {str(node.target).rpartition(".")[0] for node in plain.graph.nodes if node.op == "get_attr"}
     once = {
         node: plain.get_submodule(str(node.target))
         for node in plain.graph.nodes
         if called[str(node.target)] == 1
     }
     for node, norm in once.items():
-        if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None:
+        if (
+            isinstance(norm, nn.BatchNorm2d)
+            and type(norm).forward is nn.BatchNorm2d.forward
+            and norm.running_mean is not None
+        ):
             before = node.all_input_nodes[0]
-            if type(once.get(before)) is nn.Conv2d and len(before.users) == 1:
+            if (
+                type(once.get(before)) is nn.Conv2d
+                and len(before.users) == 1
+                and not read & {str(node.target), str(before.target)}
+            ):
                 yield node, before

@@ -58,7 +58,7 @@ class Network(nn.Module):
         if self.weights_file is not None:
             self.weights_sha256 = load_weights(self, self.weights_file)
         freeze(self, "all" if spec.norm == "selu" else "bn")
-        fuse(self, engine)
+        fuse(self, engine, check=False)  # these forwards are known
 
     def build(self, spec: Spec) -> None:
         """Makes the layers as attributes."""

@@ -12,6 +12,7 @@ from fastbn.engine import select
 from fastbn.engine.fuse import Fused, fused_forward
 from fastbn.engine.interface import Engine
 from fastbn.engine.native.algorithms import NAMES, RAW
+from fastbn.engine.region import FusedRegion
 from fastbn.graph.regions import Graph, Region
 from fastbn.planning.step_memory import NetworkMemory
 
@@ -125,24 +126,26 @@ def explain(
 
     image: (channels, height, width) of what it will read, and batch: how many at once. Some convolutions take
     another algorithm by their images' size, or one that needs less memory where packed weights would outweigh
-    the activations of a batch; without it they are counted under the one that they take at large, and multiplications are
-    those of an image of 224 × 224, or 32 × 32, or not counted.
+    the activations of a batch; without it they are counted under the one that they take at large, and
+    multiplications are those of an image of 224 × 224, or 32 × 32, or not counted.
     verbose: every region and every stock operation on a line of its own. A model that was not fused is read
-    as fuse(model) would. Raises TypeError for one that torch.fx can't trace."""
+    as fuse(model) would. Where its forward has arguments, it is read as it was last called. Of a model of
+    which no trace would mean the same it lists the model itself, and the line that says so."""
     given = fused_forward(model)
     fused = given or Fused(model, "auto")
     like = next(iter(model.parameters()), torch.empty(0))
-    graph, program = fused.program(like.device, like.dtype, fused.defaults())
+    program = fused.latest(like.device, like.dtype)
+    graph = program.graph
     engine, why = select.choose(fused.engine, like.device, like.dtype, fused.exact)
     assert engine is not None  # fuse(model, "stock") leaves no fused forward behind
-    if image is None:
+    if image is None or program.module is None:
         algorithms = collections.Counter(
             engine.algorithm(conv) for region in graph.regions for conv in region.convs if not conv.copies
         )
-        products = _products(model, engine, program)
+        products = None if program.module is None else _products(model, engine, program.module)
     else:
-        network = NetworkMemory(model, engine, program)
-        regions, products = network.shapes((1, *image)), network.multiplications((1, *image))
+        network = NetworkMemory(model, engine, program.module)
+        products = network.multiplications((1, *image))
         own = network.shapes((batch, *image))
         algorithms = collections.Counter(
             name
@@ -151,11 +154,7 @@ def explain(
             if not conv.copies
         )
     inside = sum(not conv.copies for region in graph.regions for conv in region.convs)
-    modules = dict(program.named_modules(remove_duplicate=False))
-    outside = sum(
-        isinstance(modules.get(str(node.target)), nn.modules.conv._ConvNd) for node in program.graph.nodes
-    )
-    counts = inside, inside + outside
+    counts = inside, inside + _outside(model, program.module)
     return Explanation(
         type(model).__name__,
         engine.name,
@@ -167,6 +166,18 @@ def explain(
         products,
         verbose,
     )
+
+
+def _outside(model: nn.Module, program: fx.GraphModule | None) -> int:
+    """How many convolutions run stock: those that a program calls, by themselves or within a part that runs
+    as it was written; all of a model that has none."""
+    called: list[nn.Module] = [model]
+    if program is not None:
+        modules = dict(program.named_modules(remove_duplicate=False))
+        nodes = [node for node in program.graph.nodes if node.op == "call_module"]
+        stock = [modules[str(node.target)] for node in nodes]
+        called = [module for module in stock if not isinstance(module, FusedRegion)]
+    return sum(isinstance(part, nn.modules.conv._ConvNd) for each in called for part in each.modules())
 
 
 def _products(model: nn.Module, engine: Engine, program: fx.GraphModule) -> tuple[int, int] | None:

@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 from fastbn.engine import recomputation
 from fastbn.engine.fuse import Fused
 from fastbn.engine.interface import Engine
+from fastbn.engine.logits import logits_of
 from fastbn.engine.region import FusedRegion
 from fastbn.engine.select import choose
 from fastbn.graph.read import read
@@ -95,7 +96,7 @@ class NetworkMemory:
     def of(model: nn.Module, fused: Fused, dtype: torch.dtype) -> NetworkMemory:
         """A fused model's own, for activations of this dtype on the device where it is."""
         device = next(model.parameters()).device
-        _, program = fused.program(device, dtype, fused.defaults())
+        _, program = fused.program(device, dtype)
         engine, _ = choose(fused.engine, device, dtype, fused.exact)
         assert engine is not None
         return NetworkMemory(model, engine, program)
@@ -155,7 +156,7 @@ class NetworkMemory:
                     torch.empty(x, device=self._device).contiguous(memory_format=torch.channels_last)
                 )
                 loss = F.cross_entropy(
-                    logits.float(), torch.zeros(x[0], dtype=torch.int64, device=self._device)
+                    logits_of(logits).float(), torch.zeros(x[0], dtype=torch.int64, device=self._device)
                 )
                 if loss.requires_grad:
                     loss.backward()

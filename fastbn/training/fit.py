@@ -16,6 +16,7 @@ from fastbn.data.images import Images
 from fastbn.engine import fused_forward
 from fastbn.engine.spared import spare
 from fastbn.errors import UsageError
+from fastbn.graph.regions import Unfit
 from fastbn.planning import precision
 from fastbn.run.config import Recipe
 from fastbn.training.batch_size import fastest
@@ -107,11 +108,17 @@ def prepared(
     if recipe.batch_size == "auto":
         recipe = recipe.with_batch(fastest(model, source, recipe, bar.say))
     training_mode(model, recipe)
-    step = ranks.agree(
-        lambda: TrainingStep(
-            model, source, recipe, ranks, planner_of(model, source, recipe, replicas), bar.say
+    try:
+        step = ranks.agree(
+            lambda: TrainingStep(
+                model, source, recipe, ranks, planner_of(model, source, recipe, replicas), bar.say
+            )
         )
-    )
+    except Unfit as unfit:
+        why = str(unfit).splitlines()[0]
+        raise UsageError(
+            f"{source.name} has samples of shape {source.sample}, and {why}; make the network for these"
+        ) from unfit
     if step.plan is not None:
         bar.say(f"plan      {step.plan}")
     return TrainingLoop(step, recipe, held_out, bar, was_training, saver, log)

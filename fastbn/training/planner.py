@@ -6,6 +6,7 @@ from torch import nn
 
 from fastbn.data.feed import Feed
 from fastbn.engine import fused_forward
+from fastbn.engine.tracer import Untraceable
 from fastbn.planning.data_sheets import GB, free_memory
 from fastbn.planning.plan import Planner
 from fastbn.planning.precision import storage
@@ -21,7 +22,10 @@ def planner_of(model: nn.Module, feed: Feed, recipe: Recipe, replicas: int = 1) 
     fused = fused_forward(model)
     if fused is None or len(feed.sample) != 3 or feed.device.type == "xla":
         return None
-    network = NetworkMemory.of(model, fused, storage(recipe.precision)[0])
+    try:
+        network = NetworkMemory.of(model, fused, storage(recipe.precision)[0])
+    except Untraceable:
+        return None
     there = network.stored_bytes + feed.nbytes
     free = free_memory(feed.device) // (replicas if feed.device.type == "cuda" else 1)
     memory = int(recipe.memory * GB) if recipe.memory is not None else free + there

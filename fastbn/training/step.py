@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fastbn import devices
 from fastbn.data.feed import Feed, Inputs
 from fastbn.engine import fused_forward
+from fastbn.engine.logits import logits_of
 from fastbn.engine.recomputation import recomputing
 from fastbn.engine.triton import step_kernels
 from fastbn.errors import is_out_of_memory
@@ -127,7 +128,7 @@ class TrainingStep:
         for part in zip(*(given.tensor_split(slices) for given in inputs), strict=True):
             x, labels = self.feed.load(*part)
             with recomputing(recompute):
-                logits = self.model(x)
+                logits = logits_of(self.model(x), len(self.feed.classes))
             loss = F.cross_entropy(at_least_float32(logits), labels)
             loss = loss if slices == 1 else loss * (len(labels) / n)  # its part in the batch's mean
             self.exchange.weighed(loss).backward()

@@ -66,7 +66,7 @@ def statistics(step: TrainingStep, recipe: Recipe) -> contextlib.AbstractContext
     fused, covered = fused_forward(step.model), set()
     if fused is not None:
         parameter = step.flat.parameters[0]
-        graph, _ = fused.program(parameter.device, parameter.dtype, fused.defaults())
+        graph = fused.latest(parameter.device, parameter.dtype).graph
         covered = {conv.norm for region in graph.regions for conv in region.convs}
     norms = [
         name

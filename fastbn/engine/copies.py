@@ -1,0 +1,59 @@
+"""Copies a model for a trial: parameters shared, buffers and attributes its own."""
+
+from __future__ import annotations
+
+import copy
+import types
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastbn.engine.values import CONTAINERS, constant, mapped, plain
+
+
+def copy_for_trial(model: nn.Module) -> nn.Module:
+    """A copy whose forward leaves the model as it was. A module that can't be copied stands in it itself."""
+    made: dict[nn.Module, nn.Module] = {}
+    buffers: dict[int, torch.Tensor] = {}
+    for module in model.modules():
+        try:
+            made[module] = object.__new__(type(module))
+        except TypeError:
+            made[module] = module
+    for module, twin in made.items():
+        if twin is not module:
+            attributes = {
+                name: _own(value, made)
+                for name, value in vars(module).items()
+                if not hasattr(value, "traced_through")
+            }
+            attributes["_parameters"] = dict(module._parameters)
+            attributes["_modules"] = {
+                name: None if child is None else made[child] for name, child in module._modules.items()
+            }
+            for b in module._buffers.values():
+                if b is not None and id(b) not in buffers:
+                    buffers[id(b)] = b.detach().clone()
+            attributes["_buffers"] = {
+                name: None if b is None else buffers[id(b)] for name, b in module._buffers.items()
+            }
+            object.__getattribute__(twin, "__dict__").update(attributes)
+    return made[model]
+
+
+def _own(value: Any, made: dict[nn.Module, nn.Module]) -> Any:
+    if isinstance(value, nn.Module):
+        return made.get(value, value)
+    if isinstance(value, torch.Tensor):
+        return value if value.requires_grad else value.detach().clone()
+    if constant(value) or isinstance(value, types.FunctionType):
+        return value
+    if isinstance(value, types.MethodType):
+        return types.MethodType(value.__func__, _own(value.__self__, made))
+    try:
+        if isinstance(value, CONTAINERS) or plain(value):
+            return mapped(value, lambda item: _own(item, made))
+        return copy.deepcopy(value)  # a generator of random numbers
+    except Exception:  # nothing that can be copied; what it is only its class knows
+        return value

@@ -1,0 +1,54 @@
+"""Keeps random numbers, Python's, numpy's and torch's, as they are while something is tried."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+
+@contextlib.contextmanager
+def preserved() -> Iterator[None]:
+    """Inside, random numbers may be drawn and the grad mode set: afterwards they are what they were."""
+    drawn, grad = random_state(), torch.is_grad_enabled()
+    try:
+        yield
+    finally:
+        restore(drawn)
+        torch.set_grad_enabled(grad)
+
+
+def random_state() -> Any:
+    """All that `restore` needs."""
+    device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+    return (
+        python_state(),
+        torch.random.get_rng_state(),
+        device,
+        device is not None and torch.cuda.get_rng_state(),
+    )
+
+
+def restore(state: Any) -> None:
+    python, cpu, device, cuda = state
+    restore_python(python)
+    with torch._C.DisableTorchFunction():
+        torch.random.set_rng_state(cpu)
+        if device is not None:
+            torch.cuda.set_rng_state(cuda, device)
+
+
+def python_state() -> Any:
+    """Python's and numpy's random numbers, as something that compares."""
+    name, key, *rest = np.random.get_state()
+    return random.getstate(), (name, bytes(key), *rest)
+
+
+def restore_python(state: Any) -> None:
+    python, (name, key, *rest) = state
+    random.setstate(python)
+    np.random.set_state((name, np.frombuffer(key, np.uint32), *rest))

@@ -1,0 +1,43 @@
+"""Reads the modes under which an operation runs, and which a trace does not record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+OWN: type | None = None  # the mode by which operations are traced
+DEVICES = ("cpu", "cuda", "xpu", "mps")
+MODES: dict[str, Callable[[], Any]] = {
+    "the grad mode": torch.is_grad_enabled,
+    "the inference mode": torch.is_inference_mode_enabled,
+    "saved-tensor hooks": lambda: torch._C._autograd._top_saved_tensors_default_hooks(True),
+    "a mode of torch's functions": lambda: [
+        kind for kind in map(_kind, range(torch._C._len_torch_function_stack())) if kind is not OWN
+    ],
+    "a dispatch mode": torch._C._len_torch_dispatch_stack,
+    "the default dtype": torch.get_default_dtype,
+    "deterministic algorithms": torch.are_deterministic_algorithms_enabled,
+    "float32's precision": torch.get_float32_matmul_precision,
+    "cuDNN's flags": lambda: (
+        torch.backends.cudnn.enabled,
+        torch.backends.cudnn.benchmark,
+        torch.backends.cudnn.deterministic,
+    ),
+}
+
+
+def modes() -> dict[str, Any]:
+    """All of them, by what a sentence calls them."""
+    found = {name: read() for name, read in MODES.items()}
+    return found | {f"autocast on {device}": autocast(device) for device in DEVICES}
+
+
+def _kind(place: int) -> type:
+    return type(torch._C._get_function_stack_at(place))
+
+
+def autocast(device: str) -> Any:
+    """None, or the dtype that autocast gives."""
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None

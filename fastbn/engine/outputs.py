@@ -1,0 +1,78 @@
+"""Makes a traced forward's result of its tensors at each call, of the class that it is: a data class, a
+dictionary of somebody's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, fx
+
+from fastbn.engine.values import PLAIN, mapped, plain
+
+
+class Unformed(Exception):
+    """A result that can't be made again."""
+
+
+class Place:
+    """Where a tensor stands in a result."""
+
+    def __init__(self, number: int):
+        self.number = number
+
+
+def formed(tracer: fx.Tracer, value: Any) -> Any:
+    """The argument of an output node. Raises Unformed."""
+    if isinstance(value, (fx.Proxy, Tensor, *PLAIN)):
+        return tracer.create_arg(value)
+    if type(value) in (list, tuple):
+        return type(value)([formed(tracer, item) for item in value])
+    if type(value) is dict and all(isinstance(key, str) for key in value):
+        return {key: formed(tracer, item) for key, item in value.items()}
+    places: dict[int, tuple[Place, Any]] = {}
+
+    def taken(item: Any) -> Any:
+        if isinstance(item, (fx.Proxy, Tensor)):
+            return places.setdefault(id(item), (Place(len(places)), item))[0]
+        return item if isinstance(item, PLAIN) else _inside(item, taken)
+
+    template = _inside(value, taken)
+    args = tuple(tracer.create_arg(item) for _, item in places.values())
+    places.clear()  # a cycle through `taken` would keep it
+    return tracer.create_node("call_function", maker(template), args, {})
+
+
+def maker(template: Any) -> Callable[..., Any]:
+    """A function that makes such a result of its tensors."""
+
+    def make(*tensors: Any) -> Any:
+        def put(item: Any) -> Any:
+            if isinstance(item, Place):
+                return tensors[item.number]
+            return item if isinstance(item, PLAIN) else mapped(item, put)
+
+        return put(template)
+
+    make.__name__ = make.__qualname__ = type(template).__name__
+    return make
+
+
+def leaves(value: Any) -> list[Any]:
+    """What stands in a result, in its order; raises Unformed."""
+    found: list[Any] = []
+
+    def note(item: Any) -> Any:
+        if isinstance(item, (Tensor, *PLAIN)):
+            found.append(item)
+            return item
+        return _inside(item, note)
+
+    note(value)
+    return found
+
+
+def _inside(value: Any, change: Callable[[Any], Any]) -> Any:
+    if isinstance(value, (list, tuple, dict)) or plain(value):
+        return mapped(value, change)
+    raise Unformed(f"returns a {type(value).__name__}")

@@ -1,0 +1,104 @@
+"""What was read of a model while its submodules were these: its programs, each for one form of call and
+one state of what Python read."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import itertools
+import operator
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from fastbn.engine.guards import Guards
+from fastbn.engine.module_state import PARAMETERS
+from fastbn.engine.tracer import Traced
+from fastbn.graph.regions import Graph
+
+HOOKS = operator.attrgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+OFTEN = 4  # changes of an attribute, after which the module that reads it runs as it was written
+PROGRAMS = 16  # that are kept for one form of call
+
+
+@dataclasses.dataclass
+class Program:
+    """A traced forward, or why there is none. `checked`: the modes in which it has been compared with the
+    model's own forward."""
+
+    guards: Guards
+    graph: Graph
+    module: fx.GraphModule | None = None
+    why: str = ""
+    traced: Traced | None = None
+    checked: set[bool] = dataclasses.field(default_factory=set)
+
+
+class Reading:
+    """A model with the submodules that it has."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.programs: dict[Any, list[Program]] = {}  # the last used first
+        self.written: dict[str, str] = {}  # modules that are known to run as they were written
+        self.forms: set[Any] = set()
+        self._changes: collections.Counter[tuple[str, str]] = collections.Counter()
+        self.submodules = [
+            child for module in model.modules() for child in module._modules.values() if child is not None
+        ]
+        self._structure = [
+            (module._modules, tuple(module._modules.values()))
+            for module in model.modules()
+            if module._modules
+        ]
+        self._convs = [module for module in model.modules() if isinstance(module, nn.modules.conv._ConvNd)]
+        dropout = nn.modules.dropout._DropoutNd  # which a match may look through
+        self._dropouts = [module for module in model.modules() if isinstance(module, dropout)]
+
+    def holds(self) -> bool:
+        """Whether these still are the submodules."""
+        return all(tuple(children.values()) == seen for children, seen in self._structure)
+
+    def trains(self) -> tuple[bool, ...]:
+        """Which of the convolutions' parameters require grad."""
+        own = itertools.chain.from_iterable(map(dict.values, map(PARAMETERS, self._convs)))
+        return tuple([p is not None and p.requires_grad for p in own])
+
+    def drops(self) -> tuple[tuple[bool, float], ...]:
+        """Which of the dropouts drop something: their modes and probabilities."""
+        return tuple([(dropout.training, dropout.p) for dropout in self._dropouts])
+
+    def hooked(self) -> str:
+        """Name a submodule with a hook."""
+        if any(map(any, map(HOOKS, self.submodules))):
+            return next(name for name, module in self.model.named_modules() if name and any(HOOKS(module)))
+        return ""
+
+    def imaginary(self) -> bool:
+        """Whether the parameters are shapes without contents."""
+        first: Tensor | None = next(iter(self._convs[0].parameters()), None) if self._convs else None
+        return first is not None and first.is_meta
+
+    def program(self, state: Any) -> Program | None:
+        """The program for this state whose guards hold."""
+        programs = self.programs.get(state)
+        if programs is None:
+            return None
+        for place, program in enumerate(programs):
+            changed = program.guards.changed()
+            if changed is None:
+                if place:
+                    programs.insert(0, programs.pop(place))
+                return program
+            if not place:
+                first = changed
+        self._changes[first] += 1
+        if self._changes[first] > OFTEN:
+            self.written[first[0]] = f"self.{first[1]} changes from call to call"
+        return None
+
+    def keep(self, state: Any, program: Program) -> Program:
+        programs = self.programs.setdefault(state, [])
+        programs.insert(0, program)
+        del programs[PROGRAMS:]
+        return program

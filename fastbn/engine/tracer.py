@@ -1,0 +1,308 @@
+"""Traces a model's forward by torch.fx, and leaves out what a trace would change the meaning of.
+
+The model's shadow is run on proxies (watched.py). Where something is seen that a trace would fix or drop, the
+module in whose forward it happens becomes one node that calls it as it was written, and the trace goes on
+behind it; in the model's own forward it is Untraceable."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+import threading
+import traceback
+import types
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
+from torch.utils.checkpoint import checkpoint
+
+from fastbn.engine import modes as modes_of_trace
+from fastbn.engine.draws import preserved, python_state, restore_python
+from fastbn.engine.guards import Guards
+from fastbn.engine.modes import modes
+from fastbn.engine.outputs import Unformed, formed
+from fastbn.engine.recorded import leavings, recorded
+from fastbn.engine.watched import Shadows, leaf
+from fastbn.graph.match import IN_PLACE, may_view, mutates
+
+LOCK = threading.RLock()  # one trace at a time; a model that is not being traced never waits for it
+# write to the running statistics they are given
+UPDATES = (F.batch_norm, torch.batch_norm, F.instance_norm, torch.instance_norm)
+AHEAD = {
+    "dim",
+    "ndimension",
+    "size",
+    "numel",
+    "nelement",
+    "element_size",
+    "is_floating_point",
+    "is_complex",
+    "is_contiguous",
+    "stride",
+}
+OUTSIDE = {
+    nn.Module._call_impl.__code__: "calls a module that is not among its submodules",
+    inspect.unwrap(checkpoint).__code__: "runs a part under torch.utils.checkpoint",
+}
+
+
+class Untraceable(TypeError):
+    """No trace of the model's forward would mean the same; the message names the line and why, `guards`
+    for how long."""
+
+    def __init__(self, why: str, guards: Guards):
+        super().__init__(why)
+        self.guards = guards
+
+
+class Seen(BaseException):
+    """A trace would change the meaning of what was seen. (Not an Exception: what is traced must not catch
+    it.)"""
+
+
+@dataclasses.dataclass
+class Traced:
+    """A model's operations. `guards` says whether they still are; `written` the modules that run as they
+    were written, and why."""
+
+    graph: fx.Graph
+    guards: Guards
+    written: dict[str, str]
+    constants: dict[str, Tensor]  # tensors from outside the model, by the names of their get_attr nodes
+
+
+class _Proxy(fx.Proxy):
+    """One that records `x += y` as what it is; fx's own makes `x = x + y` of it, which differs where x has
+    another name."""
+
+
+for operation in IN_PLACE:
+    setattr(
+        _Proxy,
+        f"__{operation.__name__}__",
+        lambda self, other, operation=operation: self.tracer.create_proxy(
+            "call_function", operation, (self, other), {}
+        ),
+    )
+
+
+class _Operations(TorchFunctionMode):
+    """Makes a node of every operation, of those too that read no proxy: what is drawn or allocated is
+    drawn at each call."""
+
+    def __init__(self, tracer: Tracer):
+        super().__init__()
+        self._tracer = tracer
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        leaves = torch.utils._pytree.tree_leaves((args, kwargs))
+        if any(isinstance(item, fx.Proxy) for item in leaves):
+            return function(*args, **kwargs)
+        tensors = [item for item in leaves if isinstance(item, Tensor)]
+        name = getattr(function, "__name__", "")
+        if tensors and name != "__get__" and name not in AHEAD:
+            kind = "call_method" if is_tensor_method_or_property(function) else "call_function"
+            return self._tracer.create_proxy(kind, name if kind == "call_method" else function, args, kwargs)
+        for tensor in tensors:
+            self._tracer.shadows.fact(tensor)
+        made = function(*args, **kwargs)
+        if not tensors and isinstance(made, Tensor):
+            return self._tracer.create_proxy("call_function", function, args, kwargs)
+        return made
+
+
+modes_of_trace.OWN = _Operations
+
+
+class Tracer(fx.Tracer):
+    """One trace of one model."""
+
+    def __init__(self, model: nn.Module, forward: Callable[..., Any], written: dict[str, str]):
+        super().__init__()
+        self.model, self._own, self.written = model, forward, dict(written)
+        self.modules = dict(model.named_modules())
+        self.shadows = Shadows(model, self)
+        self.constants: dict[str, Tensor] = {}
+        self._attributes: dict[str, fx.Proxy] = {}
+        self._path = [""]  # of the modules whose forward is running
+        self._pending: list[str] = []  # refusals that have been raised, and that Python code may have caught
+        self._born: list[tuple[weakref.ref[fx.Proxy], str]] = []
+        self._modes = modes()
+
+    def run(self, call: Callable[[Callable[[], fx.Proxy]], tuple[tuple[Any, ...], dict[str, Any]]]) -> Traced:
+        """Trace the model's forward. call: makes its arguments, from placeholders. Raises Untraceable."""
+        self.graph, self.root = fx.Graph(), self.model
+        reason = ""
+        with LOCK, preserved(), recorded(self), _Operations(self):
+            try:
+                self._forward(call)
+            except (Seen, Exception) as error:
+                reason = self._reason(error)
+        self._attributes.clear()
+        left = leavings(self._born)
+        if reason or left:
+            raise Untraceable(reason or f"{left}: keeps a tensor beyond the call", self.shadows.guards)
+        return Traced(self.graph, self.shadows.guards, self.written, self.constants)
+
+    def _forward(self, call: Any) -> None:
+        number = iter(range(sys.maxsize))
+        args, kwargs = call(lambda: self.create_proxy("placeholder", f"x{next(number)}", (), {}))
+        shadow: Any = self.shadows.of(self.model)
+        value = self._watching(lambda: self._own(shadow, *args, **kwargs))
+        try:
+            self.create_node("output", "output", (formed(self, value),), {})
+        except Unformed as unformed:
+            raise Seen(f"{self._line(None)}: {unformed}") from None
+
+    def _watching(self, forward: Callable[[], Any]) -> Any:
+        """Run a forward; raise Seen where it left something behind, or caught a refusal."""
+        before, count = python_state(), len(self._pending)
+        value = forward()
+        if len(self._pending) > count:
+            raise Seen(self._pending[-1])
+        if python_state() != before:
+            self.refuse("draws from Python's or numpy's random numbers")
+        if name := self.shadows.rewritten():
+            self.refuse(f"changes self.{name}")
+        return value
+
+    def refuse(self, why: str) -> None:
+        """Say that the module whose forward is running must run as it was written. Raises Seen."""
+        self._pending.append(f"{self._line(sys._getframe(1))}: {why}")
+        raise Seen(self._pending[-1])
+
+    def call(self, shadow: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A submodule's call: its forward traced, or one node."""
+        module, path = self.shadows.module(shadow), self.shadows.path(shadow)
+        if path not in self.written and not leaf(module):
+            mark, drawn, pending = next(reversed(self.graph.nodes)), python_state(), len(self._pending)
+            self._path.append(path)
+            try:
+                return self._watching(lambda: shadow.forward(*args, **kwargs))
+            except (Seen, Exception) as error:
+                self.written[path] = self._reason(error)
+            finally:
+                self._path.pop()
+            del self._pending[pending:]
+            restore_python(drawn)
+            self._erase(mark)
+            self.shadows.take_back()
+        return self.create_proxy("call_module", path, args, kwargs)
+
+    def _erase(self, mark: fx.Node) -> None:
+        """Take back the nodes behind this one."""
+        for node in reversed(list(self.graph.nodes)):
+            if node is mark:
+                break
+            self.graph.erase_node(node)
+        self._attributes = {name: proxy for name, proxy in self._attributes.items() if not proxy.node._erased}
+
+    def _reason(self, error: BaseException) -> str:
+        """What a forward was left for; its frames let go of what they hold."""
+        said = str(error).strip().splitlines()
+        why = f"{self._line(error.__traceback__)}: {said[0] if said else type(error).__name__}"
+        traceback.clear_frames(error.__traceback__)
+        return str(error) if isinstance(error, Seen) else why
+
+    def _line(self, place: types.FrameType | types.TracebackType | None) -> str:
+        own = type(self.modules[self._path[-1]]).forward if self._path[-1] else self._own
+        code = inspect.unwrap(own).__code__
+        return where(place) or f"{code.co_filename.rpartition('/')[2]}:{code.co_firstlineno}"
+
+    def tensor(self, path: str, value: Tensor) -> fx.Proxy:
+        """A parameter, a buffer or another tensor of the model's, looked up at each call."""
+        if path not in self._attributes:
+            self._attributes[path] = self.create_proxy("get_attr", path, (), {})
+        return self._attributes[path]
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        made = _Proxy(node, self)
+        self._born.append((weakref.ref(made), where(sys._getframe(1))))
+        return made
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, fx.Proxy):
+            if a.tracer is not self:
+                self.refuse("uses a tensor of an earlier trace")
+            return a.node
+        if isinstance(a, Tensor):
+            return self._outside(a)
+        if isinstance(a, nn.Module):
+            self.refuse(f"hands a {type(a).__name__} to an operation")
+        if isinstance(a, tuple) and hasattr(a, "_fields"):
+            return self.create_node("call_function", type(a), tuple(map(self.create_arg, a)), {})
+        return fx.proxy.TracerBase.create_arg(self, a)
+
+    def _outside(self, tensor: Tensor) -> fx.Node:
+        if id(tensor) in self.shadows.tensors:
+            module, _, name = self.shadows.tensors[id(tensor)]
+            path = self.shadows.paths[module]
+            return self.tensor(f"{path}.{name}" if path else name, tensor).node
+        name = next(
+            (name for name, known in self.constants.items() if known is tensor),
+            f"_tensor_constant{len(self.constants)}",
+        )
+        self.constants[name] = tensor
+        return self.tensor(name, tensor).node
+
+    def create_node(
+        self, kind: str, target: Any, args: Any, kwargs: Any, name: Any = None, type_expr: Any = None
+    ) -> fx.Node:
+        node = super().create_node(kind, target, args, kwargs, name, type_expr)
+        if kind.startswith("call_"):
+            if (now := modes()) != self._modes:
+                self.refuse(
+                    f"sets {', '.join(mode for mode, value in now.items() if value != self._modes.get(mode))}"
+                )
+            if (held := self._rewrites(node)) is not None:
+                self.refuse(f"writes to {held.target}")
+            frame: types.FrameType | None = sys._getframe(1)
+            while frame is not None and frame.f_code is not Tracer._forward.__code__:
+                if frame.f_code in OUTSIDE:
+                    self.refuse(OUTSIDE[frame.f_code])
+                frame = frame.f_back
+        return node
+
+    def _rewrites(self, node: fx.Node) -> fx.Node | None:
+        """A tensor of the model's, or from outside, that a node writes to."""
+        targets = [node.kwargs.get("out")]
+        if mutates(node, self.modules):
+            targets += node.args[:1]
+        if node.target in UPDATES:
+            targets += [*node.args[1:3], node.kwargs.get("running_mean"), node.kwargs.get("running_var")]
+        for target in targets:
+            while isinstance(target, fx.Node):
+                if target.op == "get_attr":
+                    return target
+                target = target.args[0] if target.args and may_view(target, self.modules) else None
+        return None
+
+
+def where(place: types.FrameType | types.TracebackType | None) -> str:
+    """ "net.py:12", the line of the user's code that led here."""
+    best = None
+    if isinstance(place, types.TracebackType):
+        steps = []
+        while place is not None:
+            steps.append((place.tb_frame.f_code.co_filename, place.tb_lineno))
+            place = place.tb_next
+    else:
+        frame, steps = place, []
+        while frame is not None and frame.f_code is not Tracer._forward.__code__:
+            steps.append((frame.f_code.co_filename, frame.f_lineno))
+            frame = frame.f_back
+        steps.reverse()
+    for name, line in steps:
+        if not name.startswith(_INSIDE):
+            best = name, line
+    return f"{best[0].rpartition('/')[2]}:{best[1]}" if best else ""
+
+
+_INSIDE = (str(torch.__path__[0]), __file__.rpartition("/")[0], "<")

@@ -1,0 +1,369 @@
+"""Random small networks built from a grammar of what people write in a forward: modes, attributes,
+buffers, containers, outputs."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import random
+import typing
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+WIDTH = 4
+HABITS = {}  # name -> class of a block (N, 4, H, W) -> the same
+
+
+def habit(kind):
+    HABITS[kind.__name__] = kind
+    return kind
+
+
+class Block(nn.Module):
+    """convolution -> BatchNorm -> ReLU, and whatever the habit adds."""
+
+    def __init__(self, draw: random.Random):
+        super().__init__()
+        self.conv, self.bn = (
+            nn.Conv2d(WIDTH, WIDTH, draw.choice([1, 3]), padding="same", bias=draw.random() < 0.3),
+            nn.BatchNorm2d(WIDTH),
+        )
+        self.build(draw)
+
+    def build(self, draw):
+        pass
+
+    def body(self, x):
+        return F.relu(self.bn(self.conv(x)))
+
+    def forward(self, x):
+        return self.body(x)
+
+
+@habit
+class Plain(Block):
+    pass
+
+
+@habit
+class Residual(Block):
+    def forward(self, x):
+        out = self.bn(self.conv(x))
+        out += x
+        return F.relu(out, inplace=True)
+
+
+@habit
+class NoGrad(Block):
+    def forward(self, x):
+        with torch.no_grad():
+            x = self.body(x)
+        return x
+
+
+@habit
+class Decorated(Block):
+    @torch.no_grad()
+    def gate(self, x):
+        return torch.sigmoid(x.mean((2, 3), keepdim=True))
+
+    def forward(self, x):
+        return self.body(x) * self.gate(x)
+
+
+@habit
+class Autocast(Block):
+    def forward(self, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=False):
+            return self.body(x)
+
+
+@habit
+class Checkpointed(Block):
+    def forward(self, x):
+        return torch.utils.checkpoint.checkpoint(self.body, x, use_reentrant=False)
+
+
+class Reverse(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, by):
+        ctx.by = by
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return -ctx.by * gradient, None
+
+
+class Same(torch.autograd.Function):
+    """Returns what it is given: no operation is left to see."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 3.0 * gradient
+
+
+@habit
+class Reversed(Block):
+    def build(self, draw):
+        self.by = draw.choice([0.5, 2.0])
+
+    def forward(self, x):
+        return Reverse.apply(self.body(x), self.by)
+
+
+@habit
+class Scaled(Block):
+    def forward(self, x):
+        return Same.apply(self.body(x))
+
+
+@habit
+class LeavesALoss(Block):
+    def forward(self, x):
+        x = self.body(x)
+        self.penalty = x.square().mean()
+        return x
+
+
+@habit
+class Counts(Block):
+    def build(self, draw):
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.body(x) * (1.0 + 0.1 * self.calls)
+
+
+@habit
+class CountsInABuffer(Block):
+    def build(self, draw):
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("mean", torch.zeros(WIDTH, dtype=torch.float64))
+
+    def forward(self, x):
+        x = self.body(x)
+        if self.training:
+            self.seen += 1
+            self.mean.mul_(0.9).add_(0.1 * x.detach().mean((0, 2, 3)))
+        return x - self.mean.view(1, -1, 1, 1)
+
+
+@habit
+class Appends(Block):
+    def build(self, draw):
+        self.history = []
+
+    def forward(self, x):
+        x = self.body(x)
+        self.history.append(x.detach().mean())
+        return x
+
+
+@habit
+class ChosenByAttribute(Block):
+    def build(self, draw):
+        self.domain, self.bns = 0, nn.ModuleList([nn.BatchNorm2d(WIDTH) for _ in range(2)])
+
+    def forward(self, x):
+        return F.relu(self.bns[self.domain](self.conv(x)))
+
+
+@habit
+class ChosenByASetting(Block):
+    def build(self, draw):
+        self.settings = {"scale": 1.0, "names": ["relu"]}
+
+    def forward(self, x):
+        x = self.bn(self.conv(x))
+        for name in self.settings["names"]:
+            x = getattr(torch, name)(x)
+        return x * self.settings["scale"]
+
+
+@habit
+class DrawsInPython(Block):
+    def forward(self, x):
+        return x if self.training and torch.rand(1) < 0.5 else self.body(x)
+
+
+@habit
+class DrawsByRandom(Block):
+    def forward(self, x):
+        return self.body(x) * (random.random() if self.training else 1.0)
+
+
+@habit
+class Noise(Block):
+    def forward(self, x):
+        x = self.body(x)
+        return x + 0.1 * torch.randn(1, WIDTH, 1, 1, dtype=x.dtype) if self.training else x
+
+
+@habit
+class Drops(Block):
+    def build(self, draw):
+        self.drop = nn.Dropout2d(0.3)
+
+    def forward(self, x):
+        return F.dropout(self.drop(self.body(x)), 0.2, self.training)
+
+
+class WrittenOut(nn.BatchNorm2d):
+    def forward(self, x):
+        if self.training:
+            self.num_batches_tracked.add_(1)
+        momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        batch = self.training or self.running_mean is None
+        return F.relu(
+            F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, batch, momentum, self.eps
+            )
+        )
+
+
+class Renamed(nn.BatchNorm2d):
+    pass
+
+
+@habit
+class Subclassed(Block):
+    def build(self, draw):
+        self.bn = draw.choice([WrittenOut, Renamed])(WIDTH, momentum=draw.choice([None, 0.3]))
+
+
+@habit
+class DecidesByValues(Block):
+    def forward(self, x):
+        x = self.body(x)
+        return x if x.mean() > 0.3 else 2.0 * x
+
+
+@habit
+class EditsInPlace(Block):
+    def forward(self, x):
+        y = x + 1.0
+        z = y * 2.0
+        y.add_(self.body(x).detach())
+        return z + y.clone()
+
+
+@habit
+class Shapes(Block):
+    def forward(self, x):
+        n, c, *_ = x.shape
+        flat = self.body(x).view(n, c, -1)
+        return flat.view(*x.shape) + x.size(0)
+
+
+@habit
+class Branches(nn.ModuleDict):
+    def __init__(self, draw):
+        super().__init__({"left": Plain(draw), "right": Residual(draw)})
+
+    def forward(self, x):
+        return sum(branch(x) for branch in self.values())
+
+
+GLOBAL = torch.linspace(0.5, 1.5, WIDTH, dtype=torch.float64).view(1, -1, 1, 1)
+
+
+@habit
+class Outside(Block):
+    def forward(self, x):
+        return self.body(x) * GLOBAL
+
+
+class Named(typing.NamedTuple):
+    out: torch.Tensor
+    aux: torch.Tensor
+
+
+@dataclasses.dataclass
+class Data:
+    out: torch.Tensor
+    aux: typing.Any = None
+
+
+class Ordered(collections.OrderedDict):
+    def __getitem__(self, key):
+        return list(self.values())[key] if isinstance(key, int) else super().__getitem__(key)
+
+
+FORMS = {
+    "tensor": lambda out, aux: out,
+    "tuple": lambda out, aux: (out, aux),
+    "list": lambda out, aux: [out, {"aux": aux, "none": None}],
+    "dict": lambda out, aux: {"out": out, "aux": aux, "n": 3},
+    "ordered": lambda out, aux: Ordered(out=out, aux=aux),
+    "named": Named,
+    "data": lambda out, aux: Data(out, [aux]),
+}
+
+
+class Habits(nn.Module):
+    """A stem, a few blocks of different habits, a head, a form of output; a mode around the whole, some
+    seeds."""
+
+    def __init__(self, seed: int):
+        super().__init__()
+        draw = random.Random(seed)
+        self.stem, self.norm = nn.Conv2d(3, WIDTH, 3, bias=False), nn.BatchNorm2d(WIDTH)
+        self.blocks = nn.ModuleList(
+            [HABITS[name](draw) for name in draw.choices(sorted(HABITS), k=draw.randint(2, 4))]
+        )
+        self.head, self.form, self.skip = nn.Linear(WIDTH, 3), draw.choice(sorted(FORMS)), draw.random() < 0.3
+        self.around = draw.choice(["", "", "", "", "no_grad", "enable_grad", "attribute"])
+
+    def forward(self, x, *more, scale: float = 1.0, names=(), **options):
+        out = F.relu(self.norm(self.stem(x)))
+        with torch.no_grad() if self.around == "no_grad" else contextlib.nullcontext():
+            for block in self.blocks:
+                out = block(out) + out if self.skip else block(out)
+        if self.around == "attribute":
+            self.last = out
+        for other in more:
+            out = out + other
+        aux = out.amax((2, 3))
+        out = self.head(out.mean((2, 3))) * scale
+        return FORMS[options.get("form", self.form)](out, aux)
+
+
+def change(net: Habits, draw: random.Random) -> None:
+    """Something that a user does between two calls."""
+    blocks = list(net.modules())
+    kind = draw.choice(["mode", "attribute", "freeze", "submodule", "part", "form"])
+    if kind == "mode":
+        net.train(not net.training)
+    elif kind == "part":
+        draw.choice(list(net.blocks)).train(draw.random() < 0.5)
+    elif kind == "freeze":
+        net.norm.weight.requires_grad_(not net.norm.weight.requires_grad)
+    elif kind == "submodule":
+        net.norm = nn.BatchNorm2d(WIDTH, momentum=0.5).double()
+    elif kind == "form":
+        net.form = draw.choice(sorted(FORMS))
+    for block in blocks if kind == "attribute" else ():
+        if isinstance(block, ChosenByAttribute):
+            block.domain = 1 - block.domain
+        if isinstance(block, ChosenByASetting):
+            block.settings["scale"] += 0.5
+            block.settings["names"].append("tanh")
+        if isinstance(block, Reversed):
+            block.by += 1.0
+
+
+def arguments(draw: random.Random, x: torch.Tensor) -> tuple[tuple, dict]:
+    args = (x, *[torch.ones(1, WIDTH, 1, 1, dtype=x.dtype)] * draw.choice([0, 0, 1, 2]))
+    kwargs = {"scale": draw.choice([0.5, 2.0])} if draw.random() < 0.4 else {}
+    return args, kwargs | ({"names": ["a"]} if draw.random() < 0.2 else {}) | (
+        {"form": "dict"} if draw.random() < 0.2 else {}
+    )
