@@ -31,12 +31,12 @@ def count(value: Any) -> bool:
 
 def number(value: Any) -> bool:
     """An integer has to fit into 64 bits, as numpy's do."""
-    return type(value) is float and abs(value) <= FLOAT32_MAX or type(value) is int and abs(value) < 2**63
+    return (type(value) is float and abs(value) <= FLOAT32_MAX) or (type(value) is int and abs(value) < 2**63)
 
 
 def finite(value: Any) -> bool:
     """A sum of losses, in float64."""
-    return type(value) is float and math.isfinite(value) or number(value)
+    return (type(value) is float and math.isfinite(value)) or number(value)
 
 
 def loss(value: Any) -> bool:

@@ -1,29 +1,11 @@
-"""Seeded damage to a file: its bytes, what lies at its path, or, where it is JSON, its values; and signed
-anew where a digest is beside it."""
+"""Seeded damage to a file: to its bytes, to what lies at its path, or, where it is JSON, to its values."""
 
 import json
 import os
 import random
 
-BAD_VALUES = (
-    None,
-    True,
-    -1,
-    0,
-    1 << 40,
-    10**30,
-    1e400,
-    float("nan"),
-    "",
-    "x",
-    "a\nb\x1b[31m",
-    "../../etc/passwd",
-    "/dev/zero",
-    [],
-    {},
-    [[]],
-    [1, "x"],
-)
+TEXTS = ("", "x", "a\nb\x1b[31m", "../../etc/passwd", "/dev/zero")
+BAD_VALUES = (None, True, -1, 0, 1 << 40, 10**30, 1e400, float("nan"), *TEXTS, [], {}, [[]], [1, "x"])
 DEEP = "[" * 50_000
 
 

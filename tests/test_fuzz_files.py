@@ -5,6 +5,7 @@ KINDS is a registry: a kind of file has a way to make it, ways to damage it, and
 """
 
 import dataclasses
+import functools
 import json
 import resource
 import shutil
@@ -16,6 +17,7 @@ import pytest
 from mutations import of_bytes, of_json, of_path, of_value, seeded
 
 from fastbn import analyze, evaluate
+from fastbn.data import datasets
 from fastbn.experiments.__main__ import main as experiments
 from fastbn.train import main
 from fastbn.training import checked_file
@@ -125,11 +127,13 @@ def finished(tmp_path_factory):
     from fastbn.experiments.preset import jobs
     from fastbn.experiments.presets import preset
 
+    monkeypatch = pytest.MonkeyPatch()
+    # the data are sound, and most of the time
+    monkeypatch.setattr(datasets, "load_digits", functools.cache(datasets.load_digits))
     folder = tmp_path_factory.mktemp("fuzz")
     in_run.finished, signed.scratch = folder / "run", folder / "scratch.safetensors"
-    in_run.arguments = (
-        "--depth 8 --width 2 --dataset digits --limit-train 16 --limit-test 8 --batch-size 16".split()
-    )
+    in_run.arguments = ["--depth", "8", "--width", "2", "--dataset", "digits", "--engine", "stock"]
+    in_run.arguments += ["--limit-train", "16", "--limit-test", "8", "--batch-size", "16"]
     assert main([*in_run.arguments, "--epochs", "1", "--out", str(folder / "run")]) == 0
     job = jobs(preset("torri-mlp"), folder)[0]
     in_run.job, in_run.begun = job.out.name, folder / "begun"
@@ -141,6 +145,8 @@ def finished(tmp_path_factory):
     }
     (in_run.begun / "config.json").write_text(json.dumps(config | asked))
     shutil.copy(folder / "run" / "metrics.jsonl", in_run.begun)
+    yield
+    monkeypatch.undo()
 
 
 class TooLong(Exception):
