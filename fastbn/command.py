@@ -96,6 +96,10 @@ class Unfailing:
     def flush(self) -> None:
         self._tried(lambda stream: stream.flush())
 
+    @property
+    def closed(self) -> bool:
+        return self._stream is None or self._stream.closed
+
     def isatty(self) -> bool:
         return self._stream is not None and not self._stream.closed and self._stream.isatty()
 

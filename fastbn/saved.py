@@ -30,11 +30,13 @@ def count(value: Any) -> bool:
 
 
 def number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) <= FLOAT32_MAX
+    """An integer has to fit into 64 bits, as numpy's do."""
+    return (type(value) is float and abs(value) <= FLOAT32_MAX) or (type(value) is int and abs(value) < 2**63)
 
 
 def finite(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    """A sum of losses, in float64."""
+    return (type(value) is float and math.isfinite(value)) or number(value)
 
 
 def loss(value: Any) -> bool:
@@ -43,11 +45,11 @@ def loss(value: Any) -> bool:
 
 
 def positive(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value < math.inf
+    return number(value) and value >= 0
 
 
 def fraction(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value <= 1
+    return number(value) and 0 <= value <= 1
 
 
 def text(value: Any) -> bool:

@@ -94,7 +94,7 @@ def course(lines: Sequence[dict[str, Any]], what: str) -> np.ndarray:
         raise UsageError(
             f"the history holds no {what} by epoch; it was trained by an earlier version of fastbn"
         )
-    return np.array([line["norms"][what] for line in lines])
+    return np.array([line["norms"][what] for line in lines], dtype=np.float64)
 
 
 def overall(lines: Sequence[dict[str, Any]], found: Affine, which: str) -> tuple[np.ndarray, np.ndarray]:

@@ -20,6 +20,7 @@ from fastbn.training.checkpoint import (
     header_of,
     numbers,
     restore,
+    some_entries,
     source_of,
     tensors_of,
 )
@@ -56,9 +57,18 @@ class FolderSaver:
         if "position" not in header:
             raise UsageError(f"{path} holds a model but no run to resume; start one in another --out")
         saved = header["position"]
+        self.source = WeightSource(**header["source"])
+        if any(
+            header.get(name) != value
+            for name, value in header_of(model, self.source).items()
+            if name in ("trains", "entries")
+        ):
+            raise UsageError(
+                f"{path}: in it other parameters train than in this run; the folder is damaged, choose "
+                "another --out"
+            )
         self._check(step, tensors, saved, path)
         history = self.folder.lines(saved["epoch"])
-        self.source = WeightSource(**header["source"])
         if model.weights_file is not None:  # which may have moved; its SHA-256 decides
             self.source = dataclasses.replace(self.source, file=os.path.abspath(model.weights_file))
         restore(model, tensors, self.source)
@@ -86,6 +96,14 @@ class FolderSaver:
             raise UsageError(
                 f"{path}: its position is not one that this run comes to; the folder is damaged, choose "
                 "another --out"
+            )
+        wanted = some_entries(step.model)
+        if wanted.keys() != tensors.keys() & {"entries"} or any(
+            not torch.equal(tensors[name], value) for name, value in wanted.items()
+        ):
+            raise UsageError(
+                f"{path}: in it other weights train than in this run; the folder is damaged, choose another "
+                "--out"
             )
         for name, value in step.optimizer.state.items():
             kept = tensors.get(f"optimizer.{name}")

@@ -77,9 +77,15 @@ def tensors_of(model: nn.Module, source: WeightSource) -> dict[str, Tensor]:
         tensors["frozen"] = _flat([parameters[name] for name in frozen])
     for name, buffers in _buffers(model).items():
         tensors[name] = _flat(buffers)
-    if masks := entries(model):
-        tensors["entries"] = torch.from_numpy(np.packbits(_flat(list(masks.values())).cpu().numpy()))
-    return tensors
+    return tensors | some_entries(model)
+
+
+def some_entries(model: nn.Module) -> dict[str, Tensor]:
+    """The `entries` of a model of which only some entries of parameters train; of another, {}."""
+    masks = entries(model)
+    return (
+        {"entries": torch.from_numpy(np.packbits(_flat(list(masks.values())).cpu().numpy()))} if masks else {}
+    )
 
 
 @torch.no_grad()
