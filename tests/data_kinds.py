@@ -46,7 +46,7 @@ def images(*sets):
             and one.images.shape[3] == 3
             and len(one.images) == len(one.labels)
         )
-        assert 0 <= int(one.labels.min()) and int(one.labels.max()) < len(one.classes) <= 1_000
+        assert int(one.labels.min()) >= 0 and int(one.labels.max()) < len(one.classes) <= 1_000
     return {f"{name}{k}": getattr(one, name) for k, one in enumerate(sets) for name in ("images", "labels")}
 
 
@@ -152,7 +152,7 @@ def streamed(*streams):
         assert (
             x.isfinite().all()
             and x.shape[1:] == (3, 16, 16)
-            and 0 <= int(labels.min())
+            and int(labels.min()) >= 0
             and int(labels.max()) < len(streams[0].classes)
         )
     assert len(streams[0].classes) <= 1_000
@@ -194,7 +194,7 @@ def tweets(folder):
         for one in sets:
             assert int(one.words.min()) >= 0 and int(one.words.max()) < len(one.vocabulary)
             assert (
-                1 <= int(one.lengths.min())
+                int(one.lengths.min()) >= 1
                 and int(one.lengths.max()) <= one.words.shape[1]
                 and set(one.labels.tolist()) <= {0, 1}
             )
