@@ -1,5 +1,5 @@
-"""Archives that somebody else may have made, zip and tar, read within bounds: what their headers claim is
-held against what is there.
+"""Archives, zip and tar, that somebody else may have made, read within bounds: headers are held against what
+is there.
 
 Imports nothing but the standard library.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import tarfile
 import zipfile
-from typing import IO, BinaryIO
+from gzip import GzipFile
+from typing import BinaryIO, cast
 
 PIECE = 1 << 20  # bytes that are read at once: no header of a tar archive is longer
 
@@ -18,8 +19,8 @@ def check_zip(file: BinaryIO) -> None:
     larger than itself.
 
     torch.save and numpy.savez store members as they are: where they take more than the archive has, it was
-    compressed (a few kilobytes can hold gigabytes of zeros), or members overlap. The members' CRCs are
-    verified; one of 0 was not computed."""
+    compressed (a few kilobytes can hold gigabytes of zeros), or members overlap. CRCs are verified; one of 0
+    was not computed."""
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         has, needs = file.seek(0, 2), sum(member.file_size for member in members)
@@ -35,11 +36,17 @@ def check_zip(file: BinaryIO) -> None:
                         pass
 
 
+def open_tar(file: BinaryIO | GzipFile) -> tarfile.TarFile:
+    """Open a tar archive whose headers are read in pieces of at most PIECE bytes. Raises what tarfile
+    raises."""
+    return tarfile.open(fileobj=cast(BinaryIO, TarPieces(cast(BinaryIO, file))), mode="r:")
+
+
 class TarPieces:
     """A file as tarfile reads it, in pieces of at most PIECE bytes: a header that claims to be longer is
-    damaged, and nothing is made for it."""
+    refused."""
 
-    def __init__(self, file: IO[bytes]):
+    def __init__(self, file: BinaryIO):
         self._file = file
         self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
 

@@ -22,7 +22,7 @@ from fastbn.errors import MachineError, UsageError
 from fastbn.files import is_folder, opened, reason
 
 LONG = 5_000  # images from which reading them is worth a word
-# pixels from which images are decoded one at a time: sixteen threads of the largest would take 10 GB
+# pixels above which images are decoded one at a time: 16 threads would take 10 GB for the largest
 LARGE = 1 << 22
 
 

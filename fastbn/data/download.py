@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 from tqdm import tqdm
 
 from fastbn import files
-from fastbn.archives import TarPieces
+from fastbn.archives import open_tar
 from fastbn.data.cifar import verify
 from fastbn.data.cifar_files import Cifar, File
 from fastbn.errors import UsageError
@@ -173,11 +173,7 @@ def _unpack(spec: Cifar, archive: Path, data_dir: Path) -> None:
     shutil.rmtree(scratch, ignore_errors=True)  # what a killed process left
     scratch.mkdir()
     try:
-        with (
-            files.opened(archive) as packed,
-            gzip.open(packed) as plain,
-            tarfile.open(fileobj=TarPieces(plain), mode="r:") as tar,  # type: ignore[call-overload, arg-type]
-        ):
+        with files.opened(archive) as packed, gzip.GzipFile(fileobj=packed) as plain, open_tar(plain) as tar:
             for member in tar:
                 if member.size < 0 or member.offset_data + member.size > MOST:
                     raise tarfile.ReadError(f"it unpacks to more than {MOST:,} bytes")

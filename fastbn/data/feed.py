@@ -7,13 +7,14 @@ holds that work too."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from fastbn.data.augment import Epoch, batch, draw_epoch
+from fastbn.data.batches import PAIRS, Batches
 from fastbn.data.images import Images
 from fastbn.errors import UsageError
 
@@ -119,11 +120,15 @@ class Resident:
 
 
 def feed(samples: object, device: torch.device, what: str = "images") -> Feed:
-    """The feed of a set, brought to the device. Raises UsageError for something else."""
+    """Return the feed of a set, or of a DataLoader and the like (see `Batches`), on the device. Raises
+    UsageError for the rest."""
     if isinstance(samples, Images):
         return Resident(samples.to(device))
     if isinstance(samples, Feed):
         return samples.to(device)
-    raise UsageError(
-        f"{what} must be fastbn.Images(uint8 (N, H, W, 3), labels), got {type(samples).__name__}"
-    )
+    if isinstance(samples, Iterable) and not isinstance(samples, (Tensor, str, bytes, Mapping)):
+        first = next(iter(samples), None) if isinstance(samples, (list, tuple)) else (0, 0)
+        if isinstance(first, (list, tuple)) and len(first) == 2:
+            return Batches(samples, device, what)
+    images = "fastbn.Images(uint8 (N, H, W, 3), labels)"
+    raise UsageError(f"{what} must be {images}, or a DataLoader of {PAIRS}; got {type(samples).__name__}")

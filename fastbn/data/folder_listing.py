@@ -13,8 +13,18 @@ from fastbn.errors import UsageError
 from fastbn.files import is_folder
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-# notes that lie beside images: left out unsaid
-BESIDE = (".txt", ".md", ".csv", ".tsv", ".json", ".xml", ".yaml", ".yml", ".ini", ".db")
+BESIDE = (
+    ".txt",
+    ".md",
+    ".csv",
+    ".tsv",
+    ".json",
+    ".xml",
+    ".yaml",
+    ".yml",
+    ".ini",
+    ".db",
+)  # notes that lie beside images: left out unsaid
 NAMED = 5  # kinds of files that are named
 
 

@@ -1,5 +1,5 @@
-"""An image file as RGB pixels of eight bits: which formats are opened, how large an image may be, how other
-modes are converted.
+"""An image file as RGB pixels of eight bits: which formats are opened, how large it may be, how modes are
+converted.
 
 Imports no torch and, until an image is read, no Pillow: the processes that decode import this module.
 """
@@ -15,8 +15,8 @@ from fastbn.errors import UsageError
 
 MOST_PIXELS = 1 << 26  # of one image, as it is decoded and as it is resized: 8,192 × 8,192
 MOST_BYTES = 1 << 28  # of one image file
-# what a file may hold, whatever its name ends in. Pillow knows more, one of which (EPS) is a program that
-# another program runs
+# what a file may hold, whatever its name ends in; Pillow knows more, and has Ghostscript run one of them
+# (EPS)
 FORMATS = ("PNG", "JPEG", "MPO", "BMP", "DIB", "WEBP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 
 

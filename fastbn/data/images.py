@@ -188,8 +188,7 @@ def _checked_labels(labels: Any, images: Tensor) -> Tensor:
     # a text, a ragged list, a number beyond 64 bits
     except (TypeError, ValueError, RuntimeError, OverflowError):
         raise UsageError(
-            "labels must be integers of at most 64 bits, one an image, and these can't be made a tensor; "
-            "pass labels.long()"
+            "labels must be integers of at most 64 bits, one per image; these can't be made a tensor"
         ) from None
     if labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
         raise UsageError(f"labels must be integers, got {labels.dtype}; pass labels.long()")

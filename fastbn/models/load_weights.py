@@ -170,11 +170,13 @@ def _few(names: Iterable[str]) -> str:
 def _is_plain(value: object) -> TypeGuard[Tensor]:
     """Whether it is a tensor of ordinary layout with its values in memory: neither sparse nor nested, nor
     of a class of its own."""
-    if not isinstance(value, Tensor) or type(value) not in (Tensor, nn.Parameter):
+    if not isinstance(value, Tensor) or type(value) not in (Tensor, nn.Parameter) or value.is_complex():
         return False
-    if value.is_nested or value.is_quantized or value.is_complex():
-        return False
-    return value.layout == torch.strided and value.device.type == "cpu"
+    return (
+        not (value.is_nested or value.is_quantized)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+    )
 
 
 def _kind(value: object) -> str:

@@ -289,10 +289,7 @@ class Config(Recipe):
         None, "hold this many training images out and keep the best epoch by them", int, metavar="N"
     )
     rank_timeout: float = option(
-        300.0,
-        "seconds that ranks wait for one another in a step, and for processes that read images",
-        float,
-        metavar="S",
+        300.0, "seconds that ranks wait for one another in a step, and for image readers", float, metavar="S"
     )
     explain: bool = option(False, "print what would run, and why, and exit", bool)
     on: str | None = option(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
@@ -32,9 +32,9 @@ from fastbn.training.step import TrainingStep
 
 def fit(
     model: nn.Module,
-    train: Images | Stream,
-    test: Images | Stream | None = None,
-    val: Images | Stream | None = None,
+    train: Images | Stream | Iterable[Any],
+    test: Images | Stream | Iterable[Any] | None = None,
+    val: Images | Stream | Iterable[Any] | None = None,
     *,
     recipe: Recipe | None = None,
     saver: Saver | None = None,
@@ -49,6 +49,9 @@ def fit(
     and norms: γ and β in a few numbers a layer.
 
     model: on the device where it should train; the images are brought there. Accuracies are fractions of 1.
+    train, test, val: fastbn.Images; or a DataLoader, or any other iterable of (images, labels), gone through
+    once per epoch and cut to batch_size (fastbn.data.batches.Batches): its order is its own, so it is trained
+    on by one process.
     settings: the fields of fastbn.run.config.Recipe (epochs, batch_size, optimizer, lr, seed, …); or a
     `recipe` made of them.
     saver: keeps a run's folder; `python -m fastbn.train` gives one, to the first rank alone.
@@ -79,9 +82,9 @@ def fit(
 
 def prepared(
     model: nn.Module,
-    train: Images | Stream,
-    test: Images | Stream | None,
-    val: Images | Stream | None,
+    train: Images | Stream | Iterable[Any],
+    test: Images | Stream | Iterable[Any] | None,
+    val: Images | Stream | Iterable[Any] | None,
     recipe: Recipe,
     bar: Progress,
     saver: Saver | None = None,

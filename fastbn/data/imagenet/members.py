@@ -6,7 +6,7 @@ import os
 import tarfile
 from typing import NamedTuple
 
-from fastbn.archives import TarPieces
+from fastbn.archives import open_tar
 from fastbn.files import opened, reason, shown
 
 LABEL = "cls"
@@ -25,7 +25,7 @@ def members(path: str) -> tuple[list[Member], str]:
     """The whole members, in order, and what is wrong with the shard: empty, or why there are no more."""
     found: list[Member] = []
     try:
-        with opened(path) as file, tarfile.open(fileobj=TarPieces(file), mode="r:") as tar:  # type: ignore[call-overload]
+        with opened(path) as file, open_tar(file) as tar:
             total, before = os.fstat(file.fileno()).st_size, -1
             while (member := tar.next()) is not None:
                 # it would be read again and again

@@ -96,8 +96,9 @@ def _parse(path: Path) -> tuple[list[str], np.ndarray]:
     numbers = array.array("f")  # all rows
     width = 0
     for number, line in _lines(path):
-        # a word may hold a space, but for the first
-        word, *rest = line.rsplit(b" ", width) if width else line.split(b" ")
+        word, *rest = (
+            line.rsplit(b" ", width) if width else line.split(b" ")
+        )  # a word may hold a space, but for the first
         width = width or len(rest)
         if width > WIDEST:
             raise UsageError(

@@ -10,10 +10,13 @@ import signal
 from pathlib import Path
 
 import numpy as np
+import pytest
+
+from fastbn.errors import UsageError
 
 MOST_MEMORY = 1 << 30  # bytes above what the process had
 MOST_SECONDS = 20
-MOST_CHARACTERS = 500  # of a message: two lines of a screen, and a path of pytest's
+MOST_CHARACTERS = 700  # of a message: some lines of a screen, where it names four of pytest's long paths
 NUMBERS = [
     b"-1",
     b"0",
@@ -35,8 +38,9 @@ def mutated(blob: bytes, draws: np.random.Generator) -> bytes:
     """A copy with some damage: bits, bytes, numbers, lengths."""
     data = bytearray(blob)
     n = max(1, len(data))
-    # headers are in front
-    start = int(draws.integers(n)) if draws.integers(3) else int(draws.integers(min(n, 600)))
+    start = (
+        int(draws.integers(n)) if draws.integers(3) else int(draws.integers(min(n, 600)))
+    )  # headers are in front
     length = int(2 ** draws.uniform(0, np.log2(n + 1)))
     kind = int(draws.integers(12))
     if kind <= 1:
@@ -100,8 +104,9 @@ def bounded():
     before = signal.signal(signal.SIGALRM, late)
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     has = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    # threads reserve some that they don't use
-    resource.setrlimit(resource.RLIMIT_AS, (has + 4 * MOST_MEMORY, hard))
+    resource.setrlimit(
+        resource.RLIMIT_AS, (has + 4 * MOST_MEMORY, hard)
+    )  # threads reserve some that they don't use
     signal.alarm(MOST_SECONDS)
     Path("/proc/self/clear_refs").write_text("5")
     start = _peak()
@@ -117,3 +122,10 @@ def bounded():
 def _peak() -> int:
     """The most memory that this process has had since it was last set back."""
     return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
+
+def refused(call, *arguments, match, kind=UsageError, **more):
+    """The call is refused within the bounds, in one line that says this."""
+    with bounded(), pytest.raises(kind, match=match) as caught:
+        call(*arguments, **more)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 600
