@@ -131,6 +131,9 @@ def _why_not(
     if len(node.args) != 1 or not isinstance(node.args[0], fx.Node) or node.kwargs:
         return "it is called in an unusual form"
     users = list(node.users)
+    norm = modules.get(str(users[0].target)) if len(users) == 1 and users[0].op == "call_module" else None
+    if isinstance(norm, nn.BatchNorm2d) and type(norm) is not nn.BatchNorm2d:
+        return f"its BatchNorm is a {type(norm).__name__}, which has code of its own"
     if (
         len(users) != 1
         or users[0].op != "call_module"
