@@ -173,7 +173,7 @@ class Fused:
         like = next((x for x in given if x.is_floating_point()), next(self.model.parameters(), given[0]))
         program = self._program(device, storage_dtype(like), form, reading)
         self.form = form
-        if program.why or (self.check and self.model.training not in program.checked):
+        if self.check and self.model.training not in program.checked:
             with self._lock:
                 self._compare(program, form, tensors)
         return program.why, None if program.why else program, tensors
@@ -183,7 +183,8 @@ class Fused:
         if program.why or self.model.training in program.checked or program.traced is None:
             return
         if found := difference(self.model, self.own, program.traced, form, tensors):
-            program.why = f"traced by torch.fx it is not the same: {found}"
+            program.why, program.module = f"traced by torch.fx it is not the same: {found}", None
+            program.graph = Graph((), ((type(self.model).__name__, program.why),))
         program.checked.add(self.model.training)
 
     def program(
@@ -224,7 +225,9 @@ class Fused:
         program = reading.program(state)
         if program is None:
             with self._lock:
-                program = reading.program(state) or reading.keep(state, self._built(engine, form, reading))
+                program = reading.program(state, anew=True) or reading.keep(
+                    state, self._built(engine, form, reading)
+                )
         return program
 
     def _built(self, engine: Engine, form: Form, reading: Reading) -> Program:
@@ -246,6 +249,17 @@ class Fused:
         graph, module = build(self.model, traced, engine, self._packs.setdefault(engine.name, {}))
         return Program(traced.guards, graph, module, traced=traced)
 
+    @property
+    def _programs(self) -> dict[Any, tuple[Graph, fx.GraphModule]]:
+        """Every graph and its program, of the submodules that the model has now."""
+        kept = self._reading.programs.items() if self._reading else ()
+        return {
+            (state, i): (p.graph, p.module)
+            for state, programs in kept
+            for i, p in enumerate(programs)
+            if p.module is not None
+        }
+
     def defaults(self) -> dict[str, Any]:
         """Every argument of the model's forward that has a default, fixed at it."""
         parameters = signature(self.own).parameters.values()
@@ -263,7 +277,7 @@ class Fused:
         refuse_stock(why, self.model.modules())
         if why not in self._warned:
             self._warned.add(why)
-            warnings.warn(f"fastbn runs {type(self.model).__name__} stock in this call: {why}", stacklevel=4)
+            warnings.warn(f"fastbn runs {type(self.model).__name__} stock in this call: {why}", stacklevel=6)
 
     def _look(self) -> Reading:
         """What was read of the model with the submodules that it has now."""
@@ -271,8 +285,10 @@ class Fused:
         if reading is None or not reading.holds():
             with self._lock:
                 key = tuple(map(id, self.model.modules()))
-                spare(self.model)
-                reading = self._readings.setdefault(key, Reading(self.model))
+                if key not in self._readings:
+                    spare(self.model)
+                    self._readings[key] = Reading(self.model)
+                reading = self._readings[key]
                 self._readings.move_to_end(key)
                 while len(self._readings) > READINGS:
                     self._readings.popitem(last=False)

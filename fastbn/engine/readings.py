@@ -17,7 +17,7 @@ from fastbn.engine.tracer import Traced
 from fastbn.graph.regions import Graph
 
 HOOKS = operator.attrgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-OFTEN = 4  # changes of an attribute, after which the module that reads it runs as it was written
+OFTEN = 8  # changes of an attribute, after which the module that reads it runs as it was written
 PROGRAMS = 16  # that are kept for one form of call
 
 
@@ -79,8 +79,9 @@ class Reading:
         first: Tensor | None = next(iter(self._convs[0].parameters()), None) if self._convs else None
         return first is not None and first.is_meta
 
-    def program(self, state: Any) -> Program | None:
-        """The program for this state whose guards hold."""
+    def program(self, state: Any, anew: bool = False) -> Program | None:
+        """The program for this state whose guards hold. anew: without one the model will be traced, which
+        must not be often."""
         programs = self.programs.get(state)
         if programs is None:
             return None
@@ -92,7 +93,7 @@ class Reading:
                 return program
             if not place:
                 first = changed
-        self._changes[first] += 1
+        self._changes[first] += anew
         if self._changes[first] > OFTEN:
             self.written[first[0]] = f"self.{first[1]} changes from call to call"
         return None

@@ -46,6 +46,8 @@ AHEAD = {
     "is_contiguous",
     "stride",
 }
+# where every Function's apply looks at its arguments, by whatever name it was called
+APPLY = inspect.getfile(torch._functorch.utils)
 OUTSIDE = {
     nn.Module._call_impl.__code__: "calls a module that is not among its submodules",
     inspect.unwrap(checkpoint).__code__: "runs a part under torch.utils.checkpoint",
@@ -80,6 +82,12 @@ class Traced:
 class _Proxy(fx.Proxy):
     """One that records `x += y` as what it is; fx's own makes `x = x + y` of it, which differs where x has
     another name."""
+
+    @property
+    def __class__(self) -> type:  # which isinstance reads
+        if sys._getframe(1).f_code.co_filename == APPLY:
+            self.tracer.refuse("calls the apply of a torch.autograd.Function")
+        return type(self)
 
 
 for operation in IN_PLACE:
@@ -182,7 +190,12 @@ class Tracer(fx.Tracer):
         """A submodule's call: its forward traced, or one node."""
         module, path = self.shadows.module(shadow), self.shadows.path(shadow)
         if path not in self.written and not leaf(module):
-            mark, drawn, pending = next(reversed(self.graph.nodes)), python_state(), len(self._pending)
+            mark, drawn, pending, grad = (
+                next(reversed(self.graph.nodes)),
+                python_state(),
+                len(self._pending),
+                torch.is_grad_enabled(),
+            )
             self._path.append(path)
             try:
                 return self._watching(lambda: shadow.forward(*args, **kwargs))
@@ -192,6 +205,7 @@ class Tracer(fx.Tracer):
                 self._path.pop()
             del self._pending[pending:]
             restore_python(drawn)
+            torch.set_grad_enabled(grad)
             self._erase(mark)
             self.shadows.take_back()
         return self.create_proxy("call_module", path, args, kwargs)
@@ -257,17 +271,17 @@ class Tracer(fx.Tracer):
     ) -> fx.Node:
         node = super().create_node(kind, target, args, kwargs, name, type_expr)
         if kind.startswith("call_"):
+            frame: types.FrameType | None = sys._getframe(1)
+            while frame is not None and frame.f_code is not Tracer._forward.__code__:
+                if frame.f_code in OUTSIDE:
+                    self.refuse(OUTSIDE[frame.f_code])
+                frame = frame.f_back
             if (now := modes()) != self._modes:
                 self.refuse(
                     f"sets {', '.join(mode for mode, value in now.items() if value != self._modes.get(mode))}"
                 )
             if (held := self._rewrites(node)) is not None:
                 self.refuse(f"writes to {held.target}")
-            frame: types.FrameType | None = sys._getframe(1)
-            while frame is not None and frame.f_code is not Tracer._forward.__code__:
-                if frame.f_code in OUTSIDE:
-                    self.refuse(OUTSIDE[frame.f_code])
-                frame = frame.f_back
         return node
 
     def _rewrites(self, node: fx.Node) -> fx.Node | None:

@@ -192,6 +192,9 @@ def _norm_of(
 ) -> tuple[fx.Node | None, Function | None, str]:
     """The BatchNorm that alone reads a convolution, and what its forward ends with; or why there is none."""
     users = list(node.users)
+    norm = modules.get(str(users[0].target)) if len(users) == 1 and users[0].op == "call_module" else None
+    if isinstance(norm, nn.BatchNorm2d) and type(norm) is not nn.BatchNorm2d:
+        return f"its BatchNorm is a {type(norm).__name__}, which has code of its own"
     if (
         len(users) != 1
         or users[0].op != "call_module"
