@@ -48,7 +48,7 @@ def test_a_folder_without_permission_is_one_line(tmp_path, monkeypatch, dataset)
     [("digits", "load_digits"), ("folder", "read_folder"), ("imagenet", "read_imagenet")],
 )
 def test_memory_that_runs_out_while_data_are_read_is_one_line(tmp_path, monkeypatch, error, dataset, reader):
-    monkeypatch.setattr(choose, reader, lambda *_, **__: (_ for _ in ()).throw(error))
+    monkeypatch.setattr(datasets, reader, lambda *_, **__: (_ for _ in ()).throw(error))
     refused(load, dataset, tmp_path, match=f"data set {dataset}: the memory ran out", kind=MachineError)
 
 

@@ -6,6 +6,7 @@ import signal
 import data_stream
 import pytest
 
+from fastbn.data import datasets
 from fastbn.data.imagenet import read_imagenet
 from fastbn.data.imagenet.crops import CentreCrop
 from fastbn.data.imagenet.pool import Pool
@@ -44,7 +45,7 @@ def test_a_stopped_worker_that_takes_no_tasks_ends_by_the_timeout(tmp_path):
 def test_the_timeout_is_that_of_the_ranks(tmp_path, monkeypatch, capsys):
     data_stream.folders(tmp_path / "data", 3, 3)
     monkeypatch.setattr(
-        choose,
+        datasets,
         "read_imagenet",
         lambda *more, timeout: (_ for _ in ()).throw(UsageError(f"timeout {timeout:g}")),
     )

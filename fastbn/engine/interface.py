@@ -167,7 +167,8 @@ class Engine(Protocol):
         """What keeps a region's walks, so as to carry their like out faster."""
 
     def pack(
-        self, conv: Conv, weight: Tensor, dtype: torch.dtype, gradients: torch.dtype | None = None, size: tuple[int, int] | None = None,
+        self, conv: Conv, weight: Tensor, dtype: torch.dtype, gradients: torch.dtype | None = None,
+        size: tuple[int, int] | None = None,
         by: str | None = None,
     ) -> Any:  # fmt: skip
         """The frozen weight (C, C_in/groups, KH, KW) in the form that this engine multiplies activations of

@@ -77,7 +77,8 @@ class Reference:
         return True
 
     def pack(
-        self, conv: Conv, weight: Tensor, dtype: torch.dtype, gradients: torch.dtype | None = None, size: tuple[int, int] | None = None,
+        self, conv: Conv, weight: Tensor, dtype: torch.dtype, gradients: torch.dtype | None = None,
+        size: tuple[int, int] | None = None,
         by: str | None = None,
     ) -> Tensor:  # fmt: skip
         return weight.detach().to(dtype).contiguous(memory_format=torch.channels_last)

@@ -20,7 +20,8 @@ PLAIN = (
     torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format,
 )  # fmt: skip
 NAMED = (
-    type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, types.MethodDescriptorType, types.WrapperDescriptorType,
+    type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, types.MethodDescriptorType,
+    types.WrapperDescriptorType,
     types.MethodWrapperType, np.ufunc, torch._ops.OpOverloadPacket, torch._ops.OpOverload,
 )  # fmt: skip
 CONTAINERS = (list, tuple, set, frozenset, dict, collections.deque)
@@ -54,11 +55,8 @@ def constant(value: Any) -> bool:
     if isinstance(value, types.FunctionType):
         return not _closed_over(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return (
-            type(value).__dataclass_params__.frozen
-            and plain(value)
-            and all(map(constant, vars(value).values()))
-        )  # type: ignore[attr-defined]
+        frozen: bool = type(value).__dataclass_params__.frozen  # type: ignore[attr-defined]
+        return frozen and plain(value) and all(map(constant, vars(value).values()))
     return value is MISSING or isinstance(value, (*PLAIN, *NAMED))
 
 
@@ -115,7 +113,7 @@ def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
     if isinstance(value, tuple):
         items = [change(item) for item in value]
         return kind._make(items) if hasattr(kind, "_fields") else kind(items)
-    made = object.__new__(kind) if plain(value) else kind.__new__(kind)
+    made: Any = object.__new__(kind) if plain(value) else kind.__new__(kind)  # type: ignore[call-overload]
     if isinstance(value, dict):
         base: Any = collections.OrderedDict if isinstance(value, collections.OrderedDict) else dict
         if isinstance(value, collections.defaultdict):

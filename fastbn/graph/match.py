@@ -94,7 +94,8 @@ class _Heads:
 
 
 def match(
-    graph: fx.Graph, modules: dict[str, nn.Module], unsupported: Callable[[str, nn.Conv2d], str | None], functions: frozenset[str],
+    graph: fx.Graph, modules: dict[str, nn.Module], unsupported: Callable[[str, nn.Conv2d], str | None],
+    functions: frozenset[str],
     halves: bool = False,
 ) -> tuple[list[FusedUnit], dict[str, str]]:  # fmt: skip
     """The units of a traced network in the order of their outputs, and why each other convolution, and each
@@ -192,9 +193,6 @@ def _norm_of(
 ) -> tuple[fx.Node | None, Function | None, str]:
     """The BatchNorm that alone reads a convolution, and what its forward ends with; or why there is none."""
     users = list(node.users)
-    norm = modules.get(str(users[0].target)) if len(users) == 1 and users[0].op == "call_module" else None
-    if isinstance(norm, nn.BatchNorm2d) and type(norm) is not nn.BatchNorm2d:
-        return f"its BatchNorm is a {type(norm).__name__}, which has code of its own"
     if (
         len(users) != 1
         or users[0].op != "call_module"
@@ -256,7 +254,8 @@ def fixed_padding(conv: nn.Conv2d) -> tuple[int, int] | None:
 
 
 def _unit(
-    head: fx.Node, heads: _Heads, modules: dict[str, nn.Module], barred: set[fx.Node], alone: set[str], functions: frozenset[str],
+    head: fx.Node, heads: _Heads, modules: dict[str, nn.Module], barred: set[fx.Node], alone: set[str],
+    functions: frozenset[str],
     refused: dict[str, str],
 ) -> FusedUnit:  # fmt: skip
     pairs, ends = heads.pairs, heads.ends

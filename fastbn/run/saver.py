@@ -109,8 +109,8 @@ class FolderSaver:
             kept = tensors.get(f"optimizer.{name}")
             if kept is None or kept.shape != value.shape:
                 found = "nothing" if kept is None else tuple(kept.shape)
-                wanted = f"optimizer.{name} should have the shape {tuple(value.shape)}"
-                raise UsageError(f"{path}: {wanted}, found {found}; use another copy")
+                needed = f"optimizer.{name} should have the shape {tuple(value.shape)}"
+                raise UsageError(f"{path}: {needed}, found {found}; use another copy")
             numbers(f"optimizer.{name}", kept)
 
     def save(self, step: TrainingStep, position: Position) -> None:

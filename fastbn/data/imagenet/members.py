@@ -35,7 +35,7 @@ def members(path: str) -> tuple[list[Member], str]:
                         f"damaged at byte {member.offset:,}: {shown(member.name, 40)}, {member.size:,} bytes",
                     )
                 before = tar.offset
-                tar.members.clear()  # it would keep them all
+                tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
                 if not member.isreg():
                     continue
                 if member.offset_data + member.size > total:

@@ -82,7 +82,7 @@ def choices(
     found = [0] * len(convs)
     for i in sorted(bytes_of, key=lambda i: (-math.prod(shapes[convs[i].source][2:]), bytes_of[i])):
         best = algorithm(convs[i], exact, shapes[convs[i].source][2:], instructions)
-        sizes = {M: 2 * bytes_of[i] * ((M + 2) ** 2 / 9 if M else 1) for M in WINOGRAD if M <= best}
+        sizes = {M: 2 * bytes_of[i] * ((M + 2) ** 2 / 9 if M else 1) for M in WINOGRAD if best >= M}
         found[i] = next((M for M in sorted(sizes, reverse=True) if sizes[M] <= left), RAW)
         left -= sizes.get(found[i], 0)
         if found[i] == RAW and convs[i].groups != 1:

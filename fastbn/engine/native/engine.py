@@ -92,7 +92,8 @@ class Native:
         return Programs(self._kernels, self._buffers, self.onto)
 
     def pack(
-        self, conv: Conv, weight: Tensor, dtype: torch.dtype, gradients: torch.dtype | None = None, size: tuple[int, int] | None = None,
+        self, conv: Conv, weight: Tensor, dtype: torch.dtype, gradients: torch.dtype | None = None,
+        size: tuple[int, int] | None = None,
         by: str | None = None,
     ) -> PackedWeight:  # fmt: skip
         M = next(M for M, name in NAMES.items() if name == (by or self.algorithm(conv, size)))

@@ -96,7 +96,8 @@ class Triton:
         return Graphs()
 
     def pack(
-        self, conv: Conv, weight: Tensor, dtype: torch.dtype, gradients: torch.dtype | None = None, size: tuple[int, int] | None = None,
+        self, conv: Conv, weight: Tensor, dtype: torch.dtype, gradients: torch.dtype | None = None,
+        size: tuple[int, int] | None = None,
         by: str | None = None,
     ) -> TritonWeight:  # fmt: skip
         w, v = weight.detach().to(dtype), weight.detach().to(gradients or dtype)  # (C, C_in, KH, KW)
