@@ -12,9 +12,9 @@ from torch import fx
 from bench.cases import Case
 from bench.clock import kernel_seconds
 from bench.providers import Provider
+from fastbn.engine.fused_program import read
 from fastbn.engine.reference import Reference
 from fastbn.engine.region import FusedRegion
-from fastbn.graph.read import read
 from fastbn.planning import traffic
 
 BYTES = {"fp32": 4, "amp-fp16": 2, "amp-bf16": 2, "bf16": 2, "mixed": 2}  # an element of what is stored

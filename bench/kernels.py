@@ -30,9 +30,9 @@ from bench import clock, costs
 from bench.cases import Blocks
 from bench.gate import EPS, relative, summing
 from bench.rows import Row
-from fastbn.engine.activations import RELU
 from fastbn.engine.interface import BackpropPath, Engine, LazyActivation, Mask, NormTarget, NormVectors
 from fastbn.engine.select import choose
+from fastbn.graph.activations import RELU
 from fastbn.graph.regions import Conv, Join, Region
 from fastbn.planning import traffic
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from triton.runtime.jit import JITFunction
 
+from fastbn.engine.fused_program import read
 from fastbn.engine.triton import engine as triton_engine
 from fastbn.engine.triton import tuning_table
-from fastbn.graph.read import read
 from fastbn.models.resnet import FastBNOnlyResNet
 
 # depth, image size; CIFAR-866 launches what CIFAR-20 does

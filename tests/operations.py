@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastbn.engine.activations import IDENTITY, RELU
 from fastbn.engine.interface import BackpropPath, Engine, LazyActivation, Mask, NormTarget, NormVectors
+from fastbn.graph.activations import IDENTITY, RELU
 from fastbn.graph.regions import Conv
 
 WIDE = torch.float64

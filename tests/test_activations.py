@@ -12,14 +12,14 @@ from operations import activation, affine, norm
 from oracle import assert_like_stock, assert_same, error, fused, run, stock
 from torch import nn
 
-from fastbn.engine.activations import NAMES, Function
+from fastbn.engine import fused_program
 from fastbn.engine.interface import LazyActivation, Mask
 from fastbn.engine.native import build
 from fastbn.engine.native.abi import FUNCTIONS
 from fastbn.engine.native.engine import Native
-from fastbn.engine.pointwise import FORMULAS
 from fastbn.engine.reference import Reference
-from fastbn.graph import read
+from fastbn.graph.activations import NAMES, Function
+from fastbn.graph.pointwise import FORMULAS
 from fastbn.graph.regions import Join
 from fastbn.planning.explain import explain
 
@@ -156,7 +156,7 @@ def test_a_function_that_the_engine_lacks_ends_the_region():
     class Few(Reference):
         functions = frozenset({"identity", "relu"})
 
-    graph, program = read.read(net := blocks(nn.SiLU()).double(), {}, Few(), {})
+    graph, program = fused_program.read(net := blocks(nn.SiLU()).double(), {}, Few(), {})
     assert {join.function.name for region in graph.regions for join in region.joins} == {"identity"}
     assert ("function", "the engine has no silu") in graph.stock
     expected = stock(net)(images(2))

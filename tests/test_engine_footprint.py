@@ -9,9 +9,9 @@ import torch
 from counted import Counted
 from nets import images, resnet
 
+from fastbn.engine.fused_program import read
 from fastbn.engine.recomputation import Recompute, recomputing, spans
 from fastbn.engine.select import choose
-from fastbn.graph.read import read
 from fastbn.planning.region_memory import footprint
 
 CPU = torch.device("cpu")

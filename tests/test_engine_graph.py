@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from nets import frozen_convolutions
 from torch import fx, nn
 
-from fastbn.engine.activations import IDENTITY, NAMES, RELU
 from fastbn.engine.walk import live_values
+from fastbn.graph.activations import IDENTITY, NAMES, RELU
 from fastbn.graph.match import fixed_padding, match
 from fastbn.graph.partition import order, partition
 from fastbn.graph.regions import Conv, Join, Region, Unfit

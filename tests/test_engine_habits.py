@@ -13,7 +13,7 @@ from nets import frozen_convolutions, images
 from oracle import error
 
 from fastbn.engine import fuse
-from fastbn.engine.outputs import leaves
+from fastbn.graph.trace.outputs import leaves
 
 CALLS = 3
 

@@ -8,7 +8,7 @@ from runs import python
 from torch import nn
 
 import fastbn
-from fastbn.engine.spared import FORWARD, spare
+from fastbn.engine.onednn_workaround import FORWARD, spare
 from fastbn.models.export import to_torch
 
 # what both libraries then take a CPU with AVX-512 for

@@ -13,8 +13,8 @@ from nets import images
 from torch import nn
 
 from fastbn import FastBNOnlyResNet, freeze
-from fastbn.engine.activations import IDENTITY, RELU
 from fastbn.engine.reference import Reference
+from fastbn.graph.activations import IDENTITY, RELU
 from fastbn.graph.regions import Conv, Join, Region, Unfit
 from fastbn.planning.explain import explain
 from fastbn.planning.traffic import Cost, TrafficCase, TrafficPass, TrafficPlan, fused, roofline, stock, total

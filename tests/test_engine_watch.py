@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim.swa_utils import update_bn
 
 from fastbn.engine import fuse, fused_forward
-from fastbn.engine import tracer as tracing
+from fastbn.graph.trace import tracer as tracing
 from fastbn.planning.explain import explain
 
 EXACT = tolerance(torch.float64)

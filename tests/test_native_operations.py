@@ -24,11 +24,11 @@ from operations import (
     two_paths,
 )
 
-from fastbn.engine.activations import RELU
 from fastbn.engine.interface import BackpropPath, LazyActivation, Mask
 from fastbn.engine.native import build, weight_layout
 from fastbn.engine.native import engine as native
 from fastbn.engine.native.algorithms import RAW
+from fastbn.graph.activations import RELU
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
 TOLERANCE = 2e-6  # of one convolution, direct or by Winograd, norm-wise against float64

@@ -27,11 +27,11 @@ from operations import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastbn.engine.activations import RELU
 from fastbn.engine.interface import BackpropPath, LazyActivation, Mask
 from fastbn.engine.triton import tuning
 from fastbn.engine.triton.engine import Triton
 from fastbn.engine.triton.tuning import LIBRARY, ROLLING, TAPS
+from fastbn.graph.activations import RELU
 from fastbn.kernels.triton import batchnorm_stats
 
 if interpreted.DEVICE != "cpu":

@@ -26,11 +26,10 @@ from triton.runtime.jit import JITFunction, MockTensor
 from bench.gpu.measure import Sink
 from bench.launches import DTYPES, PRECISIONS
 from fastbn import FastBNOnlyResNet
-from fastbn.engine import region
+from fastbn.engine import fused_program, region
 from fastbn.engine.executor import Walks
 from fastbn.engine.triton import engine as engine
 from fastbn.engine.triton import tuning_table
-from fastbn.graph import read
 
 # depth, size, batches; CIFAR-866 launches what CIFAR-20 does
 NETWORKS = {"cifar": (20, 32, (128, 1024)), "imagenet": (50, 224, (256,))}
@@ -92,7 +91,7 @@ def launched(family: str, kind: str, training: bool, capability: int) -> dict[Ta
             torch.set_grad_enabled(training),
         ):
             stack.enter_context(patch)
-        _, program = read.read(model, {}, engine.Triton(capability), {})
+        _, program = fused_program.read(model, {}, engine.Triton(capability), {})
         for batch in batches:
             y = program(torch.empty((batch, 3, size, size), dtype=DTYPES.get(kind, torch.float32)))
             if training:

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from bench.gpu.measure import CAPABILITY, DEVICE, ROOT, import_tests
-from fastbn.engine.activations import RELU
 from fastbn.engine.interface import LazyActivation, Mask
 from fastbn.engine.triton.engine import Triton
 from fastbn.engine.triton.tuning import LIBRARY, ROLLING, TAPS
+from fastbn.graph.activations import RELU
 
 import_tests()
 import operations  # noqa: E402

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.gpu.measure import CAPABILITY, DEVICE, Call, import_tests
-from fastbn.engine.activations import RELU
 from fastbn.engine.interface import BackpropPath, LazyActivation, Mask
 from fastbn.engine.triton.engine import Triton
+from fastbn.graph.activations import RELU
 
 import_tests()
 import operations  # noqa: E402

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 
 from fastbn import devices
-from fastbn.engine.activations import RELU
 from fastbn.engine.interface import BackpropPath, LazyActivation, Mask, NormTarget, NormVectors
 from fastbn.engine.native import algorithms
 from fastbn.engine.native.engine import Native
+from fastbn.graph.activations import RELU
 from fastbn.graph.regions import Conv
 
 # channels -> the size at which networks have them

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from fastbn.data.augment import batch
 from fastbn.data.images import Images
 from fastbn.engine import fuse
-from fastbn.engine.activations import RELU
 from fastbn.engine.executor import Walks
 from fastbn.engine.fuse import Fused
+from fastbn.engine.fused_program import read
 from fastbn.engine.interface import Engine, Formed, LazyActivation, NormTarget, NormVectors
 from fastbn.engine.select import choose
 from fastbn.errors import UsageError
-from fastbn.graph.read import read
+from fastbn.graph.activations import RELU
 from fastbn.graph.regions import Conv
 from fastbn.trainable import freeze
 

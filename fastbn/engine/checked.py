@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fastbn.engine.arguments import Form
-from fastbn.engine.copies import copy_for_trial
-from fastbn.engine.draws import preserved, random_state, restore
-from fastbn.engine.outputs import Unformed, leaves
-from fastbn.engine.tracer import Traced
+from fastbn.graph.trace.arguments import Form
+from fastbn.graph.trace.copies import copy_for_trial
+from fastbn.graph.trace.draws import preserved, random_state, restore
+from fastbn.graph.trace.outputs import Unformed, leaves
+from fastbn.graph.trace.tracer import Traced
 
 LEAST = 8  # of a batch this large, one image is enough
 

@@ -15,18 +15,18 @@ import torch
 from torch import Tensor, fx, nn
 
 from fastbn.engine import select
-from fastbn.engine.arguments import Form, Unlisted, taken
 from fastbn.engine.checked import difference
-from fastbn.engine.guards import Guards
+from fastbn.engine.fused_program import build, forward_of, signature
 from fastbn.engine.interface import Engine
-from fastbn.engine.modes import autocast
+from fastbn.engine.onednn_workaround import spare
 from fastbn.engine.readings import Program, Reading
 from fastbn.engine.region import refuse_stock, storage_dtype
-from fastbn.engine.spared import spare
-from fastbn.engine.tracer import Tracer, Untraceable
 from fastbn.engine.weight_cache import WeightCache
-from fastbn.graph.read import build, forward_of, signature
 from fastbn.graph.regions import Graph
+from fastbn.graph.trace.arguments import Form, Unlisted, taken
+from fastbn.graph.trace.guards import Guards
+from fastbn.graph.trace.modes import autocast
+from fastbn.graph.trace.tracer import Tracer, Untraceable
 
 CALL = nn.Module._call_impl.__code__
 FRAMES = 8  # at most, between a module's call and its forward

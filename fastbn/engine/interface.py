@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from fastbn.engine.activations import Function
+from fastbn.graph.activations import Function
 from fastbn.graph.regions import Conv, Shape
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from fastbn.engine.guards import Guards
 from fastbn.engine.module_state import PARAMETERS
-from fastbn.engine.tracer import Traced
 from fastbn.graph.regions import Graph
+from fastbn.graph.trace.guards import Guards
+from fastbn.graph.trace.tracer import Traced
 
 HOOKS = operator.attrgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 OFTEN = 8  # changes of an attribute, after which the module that reads it runs as it was written

@@ -17,8 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastbn.engine import activations, batchnorm, pointwise
-from fastbn.engine.activations import IDENTITY, RELU
+from fastbn.engine import batchnorm
 from fastbn.engine.executor import Walks
 from fastbn.engine.interface import (
     BackpropPath,
@@ -30,6 +29,8 @@ from fastbn.engine.interface import (
     NormVectors,
     Statistics,
 )
+from fastbn.graph import activations, pointwise
+from fastbn.graph.activations import IDENTITY, RELU
 from fastbn.graph.regions import Conv, Shape
 
 BITS = {

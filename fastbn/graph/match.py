@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fastbn.engine import activations, behaviour
-from fastbn.engine.activations import IDENTITY, Function
-from fastbn.engine.passing import look_through
+from fastbn.graph import activations, behaviour
+from fastbn.graph.activations import IDENTITY, Function
+from fastbn.graph.passing import look_through
 
 ADDITIONS = {operator.add, operator.iadd, torch.add}
 VIEWS = {

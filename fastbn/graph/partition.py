@@ -10,7 +10,7 @@ import heapq
 
 from torch import fx
 
-from fastbn.engine.effects import After
+from fastbn.graph.effects import After
 from fastbn.graph.match import FusedUnit
 
 

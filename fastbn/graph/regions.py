@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 
-from fastbn.engine.activations import IDENTITY, Function
+from fastbn.graph.activations import IDENTITY, Function
 
 Shape = tuple[int, int, int, int]  # (N, C, H, W)
 Pair = tuple[int, int]

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from fastbn.engine import walk
-from fastbn.engine.activations import IDENTITY, Function
 from fastbn.engine.interface import BackpropPath, Engine, Formed, LazyActivation, Mask, NormTarget
 from fastbn.engine.native.memory_layout import Span, lay_out, scratch_bytes
+from fastbn.graph.activations import IDENTITY, Function
 from fastbn.graph.regions import Conv, Region, Shape
 
 

@@ -23,11 +23,11 @@ from torch.utils._pytree import tree_leaves
 
 from fastbn.engine import recomputation
 from fastbn.engine.fuse import Fused
+from fastbn.engine.fused_program import read
 from fastbn.engine.interface import Engine
 from fastbn.engine.logits import logits_of
 from fastbn.engine.region import FusedRegion
 from fastbn.engine.select import choose
-from fastbn.graph.read import read
 from fastbn.graph.regions import Conv, Region, Shape
 from fastbn.planning.region_memory import Footprint, footprint
 

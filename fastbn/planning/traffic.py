@@ -26,7 +26,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import TypeVar
 
 from fastbn.engine import walk
-from fastbn.engine.activations import IDENTITY, RELU
+from fastbn.graph.activations import IDENTITY, RELU
 from fastbn.graph.regions import Conv, Join, Region, Shape
 
 K = TypeVar("K")

@@ -14,7 +14,7 @@ from fastbn.data.feed import feed
 from fastbn.data.imagenet.stream import Stream
 from fastbn.data.images import Images
 from fastbn.engine import fused_forward
-from fastbn.engine.spared import spare
+from fastbn.engine.onednn_workaround import spare
 from fastbn.errors import UsageError
 from fastbn.graph.regions import Unfit
 from fastbn.planning import precision

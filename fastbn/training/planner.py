@@ -6,7 +6,7 @@ from torch import nn
 
 from fastbn.data.feed import Feed
 from fastbn.engine import fused_forward
-from fastbn.engine.tracer import Untraceable
+from fastbn.graph.trace.tracer import Untraceable
 from fastbn.planning.data_sheets import GB, free_memory
 from fastbn.planning.plan import Planner
 from fastbn.planning.precision import storage

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastbn.engine import activations, batchnorm
+from fastbn.engine import batchnorm
 from fastbn.engine.buffers import Buffers, activation
 from fastbn.engine.interface import (
     BackpropPath,
@@ -34,6 +34,7 @@ from fastbn.engine.native.algorithms import NAMES, algorithm, choices
 from fastbn.engine.native.program import Programs
 from fastbn.engine.native.tape import Tape
 from fastbn.engine.native.weight_layout import PackedWeight
+from fastbn.graph import activations
 from fastbn.graph.regions import Conv, Shape
 
 STORAGE = (torch.float32, torch.bfloat16)

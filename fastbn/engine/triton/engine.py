@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastbn.engine import batchnorm
-from fastbn.engine.activations import IDENTITY, RELU
 from fastbn.engine.executor import Graphs
 from fastbn.engine.interface import (
     BackpropPath,
@@ -30,6 +29,7 @@ from fastbn.engine.interface import (
 from fastbn.engine.triton import tf32, tuning, tuning_table
 from fastbn.engine.triton.failures import explained
 from fastbn.engine.triton.tuning import LIBRARY, ROLLING
+from fastbn.graph.activations import IDENTITY, RELU
 from fastbn.graph.regions import Conv, Shape
 from fastbn.kernels.triton import (
     activation as activation_kernel,

@@ -22,14 +22,14 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 from torch.utils.checkpoint import checkpoint
 
-from fastbn.engine import modes as modes_of_trace
-from fastbn.engine.draws import preserved, python_state, restore_python
-from fastbn.engine.guards import Guards
-from fastbn.engine.modes import modes
-from fastbn.engine.outputs import Unformed, formed
-from fastbn.engine.recorded import leavings, recorded
-from fastbn.engine.watched import Shadows, leaf
 from fastbn.graph.match import IN_PLACE, may_view, mutates
+from fastbn.graph.trace import modes as modes_of_trace
+from fastbn.graph.trace.draws import preserved, python_state, restore_python
+from fastbn.graph.trace.guards import Guards
+from fastbn.graph.trace.modes import modes
+from fastbn.graph.trace.outputs import Unformed, formed
+from fastbn.graph.trace.recorded import leavings, recorded
+from fastbn.graph.trace.watched import Shadows, leaf
 
 LOCK = threading.RLock()  # one trace at a time; a model that is not being traced never waits for it
 # write to the running statistics they are given

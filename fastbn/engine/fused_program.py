@@ -11,16 +11,16 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from fastbn.engine import halves
-from fastbn.engine.arguments import Form
-from fastbn.engine.effects import effects
 from fastbn.engine.interface import Engine
 from fastbn.engine.region import FusedRegion
-from fastbn.engine.tracer import Traced, Tracer, Untraceable
 from fastbn.engine.weight_cache import WeightCache
+from fastbn.graph import halves
+from fastbn.graph.effects import effects
 from fastbn.graph.match import FusedUnit, fixed_padding, match
 from fastbn.graph.partition import order, partition
 from fastbn.graph.regions import Conv, Graph, Join, Region
+from fastbn.graph.trace.arguments import Form
+from fastbn.graph.trace.tracer import Traced, Tracer, Untraceable
 
 
 def trace(model: nn.Module, constants: dict[str, Any]) -> Traced:

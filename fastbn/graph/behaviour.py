@@ -13,8 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from fastbn.engine import activations, pointwise
-from fastbn.engine.activations import IDENTITY, Function
+from fastbn.graph import activations, pointwise
+from fastbn.graph.activations import IDENTITY, Function
 
 TOLERANCE = 1e-9  # of float64
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import fx, nn
 
-from fastbn.engine.behaviour import is_identity
+from fastbn.graph.behaviour import is_identity
 
 DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d}
 

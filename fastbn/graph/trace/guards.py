@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fastbn.engine.values import MISSING, Opaque, constant, fingerprint
+from fastbn.graph.trace.values import MISSING, Opaque, constant, fingerprint
 
 IS_TENSOR = "a tensor"  # which is looked up at each call: that there is one is all that a trace fixes
 

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, fx, nn
 
-from fastbn.engine.guards import Guards
-from fastbn.engine.values import Opaque, constant, copied, fingerprint
+from fastbn.graph.trace.guards import Guards
+from fastbn.graph.trace.values import Opaque, constant, copied, fingerprint
 
 OWN = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.RMSNorm)

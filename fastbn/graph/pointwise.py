@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastbn.engine.activations import IDENTITY, Function
+from fastbn.graph.activations import IDENTITY, Function
 
 aten = torch.ops.aten
 SIXTH = 0.1666666716337204  # float32's 1/6, which torch multiplies by in float64 too

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastbn.engine.values import CONTAINERS, constant, mapped, plain
+from fastbn.graph.trace.values import CONTAINERS, constant, mapped, plain
 
 
 def copy_for_trial(model: nn.Module) -> nn.Module:

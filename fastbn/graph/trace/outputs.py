@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from fastbn.engine.values import PLAIN, mapped, plain
+from fastbn.graph.trace.values import PLAIN, mapped, plain
 
 
 class Unformed(Exception):

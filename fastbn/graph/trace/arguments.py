@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fastbn.engine.values import PLAIN
+from fastbn.graph.trace.values import PLAIN
 
 TENSOR = "tensor"
 VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
