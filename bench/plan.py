@@ -24,7 +24,7 @@ from fastbn import FastBNOnlyResNet, devices, freeze
 from fastbn.data.feed import Resident
 from fastbn.data.images import Images
 from fastbn.planning import data_sheets, precision, roofline
-from fastbn.run.config import Recipe
+from fastbn.recipe import Recipe
 from fastbn.training.planner import planner_of
 from fastbn.training.step import TrainingStep
 from fastbn.training.totals import Totals

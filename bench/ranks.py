@@ -25,7 +25,7 @@ from fastbn.data.feed import Resident
 from fastbn.data.images import Images
 from fastbn.planning import precision
 from fastbn.planning.explain import explain
-from fastbn.run.config import Recipe
+from fastbn.recipe import Recipe
 from fastbn.training.distributed import agree
 from fastbn.training.distributed.exchange import message_bytes
 from fastbn.training.distributed.ranks import Ranks, started

@@ -18,7 +18,7 @@ from fastbn import FastBNOnlyResNet, fuse, xla
 from fastbn.data.feed import Resident
 from fastbn.data.images import Images
 from fastbn.devices import carry_out
-from fastbn.run.config import Recipe
+from fastbn.recipe import Recipe
 from fastbn.training.step import TrainingStep
 from fastbn.training.totals import Totals
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from fastbn.experiments import registry
 from fastbn.version import VERSION
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from fastbn.training.fit import fit
     from fastbn.training.replicas import fit_replicas
 
+registry.register()
 __version__ = VERSION
 __all__ = [
     "FastBNOnlyResNet",

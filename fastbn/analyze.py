@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fastbn import command, files
 from fastbn.errors import MachineError
-from fastbn.run.config import Parser
+from fastbn.parser import Parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

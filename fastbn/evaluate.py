@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from fastbn import choices, command
 from fastbn.data.names import DATASETS, DEFAULT_DIR, IMAGE_SIZE
 from fastbn.errors import UsageError
-from fastbn.run.config import Parser
+from fastbn.parser import Parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

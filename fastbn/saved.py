@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from fastbn.config import Config
 from fastbn.errors import UsageError
 from fastbn.files import AnyPath, look, parsed, read, read_json, reason, shown
 from fastbn.models.families import Spec, resolve
-from fastbn.run.config import FLOAT32_MAX, Config
+from fastbn.recipe import FLOAT32_MAX
 
 LONGEST_TEXT = 4096  # characters
 MOST_METRICS = 1 << 28  # bytes of a metrics.jsonl

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 
 from fastbn import command
+from fastbn.config import Config, parse
 from fastbn.environment import place
 from fastbn.errors import Diverged, Stopped, UsageError
-from fastbn.run.config import Config, parse
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,9 +6,9 @@ from __future__ import annotations
 import json
 import math
 
+from fastbn.config import parse
 from fastbn.experiments.preset import command, run_name
 from fastbn.experiments.presets import PRESETS
-from fastbn.run.config import parse
 from fastbn.run.folder import json_ready
 
 IMAGES = 50_000

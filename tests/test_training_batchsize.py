@@ -12,8 +12,8 @@ from fastbn import fuse
 from fastbn.data.feed import Resident
 from fastbn.data.images import Images
 from fastbn.errors import UsageError
+from fastbn.recipe import Recipe
 from fastbn.run import resolve
-from fastbn.run.config import Recipe
 from fastbn.train import main
 from fastbn.training import batch_size
 

@@ -18,7 +18,7 @@ from fastbn.engine.executor import Graphs, unrecorded
 from fastbn.engine.native.engine import Native
 from fastbn.engine.reference import Reference
 from fastbn.errors import MachineError
-from fastbn.run.config import Recipe
+from fastbn.recipe import Recipe
 from fastbn.training.cuda_graph import Captured
 from fastbn.training.flat import Flat
 from fastbn.training.step import TrainingStep

@@ -15,7 +15,7 @@ from fastbn.data.augment import batch, draw_epoch
 from fastbn.data.feed import Resident
 from fastbn.errors import Diverged, UsageError
 from fastbn.planning.precision import arithmetic
-from fastbn.run.config import Recipe
+from fastbn.recipe import Recipe
 from fastbn.trainable import freeze, trainable
 from fastbn.training.evaluation import evaluate
 

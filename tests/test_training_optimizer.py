@@ -8,7 +8,7 @@ from runs import network
 from torch import nn
 
 from fastbn.errors import UsageError
-from fastbn.run.config import Recipe
+from fastbn.recipe import Recipe
 from fastbn.trainable import freeze
 from fastbn.training.flat import Flat
 from fastbn.training.optimizer import Optimizer

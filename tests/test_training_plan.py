@@ -17,7 +17,7 @@ from fastbn.planning import roofline
 from fastbn.planning.data_sheets import SHEETS, SPARE
 from fastbn.planning.plan import Planner
 from fastbn.planning.step_memory import NetworkMemory
-from fastbn.run.config import Recipe
+from fastbn.recipe import Recipe
 from fastbn.training.planner import planner_of
 from fastbn.training.step import TrainingStep
 from fastbn.training.totals import Totals

@@ -15,7 +15,7 @@ import fastbn
 from fastbn.data.feed import Resident
 from fastbn.errors import Diverged, MachineError, Stopped, UsageError
 from fastbn.planning.plan import SPARE
-from fastbn.run.config import Recipe
+from fastbn.recipe import Recipe
 from fastbn.trainable import freeze
 from fastbn.training import planner, replicas
 from fastbn.training.cuda_graph import Captured

@@ -14,7 +14,7 @@ from fastbn import fuse
 from fastbn.data.feed import Resident
 from fastbn.data.images import Images
 from fastbn.errors import MachineError, is_out_of_memory
-from fastbn.run.config import Recipe
+from fastbn.recipe import Recipe
 from fastbn.training.planner import planner_of
 from fastbn.training.step import TrainingStep
 from fastbn.training.totals import Totals

@@ -9,7 +9,7 @@ from crosscompile import Request, costs
 from interpreted import DEVICE
 
 from fastbn.kernels.triton import optimizer
-from fastbn.run.config import Recipe
+from fastbn.recipe import Recipe
 from fastbn.training.optimizer import BETA1, BETA2, EPS, Optimizer
 
 # the interpreter's numpy

@@ -15,7 +15,7 @@ from fastbn import evaluate, fit, fuse, xla
 from fastbn.data import read_imagenet
 from fastbn.data.feed import Resident
 from fastbn.models.resnet import FastBNOnlyResNet
-from fastbn.run.config import Recipe
+from fastbn.recipe import Recipe
 from fastbn.train import main
 from fastbn.training import xla as xla_ranks
 from fastbn.training.step import TrainingStep

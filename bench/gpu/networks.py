@@ -23,7 +23,7 @@ from fastbn.data.images import Images
 from fastbn.engine.region import mixed
 from fastbn.errors import MachineError
 from fastbn.planning import precision
-from fastbn.run.config import Recipe
+from fastbn.recipe import Recipe
 from fastbn.training.cuda_graph import Captured
 from fastbn.training.step import TrainingStep
 from fastbn.training.totals import Totals

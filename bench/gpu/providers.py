@@ -19,7 +19,7 @@ from fastbn.choices import PRECISIONS
 from fastbn.data.feed import Resident
 from fastbn.data.images import Images
 from fastbn.planning import precision
-from fastbn.run.config import Recipe
+from fastbn.recipe import Recipe
 from fastbn.training.replicas import lanes
 from fastbn.training.step import TrainingStep
 from fastbn.training.totals import Totals

@@ -15,12 +15,10 @@ from fastbn.data.download import DownloadFailed, fetch_cifar
 from fastbn.data.imagenet.pool import TIMEOUT
 from fastbn.data.imagenet.stream import Stream, read_imagenet
 from fastbn.data.images import Images
-from fastbn.data.names import DATASETS, DEFAULT_DIR
+from fastbn.data.names import DATASETS, DEFAULT_DIR, READERS
 from fastbn.errors import UsageError
 from fastbn.files import is_file, look, shown
 
-# what one study alone reads lives beside it
-READERS = {"tweets": "fastbn.experiments.torri.tweets:read_tweets"}
 CIFARS = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from fastbn.engine import select
 from fastbn.engine.checked import difference
-from fastbn.engine.fused_program import build, forward_of, signature
+from fastbn.engine.fused_program import build
 from fastbn.engine.interface import Engine
 from fastbn.engine.onednn_workaround import spare
 from fastbn.engine.readings import Program, Reading
@@ -24,6 +24,7 @@ from fastbn.engine.region import refuse_stock, storage_dtype
 from fastbn.engine.weight_cache import WeightCache
 from fastbn.graph.regions import Graph
 from fastbn.graph.trace.arguments import Form, Unlisted, taken
+from fastbn.graph.trace.forward import forward_of, signature
 from fastbn.graph.trace.guards import Guards
 from fastbn.graph.trace.modes import autocast
 from fastbn.graph.trace.tracer import Tracer, Untraceable

@@ -1,12 +1,8 @@
-"""Reads the graph off a model: a torch.fx trace, what matches in it, and the program that runs regions and
-stock nodes in turn."""
+"""Reads the graph off a trace, and builds the program that runs its regions and stock nodes in turn."""
 
 from __future__ import annotations
 
 import dataclasses
-import inspect
-import types
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -19,42 +15,8 @@ from fastbn.graph.effects import effects
 from fastbn.graph.match import FusedUnit, fixed_padding, match
 from fastbn.graph.partition import order, partition
 from fastbn.graph.regions import Conv, Graph, Join, Region
-from fastbn.graph.trace.arguments import Form
-from fastbn.graph.trace.tracer import Traced, Tracer, Untraceable
-
-
-def trace(model: nn.Module, constants: dict[str, Any]) -> Traced:
-    """The model's operations, its own forward called with these constants, and tensors for what else it
-    needs. Raises Untraceable where no trace would mean the same."""
-    own = forward_of(model)
-    try:
-        return Tracer(model, own, {}).run(Form.of(signature(own), constants).filled)
-    except Untraceable as error:
-        text = (
-            f"{type(model).__name__} has no torch.fx trace that means the same ({error}); take the part "
-            "of it that has one, for example"
-        )
-        raise Untraceable(f"{text} model.backbone", error.guards) from None
-
-
-def forward_of(model: nn.Module) -> Callable[..., Any]:
-    """The model's own forward as a function of the model: its class's, or one that was put in that one's
-    place, but for fuse's."""
-    own = vars(model).get("forward")
-    own = getattr(own, "before", own)  # fuse's
-    if own is None:
-        return type(model).forward
-    return (
-        own.__func__
-        if isinstance(own, types.MethodType) and own.__self__ is model
-        else lambda _, *args, **kwargs: own(*args, **kwargs)
-    )
-
-
-def signature(forward: Callable[..., Any]) -> inspect.Signature:
-    """Of a forward, without self."""
-    found = inspect.signature(forward)
-    return found.replace(parameters=list(found.parameters.values())[1:])
+from fastbn.graph.trace.forward import trace
+from fastbn.graph.trace.tracer import Traced
 
 
 def read(

@@ -19,7 +19,7 @@ from fastbn.errors import MachineError, Stopped, UsageError
 from fastbn.experiments.preset import Job, Preset, command, folder, jobs, shard
 from fastbn.experiments.presets import PRESETS, preset
 from fastbn.experiments.table import table
-from fastbn.run.config import Parser
+from fastbn.parser import Parser
 
 DONE, FAILED = 0, 1
 PAGE, RECORDS = "docs/reproduction.md", ("bench/results", "reproduction")

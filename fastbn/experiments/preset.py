@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastbn.run.config import Config, parse
+from fastbn.config import Config, parse
 
 GRADES = {
     "printed": "printed in the study's text or a table",

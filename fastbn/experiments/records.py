@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from fastbn import saved
+from fastbn.config import Config, parse
 from fastbn.data.names import USUAL
 from fastbn.errors import UsageError
 from fastbn.experiments.preset import Line, Preset, command, run_name
 from fastbn.experiments.results import REMEDY
 from fastbn.models import families
-from fastbn.run.config import Config, parse
 
 SMALL_GAMMA = "gamma_below_0.01"
 OF_THE_RUN = (  # settings that say where and how a run is carried out, not what it measures

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, TextIO
 
 from fastbn import command
 from fastbn.command import say
+from fastbn.config import Config, parse
 from fastbn.errors import Diverged, MachineError, Stopped, UsageError
 from fastbn.experiments.launch import log_of
-from fastbn.run.config import Config, parse
 
 if TYPE_CHECKING:
     from fastbn.run.run import TrainingRun

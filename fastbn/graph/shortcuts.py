@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from torch import fx, nn
 
-from fastbn.engine.fused_program import trace
 from fastbn.errors import UsageError
 from fastbn.graph.match import ADDITIONS
+from fastbn.graph.trace.forward import trace
 
 
 def shortcuts(model: nn.Module, norms: tuple[type[nn.Module], ...]) -> list[str]:

@@ -17,9 +17,9 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fastbn.engine import fuse
-from fastbn.engine.fused_program import trace
 from fastbn.engine.onednn_workaround import unspare
 from fastbn.errors import MachineError, UsageError
+from fastbn.graph.trace.forward import trace
 
 
 def to_torch(model: nn.Module) -> fx.GraphModule:

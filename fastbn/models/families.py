@@ -20,24 +20,14 @@ HOMES = {  # a family -> the class of its networks, imported when one is made
     "cifar": "fastbn.models.resnet:FastBNOnlyResNet",
     "imagenet": "fastbn.models.resnet:FastBNOnlyResNet",
     "vgg": "fastbn.models.vgg:VGG",
-    "wandb": "fastbn.experiments.wandb.network:BottleneckNet",
-    "mlp": "fastbn.experiments.torri.networks:MLP",
-    "lstm": "fastbn.experiments.torri.networks:LSTM",
 }
-FAMILIES = tuple(HOMES)
 NORMS = ("batch", "instance", "group", "selu")
 STRIDES = ("3x3", "1x1")
 VGG_DEPTHS = (11, 13, 16, 19)
-ONLY_DEPTH = {"wandb": 20, "mlp": 4, "lstm": 1}  # families of one network
-TITLES = {
-    "cifar": "ResNet",
-    "imagenet": "ResNet",
-    "vgg": "VGG",
-    "wandb": "bottleneck ResNet-20",
-    "mlp": "MLP",
-    "lstm": "LSTM",
-}
-BIASED = ("vgg", "wandb")  # families whose convolutions have a bias, whatever is asked
+ONLY_DEPTH: dict[str, int] = {}  # of a family of one network
+TITLES = {"cifar": "ResNet", "imagenet": "ResNet", "vgg": "VGG"}
+BIASED = {"vgg"}  # families whose convolutions have a bias, whatever is asked
+ONLY_BATCH: set[str] = set()  # families that have no norm but batch
 IMAGENET = {
     18: ("basic", (2, 2, 2, 2)),
     34: ("basic", (3, 4, 6, 3)),
@@ -47,7 +37,7 @@ IMAGENET = {
     200: ("bottleneck", (3, 24, 36, 3)),
 }
 # channels or units of the first stage
-WIDTH = {"cifar": 16, "imagenet": 64, "vgg": 64, "wandb": 16, "mlp": 1024, "lstm": 100}
+WIDTH = {"cifar": 16, "imagenet": 64, "vgg": 64}
 MOST = {
     "depth": 5_000,
     "width": 8_192,
@@ -58,6 +48,21 @@ MOST = {
 MOST_PARAMETERS = 1 << 31  # of a network, with its frozen weights: 8 GB of float32
 CIFAR_DEPTHS = "6n+2 (14, 20, 56, 110, 866, …)"
 IMAGENET_DEPTHS = "one of " + ", ".join(map(str, IMAGENET))
+
+
+def register(
+    family: str, home: str, title: str, depth: int, width: int, biased: bool = False, only_batch: bool = False
+) -> None:
+    """Add a family of one network, as a study that needs one does.
+
+    home: "module:class" of its networks; depth: the only one; width: of its first stage; biased: its
+    convolutions have a bias; only_batch: no other norm goes with it.
+    """
+    HOMES[family], TITLES[family], ONLY_DEPTH[family], WIDTH[family] = home, title, depth, width
+    if biased:
+        BIASED.add(family)
+    if only_batch:
+        ONLY_BATCH.add(family)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +154,7 @@ def resolve(
         depth = ONLY_DEPTH[family]
     depth = _integer("depth", depth, 1)
     family = _family(depth, family)
-    if norm != "batch" and family in ("mlp", "lstm"):
+    if norm != "batch" and family in ONLY_BATCH:
         raise UsageError(
             f"the family {family} has norm batch alone, got {norm!r}; cifar, imagenet, vgg and wandb have "
             f"{', '.join(NORMS)}"
@@ -199,7 +204,7 @@ def _family(depth: int, family: str | None) -> str:
                 f"depth must be {CIFAR_DEPTHS} or {IMAGENET_DEPTHS}, got {depth}; nearest: {near}"
             )
         return "cifar" if is_cifar else "imagenet"
-    family = one_of("family", family, FAMILIES)
+    family = one_of("family", family, tuple(HOMES))
     if family not in ("cifar", "imagenet"):
         known = VGG_DEPTHS if family == "vgg" else (ONLY_DEPTH[family],)
         if depth not in known:

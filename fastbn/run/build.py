@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 
 from fastbn.choices import TRAINS_CONVOLUTIONS, train_terms
+from fastbn.config import Config
 from fastbn.data.feed import Feed
 from fastbn.data.images import Images
 from fastbn.engine import fuse
@@ -16,7 +17,6 @@ from fastbn.models.families import Spec, resolve
 from fastbn.models.load_weights import put
 from fastbn.models.network import Network, network
 from fastbn.planning.precision import storage
-from fastbn.run.config import Config
 from fastbn.trainable import freeze
 from fastbn.training.checkpoint import load
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from fastbn.config import Config
 from fastbn.data.feed import feed
 from fastbn.planning import data_sheets, roofline
 from fastbn.planning.explain import explain
 from fastbn.run import explain_device, explain_devices, messages
 from fastbn.run.build import network_of
-from fastbn.run.config import Config
 from fastbn.run.resolve import data, implied, resolved, sized
 from fastbn.training.planner import planner_of
 from fastbn.training.step import TrainingStep

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 
 from fastbn.choices import one_of
+from fastbn.config import Config
 from fastbn.data.datasets import Loaded
 from fastbn.data.feed import feed
 from fastbn.data.names import USUAL
@@ -15,7 +16,6 @@ from fastbn.planning.data_sheets import GB
 from fastbn.planning.plan import Planner
 from fastbn.planning.step_memory import NetworkMemory
 from fastbn.run.build import network_of
-from fastbn.run.config import Config
 from fastbn.trainable import count
 
 

@@ -7,9 +7,9 @@ import time
 
 from torch import nn
 
+from fastbn.config import Config
 from fastbn.planning import precision
 from fastbn.planning.links import ASSUMED, table
-from fastbn.run.config import Config
 from fastbn.trainable import count
 from fastbn.training.distributed.exchange import message_bytes
 from fastbn.training.step import TrainingStep

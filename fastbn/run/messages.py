@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from fastbn import devices
+from fastbn.config import Config
 from fastbn.data.datasets import Loaded
 from fastbn.models.network import Network
 from fastbn.run import rank_messages
 from fastbn.run.build import spec_of
-from fastbn.run.config import Config
 from fastbn.trainable import count
 from fastbn.training.distributed.ranks import ALONE, Ranks
 

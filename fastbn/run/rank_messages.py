@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastbn.run.config import Config
+from fastbn.config import Config
 from fastbn.training.distributed.exchange import message_bytes
 from fastbn.training.distributed.ranks import Ranks
 

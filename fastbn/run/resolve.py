@@ -7,6 +7,7 @@ import dataclasses
 import torch
 
 from fastbn import devices
+from fastbn.config import Config
 from fastbn.data.datasets import Loaded, load
 from fastbn.data.feed import feed
 from fastbn.data.images import Images
@@ -15,7 +16,6 @@ from fastbn.errors import UsageError
 from fastbn.models.network import Network
 from fastbn.planning import precision
 from fastbn.run.build import engine_of, spec_of
-from fastbn.run.config import Config
 from fastbn.training.batch_size import fastest
 from fastbn.training.distributed.ranks import ALONE, Ranks
 from fastbn.training.progress import Progress

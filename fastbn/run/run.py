@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fastbn import devices
+from fastbn.config import Config
 from fastbn.data.datasets import Loaded
 from fastbn.data.imagenet.stream import Stream
 from fastbn.data.images import Images
@@ -18,7 +19,6 @@ from fastbn.models.network import Network
 from fastbn.planning import precision
 from fastbn.run import messages, rank_messages
 from fastbn.run.build import engine_of, network_of, spec_of
-from fastbn.run.config import Config
 from fastbn.run.folder import RunFolder, json_ready
 from fastbn.run.resolve import data, implied, resolved, sized
 from fastbn.run.saver import FolderSaver

@@ -13,7 +13,7 @@ from fastbn import devices
 from fastbn.data.feed import feed
 from fastbn.errors import Diverged
 from fastbn.planning import precision
-from fastbn.run.config import Recipe
+from fastbn.recipe import Recipe
 from fastbn.training import affine_statistics
 from fastbn.training.evaluation import evaluate
 from fastbn.training.totals import StepResult, Totals

@@ -14,7 +14,7 @@ from fastbn import devices
 from fastbn.data.feed import Feed, Inputs
 from fastbn.errors import MachineError
 from fastbn.planning import precision
-from fastbn.run.config import Recipe
+from fastbn.recipe import Recipe
 from fastbn.training.planner import planner_of
 from fastbn.training.step import TrainingStep
 from fastbn.training.totals import Totals

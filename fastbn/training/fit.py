@@ -18,7 +18,7 @@ from fastbn.engine.onednn_workaround import spare
 from fastbn.errors import UsageError
 from fastbn.graph.regions import Unfit
 from fastbn.planning import precision
-from fastbn.run.config import Recipe
+from fastbn.recipe import Recipe
 from fastbn.training.batch_size import fastest
 from fastbn.training.distributed import agree
 from fastbn.training.distributed.ranks import ALONE, Ranks, joined
@@ -52,7 +52,7 @@ def fit(
     train, test, val: fastbn.Images; or a DataLoader, or any other iterable of (images, labels), gone through
     once per epoch and cut to batch_size (fastbn.data.batches.Batches): its order is its own, so it is trained
     on by one process.
-    settings: the fields of fastbn.run.config.Recipe (epochs, batch_size, optimizer, lr, seed, …); or a
+    settings: the fields of fastbn.recipe.Recipe (epochs, batch_size, optimizer, lr, seed, …); or a
     `recipe` made of them.
     saver: keeps a run's folder; `python -m fastbn.train` gives one, to the first rank alone.
     ranks: the processes that train together, each with its part of every batch; those of the process group

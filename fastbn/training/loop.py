@@ -15,7 +15,7 @@ from torch import nn
 from fastbn import devices
 from fastbn.data.feed import Feed, Inputs
 from fastbn.errors import Diverged, Stopped
-from fastbn.run.config import Recipe
+from fastbn.recipe import Recipe
 from fastbn.training import affine_statistics
 from fastbn.training.distributed import agree
 from fastbn.training.evaluation import evaluate

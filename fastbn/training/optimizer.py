@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastbn.engine.triton import step_kernels
-from fastbn.run.config import Recipe
+from fastbn.recipe import Recipe
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 

@@ -11,7 +11,7 @@ from fastbn.planning.data_sheets import GB, free_memory
 from fastbn.planning.plan import Planner
 from fastbn.planning.precision import storage
 from fastbn.planning.step_memory import NetworkMemory
-from fastbn.run.config import Recipe
+from fastbn.recipe import Recipe
 
 
 def planner_of(model: nn.Module, feed: Feed, recipe: Recipe, replicas: int = 1) -> Planner | None:

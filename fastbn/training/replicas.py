@@ -20,7 +20,7 @@ from torch import nn
 from fastbn.data.images import Images
 from fastbn.errors import Diverged, MachineError, Stopped, UsageError
 from fastbn.planning import precision
-from fastbn.run.config import Recipe
+from fastbn.recipe import Recipe
 from fastbn.training.fit import prepared
 from fastbn.training.loop import TrainingLoop
 from fastbn.training.progress import Progress

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from fastbn.run.config import Recipe
+from fastbn.recipe import Recipe
 
 
 def learning_rate(recipe: Recipe, epoch: int, step: int, steps: int) -> float:

@@ -18,7 +18,7 @@ from fastbn.engine.recomputation import recomputing
 from fastbn.engine.triton import step_kernels
 from fastbn.errors import is_out_of_memory
 from fastbn.planning.plan import Planner
-from fastbn.run.config import Recipe
+from fastbn.recipe import Recipe
 from fastbn.training.cuda_graph import Captured
 from fastbn.training.distributed.exchange import Exchange
 from fastbn.training.distributed.ranks import ALONE, Ranks

@@ -12,7 +12,7 @@ from fastbn.data.feed import Feed
 from fastbn.engine import fused_forward
 from fastbn.engine.region import synchronised
 from fastbn.errors import UsageError
-from fastbn.run.config import Recipe
+from fastbn.recipe import Recipe
 from fastbn.training.distributed.ranks import Ranks
 from fastbn.training.distributed.sync_batchnorm import Synchronised
 from fastbn.training.saving import Position, Saver

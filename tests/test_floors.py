@@ -1,0 +1,84 @@
+"""An import goes down, never up: lazy ones, those under TYPE_CHECKING and module names in strings too."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FLOORS = (  # from the ground up; docs/architecture.md says what lives where
+    {"access", "archives", "choices", "command", "devices", "draws", "environment", "errors", "files", "page", "parser",
+     "version", "xla"},
+    {"graph"},
+    {"kernels"},
+    {"engine"},
+    {"planning"},
+    {"data", "models", "trainable"},
+    {"config", "recipe", "saved"},
+    {"training"},
+    {"run"},
+    {"", "analysis", "analyze", "doctor", "evaluate", "experiments", "train", "train_xla"},
+)  # fmt: skip
+PLACE = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+
+
+def room(module: str) -> str:
+    """The part of a dotted name that a floor is known by; "" of the package itself."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 and parts[1] in PLACE else ""
+
+
+def named(node: ast.AST) -> Iterator[str]:
+    """The modules of fastbn that a node imports, or says in a string."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+        whole = node.module == "fastbn"
+        yield from (f"{node.module}.{alias.name}" if whole else node.module for alias in node.names)
+    elif isinstance(node, ast.Constant) and isinstance(node.value, str) and " " not in node.value:
+        yield node.value.partition(":")[0]
+
+
+def upward(module: str, source: str) -> list[str]:
+    """What a module's source names that stands above it."""
+    own = PLACE[room(module)]
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        for name in named(node):
+            if name.startswith("fastbn.") and PLACE[room(name)] > own:
+                found.append(f"{module}:{node.lineno} -> {name}")
+    return found
+
+
+def modules() -> Iterator[tuple[str, str]]:
+    for path in sorted((ROOT / "fastbn").rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if "kernels" not in parts:
+            yield ".".join(parts).removesuffix(".__init__"), path.read_text(encoding="utf-8")
+
+
+def test_no_import_goes_up():
+    assert [line for module, source in modules() for line in upward(module, source)] == []
+
+
+def test_every_room_has_a_floor():
+    known = {module.split(".")[1] for module, _ in modules() if module != "fastbn"}
+    assert known <= PLACE.keys(), known - PLACE.keys()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from fastbn.training import step",
+        "def f():\n    from fastbn.config import Config",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import fastbn.training.fit",
+        "HOME = 'fastbn.experiments.torri.networks:MLP'",
+        "from fastbn import fuse",
+    ],
+)
+def test_a_wrong_import_is_found(source):
+    assert upward("fastbn.engine.walk", source) != []
+    assert upward("fastbn.experiments.paper", source) == []
