@@ -5,14 +5,33 @@ A message says what was asked, what was found, and what to do.
 """
 
 
-class UsageError(ValueError):
+def escaped(text: str) -> str:
+    """Return a text on one line: what can't be printed, as its escape."""
+    return (
+        text
+        if text.isprintable()
+        else "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    )
+
+
+class OneLine(Exception):
+    """An error whose message is one line, whatever it repeats of a path or of a file that somebody else
+    made."""
+
+    def __init__(self, *arguments: object):
+        super().__init__(
+            *(escaped(argument) if isinstance(argument, str) else argument for argument in arguments)
+        )
+
+
+class UsageError(OneLine, ValueError):
     """The caller asked for something that cannot be: a wrong argument, missing data, a damaged file (exit
     code 2)."""
 
     agreed = False  # whether every rank raised it together: the first alone says it then
 
 
-class MachineError(RuntimeError):
+class MachineError(OneLine, RuntimeError):
     """This machine lacks what was asked for: an engine, a device, disk space; or another rank was lost
     (exit code 2)."""
 

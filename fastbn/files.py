@@ -17,7 +17,7 @@ import stat
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from fastbn.errors import UsageError
+from fastbn.errors import UsageError, escaped
 
 AnyPath = str | os.PathLike[str]
 SMALL = 1 << 20  # bytes: more than any JSON file of a run has
@@ -142,4 +142,4 @@ def shown(text: object, most: int = SHOWN) -> str:
     whole = str(text)
     if len(whole) > most:
         whole = f"{whole[: most // 2]}…{whole[-(most // 2) + 1 :]}"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in whole)
+    return escaped(whole)

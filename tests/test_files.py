@@ -6,7 +6,7 @@ import os
 import pytest
 
 from fastbn import files
-from fastbn.errors import UsageError
+from fastbn.errors import MachineError, UsageError
 
 
 @pytest.fixture
@@ -79,3 +79,9 @@ def test_writing_follows_no_link_and_leaves_nothing_behind(tmp_path):
 def test_a_message_repeats_nothing_raw():
     assert files.shown("a\nb\x1b[31m\udcff\u202e") == r"a\nb\x1b[31m\udcff\u202e"
     assert len(files.shown("x" * 1_000_000)) <= files.SHOWN and files.shown("γ β") == "γ β"
+
+
+@pytest.mark.parametrize("kind", [UsageError, MachineError])
+def test_an_error_is_one_line(kind):
+    assert str(kind("no folder a\nb\udcff; give γ")) == r"no folder a\nb\udcff; give γ"
+    assert isinstance(kind("x"), (ValueError, RuntimeError)) and str(kind()) == ""
