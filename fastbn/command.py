@@ -3,7 +3,8 @@ exit code.
 
 What can't be shown never ends a run: where stderr is closed, full or a broken pipe, the command goes on in
 silence; where stdout's reader has left, what it would have read is dropped. Characters that a terminal lacks
-are replaced. Imports no torch."""
+are replaced. Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -47,11 +48,8 @@ def ended(error: BaseException) -> tuple[str, int] | None:
         text, code = f"error: {error}", 2
     elif isinstance(error, (MemoryError, RuntimeError)) and is_out_of_memory(error):
         said = f" ({shown(error, 80)})" if str(error) else ""
-        text, code = (
-            f"error: this machine's memory does not hold what was asked for{said}; take less data, or a "
-            "smaller network",
-            2,
-        )
+        text = f"error: this machine's memory does not hold this{said}; take less data, or a smaller network"
+        code = 2
     else:
         return None
     return shown(text, LONGEST), code
@@ -69,8 +67,8 @@ def say(text: str, file: TextIO | None = None) -> bool:
 
 
 def show(text: str) -> None:
-    """Write a result to stdout. Raises MachineError where that can't be done, but for a reader that has
-    left, as `head` does."""
+    """Write a result to stdout. Raises MachineError where that can't be done, but for a reader that has left,
+    as `head` does."""
     try:
         _line(text, sys.stdout)
     except BrokenPipeError:

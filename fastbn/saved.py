@@ -2,7 +2,8 @@
 within limits.
 
 Each returns what it was given, or raises a UsageError of one line that names the file and the key. What such
-a file says never names a module to import. Imports no torch."""
+a file says never names a module to import. Imports no torch.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""How commands speak and end: nothing that can't be shown ends a run, and whatever is wrong is one line
-and an exit code."""
+"""How commands speak and end: nothing that can't be shown ends a run, and whatever is wrong is one line and
+an exit code."""
 
 import errno
 import io

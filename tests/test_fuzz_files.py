@@ -38,8 +38,9 @@ class Kind:
     made: Callable[[Path], Path]
     commands: tuple[Callable[[Path], int], ...]  # each takes the folder
     damage: tuple[Callable[..., bytes], ...] = (of_bytes,)  # (its content, a random.Random) -> other content
-    # whether it is signed: a file that was altered and is read all the same is the same file
-    exact: bool = False
+    exact: bool = (
+        False  # whether it is signed: a file that was altered and is read all the same is the same file
+    )
 
 
 KINDS: dict[str, Kind] = {}
@@ -128,8 +129,9 @@ def finished(tmp_path_factory):
     from fastbn.experiments.presets import preset
 
     monkeypatch = pytest.MonkeyPatch()
-    # the data are sound, and most of the time
-    monkeypatch.setattr(datasets, "load_digits", functools.cache(datasets.load_digits))
+    monkeypatch.setattr(
+        datasets, "load_digits", functools.cache(datasets.load_digits)
+    )  # the data are sound, and most of the time
     folder = tmp_path_factory.mktemp("fuzz")
     in_run.finished, signed.scratch = folder / "run", folder / "scratch.safetensors"
     in_run.arguments = ["--depth", "8", "--width", "2", "--dataset", "digits", "--engine", "stock"]

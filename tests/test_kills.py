@@ -2,7 +2,8 @@
 bit for bit.
 
 The runs are forks of this process, which has imported all that they need: a moment is then seldom in an
-import."""
+import.
+"""
 
 import os
 import random

@@ -163,8 +163,8 @@ def from_file(tmp_path):
     ["/dev/zero", "/etc/passwd", "fifo.pth", "device.pth", "w.safetensors", "folder.pth", "", None, "a\0b"],
 )
 def test_a_path_that_a_checkpoint_may_not_name(from_file, monkeypatch, file):
-    """Nothing is opened: the file is one by its whole path, of a name that weights have; a relative path
-    is not looked for."""
+    """Nothing is opened: the file is one by its whole path, of a name that weights have; a relative path is
+    not looked for."""
     folder = from_file.parent
     monkeypatch.chdir(folder)
     os.mkfifo(folder / "fifo.pth")
@@ -235,8 +235,6 @@ def test_every_file_that_a_run_writes_may_say_what_it_says(finished, tmp_path):
         saved.settings(saved.json_file(folder / "config.json"), folder)
         assert saved.lines(folder / "metrics.jsonl", saved.FULL_EPOCH) == metrics(folder)
         assert saved.summary(folder / "summary.json")["epochs"] == 2
-        assert all(name in saved.EPOCH for line in metrics(folder) for name in line)
-        assert all(name in saved.SUMMARY for name in saved.summary(folder / "summary.json"))
     assert main(["--resume", "--out", str(tmp_path), "--epochs", "3"]) == 0
     assert checked_file.read(tmp_path / "best.safetensors")[1]["val_accuracy"] >= 0
 

@@ -97,9 +97,9 @@ class FolderSaver:
                 f"{path}: its position is not one that this run comes to; the folder is damaged, choose "
                 "another --out"
             )
-        wanted = some_entries(step.model)
-        if wanted.keys() != tensors.keys() & {"entries"} or any(
-            not torch.equal(tensors[name], value) for name, value in wanted.items()
+        masks, stored = some_entries(step.model), tensors.keys() & {"entries"}
+        if masks.keys() != stored or any(
+            not torch.equal(tensors[name], value) for name, value in masks.items()
         ):
             raise UsageError(
                 f"{path}: in it other weights train than in this run; the folder is damaged, choose another "

@@ -173,7 +173,11 @@ def load(
     weights: where the frozen weights' file lies now, if it has moved.
     Raises UsageError for a missing, damaged or foreign file, and where the frozen weights' SHA-256 differs.
     """
-    return build(*read(run), engine, weights)
+    tensors, header = read(run)
+    try:
+        return build(tensors, header, engine, weights)
+    except UsageError as error:
+        raise UsageError(f"{os.fspath(run)}: {error}") from error
 
 
 def read(run: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
