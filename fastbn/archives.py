@@ -20,7 +20,8 @@ def check_zip(file: BinaryIO) -> None:
 
     torch.save and numpy.savez store members as they are: where they take more than the archive has, it was
     compressed (a few kilobytes can hold gigabytes of zeros), or members overlap. CRCs are verified; one of 0
-    was not computed."""
+    was not computed.
+    """
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         has, needs = file.seek(0, 2), sum(member.file_size for member in members)

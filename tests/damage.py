@@ -95,8 +95,8 @@ def put(path: Path, place: str) -> None:
 
 @contextlib.contextmanager
 def bounded():
-    """Inside, more than so many seconds raise TimeoutError; more than so much memory is an AssertionError
-    at the end, at the latest."""
+    """Inside, more than so many seconds raise TimeoutError; more than so much memory is an AssertionError at
+    the end, at the latest."""
 
     def late(*_):
         raise TimeoutError(f"more than {MOST_SECONDS} s")

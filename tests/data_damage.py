@@ -50,8 +50,8 @@ def shard(content, draws):
 
 
 def picture(content, draws):
-    """A PNG of these sides, whole or by its header alone; or of 32 bits; or what Pillow would hand to
-    another program."""
+    """A PNG of these sides, whole or by its header alone; or of 32 bits; or what Pillow would hand to another
+    program."""
     kind, file = int(draws.integers(4)), io.BytesIO()
     width, height = one(SIDES, draws), one(SIDES, draws)
     if kind == 0:

@@ -3,7 +3,8 @@ must be true of what was read.
 
 A kind is a function `make(folder)` -> (the files that may be damaged, a function that reads them, whether
 their bytes are verified). The reader returns arrays by name, checked to be sound; of a kind that is verified
-they are those of the undamaged file."""
+they are those of the undamaged file.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""A DataLoader, or any iterable of pairs, as a feed: the same samples cut to the batches of a step, one
-pass per epoch."""
+"""A DataLoader, or any iterable of pairs, as a feed: the same samples cut to the batches of a step, one pass
+per epoch."""
 
 import pytest
 import torch
@@ -84,8 +84,8 @@ def test_a_stream_of_samples_is_counted():
 
 
 def test_training_on_pairs_is_training_on_the_images():
-    """Without augmentation and in the order that the images' epochs have, losses and parameters are the
-    same bits."""
+    """Without augmentation and in the order that the images' epochs have, losses and parameters are the same
+    bits."""
     train, test = digits()
     train, seed, size = train.prepared("none"), 5, 24
     source = feed(train, CPU)

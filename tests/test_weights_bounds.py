@@ -1,5 +1,5 @@
-"""Weights that somebody else made: archives larger than they are, values that no network can use, names
-that are none."""
+"""Weights that somebody else made: archives larger than they are, values that no network can use, names that
+are none."""
 
 import io
 import os

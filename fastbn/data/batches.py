@@ -26,7 +26,8 @@ class Batches:
     device as they come. The order and the augmentation are the iterable's own: the training's seed has no
     part in them, and what is continued in the middle of an epoch leaves out as many samples of a new pass.
     How many samples a pass has is asked of a DataLoader, and counted, by one pass more, of anything else; a
-    pass of another number raises UsageError, as do ranks, each of which would see an order of its own."""
+    pass of another number raises UsageError, as do ranks, each of which would see an order of its own.
+    """
 
     classes: tuple[str, ...] = ()
     default_epochs = 160

@@ -1,5 +1,5 @@
-"""How many classes labels may stand for where nothing names them: the labels themselves decide, and one
-that is damaged must not."""
+"""How many classes labels may stand for where nothing names them: the labels themselves decide, and one that
+is damaged must not."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ def most_classes(labels: Tensor) -> int:
 
     labels: (N,) integers. A network has a row of weights for each class up to the largest label: one damaged
     label would otherwise ask for any amount of memory, and for more classes than anything could be learned
-    of."""
+    of.
+    """
     return max(FEW, SPARSE * len(labels.unique()))
 
 

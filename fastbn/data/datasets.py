@@ -49,7 +49,8 @@ def load(
     that decodes and does not answer is given up.
 
     Raises UsageError for what is missing, damaged or can't be looked at, MachineError where the memory runs
-    out."""
+    out.
+    """
     may_download = download or (default_dir is not None and Path(data_dir) == Path(default_dir))
     if dataset not in DATASETS:
         raise UsageError(f"no data set is called {shown(dataset)!r}; choose one of {', '.join(DATASETS)}")

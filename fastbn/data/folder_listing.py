@@ -33,7 +33,8 @@ def class_folders(train_dir: Path, test_dir: Path) -> tuple[dict[str, list[str]]
     order.
 
     What is neither an image of these SUFFIXES nor a note is counted by its kind on stderr. Raises UsageError
-    for a folder or class without images, and for classes that differ."""
+    for a folder or class without images, and for classes that differ.
+    """
     train, test = _listing(train_dir), _listing(test_dir)
     if train.keys() != test.keys():
         alone = sorted(train.keys() ^ test.keys())[0]

@@ -46,7 +46,8 @@ def rgb(image: Any) -> Any:
     """Return the opened image in mode RGB, decoded.
 
     Sixteen bits become eight by their range: 0 … 65535 to 0 … 255, rounded. Raises UsageError for 32-bit
-    values, whose range no file says."""
+    values, whose range no file says.
+    """
     from PIL import Image
 
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):

@@ -1,11 +1,11 @@
 """Reads the pickles of CIFAR's python batches, and nothing else: a dictionary of lists, bytes and byte
 arrays.
 
-A pickle can name any function to be called. Here the four names that these files need resolve to stand-ins of
-our own that only record what they are given; every other name is refused before anything of it runs, and
-numpy never sees the pickle. The unpickler
-is the one written in Python: the other makes a table as long as the largest number that a pickle gives to one
-of its objects."""
+A pickle can name any function to be called. Here the four names that these files need resolve to stand-ins
+of our own that only record what they are given; every other name is refused before anything of it runs, and
+numpy never sees the pickle. The unpickler is the one written in Python: the other makes a table as long as
+the largest number that a pickle gives to one of its objects.
+"""
 
 from __future__ import annotations
 

@@ -41,7 +41,8 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> str:
 
     The file has at most 16 times the model's bytes and 64 MiB, its members, where it is torch.save's, are not
     compressed, and their CRCs are right. Raises UsageError, the model untouched, for a file that cannot be
-    read, for keys or shapes that do not fit, and for values that are not finite or variances below 0."""
+    read, for keys or shapes that do not fit, and for values that are not finite or variances below 0.
+    """
     path = Path(path)
     most = BESIDE + TIMES * sum(value.nbytes for value in model.state_dict().values())
     with access("weights file", path):
@@ -168,8 +169,8 @@ def _few(names: Iterable[str]) -> str:
 
 
 def _is_plain(value: object) -> TypeGuard[Tensor]:
-    """Whether it is a tensor of ordinary layout with its values in memory: neither sparse nor nested, nor
-    of a class of its own."""
+    """Whether it is a tensor of ordinary layout with its values in memory: neither sparse nor nested, nor of
+    a class of its own."""
     if not isinstance(value, Tensor) or type(value) not in (Tensor, nn.Parameter) or value.is_complex():
         return False
     return (

@@ -50,8 +50,8 @@ def fit(
 
     model: on the device where it should train; the images are brought there. Accuracies are fractions of 1.
     train, test, val: fastbn.Images; or a DataLoader, or any other iterable of (images, labels), gone through
-    once per epoch and cut to batch_size (fastbn.data.batches.Batches): its order is its own, so it is trained
-    on by one process.
+    once per epoch and cut to batch_size (fastbn.data.batches.Batches): its order is its own, so that one
+    process alone can train on it.
     settings: the fields of fastbn.recipe.Recipe (epochs, batch_size, optimizer, lr, seed, …); or a
     `recipe` made of them.
     saver: keeps a run's folder; `python -m fastbn.train` gives one, to the first rank alone.

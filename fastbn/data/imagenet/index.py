@@ -28,8 +28,8 @@ COLUMNS = {
 
 
 def load_index(root: Path, names: list[str]) -> dict[str, np.ndarray] | None:
-    """Return the arrays that were saved for these shards as they are now; None where there are none, or,
-    with a word, damaged ones."""
+    """Return the arrays that were saved for these shards as they are now; None where there are none, or, with
+    a word, damaged ones."""
     path = _path(root, names)
     try:
         with files.opened(path) as file:

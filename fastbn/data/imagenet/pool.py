@@ -64,7 +64,8 @@ class Pool:
     tasks are done here.
 
     Free slots are kept by number. Raises MachineError where a process can't be started, ends before its time,
-    or where a result is waited for and none has answered for `timeout` seconds."""
+    or where a result is waited for and none has answered for `timeout` seconds.
+    """
 
     def __init__(self, workers: int, slots: int, slot_bytes: int, timeout: float = TIMEOUT):
         self.slot_bytes, self.free = slot_bytes, deque(range(slots))

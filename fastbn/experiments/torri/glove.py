@@ -33,7 +33,8 @@ def read_glove(path: str | Path, width: int) -> tuple[dict[str, int], np.ndarray
     file's size or time has changed, and, with a word, when it is damaged: its SHA-256 is verified at each
     start. Raises UsageError for a file that is missing, whose vectors have another width, or with a broken
     line, which it names: one without a word and finite numbers, as many as the first has, or longer than 1
-    MiB."""
+    MiB.
+    """
     path = Path(path)
     try:
         with files.opened(path) as file:
@@ -58,8 +59,8 @@ def read_glove(path: str | Path, width: int) -> tuple[dict[str, int], np.ndarray
 
 
 def _kept(matrix: Path, index: Path, stamp: list[int]) -> tuple[list[str], np.ndarray] | None:
-    """The copy's words and vectors; None where there is none, one of another file, or, with a word, a
-    damaged one."""
+    """The copy's words and vectors; None where there is none, one of another file, or, with a word, a damaged
+    one."""
     try:
         content = files.read_json(index, MOST_WORDS)
         if content["stamp"] != stamp:
