@@ -46,7 +46,16 @@ NAMES = [
         "wandb-all-frozen",
         "keras-resnets",
     ),
-    *("torri-mlp", "torri-lstm", "torri-lstm-glove", "bn-then-all", "lower-layers", "instance-norm"),
+    *("keras-resnets-cut10", "torri-mlp", "torri-lstm", "torri-lstm-glove"),
+    *(
+        "torri-lstm-25k",
+        "torri-lstm-glove-25k",
+        "torri-lstm-25k-why",
+        "bn-then-all",
+        "lower-layers",
+        "instance-norm",
+    ),
+    *("trained-parameters", "bn-then-all-cut40", "lower-layers-cut40", "instance-norm-cut40"),
 ]
 TINY = ["--limit-train", "48", "--limit-test", "16", "--epochs", "1", "--batch-size", "24", "--device", "cpu"]
 

@@ -294,3 +294,37 @@ def test_a_damaged_record_is_named(tmp_path, text):
     (tmp_path / "run-x.json").write_text(text)
     with pytest.raises(UsageError, match=r"run-x\.json"):
         read([tmp_path])
+
+
+def test_the_figures_when_everything_is_there(tmp_path):
+    """Every line that a figure shows, three seeds: nothing is named as missing, and each series is drawn."""
+    names = [
+        (name, line.name)
+        for name in ("paper-depth", "wandb-batch-size", "trained-parameters")
+        for line in PRESETS[name].lines
+    ]
+    counts = {"low": -1.0, "width": 0.5, "counts": [0, 1, 5, 4, 3, 2, 1, 1], "below_0.01": 0.2}
+    for k, (name, line) in enumerate(names):
+        for seed in range(3):
+            content = body(name, line, 0.3 + k / 100 + seed / 200, seed, gammas=counts)
+            content["epochs"][:-1] = [{**one, "test_accuracy": 0.2} for one in content["epochs"][:-1]]
+            write(tmp_path, f"{k}-{seed}", content)
+    found = {one.name: one for one in drawings(read([tmp_path]))}
+    assert not [
+        one.caption for one in found.values() if re.search("none yet|not finished", one.caption, re.I)
+    ]
+    assert all(
+        text in found["accuracy-by-depth"].chart
+        for text in ("ours, everything", "ours, BatchNorm only", "866 → ")
+    )
+    assert all(
+        found["accuracy-by-batch"].chart.count(f"<title>{name}: ") == 4 for name in ("W&amp;B report", "ours")
+    )
+    assert found["trained-parameters"].chart.count('class="whisker"') == 4
+    assert all(text in found["gammas"].chart for text in ("BatchNorm only, n = 3", "everything, n = 3"))
+    assert all(
+        text in found["epochs-to-accuracy"].chart
+        for text in ("everything, seed 0", "the output layer, seed 0")
+    )
+    for one in found.values():
+        xml.dom.minidom.parseString(standalone(one.chart, one.title))
