@@ -11,6 +11,7 @@ from fastbn import choices
 from fastbn.data.names import DATASETS, DEFAULT_DIR, IMAGE_SIZE
 from fastbn.errors import MachineError, UsageError
 from fastbn.run.config import Parser
+from fastbn.threads import wait_briefly
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def evaluate_run(asked: argparse.Namespace) -> str:
     """The line that says what the network reaches."""
+    wait_briefly()
     from fastbn.data.datasets import load as load_data
     from fastbn.data.feed import feed
     from fastbn.data.images import Images

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from fastbn.environment import place
 from fastbn.errors import Diverged, MachineError, Stopped, UsageError
 from fastbn.run.config import Config, parse
+from fastbn.threads import wait_briefly
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,6 +48,7 @@ def told(error: UsageError | MachineError | Diverged | Stopped) -> tuple[str, in
 
 def run(config: Config) -> int:
     """One run, from its settings to its folder."""
+    wait_briefly()
     from fastbn.run.explain import explain_run
     from fastbn.run.run import train_run  # torch is imported only now: --help and wrong arguments are instant
 

@@ -14,6 +14,8 @@ from torch import Tensor, fx, nn
 
 from fastbn.engine import select
 from fastbn.engine.module_state import PARAMETERS
+from fastbn.engine.native import build
+from fastbn.engine.native.engine import STORAGE
 from fastbn.engine.region import refuse_stock, storage_dtype
 from fastbn.engine.weight_cache import WeightCache
 from fastbn.graph.read import read, trace
@@ -118,6 +120,8 @@ class Fused:
     ) -> tuple[Graph, fx.GraphModule]:
         engine, self.why = select.choose(self.engine, device, dtype, self.exact)
         assert engine is not None
+        if engine is select.REFERENCE and self.engine == "auto" and dtype in STORAGE and build.failed():
+            select.warn_of_reference(self.why)
         own = itertools.chain.from_iterable(map(dict.values, map(PARAMETERS, self._convs)))
         state = (
             engine,

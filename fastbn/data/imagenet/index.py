@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fastbn.engine.native.build import cache
+from fastbn.engine.native.kernel_cache import cache
+from fastbn.errors import MachineError
 
 VERSION = 1  # of what an index holds
 
@@ -23,20 +24,21 @@ def load_index(root: Path, names: list[str]) -> dict[str, np.ndarray] | None:
     try:
         with np.load(_path(root, names), allow_pickle=False) as saved:
             return dict(saved)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+    # the last: there is no cache folder
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, MachineError):
         return None
 
 
 def save_index(root: Path, names: list[str], index: dict[str, np.ndarray]) -> None:
     """Kept where that can be; where it can't, the next run reads the headers again."""
-    path = _path(root, names)
     try:
+        path = _path(root, names)
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             part = Path(folder) / path.name
             np.savez(part, **index)  # type: ignore[arg-type]
             os.replace(part, path)
-    except OSError:
+    except (OSError, MachineError):
         return
 
 

@@ -18,8 +18,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fastbn.engine.compiler import BUILDS, compile_library, compiler, identity
-from fastbn.engine.kernel_cache import cache, is_intact, locked, publish, reserve
+from fastbn.engine.native.compiler import BUILDS, compile_library, compiler, identity
+from fastbn.engine.native.kernel_cache import cache, is_intact, locked, publish, reserve
 from fastbn.errors import MachineError
 
 SOURCES = Path(__file__).resolve().parents[2] / "kernels" / "cpu"
@@ -38,6 +38,11 @@ def library() -> ctypes.CDLL:
     if isinstance(found, str):
         raise MachineError(f"engine 'native': {found}; use 'reference' instead")
     return found
+
+
+def failed() -> bool:
+    """Whether there is no library, so far as this process has asked."""
+    return _library.cache_info().currsize > 0 and isinstance(_library(), str)
 
 
 @functools.cache
