@@ -10,6 +10,7 @@ from fastbn import choices, command
 from fastbn.data.names import DATASETS, DEFAULT_DIR, IMAGE_SIZE
 from fastbn.errors import UsageError
 from fastbn.parser import Parser
+from fastbn.threads import wait_briefly
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,6 +43,7 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 def evaluate_run(asked: argparse.Namespace) -> str:
     """The line that says what the network reaches."""
+    wait_briefly()
     from fastbn.data.datasets import load as load_data
     from fastbn.data.feed import feed
     from fastbn.data.images import Images

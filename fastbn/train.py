@@ -10,6 +10,7 @@ from fastbn import command
 from fastbn.config import Config, parse
 from fastbn.environment import place
 from fastbn.errors import Diverged, Stopped, UsageError
+from fastbn.threads import wait_briefly
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,6 +42,7 @@ def _parsed(arguments: Sequence[str] | None) -> Config:
 
 def run(config: Config) -> int:
     """One run, from its settings to its folder."""
+    wait_briefly()
     from fastbn.run.explain import explain_run
     from fastbn.run.run import train_run  # torch is imported only now: --help and wrong arguments are instant
 

@@ -18,6 +18,8 @@ from fastbn.engine import select
 from fastbn.engine.checked import difference
 from fastbn.engine.fused_program import build
 from fastbn.engine.interface import Engine
+from fastbn.engine.native import build as native_build
+from fastbn.engine.native.engine import STORAGE
 from fastbn.engine.onednn_workaround import spare
 from fastbn.engine.readings import Program, Reading
 from fastbn.engine.region import refuse_stock, storage_dtype
@@ -213,6 +215,13 @@ class Fused:
     def _program(self, device: torch.device, dtype: torch.dtype, form: Form, reading: Reading) -> Program:
         engine, self.why = select.choose(self.engine, device, dtype, self.exact)
         assert engine is not None
+        if (
+            engine is select.REFERENCE
+            and self.engine == "auto"
+            and dtype in STORAGE
+            and native_build.failed()
+        ):
+            select.warn_of_reference(self.why)
         state = (
             engine,
             device,

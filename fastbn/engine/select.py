@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import warnings
 
 import torch
 
@@ -62,6 +63,13 @@ def choose(
     if name != "auto":
         raise MachineError(f"engine {name!r} was asked for, but {unfit}; ask for 'auto' or 'reference'")
     return REFERENCE, unfit
+
+
+@functools.cache
+def warn_of_reference(why: str) -> None:
+    """Warns once that a library user who left the choice to fastbn gets the slow engine where this machine
+    could have the fast one."""
+    warnings.warn(f"fastbn's engine is 'reference', which is slow: {why}", stacklevel=2)
 
 
 @functools.cache

@@ -67,7 +67,7 @@ static void convolve(const Geometry& g, const Source& s, const float* weights, i
     const Weights w{weights, algorithm == RAW, g.oc, K, taps};
     std::vector<double> partial(statistics ? static_cast<size_t>(items.places()) * 3 * OC : 0);
 
-    share_out(items.count(), threads, [&](Share& share) {
+    share_out(items.count(), threads, [=, &g, &s, &taps, &partial](Share& share) {
         float* padded = floats(items.images * padded_size);
         float* out = floats(items.images * out_size);
         memset(padded, 0, sizeof(float) * items.images * padded_size);
@@ -128,21 +128,23 @@ static void convolve(const Geometry& g, const Source& s, const float* weights, i
         free(padded), free(out), free(work);
     });
     if (!statistics) return;
-    for (int c = 0; c < g.oc; c++) {
-        double count = 0, mean = 0, m2 = 0;
-        for (int place = 0; place < items.places(); place++) {
-            const double* p = partial.data() + static_cast<size_t>(place) * 3 * OC + c;
-            const int first = place * items.parts;
-            const int images = g.n - items.first_image(first) < items.images ? g.n - items.first_image(first) : items.images;
-            const int rows = g.oh - items.first_row(first) < items.rows ? g.oh - items.first_row(first) : items.rows;
-            const double n = static_cast<double>(images) * rows * g.ow;
-            const double d = p[0] + p[OC] / n - mean, total = count + n;
-            m2 += p[2 * OC] - p[OC] * p[OC] / n + d * d * count * n / total;
-            mean += d * n / total;
-            count = total;
+    std::vector<double> means(OC), m2s(OC);  // a vector of channels at a time: the divisions take as long as a small convolution
+    double count = 0;
+    for (int place = 0; place < items.places(); place++) {
+        const double* p = partial.data() + static_cast<size_t>(place) * 3 * OC;
+        const int item = place * items.parts;
+        const int images = g.n - items.first_image(item) < items.images ? g.n - items.first_image(item) : items.images;
+        const int rows = g.oh - items.first_row(item) < items.rows ? g.oh - items.first_row(item) : items.rows;
+        const double n = static_cast<double>(images) * rows * g.ow, total = count + n;
+        double *mean = means.data(), *m2 = m2s.data();
+        for (int c = 0; c < OC; c++) {
+            const double d = p[c] + p[OC + c] / n - mean[c];
+            m2[c] += p[2 * OC + c] - p[OC + c] * p[OC + c] / n + d * d * count * n / total;
+            mean[c] += d * n / total;
         }
-        statistics[c] = mean, statistics[g.oc + c] = m2 > 0 || m2 != m2 ? m2 / count : 0;
+        count = total;
     }
+    for (int c = 0; c < g.oc; c++) statistics[c] = means[c], statistics[g.oc + c] = m2s[c] > 0 || m2s[c] != m2s[c] ? m2s[c] / count : 0;
 }
 
 extern "C" void fastbn_convolve(const Geometry* geometry, const Source* source, const float* weights, int algorithm, void* y, double* statistics, int threads) {

@@ -140,7 +140,7 @@ static void gradient(const Value& v, const Path* paths, int n_paths, double* sum
     }
     std::vector<double> partial(sums ? static_cast<size_t>(items.places()) * 2 * n_ys * C : 0);
 
-    share_out(items.count(), threads, [&](Share& share) {
+    share_out(items.count(), threads, [=, &v, &plans, &partial](Share& share) {
         float* padded = floats(items.images * padded_most + 1);
         float* out = floats(items.images * out_size);
         float* work = floats(work_most + 1);

@@ -53,9 +53,14 @@ private:
 // Calls body(f, share) in the calling thread and in up to `threads` − 1 others, until all n items are done.
 void share_out(int n, int threads, void (*body)(void* f, Share& share), void* f) noexcept;
 
+// Each thread has its own copy of f: what f captures by value then stays in registers, as what it captures by reference cannot.
 template <typename F>
 void share_out(int n, int threads, F f) {
-    share_out(n, threads, [](void* f, Share& share) { (*static_cast<F*>(f))(share); }, &f);
+    const auto body = [](void* f, Share& share) {
+        F own = *static_cast<F*>(f);
+        own(share);
+    };
+    share_out(n, threads, body, &f);
 }
 
 template <typename F>

@@ -15,6 +15,7 @@ from fastbn import files
 from fastbn.archives import check_zip
 from fastbn.engine.native.kernel_cache import cache
 from fastbn.environment import place
+from fastbn.errors import MachineError
 
 VERSION = 1  # of what an index holds
 COLUMNS = {
@@ -54,12 +55,12 @@ def load_index(root: Path, names: list[str]) -> dict[str, np.ndarray] | None:
 
 def save_index(root: Path, names: list[str], index: dict[str, np.ndarray]) -> None:
     """Keep the index where that can be; where it can't, the next run reads the headers again."""
-    path = _path(root, names)
     try:
+        path = _path(root, names)
         path.parent.mkdir(parents=True, exist_ok=True)
         with files.writing(path) as file:
             np.savez(file, **index)  # type: ignore[arg-type]
-    except OSError:
+    except (OSError, MachineError):
         return
 
 

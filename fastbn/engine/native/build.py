@@ -40,6 +40,11 @@ def library() -> ctypes.CDLL:
     return found
 
 
+def failed() -> bool:
+    """Whether there is no library, so far as this process has asked."""
+    return _library.cache_info().currsize > 0 and isinstance(_library(), str)
+
+
 @functools.cache
 def _library() -> ctypes.CDLL | str:
     """The kernels, or why there are none: tried once in a process."""
