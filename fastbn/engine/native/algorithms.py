@@ -18,6 +18,7 @@ RAW = -1  # the direct sum by the weight as the model holds it
 NAMES = {0: "direct", 2: "Winograd F(2×2, 3×3)", 4: "Winograd F(4×4, 3×3)", RAW: "direct, weights not packed"}
 WINOGRAD = (0, 2, 4)
 SETS = ("avx512", "avx2")  # measured ones; others take the last one's table, whose vectors are nearest
+FEWEST = 8  # channels: of fewer, a vector is mostly filled up
 LEAST_BATCH = 8  # the rule on memory holds from this batch on
 ROOM = 8 << 20  # bytes of packed weights that a region may have in any case
 
@@ -54,7 +55,7 @@ def algorithm(
     The nearest measured shape decides, for the input's channels and for the output's: the smaller M of the
     two. Images of a `size` (height, width) that its tiles extend far beyond take a smaller one, or the direct
     sum, if that makes fewer products."""
-    if exact or not can_transform(conv):
+    if exact or not can_transform(conv) or min(conv.in_channels, conv.channels) < FEWEST:
         return 0
     rows = table(instructions)
     most = min(_nearest(rows, channels, size).M for channels in (conv.in_channels, conv.channels))
@@ -73,14 +74,14 @@ def choices(
     Where pixels are many for each weight it is spent first; what does not fit takes a smaller transform, then
     the packed direct sum, then the weight as it is."""
     bytes_of = {i: 4 * math.prod(conv.weight_shape) for i, conv in enumerate(convs)}
-    outputs = sum(4 * math.prod(conv.shape(shapes[conv.source])) for conv in convs)
+    outputs: float = sum(4 * math.prod(conv.shape(shapes[conv.source])) for conv in convs)
     if convs:
         outputs *= max(LEAST_BATCH / shapes[convs[0].source][0], 1)
     left = max(0.3 * sum(bytes_of.values()) + 1.2 * outputs, ROOM)
     found = [0] * len(convs)
     for i in sorted(bytes_of, key=lambda i: (-math.prod(shapes[convs[i].source][2:]), bytes_of[i])):
         best = algorithm(convs[i], exact, shapes[convs[i].source][2:], instructions)
-        sizes = {M: 2 * bytes_of[i] * ((M + 2) ** 2 / 9 if M else 1) for M in WINOGRAD if M <= best}
+        sizes = {M: 2 * bytes_of[i] * ((M + 2) ** 2 / 9 if M else 1) for M in WINOGRAD if best >= M}
         found[i] = next((M for M in sorted(sizes, reverse=True) if sizes[M] <= left), RAW)
         left -= sizes.get(found[i], 0)
         if found[i] == RAW and convs[i].groups != 1:
