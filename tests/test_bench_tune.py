@@ -304,6 +304,21 @@ def test_the_native_table_is_printed_and_not_written(monkeypatch, capsys):
     from fastbn.engine.native.algorithms import TABLE
 
     before = TABLE.read_bytes()
-    monkeypatch.setattr(native, "CHANNELS", {8: 8})
+    monkeypatch.setattr(native, "SHAPES", ((8, 8),))
     assert command.main(["--engine", "native", "--images", "1", "--rounds", "1", "--dry-run"]) == 0
     assert "8 channels" in capsys.readouterr().out and TABLE.read_bytes() == before
+
+
+def test_the_native_table_of_other_instruction_sets_stays(monkeypatch):
+    import json
+
+    from bench.tune import native
+    from fastbn.engine.native import algorithms
+
+    monkeypatch.setattr(native, "SHAPES", ((8, 4),))
+    before, built = json.loads(algorithms.TABLE.read_text(encoding="utf-8")), native.Native().instructions
+    found = native.tune(1, 1)
+    assert {**found, built: None} == {**before, built: None}
+    assert [row["channels"] for row in found[built]["rows"]] == [8] and {"device", "date", "versions"} <= set(
+        found[built]
+    )

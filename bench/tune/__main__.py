@@ -1,6 +1,7 @@
 """python -m bench.tune: measures what carries convolutions out and writes the tables that the engines ship.
 
---engine native   on this CPU: fastbn/engine/native/algorithms.json, which algorithm for how many channels
+--engine native   on this CPU: fastbn/engine/native/algorithms.json, which algorithm for which shape; of
+its instruction set alone
 --engine triton   on this GPU: fastbn/engine/triton/tuning.json, which kernel takes which convolution, how
                   they are cut, and whether they begin early; written after every row
 """

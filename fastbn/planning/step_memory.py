@@ -136,9 +136,12 @@ class NetworkMemory:
                 size = own[conv.source][2:]
                 key = _kind(conv), dtypes, by
                 if key not in self._packed:
-                    with FakeTensorMode(allow_non_fake_inputs=True), Counted() as counted:
-                        packed = self.engine.pack(conv, module.weight, *dtypes, size, by)
-                        self._packed[key] = counted.live
+                    with FakeTensorMode(allow_non_fake_inputs=True) as fake, Counted() as counted:
+                        weight = fake.from_tensor(module.weight)
+                        counted.note(weight)
+                        held = counted.live  # the weight itself is not counted, where it is used as it is
+                        packed = self.engine.pack(conv, weight, *dtypes, size, by)
+                        self._packed[key] = counted.live - held
                         del packed
                 total += self._packed[key]
         return total

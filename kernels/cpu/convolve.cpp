@@ -18,27 +18,36 @@
 // weights, all pixels.
 static void direct(const Geometry& g, const Weights& weights, const float* padded, size_t padded_size, int PW, int step, float* out, size_t out_size, int OW, int OC, int images, int r0, int rows, int OH, int c0, int c1, float* room) {
     const int K = weights.K, taps = g.kh * g.kw;
+    const bool flat = taps == 1 && g.sh == 1 && g.sw == 1 && PW == g.ow && OW == g.ow, whole = flat && rows == OH;
+    std::vector<ptrdiff_t> at;
+    std::vector<Pixels> made;  // for blocks of two vectors; or for the last one's
+    bool lines = false;
     blocks(c0, c1, [&](int c, int V) {
         const int most = panel_rows(K, taps, V);
-        const bool lines = most == K && g.dw == 1 && step == K && g.kw > 1;  // a kernel's line lies together, here and there
-        const int per_line = lines ? 1 : g.kw;
-        std::vector<ptrdiff_t> at;
-        for (int i = 0; i < g.kh; i++)
-            for (int j = 0; j < per_line; j++) at.push_back((static_cast<ptrdiff_t>(i) * g.dh * PW + j * g.dw) * step);
-        const bool flat = taps == 1 && g.sh == 1 && g.sw == 1 && PW == g.ow && OW == g.ow;
-        const bool whole = flat && rows == OH;
-        Pixels pixels(Product{V, static_cast<ptrdiff_t>(g.sw) * step, OC, nullptr, 0, 0, nullptr, 0, false});
-        for (int i = 0; i < (whole ? 1 : images); i++)
-            for (int r = 0; r < (flat ? 1 : rows); r++) {
-                int first = 0, last = g.kh;  // the kernel's lines that are inside of the image
-                if (!flat) {
-                    const int above = (r0 + r) * g.sh - g.ph;
-                    while (first < last && above + first * g.dh < 0) first++;
-                    while (first < last && above + (last - 1) * g.dh >= g.h) last--;
+        if (made.empty() || made[0].product.V != V) {
+            lines = most == K && g.dw == 1 && step == K && g.kw > 1 && !Pixels::scatters(V, g.ow);  // a kernel's line lies together, here and there
+            const int per_line = lines ? 1 : g.kw;
+            at.clear(), made.clear();
+            for (int i = 0; i < g.kh; i++)
+                for (int j = 0; j < per_line; j++) at.push_back((static_cast<ptrdiff_t>(i) * g.dh * PW + j * g.dw) * step);
+            made.emplace_back(Product{V, static_cast<ptrdiff_t>(g.sw) * step, OC, nullptr, 0, 0, nullptr, 0, false});
+            for (int i = 0; i < (whole ? 1 : images); i++)
+                for (int r = 0; r < (flat ? 1 : rows); r++) {
+                    int first = 0, last = g.kh;  // the kernel's lines that are inside of the image
+                    if (!flat) {
+                        const int above = (r0 + r) * g.sh - g.ph;
+                        while (first < last && above + first * g.dh < 0) first++;
+                        while (first < last && above + (last - 1) * g.dh >= g.h) last--;
+                    }
+                    const auto inside = [&](int tap, int p) {
+                        const int column = p * g.sw - g.pw + tap % g.kw * g.dw;
+                        return flat || (column >= 0 && column < g.w);
+                    };
+                    made[0].add(at.data() + first * per_line, first * per_line, (last - first) * per_line, i * padded_size + static_cast<size_t>(r) * g.sh * PW * step,
+                                i * out_size + static_cast<size_t>(r) * OW * OC, flat ? (whole ? images : 1) * rows * g.ow : g.ow, inside);
                 }
-                pixels.add(at.data() + first * per_line, first * per_line, (last - first) * per_line, i * padded_size + static_cast<size_t>(r) * g.sh * PW * step,
-                           i * out_size + static_cast<size_t>(r) * OW * OC, flat ? (whole ? images : 1) * rows * g.ow : g.ow);
-            }
+        }
+        Pixels& pixels = made[0];
         for (int k = 0; k < K; k += most) {
             const int here = K - k < most ? K - k : most;
             ptrdiff_t w_tap;

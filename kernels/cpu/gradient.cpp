@@ -27,6 +27,7 @@ struct Plan {
     size_t padded_size;
     std::vector<Class> classes;
     std::vector<int> which;  // the kernel's taps, in the order of the classes
+    std::vector<int> place;  // of each tap in that order
 };
 
 static int floor_div(int a, int b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
@@ -57,6 +58,8 @@ static Plan plan_of(const Path& path, int rows, int OW) {
                 }
             p.classes.push_back(found);
         }
+    p.place.resize(p.which.size());
+    for (size_t t = 0; t < p.which.size(); t++) p.place[static_cast<size_t>(p.which[t])] = static_cast<int>(t);
     return p;
 }
 
@@ -80,31 +83,40 @@ static void form_dy(const Path& path, const Plan& p, int n, int first, float* to
 static void transpose(const Path& path, const Plan& p, const float* padded, int images, int r0, int rows, int w, float* out, size_t out_size, int OW, int c0, int c1, int C, bool add, float* room) {
     const Geometry& g = p.g;
     const Weights weights{path.weights, path.M == RAW, g.c, p.K, g.kh * g.kw};
+    const size_t image = static_cast<size_t>(rows) * w;
+    const bool flat = g.kh * g.kw == 1 && g.sh == 1 && g.sw == 1 && p.PW == w && OW == w && p.above == 0 && p.left == 0;
+    const bool whole = flat && p.padded_size == image * p.step && out_size == image * C;
+    const int columns = flat ? 1 : g.sw, lines = flat ? 1 : rows;
+    std::vector<Pixels> made;  // for blocks of two vectors; or for the last one's
     blocks(c0, c1, [&](int c, int V) {
         const int most = panel_rows(p.K, g.kh * g.kw, V);
-        Pixels pixels(Product{V, p.step, static_cast<ptrdiff_t>(g.sw) * C, nullptr, 0, 0, nullptr, 0, false});
-        const size_t image = static_cast<size_t>(rows) * w;
-        const bool flat = g.kh * g.kw == 1 && g.sh == 1 && g.sw == 1 && p.PW == w && OW == w && p.above == 0 && p.left == 0;
-        const bool whole = flat && p.padded_size == image * p.step && out_size == image * C;
-        const int columns = flat ? 1 : g.sw, lines = flat ? 1 : rows;
-        for (int i = 0; i < (whole ? 1 : images); i++)
-            for (int r = 0; r < lines; r++)
-                for (int x = 0; x < columns && x < w; x++) {
-                    const Class& found = p.classes[static_cast<size_t>((r0 + r) % g.sh * g.sw + x)];
-                    int first = 0, last = static_cast<int>(found.taps.size());  // those that are inside of the image
-                    const auto inside = [&](int tap) {
-                        const int q = (r0 + r + g.ph - p.which[found.first + tap] / g.kw * g.dh) / g.sh;
-                        return q >= 0 && q < g.oh;
-                    };
-                    while (!flat && first < last && !inside(first)) first++;
-                    while (!flat && first < last && !inside(last - 1)) last--;
-                    if (first < last || !add)
-                        pixels.add(found.taps.data() + first, found.first + first, last - first, i * p.padded_size + static_cast<size_t>(r / g.sh) * p.PW * p.step,
-                                   i * out_size + (static_cast<size_t>(r) * OW + x) * C, flat ? static_cast<int>(image) * (whole ? images : 1) : (w - x + g.sw - 1) / g.sw);
-                }
+        if (made.empty() || made[0].product.V != V) {
+            made.clear();
+            made.emplace_back(Product{V, p.step, static_cast<ptrdiff_t>(g.sw) * C, nullptr, 0, 0, nullptr, 0, false});
+            for (int i = 0; i < (whole ? 1 : images); i++)
+                for (int r = 0; r < lines; r++)
+                    for (int x = 0; x < columns && x < w; x++) {
+                        const Class& found = p.classes[static_cast<size_t>((r0 + r) % g.sh * g.sw + x)];
+                        int first = 0, last = static_cast<int>(found.taps.size());  // those that are inside of the image
+                        const auto line_inside = [&](int tap) {
+                            const int q = r0 + r + g.ph - p.which[found.first + tap] / g.kw * g.dh;
+                            return q >= 0 && q / g.sh < g.oh;
+                        };
+                        while (!flat && first < last && !line_inside(first)) first++;
+                        while (!flat && first < last && !line_inside(last - 1)) last--;
+                        const auto inside = [&](int tap, int pixel) {
+                            const int q = x + pixel * g.sw + g.pw - p.which[found.first + first + tap] % g.kw * g.dw;
+                            return flat || (q >= 0 && q / g.sw < g.ow);
+                        };
+                        if (first < last || !add)
+                            made[0].add(found.taps.data() + first, found.first + first, last - first, i * p.padded_size + static_cast<size_t>(r / g.sh) * p.PW * p.step,
+                                        i * out_size + (static_cast<size_t>(r) * OW + x) * C, flat ? static_cast<int>(image) * (whole ? images : 1) : (w - x + g.sw - 1) / g.sw, inside);
+                    }
+        }
+        Pixels& pixels = made[0];
         for (int k = 0; k < p.K; k += most) {
             pixels.product.K = p.K - k < most ? p.K - k : most, pixels.product.add = add || k > 0;
-            const float* from = weights.backward(c, V, k, pixels.product.K, p.which.data(), room, pixels.product.w_tap);
+            const float* from = weights.backward(c, V, k, pixels.product.K, p.place.data(), room, pixels.product.w_tap);
             pixels.multiply(from, padded + k, out + c);
         }
     });

@@ -26,7 +26,7 @@ struct Items {
 // Every place reads all the weights: where they are large, fewer and larger places, and parts instead, that there is work for every thread.
 inline Items cut(int n, int height, size_t row_bytes, double units, int row_unit, size_t weight_bytes, int C) {
     constexpr size_t room = 512 << 10;  // half of the L2 of a small core
-    const bool large = weight_bytes > (512 << 10);
+    const bool large = weight_bytes > (1 << 20);
     const int least = large ? 4 : 16, enough = large ? 256 : 64;
     int rows = static_cast<int>(room / (row_bytes ? row_bytes : 1));
     rows = rows < row_unit ? row_unit : rows / row_unit * row_unit;
@@ -36,7 +36,6 @@ inline Items cut(int n, int height, size_t row_bytes, double units, int row_unit
     if (rows >= height)
         while (images * units * height < enough && n / (images * 2) >= (large ? 1 : least) && images * 2 * row_bytes * height <= room) images *= 2;
     Items items{images, rows, (n + images - 1) / images, (height + rows - 1) / rows, 1};
-    const int blocks = (C + 2 * L - 1) / (2 * L);
-    while (large && items.count() < 16 && items.parts * 4 * L * 2 <= C && items.parts * 2 <= blocks) items.parts *= 2;
+    while (large && items.count() < 16 && items.parts * 2 * 128 <= C) items.parts *= 2;  // each transforms its tiles anew
     return items;
 }

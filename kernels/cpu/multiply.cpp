@@ -41,9 +41,9 @@ static void strip(const Product& product, const float* in, float* out, int tiles
     }
 }
 
-// The same for pixels that lie anywhere: `ins` and `outs` from in and out on.
+// The same for pixels that lie anywhere, `ins` and `outs` from in and out on, and for some of all taps.
 template <int P, int V>
-static void scatter(const Product& product, const float* in, float* out, const ptrdiff_t* ins, const ptrdiff_t* outs) {
+static void scatter(const Product& product, const int* order, const float* in, float* out, const ptrdiff_t* ins, const ptrdiff_t* outs) {
     const int K = product.K, n_taps = product.n_taps;
     const float* a[P];
     vec acc[P][V];
@@ -55,7 +55,7 @@ static void scatter(const Product& product, const float* in, float* out, const p
     }
     for (int t = 0; t < n_taps; t++) {
         const ptrdiff_t from = product.taps[t];
-        const float* b = product.w + t * product.w_tap * (V * L);
+        const float* b = product.w + order[t] * product.w_tap * (V * L);
         for (ptrdiff_t k = from; k < from + K; k++, b += V * L) {
             vec row[V];
 #pragma GCC unroll 2
@@ -72,7 +72,7 @@ static void scatter(const Product& product, const float* in, float* out, const p
         for (int v = 0; v < V; v++) store(out + outs[p] + v * L, acc[p][v]);
 }
 
-using Scatter = void (*)(const Product&, const float* in, float* out, const ptrdiff_t* ins, const ptrdiff_t* outs);
+using Scatter = void (*)(const Product&, const int* order, const float* in, float* out, const ptrdiff_t* ins, const ptrdiff_t* outs);
 
 template <int V, size_t... P>
 static Scatter choose_scatter(int pixels, std::index_sequence<P...>) {
@@ -103,41 +103,23 @@ Cut cut_pixels(int V, ptrdiff_t in_step, int n) {
     return cut;
 }
 
-void Pixels::add(const ptrdiff_t* taps, int first, int n_taps, ptrdiff_t in, ptrdiff_t out, int count) {
-    const int most = MOST_PIXELS[product.V], tiles = (count + most - 1) / most;
-    if (count * product.V >= 10 * tiles) {
-        rows.push_back({taps, first, n_taps, in, out, count});
-        return;
-    }
-    size_t at = 0;
-    while (at < scattered.size() && (scattered[at].taps != taps || scattered[at].first != first || scattered[at].n_taps != n_taps)) at++;
-    if (at == scattered.size()) scattered.push_back({taps, first, n_taps, {}, {}});
-    for (int p = 0; p < count; p++) {
-        scattered[at].in.push_back(in + p * product.in_step);
-        scattered[at].out.push_back(out + p * product.out_step);
-    }
-}
-
-void Pixels::take(const ptrdiff_t* taps, int first, int n_taps, const float* w) {
-    product.taps = taps, product.n_taps = n_taps;
-    product.w = w + first * product.w_tap * product.V * L;
-}
-
 void Pixels::multiply(const float* w, const float* in, float* out) {
     int count = 0;
     Cut cut{};
     for (const Row& row : rows) {
         if (row.count != count) cut = cut_pixels(product.V, product.in_step, count = row.count);
-        take(row.taps, row.first, row.n_taps, w);
+        product.taps = row.taps, product.n_taps = row.n_taps, product.w = w + row.first * product.w_tap * product.V * L;
         ::multiply(product, cut, in + row.in, out + row.out);
     }
+    product.w = w;
     for (const Scattered& some : scattered) {
-        take(some.taps, some.first, some.n_taps, w);
-        const int n = static_cast<int>(some.in.size()), most = MOST_PIXELS[product.V];
-        for (int p = 0; p < n; p += most) {
-            const int here = n - p < most ? n - p : most;
-            const Scatter tile = product.V == 2 ? choose_scatter<2>(here, std::make_index_sequence<MOST_PIXELS[2]>{}) : choose_scatter<1>(here, std::make_index_sequence<MOST_PIXELS[1]>{});
-            tile(product, in, out, some.in.data() + p, some.out.data() + p);
+        product.taps = some.taps.data(), product.n_taps = static_cast<int>(some.taps.size());
+        const int n = static_cast<int>(some.in.size()), most = MOST_PIXELS[product.V], tiles = (n + most - 1) / most;
+        for (int tile = 0, p = 0; tile < tiles; tile++) {
+            const int here = (n - p + tiles - tile - 1) / (tiles - tile);
+            const Scatter of = product.V == 2 ? choose_scatter<2>(here, std::make_index_sequence<MOST_PIXELS[2]>{}) : choose_scatter<1>(here, std::make_index_sequence<MOST_PIXELS[1]>{});
+            of(product, some.order.data(), in, out, some.in.data() + p, some.out.data() + p);
+            p += here;
         }
     }
 }

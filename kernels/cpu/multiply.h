@@ -42,12 +42,34 @@ inline void multiply(const Product& product, const Cut& cut, const float* in, fl
     }
 }
 
-// The pixels that one panel of weights is multiplied by, row by row, each row with the taps that lie inside of the image.
+// The pixels that one panel of weights is multiplied by, each with the taps that lie inside of the image.
 class Pixels {
   public:
     explicit Pixels(const Product& product) : product(product) {}
+    // Whether tiles of `count` pixels of one row would be small.
+    static bool scatters(int V, int count) {
+        const int tiles = (count + MOST_PIXELS[V] - 1) / MOST_PIXELS[V];
+        return count * V < 10 * tiles;
+    }
     // A row of `count` pixels, from `in` and `out` on; of all taps `n_taps` from the `first` on, which are at `taps`.
-    void add(const ptrdiff_t* taps, int first, int n_taps, ptrdiff_t in, ptrdiff_t out, int count);
+    // inside(tap, pixel): whether a tap, counted from the first, reads the image there; the others read zeros.
+    template <typename Inside>
+    void add(const ptrdiff_t* taps, int first, int n_taps, ptrdiff_t in, ptrdiff_t out, int count, Inside inside) {
+        if (!scatters(product.V, count)) {
+            rows.push_back({taps, first, n_taps, in, out, count});
+            return;
+        }
+        for (int p = 0; p < count; p++) {
+            Scattered here;
+            for (int t = 0; t < n_taps; t++)
+                if (inside(t, p)) here.order.push_back(first + t), here.taps.push_back(taps[t]);
+            size_t at = 0;
+            while (at < scattered.size() && (scattered[at].order != here.order || scattered[at].taps != here.taps)) at++;
+            if (at == scattered.size()) scattered.push_back(here);
+            scattered[at].in.push_back(in + p * product.in_step);
+            scattered[at].out.push_back(out + p * product.out_step);
+        }
+    }
     void multiply(const float* w, const float* in, float* out);
 
     Product product;
@@ -60,11 +82,10 @@ class Pixels {
         int count;
     };
     struct Scattered {
-        const ptrdiff_t* taps;
-        int first, n_taps;
+        std::vector<ptrdiff_t> taps;
+        std::vector<int> order;  // of these taps among all
         std::vector<ptrdiff_t> in, out;
     };
-    void take(const ptrdiff_t* taps, int first, int n_taps, const float* w);
 
     std::vector<Row> rows;
     std::vector<Scattered> scattered;

@@ -46,14 +46,14 @@ inline void transpose(vec* m) {  // L rows of L
     }
 }
 
-// L rows of `count` floats, the first `rows` of them there, `step` apart: their columns to to(j, column).
+// L rows of `count` floats, the first `rows` of them there, `step` apart: their columns to to(j, column). end: of all that may be read.
 template <typename To>
-inline void columns(const float* from, ptrdiff_t step, int rows, int count, To to) {
+inline void columns(const float* from, const float* end, ptrdiff_t step, int rows, int count, To to) {
     for (int j = 0; j < count; j += L) {
         const int here = count - j < L ? count - j : L;
         vec m[L];
 #pragma GCC unroll 16
-        for (int i = 0; i < L; i++) m[i] = i >= rows ? vec{} : here == L ? load(from + i * step + j) : load_some(from + i * step + j, here);
+        for (int i = 0; i < L; i++) m[i] = i >= rows ? vec{} : from + i * step + j + L <= end ? load(from + i * step + j) : load_some(from + i * step + j, here);
         transpose(m);
         for (int i = 0; i < here; i++) to(j + i, m[i]);
     }
@@ -71,14 +71,14 @@ struct Weights {
         w_tap = rows;
         for (int v = 0; v < V; v++) {
             const int c0 = c + v * L;
-            columns(at + (static_cast<size_t>(c0) * K + k) * taps, static_cast<ptrdiff_t>(K) * taps, C - c0, rows * taps,
+            columns(at + (static_cast<size_t>(c0) * K + k) * taps, at + static_cast<size_t>(C) * K * taps, static_cast<ptrdiff_t>(K) * taps, C - c0, rows * taps,
                     [&](int j, vec column) { store(room + ((j % taps * rows + j / taps) * V + v) * L, column); });
         }
         return room;
     }
 
-    // Input gradient: raw is (K, C, taps), taken in the order of `which`.
-    const float* backward(int c, int V, int k, int rows, const int* which, float* room, ptrdiff_t& w_tap) const {
+    // Input gradient: raw is (K, C, taps); place: of each tap in the order in which they are used.
+    const float* backward(int c, int V, int k, int rows, const int* place, float* room, ptrdiff_t& w_tap) const {
         if (!raw) return packed(c, V, k, w_tap);
         w_tap = rows;
         for (int i = 0; i < rows; i++)
@@ -87,10 +87,9 @@ struct Weights {
                 const float* from = at + (static_cast<size_t>(k + i) * C + c0) * taps;
                 float* to = room + (i * V + v) * L;
                 if (taps == 1)
-                    store(to, there == L ? load(from) : load_some(from, there < 0 ? 0 : there));
+                    store(to, there == L ? load(from) : load_some(from, there));
                 else
-                    for (int t = 0; t < taps; t++)
-                        for (int l = 0; l < L; l++) to[t * rows * V * L + l] = l < there ? from[l * taps + which[t]] : 0.f;
+                    columns(from, at + static_cast<size_t>(C) * K * taps, taps, there, taps, [&](int tap, vec column) { store(to + place[tap] * rows * V * L, column); });
             }
         return room;
     }

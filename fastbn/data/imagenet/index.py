@@ -31,7 +31,10 @@ COLUMNS = {
 def load_index(root: Path, names: list[str]) -> dict[str, np.ndarray] | None:
     """Return the arrays that were saved for these shards as they are now; None where there are none, or, with
     a word, damaged ones."""
-    path = _path(root, names)
+    try:
+        path = _path(root, names)
+    except MachineError:  # there is no folder to keep anything in
+        return None
     try:
         with files.opened(path) as file:
             check_zip(file)

@@ -18,6 +18,7 @@ RAW = -1  # the direct sum by the weight as the model holds it
 NAMES = {0: "direct", 2: "Winograd F(2×2, 3×3)", 4: "Winograd F(4×4, 3×3)", RAW: "direct, weights not packed"}
 WINOGRAD = (0, 2, 4)
 SETS = ("avx512", "avx2")  # measured ones; others take the last one's table, whose vectors are nearest
+FEWEST = 8  # channels: of fewer, a vector is mostly filled up
 LEAST_BATCH = 8  # the rule on memory holds from this batch on
 ROOM = 8 << 20  # bytes of packed weights that a region may have in any case
 
@@ -56,7 +57,7 @@ def algorithm(
     The nearest measured shape decides, for the input's channels and for the output's: the smaller M of the
     two. Images of a `size` (height, width) that its tiles extend far beyond take a smaller one, or the direct
     sum, if that makes fewer products."""
-    if exact or not can_transform(conv):
+    if exact or not can_transform(conv) or min(conv.in_channels, conv.channels) < FEWEST:
         return 0
     rows = table(instructions)
     most = min(_nearest(rows, channels, size).M for channels in (conv.in_channels, conv.channels))
