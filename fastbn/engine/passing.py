@@ -28,5 +28,5 @@ def passes(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
         )
     if node.op == "call_function" and node.target in DROPOUTS and len(node.args) == 1:
         given = node.kwargs
-        return given.get("p", 0.5) == 0 or given.get("training", True) is False
+        return bool(given.get("p", 0.5) == 0) or given.get("training", True) is False
     return False

@@ -152,12 +152,14 @@ class _Builder:
         for unit in units:
             convs = []
             for conv_node, norm_node in unit.convs:
-                source: Any = (conv_node or norm_node).args[0]
+                reading = conv_node or norm_node
+                assert reading is not None
+                source: Any = reading.args[0]
                 norm: Any = modules[str(norm_node.target)] if norm_node else None
                 module: Any = modules[str(conv_node.target)] if conv_node else halves.copying(norm)
                 norm = norm or halves.unchanging(module)
-                names = [str(node.target) if node else "" for node in (conv_node, norm_node)]
-                conv = _conv(*names, module, number[source], slot)
+                name, norm_name = (str(node.target) if node else "" for node in (conv_node, norm_node))
+                conv = _conv(name, norm_name, module, number[source], slot)
                 convs.append(dataclasses.replace(conv, copies=conv_node is None, bare=norm_node is None))
                 slot += module.out_channels
                 self.pairs.append((module, norm))

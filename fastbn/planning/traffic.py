@@ -195,8 +195,8 @@ def fused(case: TrafficCase) -> TrafficPlan:
     for join in reversed(region.joins):
         if join.value not in arriving:
             continue
-        own = 0 if join.linear else len(join.convs) * case.a(join.value) + case.bits(join)
-        backward.append(gradient(join.value, f"{join.convs[0].norm} mask", own))
+        made = 0 if join.linear else len(join.convs) * case.a(join.value) + case.bits(join)
+        backward.append(gradient(join.value, f"{join.convs[0].norm} mask", made))
         for source in live.intersection(join.sources):
             arriving.setdefault(source, {})["ds", join.value] = TrafficPass("", Cost(case.g(join.value)))
         for conv in join.convs:
