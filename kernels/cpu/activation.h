@@ -16,8 +16,7 @@ inline vec exponential(vec x) {
     constexpr float magic = 12582912.f;  // 1.5·2²³: adding it rounds to a whole number, which its lowest bits then hold
     x = clamp(x, -87.f, 88.f);
     const vec shifted = x * 1.44269504f + magic, k = shifted - magic, r = x - k * 0.693359375f + k * 2.12194440e-4f;
-    vec p = splat(1.9875691500e-4f);
-    for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f}) p = p * r + c;
+    const vec p = ((((1.9875691500e-4f * r + 1.3981999507e-3f) * r + 8.3334519073e-3f) * r + 4.1665795894e-2f) * r + 1.6666665459e-1f) * r + 5.0000001201e-1f;
     const veci power = ((veci)shifted - (veci)splat(magic) + 127) << 23;
     return (p * r * r + r + 1.f) * (vec)power;
 }

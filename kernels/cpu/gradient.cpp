@@ -179,7 +179,7 @@ static void gradient(const Value& v, const Path* paths, int n_paths, double* sum
                 for (int r = 0; r < rows; r++) {
                     float* row = out + m * out_size + static_cast<size_t>(r) * OW * C;
                     const size_t pixel = (static_cast<size_t>(n0 + m) * v.h + r0 + r) * v.w;
-                    across(c0, c1 < v.c ? c1 : v.c, [&](int c, auto k) { finish_row<S>(v, pixel, row, c, k, C, n_ys, mine); });
+                    finish_row<S>(v, pixel, row, c0, c1 < v.c ? c1 : v.c, C, n_ys, mine);
                 }
         }
         free(padded), free(out), free(work);

@@ -114,7 +114,7 @@ static void gradient(const Value& v, const Path& path, double* sums, int threads
                     groups.row(ring.rows, taps.data(), own.which.data(), n_taps, out + static_cast<ptrdiff_t>(x) * C, static_cast<ptrdiff_t>(g.sw) * C, (v.w - x + g.sw - 1) / g.sw);
                 }
                 const size_t pixel = (static_cast<size_t>(n) * v.h + r) * v.w;
-                across(0, v.c, [&](int c, auto k) { finish_row<S>(v, pixel, out, c, k, C, n_ys, mine); });
+                finish_row<S>(v, pixel, out, 0, v.c, C, n_ys, mine);
             }
         }
         free(out);

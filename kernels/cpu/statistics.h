@@ -2,21 +2,26 @@
 // Source   Chan, Golub, LeVeque 1983, the pairwise update.
 #pragma once
 #include "base.h"
+#include "strips.h"
 
 // Writes a row of `pixels` pixels, `C` of the `step` floats a pixel, to y as it is stored, and adds Σ (y − pivot) and Σ (y − pivot)² of
 // what was stored to sums (3, step) double, whose first row is the pivot; sums may be null.
 template <typename S>
 inline void store_row(const float* row, int pixels, int C, int step, const float* pivot, S* y, double* sums) {
-    across(0, C, [&](int c, auto k) {
-        const vec about = load(pivot + c);
-        vec sum = {}, square = {};
-        for (int q = 0; q < pixels; q++) {
-            const vec v = as_stored(y, load(row + static_cast<ptrdiff_t>(q) * step + c)), d = v - about;
-            store_some(y + static_cast<ptrdiff_t>(q) * C + c, v, k);
-            sum += d, square += d * d;
-        }
-        if (sums)
-            for (int l = 0; l < L; l++) sums[step + c + l] += sum[l], sums[2 * step + c + l] += square[l];
+    strips(0, C, [&](int c, auto V, auto k) {
+        vec about[V], sum[V], square[V];
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) about[v] = load(pivot + c + v * L), sum[v] = square[v] = vec{};
+        for (int q = 0; q < pixels; q++)
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++) {
+                const vec t = as_stored(y, load(row + static_cast<ptrdiff_t>(q) * step + c + v * L)), d = t - about[v];
+                store_some(y + static_cast<ptrdiff_t>(q) * C + c + v * L, t, k);
+                sum[v] += d, square[v] += d * d;
+            }
+#pragma GCC unroll 4
+        for (int v = 0; sums && v < V; v++)
+            add_to(sums + step + c + v * L, sum[v]), add_to(sums + 2 * step + c + v * L, square[v]);
     });
 }
 

@@ -1,0 +1,50 @@
+// What a convolution reads, formed row by row (source.h).
+#include "source.h"
+#include "activation.h"
+#include "strips.h"
+
+template <typename S>
+void form(const Source& s, size_t first, int pixels, int C, float* to, int K) {
+    const size_t at = first * C;
+    const S *y = static_cast<const S*>(s.y) + at, *r = static_cast<const S*>(s.y_r ? s.y_r : s.residual);
+    if (!s.scale) {
+        for (int p = 0; p < pixels; p++) across(0, C, [&](int c, auto k) { store_some(to + static_cast<ptrdiff_t>(p) * K + c, load_some(y + static_cast<ptrdiff_t>(p) * C + c, k), k); });
+        return;
+    }
+    const int bytes = mask_bytes(C);
+    const auto run = [&](auto F, auto plain) {  // plain: neither a second term, nor z or its mask to write
+        strips(0, C, [&](int c, auto V, auto k) {
+            vec scale[V], shift[V], rscale[V], rshift[V];
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++) {
+                scale[v] = load_some(s.scale + c + v * L, k), shift[v] = load_some(s.shift + c + v * L, k);
+                rscale[v] = s.y_r ? load_some(s.rscale + c + v * L, k) : splat(1.f), rshift[v] = s.y_r ? load_some(s.rshift + c + v * L, k) : vec{};
+            }
+            for (int p = 0; p < pixels; p++)
+#pragma GCC unroll 4
+                for (int v = 0; v < V; v++) {
+                    const ptrdiff_t i = static_cast<ptrdiff_t>(p) * C + c + v * L;
+                    ahead(y + i + static_cast<ptrdiff_t>(pixels) * C);  // the next row's
+                    vec n = load_some(y + i, k) * scale[v] + shift[v];
+                    if constexpr (!plain()) {
+                        if (r) n += load_some(r + at + i, k) * rscale[v] + rshift[v];
+                        if (s.mask) {
+                            if constexpr (has_gate(F())) store_mask(static_cast<uint8_t*>(s.mask) + (first + p) * bytes + (c / L + v) * VECTOR_BYTES, gate<F()>(n));
+                            else store_some(static_cast<S*>(s.mask) + at + i, n, k);
+                        }
+                    }
+                    const vec z = apply<F()>(n, s.slope);
+                    store_some(to + static_cast<ptrdiff_t>(p) * K + c + v * L, z, k);
+                    if constexpr (!plain())
+                        if (s.z) store_some(static_cast<S*>(s.z) + at + i, z, k);
+                }
+        });
+    };
+    with_function(s.function, [&](auto F) {
+        if (r || s.mask || s.z) run(F, std::false_type{});
+        else run(F, std::true_type{});
+    });
+}
+
+template void form<float>(const Source&, size_t, int, int, float*, int);
+template void form<bfloat16>(const Source&, size_t, int, int, float*, int);
