@@ -35,8 +35,8 @@ __all__ = [
 
 _HOME = {
     **dict.fromkeys(("Epoch", "batch", "draw_epoch"), "augment"),
-    **dict.fromkeys(("Loaded", "load"), "choose"),
-    **dict.fromkeys(("Stream", "read_imagenet"), "stream"),
+    **dict.fromkeys(("Loaded", "load"), "datasets"),
+    **dict.fromkeys(("Stream", "read_imagenet"), "imagenet.stream"),
     "Images": "images",
 }
 

@@ -1,4 +1,4 @@
-"""The families and data sets that one study alone needs, made known to what stands below. Imports no torch."""
+"""The families and data sets that one study alone needs, made known to the floors below. Imports no torch."""
 
 from fastbn.data import names
 from fastbn.models import families
