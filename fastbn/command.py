@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, TextIO, cast
 
-from fastbn.errors import Diverged, MachineError, Stopped, UsageError, is_out_of_memory
+from fastbn.errors import Diverged, MachineError, Stopped, UsageError, is_device_failure, is_out_of_memory
 from fastbn.files import reason, shown
 
 LONGEST = 400  # characters of an error, which is then two lines of a wide screen
@@ -50,6 +50,10 @@ def ended(error: BaseException) -> tuple[str, int] | None:
         said = f" ({shown(error, 80)})" if str(error) else ""
         text = f"error: this machine's memory does not hold this{said}; take less data, or a smaller network"
         code = 2
+    elif is_device_failure(error):
+        said = shown(error, 120)
+        remedy = "what was saved is intact, --engine stock --resume goes on without fastbn's kernels"
+        text, code = f"error: the GPU failed ({said}); {remedy}; to report it: python -m fastbn.doctor", 2
     else:
         return None
     return shown(text, LONGEST), code

@@ -26,11 +26,12 @@ MAX_THREADS = 4096
 MAY_DIFFER = (  # between a run and its resumption
     "memory", "epochs", "out", "data_dir", "download", "weights", "resume", "rank_timeout", "explain", "on",
     "devices", "step_seconds",
-    "track",
+    "track", "no_self_check",
 )  # fmt: skip
 # what a resumed run does not take from its config.json: `track` is a module's name, and is asked for again
 NOT_SAVED = {
     "out", "resume", "explain", "download", "on", "devices", "step_seconds", "track",
+    "no_self_check",
 }  # fmt: skip
 
 
@@ -103,6 +104,9 @@ class Config(Recipe):
         None,
         "with --explain: on this device by its data sheet (a100, h100, h200, l40s, rtx4090)",
         metavar="NAME",
+    )
+    no_self_check: bool = option(
+        False, "take the Triton engine on a GPU without its self-check at the first use", bool
     )
     devices: int | None = option(
         None, "with --explain: what so many devices would send each other a step", int, metavar="N"

@@ -13,8 +13,8 @@ import pytest
 import torch
 from operations import Case, activation, affine, draw, source, target
 
-from fastbn.engine.interface import LazyActivation, Mask
 from fastbn.engine.interface import BackpropPath as Way
+from fastbn.engine.interface import LazyActivation, Mask
 from fastbn.engine.native import build
 from fastbn.engine.native import engine as native
 

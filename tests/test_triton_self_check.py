@@ -12,7 +12,7 @@ import pytest
 import torch
 from nets import images, resnet
 
-from fastbn import fuse
+from fastbn import command, fuse
 from fastbn.engine import select
 from fastbn.engine.triton import probes, self_check
 from fastbn.engine.triton.engine import Triton
@@ -186,3 +186,24 @@ def test_usage_errors_stay_what_they_are():
 
     with pytest.raises(UsageError, match="asked, found, do"):
         refuses(None)
+
+
+def test_a_model_runs_stock_where_it_fails_and_warns_once(monkeypatch):
+    """`auto` on a stand-in whose self-check failed: stock's results, the reason said once."""
+    model = fuse(resnet(8, 4).float())
+    x = images(2, 5, 5, dtype=torch.float32)
+    expected = fuse(resnet(8, 4).float(), "stock")(x)
+    monkeypatch.setattr(select, "failed_check", lambda *_: "the Triton engine failed its self-check: x")
+    with pytest.warns(UserWarning, match="runs FastBNOnlyResNet stock.*failed its self-check") as caught:
+        assert torch.equal(model(x), expected)
+        model(x)
+    assert len(caught) == 1
+
+
+def test_a_gpu_that_fails_in_mid_run_ends_a_command_in_a_line(capsys):
+    def act():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with ...")
+
+    assert command.run(act) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "--engine stock" in said and "fastbn.doctor" in said

@@ -171,10 +171,11 @@ class Fused:
         if why := self._why_stock(reading):
             return why, None, []
         device = given[0].device
-        if self.engine == "auto" and device.type == "xla":
-            return "", None, []
         like = next((x for x in given if x.is_floating_point()), next(self.model.parameters(), given[0]))
-        program = self._program(device, storage_dtype(like), form, reading)
+        dtype = storage_dtype(like)
+        if self.engine == "auto" and (why := select.stock_instead(device, dtype)):
+            return "" if why == select.XLA else why, None, []
+        program = self._program(device, dtype, form, reading)
         self.form = form
         if self.check and self.model.training not in program.checked:
             with self._lock:

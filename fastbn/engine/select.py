@@ -46,10 +46,8 @@ def choose(
         return None, "asked for"
     if name == "reference":
         return REFERENCE, "asked for"
-    if name == "auto" and device.type == "xla":
-        return None, XLA
-    if name == "auto" and (failed := failed_check(device, dtype)):
-        return None, failed  # and not the reference engine, which is slower than stock on a GPU
+    if name == "auto" and (why := stock_instead(device, dtype)):
+        return None, why
     if name == "triton" or (name == "auto" and device.type == "cuda"):
         unfit = why_not_triton(device, dtype)
         if not unfit:
@@ -63,6 +61,12 @@ def choose(
     if name != "auto":
         raise MachineError(f"engine {name!r} was asked for, but {unfit}; ask for 'auto' or 'reference'")
     return REFERENCE, unfit
+
+
+def stock_instead(device: torch.device, dtype: torch.dtype) -> str:
+    """Return why `auto` leaves a model to stock PyTorch on this device, or ""."""
+    # the reference engine is no substitute on a GPU: there it is slower than stock
+    return XLA if device.type == "xla" else failed_check(device, dtype)
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import torch
 
@@ -12,6 +13,7 @@ from fastbn.data.datasets import Loaded, load
 from fastbn.data.feed import feed
 from fastbn.data.images import Images
 from fastbn.data.names import DEFAULT_DIR, IMAGE_SIZE, USUAL
+from fastbn.engine.triton.self_check import SWITCH
 from fastbn.errors import UsageError
 from fastbn.models.network import Network
 from fastbn.planning import precision
@@ -53,6 +55,8 @@ def resolved(config: Config, loaded: Loaded) -> tuple[Config, str]:
     """Nothing left open; and why this engine."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    if config.no_self_check:
+        os.environ[SWITCH] = "0"  # ranks and decoders inherit it
     device = devices.choose_device(config.device)
     spec = spec_of(config)
     engine, why = engine_of(config, device)
