@@ -107,9 +107,9 @@ def together(name: str, runs: Sequence[Path]) -> Path:
     return _kept(f"runs-{name}", date, {"config": configs[0], "date": date, "devices": rows, "all": every})
 
 
-def _spread(accuracies: Iterable[float]) -> dict[str, float]:
+def _spread(accuracies: Iterable[float]) -> dict[str, float | None]:
     found = list(accuracies)
-    deviation = statistics.stdev(found) if len(found) > 1 else 0.0
+    deviation = statistics.stdev(found) if len(found) > 1 else None
     return {
         "mean": statistics.fmean(found),
         "standard_deviation": deviation,
