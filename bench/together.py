@@ -45,9 +45,9 @@ def together(name: str, runs: Sequence[Path], results: Path) -> Path:
     return target
 
 
-def _spread(accuracies: Iterable[float]) -> dict[str, float]:
+def _spread(accuracies: Iterable[float]) -> dict[str, float | None]:
     found = list(accuracies)
-    deviation = statistics.stdev(found) if len(found) > 1 else 0.0
+    deviation = statistics.stdev(found) if len(found) > 1 else None
     return {
         "mean": statistics.fmean(found),
         "standard_deviation": deviation,
