@@ -44,7 +44,8 @@ def restore(state: Any) -> None:
 
 def python_state() -> Any:
     """Python's and numpy's random numbers, as something that compares."""
-    name, key, *rest = np.random.get_state()
+    state: Any = np.random.get_state()
+    name, key, *rest = state
     return random.getstate(), (name, bytes(key), *rest)
 
 

@@ -73,7 +73,7 @@ def fused_forward(model: nn.Module) -> Fused | None:
     while given is not None and not isinstance(given, Fused):
         given = getattr(given, "__func__", given)
         if hasattr(given, "fused_of"):
-            return given.fused_of(model)  # type: ignore[no-any-return]
+            return given.fused_of(model)
         given = getattr(given, "__wrapped__", None)
     return given
 

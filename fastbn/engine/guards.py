@@ -40,7 +40,7 @@ class Guards:
                 (mapping, name, value, path),
                 strict=True,
             ):
-                column.append(item)  # type: ignore[attr-defined]
+                column.append(item)
         else:
             self._deep.append((path, mapping, name, _print(value)))
         self._seen.add((id(mapping), name))
@@ -62,11 +62,11 @@ class Guards:
                 if found is not value and not _equal(found, _print(value)):
                     return self._paths[i], name
                 self._values[i] = found
-        for path, mapping, name, expected in self._deep:
-            if not _equal(mapping.get(name, MISSING), expected):
+        for path, held, name, expected in self._deep:
+            if not _equal(held.get(name, MISSING), expected):
                 return path, name
-        for path, mapping, name, expected in self._facts:
-            if _facts(mapping.get(name)) != expected:
+        for path, held, name, expected in self._facts:
+            if _facts(held.get(name)) != expected:
                 return path, name
         return None
 

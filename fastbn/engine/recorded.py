@@ -39,7 +39,7 @@ def recorded(tracer: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        torch.autograd.Function.apply = original
+        torch.autograd.Function.apply = original  # type: ignore[method-assign]
         _TRACING.tracer = None
 
 

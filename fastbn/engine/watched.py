@@ -89,7 +89,7 @@ class Shadows:
 
     def _shadow(self, module: nn.Module) -> nn.Module:
         try:
-            made = object.__new__(self._kind(type(module)))
+            made: Any = object.__new__(self._kind(type(module)))
         except TypeError:  # a class with a layout, or a will, of its own
             made = object.__new__(self._kind(_Stand))
         object.__getattribute__(made, "__dict__").update(vars(module))

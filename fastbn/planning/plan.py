@@ -15,7 +15,6 @@ from torch import nn
 from fastbn.data.feed import Feed
 from fastbn.engine import fused_forward, recomputation
 from fastbn.engine.recomputation import Recompute
-from fastbn.engine.tracer import Untraceable
 from fastbn.errors import MachineError
 from fastbn.graph.regions import Region, Shape
 from fastbn.planning import roofline
@@ -201,10 +200,11 @@ def planner_of(model: nn.Module, feed: Feed, recipe: Recipe, replicas: int = 1) 
     fused = fused_forward(model)
     if fused is None or len(feed.sample) != 3 or feed.device.type == "xla":
         return None
-    try:
-        network = NetworkMemory.of(model, fused, storage(recipe.precision)[0])
-    except Untraceable:
+    dtype = storage(recipe.precision)[0]
+    traced = fused.latest(feed.device, dtype).traced
+    if traced is None or traced.written:
         return None
+    network = NetworkMemory.of(model, fused, dtype)
     there = network.stored_bytes + feed.nbytes
     free = free_memory(feed.device) // (replicas if feed.device.type == "cuda" else 1)
     memory = int(recipe.memory * GB) if recipe.memory is not None else free + there
