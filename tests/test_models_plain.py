@@ -132,3 +132,31 @@ def test_the_methods_result_can_be_copied():
     plain = resnet(8, 4).eval().to_torch()
     x = images(2, 9, 9, dtype=torch.float32)
     assert error(pickle.loads(pickle.dumps(plain))(x), plain(x)) == 0
+
+
+class InTrain(nn.Module):
+    """Python code that decides by the mode, and a BatchNorm that does more than its class."""
+
+    def __init__(self, norm=nn.BatchNorm2d):
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(3, 8, 3), norm(8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = nn.functional.relu(self.norm(self.conv(x))).mean((2, 3))
+        return self.fc(nn.functional.dropout(x, 0.5, training=self.training))
+
+
+class Doubled(nn.BatchNorm2d):
+    def forward(self, x):
+        return 2.0 * super().forward(x)
+
+
+@pytest.mark.parametrize("give", [fastbn.fold_bn, fastbn.to_torch])
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, Doubled])
+def test_a_network_in_train_mode_is_handed_on_in_eval_mode(give, norm):
+    model, x = InTrain(norm).double().train(), images(3, 9, 9)
+    model(x)
+    given = give(model)
+    assert model.training and not given.training
+    assert torch.equal(given(x), given(x))
+    assert error(given(x), model.eval()(x)) < 1e-10

@@ -307,3 +307,27 @@ def test_progress_is_lines_on_stderr_or_nothing(capfd):
         "epoch 1/2",
         "epoch 2/2",
     ]
+
+
+class Head(nn.Module):
+    """The test network's logits in a form that somebody's network returns."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.inner, self.form = network(), form
+
+    def forward(self, x):
+        return self.form(self.inner(x))
+
+
+@pytest.mark.parametrize(
+    "form, says",
+    [
+        (lambda z: (z, z), r"returns a tuple; .* model\(x\)\[0\]"),
+        (lambda z: {"out": z}, r"returns a dict; .* model\(x\)\['out'\]"),
+        (lambda z: z[:, :5], r"10 classes, .* shape \(\d+, 5\)"),
+    ],
+)
+def test_a_network_that_returns_no_logits(form, says):
+    with pytest.raises(UsageError, match=says):
+        fit(freeze(Head(form)))

@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from fastbn.data.feed import Feed
-from fastbn.engine import fused_forward
-from fastbn.graph.trace.tracer import Untraceable
+from fastbn.engine import fused_forward, select
 from fastbn.planning.data_sheets import GB, free_memory
 from fastbn.planning.plan import Planner
 from fastbn.planning.precision import storage
@@ -22,10 +21,13 @@ def planner_of(model: nn.Module, feed: Feed, recipe: Recipe, replicas: int = 1) 
     fused = fused_forward(model)
     if fused is None or len(feed.sample) != 3 or feed.device.type == "xla":
         return None
-    try:
-        network = NetworkMemory.of(model, fused, storage(recipe.precision)[0])
-    except Untraceable:
+    dtype = storage(recipe.precision)[0]
+    if fused.engine == "auto" and select.stock_instead(feed.device, dtype):
         return None
+    traced = fused.latest(feed.device, dtype).traced
+    if traced is None or traced.written:
+        return None
+    network = NetworkMemory.of(model, fused, dtype)
     there = network.stored_bytes + feed.nbytes
     free = free_memory(feed.device) // (replicas if feed.device.type == "cuda" else 1)
     memory = int(recipe.memory * GB) if recipe.memory is not None else free + there

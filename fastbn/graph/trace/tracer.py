@@ -83,6 +83,8 @@ class _Proxy(fx.Proxy):
     """One that records `x += y` as what it is; fx's own makes `x = x + y` of it, which differs where x has
     another name."""
 
+    tracer: Tracer
+
     @property  # type: ignore[misc]
     def __class__(self) -> type:  # which isinstance reads
         if sys._getframe(1).f_code.co_filename == APPLY:

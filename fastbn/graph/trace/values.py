@@ -109,7 +109,7 @@ def copied(value: Any, exchange: Callable[[nn.Module], nn.Module]) -> Any:
 def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
     """Return a container or a plain object of the same class, each thing in it changed. Its __init__ does
     not run."""
-    kind = type(value)
+    kind: Any = type(value)
     if isinstance(value, tuple):
         items = [change(item) for item in value]
         return kind._make(items) if hasattr(kind, "_fields") else kind(items)
