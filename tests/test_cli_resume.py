@@ -47,8 +47,8 @@ def resumed_equals(whole, out):
     best = expected / "best.safetensors"
     if best.exists():
         assert (
-            folder.container.read(out / "best.safetensors")[1]["epoch"]
-            == folder.container.read(best)[1]["epoch"]
+            folder.checked_file.read(out / "best.safetensors")[1]["epoch"]
+            == folder.checked_file.read(best)[1]["epoch"]
         )
 
 

@@ -259,14 +259,14 @@ class Pretended:
 def test_runs_lie_side_by_side_and_wait_for_what_they_start_from(tmp_path, monkeypatch, capfd):
     begun = []
 
-    def launch(group, place):
+    def begin(group, place):
         (job,) = group
         begun.append((job.line.name, job.seed, place))
         return Pretended(
             job, 3 if job.line.name == "bn" else 8, 3 if job.seed and job.line.name == "bn" else 0
         )
 
-    monkeypatch.setattr(launch, "_launch", launch)
+    monkeypatch.setattr(launch, "_launch", begin)
     monkeypatch.setattr(launch, "_last_line", lambda job: "the loss stopped being finite")
     found = jobs(PRESETS["bn-then-all"], tmp_path, True, seeds=2, more=["--epochs", "1"])
     assert launch.run(found, ["0", "5"]) == 2

@@ -191,11 +191,11 @@ def test_seeds_of_a_line_are_begun_together(tmp_path, monkeypatch, capfd):
             self.returncode = None if None in found else max(found)
             return self.returncode
 
-    def launch(group, place):
+    def begin(group, place):
         begun.append(([(job.line.name, job.seed) for job in group], place))
         return Group(group, [3 if (job.line.name, job.seed) == ("bn", 1) else 0 for job in group])
 
-    monkeypatch.setattr(launch, "_launch", launch)
+    monkeypatch.setattr(launch, "_launch", begin)
     monkeypatch.setattr(launch, "_last_line", lambda job: "the loss stopped being finite")
     found = jobs(PRESETS["bn-then-all"], tmp_path, True, seeds=3, more=["--epochs", "1"])
     assert launch.run(found, ["0", "5"], 2) == 2

@@ -262,7 +262,7 @@ def probe():
     return float(tiny * np.float32(0.5)), (torch.tensor(1e-39) * 0.5).item(),
     torch.tensor(float("nan")).relu().isnan().item()
 before = probe()
-from fastbn.engine import build
+from fastbn.engine.native import build
 build.library()
 assert before == probe() and before[0] > 0 and before[1] > 0, (before, probe())
 """
@@ -302,7 +302,7 @@ def test_a_failing_compiler_is_one_clear_line(tmp_path):
     )
     fake.chmod(0o755)
     done = python(
-        "from fastbn.engine import build; build.library()", CXX=str(fake), XDG_CACHE_HOME=str(tmp_path)
+        "from fastbn.engine.native import build; build.library()", CXX=str(fake), XDG_CACHE_HOME=str(tmp_path)
     )
     assert "could not build the kernels (internal compiler error)" in done.stderr.splitlines()[-1]
 

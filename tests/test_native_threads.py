@@ -17,6 +17,7 @@ from fastbn.engine.interface import BackpropPath as Way
 from fastbn.engine.interface import LazyActivation, Mask
 from fastbn.engine.native import build
 from fastbn.engine.native import engine as native
+from fastbn.graph.activations import RELU
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
 DRIVER = Path(__file__).with_name("pool_driver.cpp")
@@ -74,7 +75,7 @@ def both_passes(engine: native.Native) -> Callable[[], list[torch.Tensor]]:
         wanted, out = target(CASE.oc), affine(CASE.c)
         y, formed = engine.convolve(conv, packed, read, True, True, wanted)
         assert formed is not None and formed.z is not None
-        mask = Mask(True, formed.mask, read.ys, read.norms, (out,))
+        mask = Mask(RELU, formed.mask, read.ys, read.norms, (out,))
         ds, _ = engine.gradient([Way(conv, packed, arriving, y, c1_c2_c0)], [formed.z], mask, CASE.source)
         return [y, wanted.norm.vectors, formed.z, ds, out]
 

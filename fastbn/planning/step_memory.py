@@ -29,6 +29,7 @@ from fastbn.engine.logits import logits_of
 from fastbn.engine.region import FusedRegion
 from fastbn.engine.select import choose
 from fastbn.graph.regions import Conv, Region, Shape
+from fastbn.graph.trace.draws import preserved
 from fastbn.planning.region_memory import Footprint, footprint
 
 
@@ -120,7 +121,7 @@ class NetworkMemory:
 
     def _walked(self, x: Shape) -> None:
         if x not in self._shapes:
-            with _uncounted(self._program), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+            with _apart(self._program), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
                 walk = _Walk(self._program, self.engine, Counted(), (torch.float32, torch.float32), None)
                 walk.run(torch.empty(x, device=self._device))
             self._shapes[x], self._stock[x] = walk.shapes, walk.products
@@ -153,7 +154,7 @@ class NetworkMemory:
         activations and gradients are stored in. Raises Unfit for a shape that a region can't carry out."""
         before = [(p, p.grad) for p in self._program.parameters()]  # of what trains outside the regions
         try:
-            with _uncounted(self._program), FakeTensorMode(allow_non_fake_inputs=True), Counted() as counted:
+            with _apart(self._program), FakeTensorMode(allow_non_fake_inputs=True), Counted() as counted:
                 walk = _Walk(self._program, self.engine, counted, dtypes, policy)
                 logits = walk.run(
                     torch.empty(x, device=self._device).contiguous(memory_format=torch.channels_last)
@@ -170,18 +171,18 @@ class NetworkMemory:
 
 
 @contextlib.contextmanager
-def _uncounted(program: fx.GraphModule) -> Iterator[None]:
-    """Inside, stock BatchNorms may count batches, as they do on fake tensors too: afterwards they have
-    counted none."""
-    counts = [
-        m.num_batches_tracked for m in program.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
-    ]
-    before = [(count, count.clone()) for count in counts if count is not None]
+def _apart(program: fx.GraphModule) -> Iterator[None]:
+    """Inside, modules have copies of their buffers, and random numbers are as they were afterwards: stock
+    BatchNorms count batches on fake tensors too, and the model shall show no mark of it."""
+    held = [(module._buffers, dict(module._buffers)) for module in program.modules() if module._buffers]
+    for buffers, own in held:
+        buffers.update({name: None if t is None else t.clone() for name, t in own.items()})
     try:
-        yield
+        with preserved():
+            yield
     finally:
-        for count, value in before:
-            count.copy_(value)
+        for buffers, own in held:
+            buffers.update(own)
 
 
 def _kind(conv: Conv) -> Any:

@@ -88,7 +88,7 @@ class _Proxy(fx.Proxy):
     @property  # type: ignore[misc]
     def __class__(self) -> type:  # which isinstance reads
         if sys._getframe(1).f_code.co_filename == APPLY:
-            self.tracer.refuse("calls the apply of a torch.autograd.Function")  # type: ignore[attr-defined]
+            self.tracer.refuse("calls the apply of a torch.autograd.Function")
         return type(self)
 
 

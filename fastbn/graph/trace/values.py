@@ -113,7 +113,7 @@ def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
     if isinstance(value, tuple):
         items = [change(item) for item in value]
         return kind._make(items) if hasattr(kind, "_fields") else kind(items)
-    made: Any = object.__new__(kind) if plain(value) else kind.__new__(kind)  # type: ignore[call-overload]
+    made: Any = object.__new__(kind) if plain(value) else kind.__new__(kind)
     if isinstance(value, dict):
         base: Any = collections.OrderedDict if isinstance(value, collections.OrderedDict) else dict
         if isinstance(value, collections.defaultdict):
