@@ -221,7 +221,8 @@ class WrittenOut(nn.BatchNorm2d):
     def forward(self, x):
         if self.training:
             self.num_batches_tracked.add_(1)
-        momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        averages = self.training and self.momentum is None  # all batches alike; in evaluation nothing moves
+        momentum = 1.0 / float(self.num_batches_tracked) if averages else self.momentum or 0.0
         batch = self.training or self.running_mean is None
         return F.relu(
             F.batch_norm(

@@ -142,7 +142,7 @@ def children(pid):
 
 READY = """
 import sys, time
-from fastbn.data.stream import read_imagenet
+from fastbn.data.imagenet import read_imagenet
 stream, _ = read_imagenet(sys.argv[1], 16, workers=2)
 stream.begin(0, 0)
 batches = stream.batches(4)

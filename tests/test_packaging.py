@@ -23,7 +23,7 @@ def shipped() -> set[str]:
     modules = {
         str(path.relative_to(ROOT)) for path in (ROOT / "fastbn").rglob("*.py") if "kernels" not in path.parts
     }
-    kernels = {f"fastbn/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.py")}
+    kernels = {f"fastbn/kernels/triton/{path.name}" for path in (ROOT / "kernels" / "triton").glob("*.py")}
     kernels |= {
         f"fastbn/kernels/cpu/{path.name}"
         for path in (ROOT / "kernels" / "cpu").iterdir()
