@@ -35,12 +35,10 @@ class Guards:
             return
         value = mapping.get(name, MISSING)
         if isinstance(mapping, dict) and (isinstance(value, Tensor) or constant(value)):
-            for column, item in zip(
-                (self._mappings, self._names, self._values, self._paths),
-                (mapping, name, value, path),
-                strict=True,
-            ):
-                column.append(item)
+            self._mappings.append(mapping)
+            self._names.append(name)
+            self._values.append(value)
+            self._paths.append(path)
         else:
             self._deep.append((path, mapping, name, _print(value)))
         self._seen.add((id(mapping), name))
