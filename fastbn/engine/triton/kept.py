@@ -6,12 +6,11 @@ import contextlib
 import fcntl
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-MOST = 1 << 20  # bytes of a file of results
+from fastbn import files
 
 
 @contextlib.contextmanager
@@ -33,10 +32,8 @@ def exclusively(path: Path) -> Iterator[None]:
 def kept(path: Path, key: dict[str, Any]) -> dict[str, str] | None:
     """Return the results that lie there for this key; None where there are none, or none that can be read."""
     try:
-        if path.stat().st_size > MOST:
-            return None
-        said = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        said = files.read_json(path)
+    except (OSError, ValueError):
         return None
     if not isinstance(said, dict) or said.get("key") != key or not isinstance(said.get("results"), dict):
         return None
@@ -48,7 +45,4 @@ def kept(path: Path, key: dict[str, Any]) -> dict[str, str] | None:
 def keep(path: Path, key: dict[str, Any], results: dict[str, str]) -> None:
     """Write the results. A folder that can't be written keeps nothing, and the next process checks anew."""
     with contextlib.suppress(OSError):
-        descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump({"key": key, "results": results}, file, indent=1)
-        os.replace(part, path)
+        files.write(path, json.dumps({"key": key, "results": results}, indent=1).encode())
