@@ -22,7 +22,7 @@ from fastbn.version import VERSION
 if TYPE_CHECKING:
     from fastbn.analysis.pruning import prune
     from fastbn.data.images import Images
-    from fastbn.engine import fuse
+    from fastbn.engine.fuse import fuse
     from fastbn.models.export import fold_bn, to_exported, to_onnx, to_torch
     from fastbn.models.resnet import FastBNOnlyResNet
     from fastbn.planning.explain import explain

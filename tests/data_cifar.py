@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastbn.data.cifar_files import Cifar, File, Form
+from fastbn.data.cifar_files import Cifar, CifarForm, File
 
 PER_FILE = 7  # odd, and no multiple of a label count: a misread record length shows
 
@@ -60,7 +60,7 @@ def tiny(
     def files(folder: str, *names: str) -> tuple[File, ...]:
         return tuple(describe(n, blobs[f"{folder}/{n}"]) for n in names)
 
-    python = Form(
+    python = CifarForm(
         "tiny-py",
         True,
         files("tiny-py", "one", "two"),
@@ -68,7 +68,7 @@ def tiny(
         files("tiny-py", "meta"),
         key,
     )
-    binary = Form(
+    binary = CifarForm(
         "tiny-bin",
         False,
         files("tiny-bin", "one.bin", "two.bin"),

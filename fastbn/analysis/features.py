@@ -8,7 +8,7 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from fastbn.engine import fuse
+from fastbn.engine.fuse import fuse
 from fastbn.errors import UsageError
 
 

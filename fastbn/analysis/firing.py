@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from fastbn.data.augment import batch
 from fastbn.data.images import Images
-from fastbn.engine import fuse
 from fastbn.engine.executor import Walks
-from fastbn.engine.fuse import Fused
+from fastbn.engine.fuse import Fused, fuse
 from fastbn.engine.fused_program import read
 from fastbn.engine.interface import Engine, Formed, LazyActivation, NormTarget, NormVectors
 from fastbn.engine.select import choose

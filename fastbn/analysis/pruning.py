@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from fastbn.analysis.pruned import ChannelSource, PrunedResNet, Sum
-from fastbn.engine import fuse
+from fastbn.engine.fuse import fuse
 from fastbn.errors import UsageError
 from fastbn.models.resnet import FastBNOnlyResNet
 from fastbn.training.affine_statistics import affine_norms

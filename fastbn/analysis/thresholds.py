@@ -18,7 +18,7 @@ from fastbn.analysis.pruning import prune
 from fastbn.data.augment import batch
 from fastbn.data.feed import feed
 from fastbn.data.images import Images
-from fastbn.engine import fuse
+from fastbn.engine.fuse import fuse
 from fastbn.models.resnet import FastBNOnlyResNet
 from fastbn.trainable import count
 from fastbn.training.affine_statistics import affine_norms

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fastbn.data.cifar_files import Cifar, File, Form
+from fastbn.data.cifar_files import Cifar, CifarForm, File
 from fastbn.data.images import IMAGENET_MEAN, IMAGENET_STD, Images
 from fastbn.data.unpickle import read_batch
 from fastbn.errors import UsageError
@@ -20,7 +20,7 @@ PIXELS = 3 * 32 * 32
 MOST = 1 << 28  # bytes of a file whose official size is not known here; the largest has 186 million
 
 
-def find(spec: Cifar, data_dir: str | Path) -> Form | None:
+def find(spec: Cifar, data_dir: str | Path) -> CifarForm | None:
     """The form whose folder lies in `data_dir`, whole or not; None where neither does."""
     return next((form for form in spec.forms if is_folder(Path(data_dir) / form.folder)), None)
 
@@ -58,7 +58,7 @@ def verify(path: Path, file: File, remedy: str | None = None) -> bytes:
     return blob
 
 
-def _read_split(spec: Cifar, form: Form, folder: Path, files: tuple[File, ...]) -> Images:
+def _read_split(spec: Cifar, form: CifarForm, folder: Path, files: tuple[File, ...]) -> Images:
     rows, labels = [], []
     for file in files:
         path = folder / file.name

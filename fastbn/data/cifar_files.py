@@ -15,7 +15,7 @@ class File:
 
 
 @dataclass(frozen=True)
-class Form:
+class CifarForm:
     """One of the two forms in which a set is published."""
 
     folder: str
@@ -35,7 +35,7 @@ class Cifar:
     name: str
     title: str
     classes: tuple[str, ...]
-    forms: tuple[Form, ...]
+    forms: tuple[CifarForm, ...]
     url: str
     md5: str
 
@@ -58,7 +58,7 @@ CIFAR10 = Cifar(
     url=f"{SITE}/cifar-10-python.tar.gz",
     md5="c58f30108f718f92721af3b95e74349a",
     forms=(
-        Form(
+        CifarForm(
             folder="cifar-10-batches-py",
             pickled=True,
             train=(
@@ -71,7 +71,7 @@ CIFAR10 = Cifar(
             test=(File("test_batch", "40351d587109b95175f43aff81a1287e", 31_035_526),),
             others=(File("batches.meta", "5ff9c542aee3614f3951f8cda6e48888"),),
         ),
-        Form(
+        CifarForm(
             folder="cifar-10-batches-bin",
             pickled=False,
             train=(
@@ -103,7 +103,7 @@ CIFAR100 = Cifar(
     url=f"{SITE}/cifar-100-python.tar.gz",
     md5="eb9058c3a382ffc7106e4002c42a8d85",
     forms=(
-        Form(
+        CifarForm(
             folder="cifar-100-python",
             pickled=True,
             train=(File("train", "16019d7e3df5f24257cddd939b257f8d"),),
@@ -111,7 +111,7 @@ CIFAR100 = Cifar(
             others=(File("meta", "7973b15100ade9c7d40fb424638fde48"),),
             labels_key="fine_labels",
         ),
-        Form(
+        CifarForm(
             folder="cifar-100-binary",
             pickled=False,
             train=(File("train.bin", "6172c7755cfe09b2fe270c85cebc1b15", 50_000 * 3_074),),

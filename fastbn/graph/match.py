@@ -77,7 +77,7 @@ class FusedUnit:
 
 
 # a convolution and the BatchNorm that reads it; one of the two may be absent
-Pair = tuple[fx.Node | None, fx.Node | None]
+UnitPair = tuple[fx.Node | None, fx.Node | None]
 NO_NORM = "its output does not go to a BatchNorm2d alone"
 
 
@@ -86,10 +86,10 @@ class _Heads:
     """What units begin with: by the node whose value may be added and activated, its pair and what that
     node's own forward ends with."""
 
-    pairs: dict[fx.Node, Pair] = dataclasses.field(default_factory=dict)
+    pairs: dict[fx.Node, UnitPair] = dataclasses.field(default_factory=dict)
     ends: dict[fx.Node, Function] = dataclasses.field(default_factory=dict)
 
-    def add(self, node: fx.Node, pair: Pair, function: Function = IDENTITY) -> None:
+    def add(self, node: fx.Node, pair: UnitPair, function: Function = IDENTITY) -> None:
         self.pairs[node], self.ends[node] = pair, function
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from fastbn.engine import fuse
+from fastbn.engine.fuse import fuse
 from fastbn.engine.onednn_workaround import unspare
 from fastbn.errors import MachineError, UsageError
 from fastbn.graph.trace.forward import trace

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, fx, nn
 
-from fastbn.engine import fuse
+from fastbn.engine.fuse import fuse
 from fastbn.errors import UsageError
 from fastbn.models.export import to_torch
 from fastbn.models.families import HOMES, MOST_PARAMETERS, Spec

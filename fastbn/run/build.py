@@ -9,7 +9,7 @@ from fastbn.choices import TRAINS_CONVOLUTIONS, train_terms
 from fastbn.config import Config
 from fastbn.data.feed import Feed
 from fastbn.data.images import Images
-from fastbn.engine import fuse
+from fastbn.engine.fuse import fuse
 from fastbn.engine.select import choose
 from fastbn.errors import UsageError
 from fastbn.files import is_folder

@@ -39,7 +39,7 @@ class Chunk:
         self.job: DecodeJob | None = None
 
 
-class Reading:
+class BatchReading:
     """Reads the samples `indices` (n,) of a source, a view's part of each; `replace`: as in training."""
 
     def __init__(

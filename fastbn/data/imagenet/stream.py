@@ -17,7 +17,7 @@ from fastbn.data.imagenet.crops import CentreCrop, RandomCrop, most_bytes
 from fastbn.data.imagenet.folders import read_folders
 from fastbn.data.imagenet.order import Order, draw
 from fastbn.data.imagenet.pool import TIMEOUT, Crew, cores
-from fastbn.data.imagenet.reading import CHUNK, Ahead, Reading
+from fastbn.data.imagenet.reading import CHUNK, Ahead, BatchReading
 from fastbn.data.imagenet.shards import find_shards, read_shards
 from fastbn.data.imagenet.source import Location, SampleSource
 from fastbn.data.imagenet.upload import Upload
@@ -127,7 +127,7 @@ class Stream:
             ]
 
         broken = Broken(max(1, len(self) // ranks), f"images of {self.name}")
-        reading = Reading(self.source, self.indices, view, self.size, broken, replace=True)
+        reading = BatchReading(self.source, self.indices, view, self.size, broken, replace=True)
         yield from self._read(reading, [order.samples[span] for span in spans], ahead)
 
     def load(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,13 +143,15 @@ class Stream:
             rank::ranks
         ]
         broken = Broken(len(self), f"images of {self.name}")
-        reading = Reading(self.source, self.indices, CentreCrop(self.size), self.size, broken, replace=False)
+        reading = BatchReading(
+            self.source, self.indices, CentreCrop(self.size), self.size, broken, replace=False
+        )
         for x, labels in self._read(reading, parts, lambda j, k: []):
             if len(labels):
                 yield x, labels
 
     def _read(
-        self, reading: Reading, parts: list[np.ndarray], ahead: Ahead
+        self, reading: BatchReading, parts: list[np.ndarray], ahead: Ahead
     ) -> Iterator[tuple[Tensor, Tensor]]:
         pool, upload = self.crew.take(), Upload(self.device)
         try:

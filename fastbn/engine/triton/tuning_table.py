@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from fastbn.kernels.triton.conv import Tile
 
-Kind = TypeVar("Kind")
+Measured = TypeVar("Measured")
 TABLE = Path(__file__).with_name("tuning.json")
 DEPENDENT = 90  # the capability from which kernels can begin before the one before them has ended
 
@@ -96,5 +96,5 @@ def ways() -> dict[TunedLayer | None, Way]:
     }
 
 
-def _of(kind: type[Kind], row: dict[str, Any]) -> Kind:
+def _of(kind: type[Measured], row: dict[str, Any]) -> Measured:
     return kind(**{field.name: row[field.name] for field in dataclasses.fields(kind)})  # type: ignore[arg-type]

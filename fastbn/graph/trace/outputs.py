@@ -15,7 +15,7 @@ class Unformed(Exception):
     """A result that can't be made again."""
 
 
-class Place:
+class Slot:
     """Where a tensor stands in a result."""
 
     def __init__(self, number: int):
@@ -30,11 +30,11 @@ def formed(tracer: fx.Tracer, value: Any) -> Any:
         return type(value)([formed(tracer, item) for item in value])
     if type(value) is dict and all(isinstance(key, str) for key in value):
         return {key: formed(tracer, item) for key, item in value.items()}
-    places: dict[int, tuple[Place, Any]] = {}
+    places: dict[int, tuple[Slot, Any]] = {}
 
     def taken(item: Any) -> Any:
         if isinstance(item, (fx.Proxy, Tensor)):
-            return places.setdefault(id(item), (Place(len(places)), item))[0]
+            return places.setdefault(id(item), (Slot(len(places)), item))[0]
         return item if isinstance(item, PLAIN) else _inside(item, taken)
 
     template = _inside(value, taken)
@@ -48,7 +48,7 @@ def maker(template: Any) -> Callable[..., Any]:
 
     def make(*tensors: Any) -> Any:
         def put(item: Any) -> Any:
-            if isinstance(item, Place):
+            if isinstance(item, Slot):
                 return tensors[item.number]
             return item if isinstance(item, PLAIN) else mapped(item, put)
 
