@@ -21,10 +21,10 @@ def planner_of(model: nn.Module, feed: Feed, recipe: Recipe, replicas: int = 1) 
     fused = fused_forward(model)
     if fused is None or len(feed.sample) != 3 or feed.device.type == "xla":
         return None
-    dtype = storage(recipe.precision)[0]
-    if fused.engine == "auto" and select.stock_instead(feed.device, dtype):
+    device, dtype = next(model.parameters()).device, storage(recipe.precision)[0]
+    if fused.engine == "auto" and select.stock_instead(device, dtype):
         return None
-    traced = fused.latest(feed.device, dtype).traced
+    traced = fused.latest(device, dtype).traced
     if traced is None or traced.written:
         return None
     network = NetworkMemory.of(model, fused, dtype)
