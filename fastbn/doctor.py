@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
-STORED = {"fp32": "float32", "bf16": "bfloat16", "mixed": "float16"}
+PRECISIONS = ("fp32", "bf16", "mixed")
 PACKAGES = ("torch", "triton", "numpy", "safetensors", "timm", "torchvision", "torch_xla")
 SECONDS = 5.0  # of the speed reading
 OFF = 2e-4  # float32's rounding through a network of 8 layers that has no ReLU near its edge
@@ -101,14 +101,15 @@ def engines() -> Iterator[str]:
 
     from fastbn.engine.select import choose
     from fastbn.errors import MachineError
+    from fastbn.planning.precision import storage
 
     here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    for precision, storage in STORED.items():
+    for precision in PRECISIONS:
         if precision == "mixed" and here.type == "cpu":
             yield "mixed: not on a CPU"
             continue
         try:
-            engine, why = choose("auto", here, getattr(torch, storage))
+            engine, why = choose("auto", here, storage(precision)[0])
             yield f"{precision}: {engine.name if engine else 'stock'} ({why})"
         except MachineError as error:
             yield f"{WRONG}{precision}: {error}"

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from fastbn import command
 from fastbn.engine.native.kernel_cache import cache
 from fastbn.version import VERSION
 
@@ -76,11 +77,9 @@ def checked(
             failed = sum(map(bool, found.values()))
             said = f"{failed} of {len(found)} checks failed" if failed else f"{len(found)} checks passed"
             seconds = time.monotonic() - start
-            print(
+            command.say(
                 f"fastbn: first use of {key['device']}: Triton kernels in {storage} against the reference "
-                f"engine, {said} in {seconds:.0f} s",
-                file=sys.stderr,
-                flush=True,
+                f"engine, {said} in {seconds:.0f} s"
             )
     return found
 
