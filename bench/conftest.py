@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from bench.cases import Case, grid
-from bench.providers import left_out
 from bench.record import RESULTS
-from bench.suite import SUITE, Suite
-from bench.summary import lines
+from bench.suite.cases import Case, grid
+from bench.suite.providers import left_out
+from bench.suite.session import SUITE, Suite
+from bench.suite.summary import lines
 from fastbn.devices import choose_device
 
 
@@ -45,7 +45,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     # before pytest-benchmark looks: its own configure comes last
-    config.option.benchmark_timer = "bench.clock.played"
+    config.option.benchmark_timer = "bench.suite.clock.played"
     device = choose_device(config.getoption("--device"))
     found = grid(config.getoption("--grid"), device)
     if config.getoption("--depth") is not None:

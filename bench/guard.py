@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from bench import measure
-from bench.cases import Case
-from bench.providers import few, likely_best, providers
+from bench.suite import measure
+from bench.suite.cases import Case
+from bench.suite.providers import few, likely_best, providers
 from fastbn.devices import choose_device
 from fastbn.engine.select import choose
 

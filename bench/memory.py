@@ -18,9 +18,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from bench.cases import Case
-from bench.providers import Provider, providers
 from bench.record import RESULTS, conditions
+from bench.suite.cases import Case
+from bench.suite.providers import Provider, providers
 from fastbn.errors import MachineError
 
 CPU = torch.device("cpu")

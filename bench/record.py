@@ -117,8 +117,8 @@ def histogram(values: torch.Tensor) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Keep every run that is found below the given folders."""
-    from bench.keep import PRETRAINED, UNDER_WAY, keep
-    from bench.together import together
+    from bench.records.keep import PRETRAINED, UNDER_WAY, keep
+    from bench.records.together import together
 
     parser = argparse.ArgumentParser("python -m bench.record", description="Keeps runs in the repository.")
     parser.add_argument(

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from bench.cases import Blocks
-from bench.kernels import CACHES, OPERATIONS, STOCK
-from bench.suite import SUITE, Suite, play
+from bench.suite.cases import Blocks
+from bench.suite.kernels import CACHES, OPERATIONS, STOCK
+from bench.suite.session import SUITE, Suite, play
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from bench import runs
-from bench.cases import Run
-from bench.suite import SUITE, Suite, play
+from bench.suite import runs
+from bench.suite.cases import Run
+from bench.suite.session import SUITE, Suite, play
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

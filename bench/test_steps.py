@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from bench.cases import Case
-from bench.suite import SUITE, Suite, play
+from bench.suite.cases import Case
+from bench.suite.session import SUITE, Suite, play
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -20,8 +20,8 @@ CHILD = "import crosscompile; crosscompile.answer()"
 
 @dataclass(frozen=True)
 class Request:
-    """One kernel for one capability, as bench.audit.compile_and_count takes it; `kernel` is the function's
-    name in `module`."""
+    """One kernel for one capability, as compile_and_count of bench/audit/cost.py takes it; `kernel` is the
+    function's name in `module`."""
 
     module: str
     kernel: str
@@ -32,7 +32,7 @@ class Request:
 
 
 def costs(requests: Sequence[Request]) -> list[Any]:
-    """The bench.audit.Cost of each."""
+    """The bench.audit.cost.Cost of each."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     asked = pickle.dumps(list(requests))
@@ -50,7 +50,7 @@ def costs(requests: Sequence[Request]) -> list[Any]:
 
 def answer() -> None:
     """The other process's part: requests on stdin, their costs on stdout."""
-    from bench.audit import compile_and_count
+    from bench.audit.cost import compile_and_count
 
     found = []
     for asked in pickle.loads(sys.stdin.buffer.read()):

@@ -13,13 +13,13 @@ import interpreted  # first: it decides whether these tests can run
 import pytest
 import torch
 
-from bench import kernels as rows
-from bench.cases import Blocks
 from bench.gpu import __main__ as gpu
 from bench.gpu import kernels, networks, step, trial
 from bench.gpu.bars import bars
 from bench.gpu.correctness import judge, selected
 from bench.gpu.measure import Sink
+from bench.suite import kernels as rows
+from bench.suite.cases import Blocks
 from fastbn.engine.triton.engine import Triton
 from fastbn.engine.triton.tuning import LIBRARY, ROLLING, TAPS
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from runs import REPOSITORY, STEPS, at_call, checkpoint, contents, metrics, train
 
-from bench.keep import keep
-from bench.networks import END, START, networks
 from bench.record import histogram, main, relative
+from bench.records.keep import keep
+from bench.records.networks import END, START, networks
 from fastbn.experiments.records import folder_of, load, read
 from fastbn.training import checked_file
 from fastbn.training.checkpoint import load as network_of
@@ -144,7 +144,7 @@ def test_what_lies_there_is_not_overwritten_by_less(kept, tree, tmp_path):
 
 
 def test_a_checkpoint_that_is_too_large_is_left_out_and_said(tree, tmp_path, monkeypatch):
-    monkeypatch.setattr("bench.keep.LARGEST", 1_000)
+    monkeypatch.setattr("bench.records.keep.LARGEST", 1_000)
     (tmp_path / "results").mkdir()
     said = list(keep([tree], tmp_path / "results", tmp_path / "reproduction", tmp_path / "pretrained"))
     assert any("more than the 1,000 that are kept" in line for line in said)
@@ -178,7 +178,7 @@ def test_a_histogram_counts_every_value():
 
 
 def test_every_network_here_has_a_record_and_stands_in_the_table():
-    from bench.networks import table
+    from bench.records.networks import table
 
     text = (REPOSITORY / "pretrained" / "README.md").read_text()
     assert text.split(START)[1].split(END)[0].strip() == table(REPOSITORY / "pretrained")

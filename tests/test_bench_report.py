@@ -14,12 +14,12 @@ import pytest
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # bench/ is not installed
 
+from bench.records.rows import FORMAT, Record, Row
 from bench.report import readme
 from bench.report.__main__ import main, render
 from bench.report.compare import cases, share_of_roofline
 from bench.report.growth import curves
 from bench.report.runs import same_accuracy
-from bench.rows import FORMAT, Record, Row
 from fastbn.errors import UsageError
 from fastbn.page import charts, page
 from fastbn.page.scales import Scale, number

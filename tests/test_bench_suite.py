@@ -14,14 +14,15 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # bench/ is not installed
 
-from bench import clock, costs, gate, guard, kernels, measure, memory, runs  # noqa: E402
-from bench.cases import Blocks, Case, grid  # noqa: E402
-from bench.providers import few, left_out, providers  # noqa: E402
+from bench import guard, memory  # noqa: E402
+from bench.records.rows import Record, Row, load  # noqa: E402
 from bench.report import readme  # noqa: E402
-from bench.rows import Record, Row, load  # noqa: E402
-from bench.scaling import curves  # noqa: E402
-from bench.suite import play  # noqa: E402
-from bench.summary import lines  # noqa: E402
+from bench.suite import clock, costs, gate, kernels, measure, runs  # noqa: E402
+from bench.suite.cases import Blocks, Case, grid  # noqa: E402
+from bench.suite.providers import few, left_out, providers  # noqa: E402
+from bench.suite.scaling import curves  # noqa: E402
+from bench.suite.session import play  # noqa: E402
+from bench.suite.summary import lines  # noqa: E402
 from fastbn.engine.native import build  # noqa: E402
 from fastbn.engine.region import FusedRegion  # noqa: E402
 from fastbn.engine.select import choose  # noqa: E402
@@ -344,7 +345,9 @@ def test_a_cpu_offers_no_provider_of_cudas():
 
 def test_a_gpu_has_every_provider(monkeypatch):
     """By name only: nothing runs."""
-    monkeypatch.setattr("bench.providers.choose", lambda *_: (type("Engine", (), {"name": "triton"}), ""))
+    monkeypatch.setattr(
+        "bench.suite.providers.choose", lambda *_: (type("Engine", (), {"name": "triton"}), "")
+    )
     cuda = torch.device("cuda")
     full = {
         provider.name.removeprefix("stock-full ")

@@ -38,8 +38,8 @@ EARLY = 8  # more, of those that begin early, which keep an address across the w
 
 def compiled(family, dtype, capability, only="", **switches):
     """Each distinct launch's title, form, whether it multiplies, the limit of shared memory and the
-    bench.audit.Cost, and the launch's arguments by the number that PTX gives them; of a process of its own,
-    since where Triton interprets nothing can be compiled."""
+    bench.audit.cost.Cost, and the launch's arguments by the number that PTX gives them; of a process of its
+    own, since where Triton interprets nothing can be compiled."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), *sys.path]))
     asked = pickle.dumps((family, dtype, capability, only, switches))
@@ -57,7 +57,8 @@ def compiled(family, dtype, capability, only="", **switches):
 
 def answer():
     """The other process's part. `only`: a part of the kernels' names, or titles and forms."""
-    from bench.audit import SHARED, compiled_rows
+    from bench.audit.__main__ import SHARED
+    from bench.audit.table import compiled_rows
 
     family, dtype, capability, only, switches = pickle.loads(sys.stdin.buffer.read())
     names = isinstance(only, str)

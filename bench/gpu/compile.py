@@ -23,8 +23,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction, MockTensor
 
+from bench.audit.launches import DTYPES, PRECISIONS
 from bench.gpu.measure import Sink
-from bench.launches import DTYPES, PRECISIONS
 from fastbn import FastBNOnlyResNet
 from fastbn.engine import fused_program, region
 from fastbn.engine.executor import Walks

@@ -20,7 +20,7 @@ from unittest import mock
 
 import torch
 
-from bench.clock import kernel_seconds
+from bench.suite.clock import kernel_seconds
 from fastbn import devices
 from fastbn.engine.select import capability
 

@@ -14,12 +14,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.records.rows import Record, load
 from bench.report import readme
 from bench.report.growth import scaling
 from bench.report.kernels import kernels
 from bench.report.runs import runs
 from bench.report.sections import energy, headline, memory, steps
-from bench.rows import Record, load
 from fastbn.errors import UsageError
 from fastbn.page.page import Html, heading, joined, page, section, table
 from fastbn.page.scales import number

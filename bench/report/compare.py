@@ -9,7 +9,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from bench.rows import Record, Row
+from bench.records.rows import Record, Row
 
 # fastbn; stock with only BatchNorm training, with everything; stock's part of either (a kernel)
 KINDS = ("fastbn", "bn", "all", "")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from bench.records.rows import Record, Row
 from bench.report.compare import KINDS, Case, kind_of, measured
 from bench.report.wording import COLOUR, under
-from bench.rows import Record, Row
-from bench.scaling import exponent, steepest
+from bench.suite.scaling import exponent, steepest
 from fastbn.page.charts import Series, lines
 from fastbn.page.page import NOTHING, Html, figure, figures, paragraph, section
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from bench.records.rows import Record
 from bench.report.compare import Case, cases, kind_of, measured, share_of_roofline
 from bench.report.wording import figure_of, spread, under
-from bench.rows import Record
 from fastbn.page.charts import Bar, ChartValue, Series, bars, roofline
 from fastbn.page.page import (
     ABSENT,

@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.records.rows import Record
 from bench.report.compare import Case, cases
 from bench.report.wording import ALONE, milliseconds
-from bench.rows import Record
 from fastbn.errors import UsageError
 from fastbn.page.scales import number
 

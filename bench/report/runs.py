@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from bench.records.rows import Record, Row
 from bench.report.compare import KINDS, Case, cases, kind_of, measured
 from bench.report.wording import COLOUR, TRAINS, failures, figure_of, under
-from bench.rows import Record, Row
 from fastbn.page.charts import Series, lines
 from fastbn.page.page import ABSENT, Html, figure, heading, joined, paragraph, section, table
 from fastbn.page.scales import number

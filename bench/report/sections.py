@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from bench.records.rows import Record, Row
 from bench.report.compare import Case, cases, kind_of, measured, share_of_roofline
 from bench.report.growth import EXPONENTS, growth
 from bench.report.wording import (
@@ -18,7 +19,6 @@ from bench.report.wording import (
     spread,
     under,
 )
-from bench.rows import Record, Row
 from fastbn.page.charts import Bar, ChartValue, bars
 from fastbn.page.page import (
     ABSENT,

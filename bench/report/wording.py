@@ -3,8 +3,8 @@ provider."""
 
 from __future__ import annotations
 
+from bench.records.rows import Row
 from bench.report.compare import Case, measured
-from bench.rows import Row
 from fastbn.page.page import ABSENT, Html, listing
 from fastbn.page.scales import number
 

@@ -15,9 +15,9 @@ from unittest import mock
 
 import torch
 
+from bench.audit.launches import NETWORKS
 from bench.gpu.layer import Layer, operations
 from bench.gpu.measure import CAPABILITY, Call, free
-from bench.launches import NETWORKS
 from bench.tune.compete import TOLERANCE, called, compete
 from fastbn import FastBNOnlyResNet
 from fastbn.engine.triton import tuning, tuning_table

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from bench import gate
-from bench.cases import Case, Run
-from bench.measure import Measured, admit
-from bench.providers import Provider, few, providers
-from bench.rows import Row
+from bench.records.rows import Row
+from bench.suite import gate
+from bench.suite.cases import Case, Run
+from bench.suite.measure import Measured, admit
+from bench.suite.providers import Provider, few, providers
 from fastbn import fit, freeze, fuse
 from fastbn.data.digits import load_digits
 from fastbn.errors import Stopped

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from bench import kernels, measure, memory, providers, runs
-from bench.cases import Blocks, Case, Grid, Run
-from bench.clock import played
-from bench.costs import machine_rates
-from bench.measure import Measured, Results
-from bench.rows import Record, Row, new
+from bench import memory
+from bench.records.rows import Record, Row, new
+from bench.suite import kernels, measure, providers, runs
+from bench.suite.cases import Blocks, Case, Grid, Run
+from bench.suite.clock import played
+from bench.suite.costs import machine_rates
+from bench.suite.measure import Measured, Results
 
 
 class Suite:

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-from bench import clock, costs, gate
-from bench.cases import Case
-from bench.providers import Provider, Ready, saved_bytes
-from bench.rows import HOPELESS, Row
+from bench.records.rows import HOPELESS, Row
+from bench.suite import clock, costs, gate
+from bench.suite.cases import Case
+from bench.suite.providers import Provider, Ready, saved_bytes
 from fastbn.devices import EnergyMeter
 
 WARM = 2  # steps between the gate and the clock

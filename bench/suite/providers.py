@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.cases import Case
+from bench.suite.cases import Case
 from fastbn import freeze, fuse
 from fastbn.engine import fused_forward
 from fastbn.engine.region import mixed

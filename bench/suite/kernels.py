@@ -26,10 +26,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench import clock, costs
-from bench.cases import Blocks
-from bench.gate import EPS, relative, summing
-from bench.rows import Row
+from bench.records.rows import Row
+from bench.suite import clock, costs
+from bench.suite.cases import Blocks
+from bench.suite.gate import EPS, relative, summing
 from fastbn.engine.interface import BackpropPath, Engine, LazyActivation, Mask, NormTarget, NormVectors
 from fastbn.engine.select import choose
 from fastbn.graph.activations import RELU

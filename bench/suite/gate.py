@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.cases import Case
-from bench.providers import Provider, Ready
+from bench.suite.cases import Case
+from bench.suite.providers import Provider, Ready
 
 EPS = {"fp32": 2.0**-23, "amp-fp16": 2.0**-10, "amp-bf16": 2.0**-7, "bf16": 2.0**-7, "mixed": 2.0**-7}
 SMALL = 0.02  # × fc's weight: logits of order 1 where activations are of order 10

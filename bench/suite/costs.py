@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from bench.cases import Case
-from bench.clock import kernel_seconds
-from bench.providers import Provider
+from bench.suite.cases import Case
+from bench.suite.clock import kernel_seconds
+from bench.suite.providers import Provider
 from fastbn.engine.fused_program import read
 from fastbn.engine.reference import Reference
 from fastbn.engine.region import FusedRegion

@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from bench.networks import write_table
 from bench.record import RESULTS, record, relative
+from bench.records.networks import write_table
 from fastbn.errors import UsageError
 from fastbn.experiments.records import Run, folder_of
 from fastbn.training import checked_file

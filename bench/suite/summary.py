@@ -3,10 +3,10 @@ exponents, the runs."""
 
 from __future__ import annotations
 
-from bench import runs
-from bench.measure import Measured, best
-from bench.rows import Record, Row
-from bench.scaling import curves
+from bench.records.rows import Record, Row
+from bench.suite import runs
+from bench.suite.measure import Measured, best
+from bench.suite.scaling import curves
 
 
 def lines(record: Record) -> list[str]:

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from bench.rows import Row
+from bench.records.rows import Row
 
 AXES = ("depth", "batch_size", "width")
 LEAST = 3  # points of a curve

@@ -1,0 +1,1 @@
+"""What a Triton kernel costs on a GPU that need not be there: compiled, disassembled, counted."""

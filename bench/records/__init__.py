@@ -1,0 +1,1 @@
+"""Records: what was measured, under which conditions, as files of bench/results/."""

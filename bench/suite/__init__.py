@@ -1,0 +1,1 @@
+"""What is measured, side by side: cases, providers, the gate before the clock, the clock, the rows."""
