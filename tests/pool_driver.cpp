@@ -1,11 +1,20 @@
-// Checks the CPU kernels' thread pool by itself. Prints what went wrong and exits with 1; prints nothing and exits with 0.
+// Checks the CPU kernels' threads by themselves: their own, or with an argument "openmp" those of OpenMP.
+// Prints what went wrong and exits with 1; prints nothing and exits with 0.
 #include <sys/wait.h>
 #include <unistd.h>
+#include <cfenv>
 #include <cstdio>
+#include <cstring>
 #include <numeric>
 #include <thread>
 #include <vector>
 #include "parallel.h"
+
+using Function = void (*)(void*);
+extern "C" void fastbn_openmp(void (*parallel)(Function, void*, unsigned, unsigned));
+#ifdef _OPENMP
+extern "C" void GOMP_parallel(Function, void*, unsigned, unsigned);
+#endif
 
 static int check(bool right, const char* what, int n = 0, int threads = 0) {
     if (!right) printf("%s (n %d, threads %d)\n", what, n, threads);
@@ -65,6 +74,30 @@ static int nested() {
     return check(done == 64, "a loop within a loop");
 }
 
+// Loops of one team, with pauses in which its threads fall asleep; the caller's rounding is that of every item, and
+// a thread of OpenMP's has its own again afterwards.
+static int one_team() {
+    int wrong = 0;
+    const int before = std::fegetround();
+    std::fesetround(FE_UPWARD);
+    hold_team(3, [&] {
+        for (int round = 0; round < 50; round++) {
+            if (round % 10 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+            std::atomic<int> items{0}, upward{0};
+            parallel(40, 1 + round % 5, [&](int) { items++, upward += std::fegetround() == FE_UPWARD; });
+            wrong += check(items == 40 && upward == 40, "a loop of a team");
+        }
+    });
+    std::fesetround(before);
+#ifdef _OPENMP
+    std::atomic<int> kept{0};
+#pragma omp parallel num_threads(3)
+    kept += std::fegetround() == before;
+    wrong += check(kept == 3, "a thread of OpenMP's keeps a caller's rounding");
+#endif
+    return wrong;
+}
+
 // The child has none of the parent's threads, whatever they did at that moment.
 static int forked() {
     int wrong = 0;
@@ -90,8 +123,12 @@ static int forked() {
     return wrong;
 }
 
-int main(int argc, char**) {
-    int wrong = every_item_once() + held_up() + several_callers() + nested();
-    if (argc < 2) wrong += forked();  // ThreadSanitizer forbids new threads after a fork of several
+int main(int argc, char** argv) {
+    const auto asked = [&](const char* word) { return argc > 1 && strcmp(argv[1], word) == 0; };
+#ifdef _OPENMP
+    if (asked("openmp")) fastbn_openmp(GOMP_parallel);
+#endif
+    int wrong = every_item_once() + held_up() + several_callers() + nested() + one_team();
+    if (!asked("no fork")) wrong += forked();  // ThreadSanitizer forbids new threads after a fork of several
     return wrong > 0;
 }

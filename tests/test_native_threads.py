@@ -55,6 +55,19 @@ def test_the_pool_by_itself(tmp_path):
     run_driver(tmp_path / "pool")
 
 
+def test_the_threads_of_openmp(tmp_path):
+    if not has_openmp(tmp_path):
+        pytest.skip("the C++ compiler has no OpenMP")
+    run_driver(tmp_path / "pool", "-fopenmp", arguments=("openmp",))
+
+
+def has_openmp(folder: Path) -> bool:
+    empty = folder / "empty.cpp"
+    empty.write_text("int main() {}", encoding="utf-8")
+    command = [*(build.compiler() or []), "-fopenmp", str(empty), "-o", str(folder / "empty")]
+    return subprocess.run(command, capture_output=True, timeout=60).returncode == 0
+
+
 @pytest.mark.slow
 def test_the_pool_has_no_race(tmp_path):
     run_driver(tmp_path / "pool", "-fsanitize=thread", arguments=("no fork",))

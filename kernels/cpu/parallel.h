@@ -1,4 +1,4 @@
-// Loops shared out among threads by a pool of the library's own: no OpenMP, which not every compiler brings.
+// Loops shared out among threads, without a compiler's OpenMP, which not every compiler brings.
 //
 //     parallel(n, threads, [&](int i) { … });          calls f(i) once for each i in [0, n)
 //
@@ -7,6 +7,8 @@
 //         for (int i : mine) { … }
 //         free(work);
 //     });
+//
+//     hold_team(threads, [&] { … });                   the loops within find their threads waiting
 //
 // Which thread takes which item is left to chance, so an item may depend on nothing but its number; sums over items are
 // merged afterwards, in the items' order. Several threads may call at once. An exception in a loop ends the process.
@@ -68,4 +70,12 @@ void parallel(int n, int threads, F f) {
     share_out(n, threads, [&](Share& mine) {
         for (int i : mine) f(i);
     });
+}
+
+// Calls f(data) in the calling thread. Loops that it runs share one team of threads, held from here to the end.
+void hold_team(int threads, void (*f)(void* data), void* data) noexcept;
+
+template <typename F>
+void hold_team(int threads, F f) {
+    hold_team(threads, [](void* f) { (*static_cast<F*>(f))(); }, &f);
 }

@@ -1,6 +1,10 @@
-// The threads behind parallel.h. They are made when a call first asks for that many, wait for the next call for some tens
-// of microseconds, then sleep. A call never waits for a thread that has not begun: what nobody took, the caller does, so
-// that beside other processes a loop takes no longer than in the calling thread alone.
+// The threads behind parallel.h. They wait for the next loop for some tens of microseconds, then sleep. A loop never waits
+// for a thread that has not begun: what nobody took, the caller does, so that beside other processes a loop takes no longer
+// than in the calling thread alone.
+//
+// Where PyTorch brought OpenMP along, the threads are OpenMP's, which serve for as long as a team is held: OpenMP's threads
+// spin for milliseconds after each of PyTorch's operations, and threads of our own would have to share processors with
+// them. Elsewhere, and in a forked process, which has none of OpenMP's threads, they are a pool of the library's own.
 #include <pthread.h>
 #include <signal.h>
 #include <algorithm>
@@ -55,16 +59,26 @@ struct Pool {
     std::vector<Job*> jobs;
     std::atomic<unsigned> published{0};
     int workers = 0, asleep = 0;
-    bool full = false;  // the system gives no more threads
+    bool full = false;    // the system gives no more threads
+    bool closed = false;  // its threads leave
 
     void grow(int to);
-    [[noreturn]] void serve(int id);
+    void serve(int id);
+    void close();
 };
 
-// The process's pool: never destroyed, since its threads outlive every static object. A forked child has none of the
-// threads, and makes a pool anew; it is registered when the library is loaded, before any lock could be held.
+// The process's own pool: never destroyed, since its threads outlive every static object.
 std::atomic<Pool*> current{nullptr};
-[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] { current = nullptr; });
+
+// OpenMP's GOMP_parallel: calls the function in that many threads, and returns when all have.
+using Parallel = void (*)(void (*)(void*), void*, unsigned threads, unsigned flags);
+std::atomic<Parallel> openmp{nullptr};
+std::atomic<bool> forked{false};
+thread_local Pool* team = nullptr;  // of OpenMP's threads, while this thread is one of them
+
+// A forked child has none of the threads, and GNU's OpenMP waits for them there for ever; registered when the library is
+// loaded, before any lock could be held.
+[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] { current = nullptr, openmp = nullptr, team = nullptr, forked = true; });
 
 Pool& pool() {
     Pool* there = current;
@@ -92,6 +106,7 @@ void Pool::grow(int to) {
 void Pool::serve(int id) {
     std::unique_lock lock(mutex);
     for (;;) {
+        if (closed) return;
         const auto open = std::find_if(jobs.begin(), jobs.end(), [](const Job* job) { return job->welcome > 0; });
         if (open == jobs.end()) {
             const unsigned seen = published;
@@ -115,7 +130,48 @@ void Pool::serve(int id) {
     }
 }
 
+void Pool::close() {
+    {
+        std::lock_guard lock(mutex);
+        closed = true, published++;
+    }
+    work.notify_all();
+}
+
+struct Team {
+    void (*f)(void*);
+    void* data;
+    const std::thread::id caller = std::this_thread::get_id();
+    Pool pool{};
+    std::atomic<int> came{0};
+
+    void enter() {
+        team = &pool;
+        if (std::this_thread::get_id() == caller) {
+            f(data);
+            pool.close();
+        } else {
+            std::fenv_t own;
+            std::fegetenv(&own);
+            pool.serve(++came);
+            std::fesetenv(&own);
+        }
+        team = nullptr;
+    }
+};
+
 }  // namespace
+
+extern "C" void fastbn_openmp(Parallel parallel) {
+    if (!forked) openmp = parallel;
+}
+
+void hold_team(int threads, void (*f)(void*), void* data) noexcept {
+    const Parallel parallel = openmp;
+    if (threads < 2 || team || !parallel) return f(data);
+    Team members{f, data};
+    parallel([](void* members) { static_cast<Team*>(members)->enter(); }, &members, static_cast<unsigned>(threads), 0);
+}
 
 void share_out(int n, int threads, void (*body)(void*, Share&), void* f) noexcept {
     if (n <= 0) return;
@@ -127,12 +183,14 @@ void share_out(int n, int threads, void (*body)(void*, Share&), void* f) noexcep
     }
     if (threads == 1) return job.run(0);
 
+    if (!team && openmp) return hold_team(threads, [&] { share_out(n, threads, body, f); });
+
     std::fegetenv(&job.environment);
-    Pool& shared = pool();
+    Pool& shared = team ? *team : pool();
     int sleepers;
     {
         std::lock_guard lock(shared.mutex);
-        shared.grow(threads - 1);
+        if (!team) shared.grow(threads - 1);
         shared.jobs.push_back(&job);
         shared.published++;
         sleepers = std::min(shared.asleep, threads - 1);

@@ -96,6 +96,7 @@ def declare(kernels: ctypes.CDLL) -> None:
     """Tells ctypes what the library's functions take."""
     for name, arguments in ARGUMENTS.items():
         getattr(kernels, name).argtypes = arguments
+    kernels.fastbn_openmp.argtypes, kernels.fastbn_openmp.restype = [POINTER], None
     kernels.fastbn_instructions.restype = ctypes.c_char_p
     kernels.fastbn_play.argtypes = PLAY
 

@@ -29,7 +29,7 @@ from fastbn.engine.interface import (
     ProcessGroup,
     Statistics,
 )
-from fastbn.engine.native import abi, build, weight_layout
+from fastbn.engine.native import abi, build, openmp, weight_layout
 from fastbn.engine.native.algorithms import NAMES, algorithm, choices
 from fastbn.engine.native.program import Programs
 from fastbn.engine.native.tape import Tape
@@ -51,6 +51,7 @@ class Native:
         self.exact = exact  # no Winograd
         self._kernels: Any = build.library()
         abi.declare(self._kernels)
+        self._kernels.fastbn_openmp(openmp.find_parallel())
         self._lanes = self._kernels.fastbn_lanes()
         self.instructions: str = self._kernels.fastbn_instructions().decode()
         self._buffers: Any = Buffers()
