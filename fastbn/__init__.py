@@ -20,6 +20,7 @@ from fastbn.experiments import registry
 from fastbn.version import VERSION
 
 if TYPE_CHECKING:
+    from fastbn import adapt
     from fastbn.analysis.pruning import prune
     from fastbn.data.images import Images
     from fastbn.engine.fuse import fuse
@@ -36,6 +37,7 @@ __version__ = VERSION
 __all__ = [
     "FastBNOnlyResNet",
     "Images",
+    "adapt",
     "explain",
     "fit",
     "fit_replicas",
@@ -53,6 +55,7 @@ __all__ = [
 _HOME = {
     "FastBNOnlyResNet": "models.resnet",
     "Images": "data.images",
+    "adapt": "adapt",
     "explain": "planning.explain",
     "fit": "training.fit",
     "fit_replicas": "training.replicas",
@@ -71,7 +74,8 @@ _HOME = {
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    home = importlib.import_module(f"{__name__}.{_HOME[name]}")
+    return home if name == _HOME[name] else getattr(home, name)
 
 
 def __dir__() -> list[str]:

@@ -18,7 +18,7 @@ FLOORS = (  # from the ground up; docs/architecture.md says what lives where
     {"planning"},
     {"data", "models", "trainable"},
     {"config", "recipe", "saved"},
-    {"training"},
+    {"adapt", "training"},
     {"run"},
     {"", "analysis", "analyze", "doctor", "evaluate", "experiments", "train", "train_xla"},
 )  # fmt: skip
