@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.record import RESULTS
+from bench.records.conditions import RESULTS
 from bench.suite.cases import Case, grid
 from bench.suite.providers import left_out
 from bench.suite.session import SUITE, Suite
@@ -81,4 +81,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(line)
     if config.getoption("--record"):
         config.getoption("--results").mkdir(parents=True, exist_ok=True)
-        terminalreporter.write_line(f"recorded in {record.save('bench', config.getoption('--results'))}")
+        terminalreporter.write_line(
+            f"recorded in {record.save(f'bench-{record.device}', config.getoption('--results'))}"
+        )

@@ -1,19 +1,27 @@
 """python -m bench.guard: fails where fastbn's training step is no longer as much faster than the best of
-stock as bench/floors.json says.
+stock as bench/floors.json says. --measure writes that file's floors anew from what is measured here.
 
-Both are measured here and now, in turn, so that the machine hardly matters. Another process can: a first
-verdict that is a fail is measured again with three times the rounds, and the second counts. Exit code 1, with
-one line, for a fail."""
+Both are timed in turn, round after round, and what counts is the median over the rounds of their ratio: a
+machine that slows down slows both within a round. Another process can still hit one of them: a first verdict
+that is a fail is measured again with three times the rounds, and the second counts. Exit code 1, with one
+line, for a fail.
+
+A floor is 80% of the least ratio that is on record for its case, by device, with versions and date."""
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
+import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from bench.records.conditions import conditions, write
 from bench.suite import measure
 from bench.suite.cases import Case
 from bench.suite.providers import few, likely_best, providers
@@ -22,62 +30,95 @@ from fastbn.engine.select import choose
 
 FLOORS = Path(__file__).with_name("floors.json")
 ROUNDS = (9, 27)  # of the first verdict, and of the second
+SHARE = 0.8  # of what was measured: another run, another machine
 
 
 class Slow(Exception):
     """fastbn is too slow, or wrong, or nothing to compare it with could run."""
 
 
+class Lead(NamedTuple):
+    """How much faster fastbn's step is than the best of stock: a ratio per round."""
+
+    ratios: list[float]
+    said: str  # who took how long
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.ratios)
+
+
+def lead(case: Case, device: torch.device, rounds: int) -> Lead:
+    """Measure fastbn beside stock. Raises Slow where one of them has no figures."""
+    everyone = few(providers(case, device), likely_best(device))
+    found = measure.steps("guard", case, everyone, device, rounds)
+    timed = {name: own for name, own in found.items() if own.row.seconds}
+    fastest = sorted(timed, key=lambda name: timed[name].row.seconds or math.inf)
+    ours = next((name for name in fastest if name.startswith("fastbn")), None)
+    stock = next((name for name in fastest if name.startswith("stock")), None)
+    if ours is None or stock is None:
+        failed = (own.row for own in found.values() if own.row.failed)
+        raise Slow(f"{case.title}: " + "; ".join(f"{row.provider}: {row.failed}" for row in failed))
+    samples = zip(timed[stock].samples, timed[ours].samples, strict=True)
+    said = [f"{name} {1e3 * (timed[name].row.seconds or 0.0):.1f} ms" for name in (ours, stock)]
+    return Lead(
+        [theirs / own for theirs, own in samples], f"{case.title}: {said[0]}, best of stock {said[1]}"
+    )
+
+
 def check(case: Case, floor: float, device: torch.device, rounds: tuple[int, ...] = ROUNDS) -> str:
-    """What was found. Raises Slow where the last verdict is a fail."""
+    """Return what was found. Raises Slow where the last verdict is a fail."""
     said = ""
     for n in rounds:
-        rows = [
-            own.row
-            for own in measure.steps(
-                "step", case, few(providers(case, device), likely_best(device)), device, n
-            ).values()
-        ]
-        ours = [row for row in rows if row.provider.startswith("fastbn") and row.seconds]
-        stock = measure.best(rows)
-        if not ours or stock is None:
-            raise Slow(
-                f"{case.title}: " + "; ".join(f"{row.provider}: {row.failed}" for row in rows if row.failed)
-            )
-        own = min(ours, key=lambda row: row.seconds or 0.0)
-        assert own.seconds and stock.seconds
-        ratio = stock.seconds / own.seconds
-        said = (
-            f"{case.title}: {own.provider} {1e3 * own.seconds:.1f} ms, best of stock "
-            f"{1e3 * stock.seconds:.1f} ms ({stock.provider}): "
-            f"{ratio:.2f}×, floor {floor:.2f}×, {n} rounds"
-        )
-        if ratio >= floor:
+        found = lead(case, device, n)
+        said = f"{found.said}: {found.median:.2f}×, floor {floor:.2f}×, {n} rounds"
+        if found.median >= floor:
             return said
         if n != rounds[-1]:
             print(f"guard: measured again, with {rounds[-1]} rounds: {said}", file=sys.stderr)
     raise Slow(said)
 
 
-def main(floors: Path = FLOORS, rounds: tuple[int, ...] = ROUNDS) -> int:
+def measured(entry: dict[str, Any], case: Case, device: torch.device, rounds: int) -> dict[str, Any]:
+    """Return an entry of floors.json with this device's figure in it, and the floor that follows."""
+    found = lead(case, device, rounds)
+    low, _, high = statistics.quantiles(found.ratios, n=4, method="inclusive")
+    figure = {"ratio": round(found.median, 3), "q1": round(low, 3), "q3": round(high, 3), "rounds": rounds}
+    own = figure | conditions(device)
+    others = [other for other in entry.get("measured", []) if other["device"] != own["device"]]
+    figures = [*others, own]
+    least = math.floor(100 * SHARE * min(each["ratio"] for each in figures)) / 100
+    print(f"guard: {found.said}: {found.median:.2f}×, {rounds} rounds: floor {least:.2f}×")
+    return {**entry, "floor": least, "measured": figures}
+
+
+def main(
+    arguments: Sequence[str] | None = None, floors: Path = FLOORS, rounds: tuple[int, ...] = ROUNDS
+) -> int:
+    """Hold every floor of this device's engine, or measure it; return the exit code."""
+    parser = argparse.ArgumentParser("python -m bench.guard", description="Holds the floors of speed.")
+    parser.add_argument("--measure", action="store_true", help="write bench/floors.json from this machine")
+    asked = parser.parse_args(arguments)
     device = choose_device("auto")
     engine, why = choose("auto", device, torch.float32)
     assert engine is not None
-    kept: list[dict[str, Any]] = json.loads(floors.read_text(encoding="utf-8")).get(engine.name, [])
+    body: dict[str, Any] = json.loads(floors.read_text(encoding="utf-8"))
+    kept: list[dict[str, Any]] = body.get(engine.name, [])
     if not kept:
         print(f"guard: {floors.name} keeps no floor for the {engine.name} engine ({why}): nothing to hold")
-    for entry in kept:
-        settings = dict(entry)
-        floor = settings.pop("floor")
+    for place, entry in enumerate(kept):
+        case = Case(**{name: value for name, value in entry.items() if name not in ("floor", "measured")})
         try:
-            print(f"guard: {check(Case(**settings), floor, device, rounds)}")
+            if asked.measure:
+                kept[place] = measured(entry, case, device, rounds[-1])
+            else:
+                print(f"guard: {check(case, entry['floor'], device, rounds)}")
         except Slow as slow:
-            print(
-                f"guard failed: {slow}; find what slowed it down, or lower the floor in bench/{floors.name} "
-                "and say why",
-                file=sys.stderr,
-            )
+            remedy = f"find what slowed it down, or lower the floor in bench/{floors.name} and say why"
+            print(f"guard failed: {slow}; {remedy}", file=sys.stderr)
             return 1
+    if asked.measure:
+        write(floors, body)
     return 0
 
 

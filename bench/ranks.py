@@ -11,18 +11,16 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench.record import RESULTS, conditions
+from bench.records.rows import Row, new
+from bench.suite.cases import Case, pixels
+from bench.suite.process import told
 from fastbn import FastBNOnlyResNet, devices
 from fastbn.data.feed import Resident
-from fastbn.data.images import Images
 from fastbn.planning import precision
 from fastbn.planning.explain import explain
 from fastbn.recipe import Recipe
@@ -35,22 +33,14 @@ from fastbn.training.totals import Totals
 WARM = 3  # steps: they pack, compile, record
 
 
-def images(count: int, size: int) -> Images:
-    draw = torch.Generator().manual_seed(0)
-    return Images(
-        torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=draw),
-        torch.arange(count) % 10,
-    )
-
-
 def measure(asked: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
-    """In each rank: seconds of a step, and who carried it out."""
+    """Return, in each rank, the seconds of a step, and the engine that ran it."""
     device = devices.choose_device("auto")
     model = FastBNOnlyResNet(asked.depth).to(device).train()
     automatic = precision.automatic("auto", device)
     batch = asked.batch_size * (ranks.count if asked.weak else 1)
     recipe = Recipe(batch_size=batch, sync_bn=asked.sync_bn).resolved(1, automatic)
-    source = Resident(images(batch, asked.size).to(device))
+    source = Resident(pixels(batch, asked.size).to(device))
     agree.check(ranks, source, recipe)
     step = TrainingStep(model, source, recipe, ranks)
     agree.start(step, None)
@@ -67,46 +57,19 @@ def measure(asked: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
         step.exchange.finish()
         bool(totals.finite)
         seconds = (time.perf_counter() - start) / asked.steps
-    found = {
-        "seconds": seconds,
-        "images_per_second": batch / seconds,
-        "batch": batch,
-        "threads": torch.get_num_threads(),
-    }
-    return found | {
-        "engine": explain(model).engine,
-        "bytes": message_bytes(len(step.flat.vector)),
-        "precision": automatic,
-    }
+    found = {"seconds": seconds, "images_per_second": batch / seconds, "batch": batch}
+    found |= {"threads": torch.get_num_threads(), "engine": explain(model).engine}
+    return found | {"bytes": message_bytes(len(step.flat.vector)), "precision": automatic}
 
 
 def fresh(asked: argparse.Namespace, ranks: int) -> dict[str, Any]:
-    """The same by torchrun's processes, the first of which prints it as one line."""
-    threads = str(max(1, asked.threads // ranks))
-    numbers = {
-        "depth": asked.depth,
-        "batch-size": asked.batch_size,
-        "size": asked.size,
-        "steps": asked.steps,
-        "threads": threads,
-    }
-    options = [word for name, value in numbers.items() for word in (f"--{name}", str(value))]
+    """Return the same by torchrun's processes, the first of which tells it."""
+    numbers = {"depth": asked.depth, "batch-size": asked.batch_size, "size": asked.size}
+    numbers |= {"steps": asked.steps, "threads": max(1, asked.threads // ranks)}
+    options = [word for name, value in numbers.items() for word in (f"--{name}", value)]
     options += ["--weak"] * asked.weak + ["--sync-bn"] * asked.sync_bn
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc-per-node={ranks}",
-        "-m",
-        "bench.ranks",
-        "--only",
-    ]
-    done = subprocess.run(
-        [*command, *options], stdout=subprocess.PIPE, text=True, check=True, cwd=Path(__file__).parent.parent
-    )
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    torchrun = ("torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m")
+    return told(*torchrun, "bench.ranks", "--only", *options)
 
 
 def main() -> None:
@@ -114,23 +77,16 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=32)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--size", type=int, default=32, help="of the images")
-    parser.add_argument(
-        "--ranks",
-        default="1,2",
-        help="counts, separated by commas; the first is what the others are set beside",
-    )
+    what = "counts, separated by commas; the first is what the others are set beside"
+    parser.add_argument("--ranks", default="1,2", help=what)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of all ranks together")
     parser.add_argument("--steps", type=int, default=10, help="timed ones")
-    parser.add_argument(
-        "--repeats", type=int, default=5, help="starts a count, taken in turn; their median counts"
-    )
+    what = "starts per count, taken in turn; their median counts"
+    parser.add_argument("--repeats", type=int, default=5, help=what)
     parser.add_argument("--weak", action="store_true", help="--batch-size is each rank's own")
     parser.add_argument("--sync-bn", action="store_true")
-    parser.add_argument(
-        "--only",
-        action="store_true",
-        help="as one of torchrun's ranks: the first prints its figures as a line of JSON",
-    )
+    what = "as one of torchrun's ranks: the first prints its figures as a line of JSON"
+    parser.add_argument("--only", action="store_true", help=what)
     asked = parser.parse_args()
     if asked.only:
         torch.set_num_threads(asked.threads)
@@ -139,33 +95,35 @@ def main() -> None:
             if ranks.first:
                 print(json.dumps(found))
         return
-    said = conditions(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    counts = [int(part) for part in asked.ranks.split(",")]
-    rows: list[dict[str, Any]] = [{"ranks": count, "runs": []} for count in counts]
+    record = new(device=devices.choose_device("auto"))
+    runs: dict[int, list[dict[str, Any]]] = {int(part): [] for part in asked.ranks.split(",")}
     for _ in range(asked.repeats):
-        for row in rows:
-            row["runs"].append(fresh(asked, row["ranks"]))
+        for count, every in runs.items():
+            every.append(fresh(asked, count))
     print(
         f"{'ranks':>6}{'threads':>9}{'batch':>8}{'ms a step':>12}{'least … most':>18}"
         f"{'images/s':>12}{'of the first':>14}"
     )
-    for row in rows:
-        times = [run["seconds"] for run in row["runs"]]
-        row |= {key: row["runs"][0][key] for key in ("threads", "batch", "engine", "bytes", "precision")}
-        row["seconds"] = statistics.median(times)
-        row["images_per_second"] = row["batch"] / row["seconds"]
-        row["of_first"] = round(row["images_per_second"] / rows[0]["images_per_second"], 3)
-        spread = f"{min(times) * 1e3:.1f} … {max(times) * 1e3:.1f}"
-        print(
-            f"{row['ranks']:6}{row['threads']:9}{row['batch']:8}{row['seconds'] * 1e3:12.1f}{spread:>18}"
-            f"{row['images_per_second']:12,.0f}{row['of_first']:14.2f}"
+    first = 0.0
+    for count, every in runs.items():
+        times, own = [run["seconds"] for run in every], every[0]
+        case = Case(asked.depth, own["batch"], asked.size).title
+        row = Row(
+            level="ranks", case=case, provider=f"{count} ranks", trains="bn", precision=own["precision"]
         )
-    names = ("depth", "batch_size", "size", "weak", "sync_bn", "steps")
-    record = {name: getattr(asked, name) for name in names} | said | {"rows": rows}
+        row.depth, row.batch_size, row.size = asked.depth, own["batch"], asked.size
+        row.seconds, row.n = statistics.median(times), len(times)
+        rate = own["batch"] / row.seconds
+        first = first or rate
+        settings = {name: getattr(asked, name) for name in ("weak", "sync_bn", "steps")}
+        row.more = settings | {key: own[key] for key in ("threads", "engine", "bytes")}
+        row.more |= {"ranks": count, "runs": every, "of_first": round(rate / first, 3)}
+        record.rows.append(row)
+        spread = f"{min(times) * 1e3:.1f} … {max(times) * 1e3:.1f}"
+        head = f"{count:6}{own['threads']:9}{own['batch']:8}{row.seconds * 1e3:12.1f}{spread:>18}"
+        print(f"{head}{rate:12,.0f}{rate / first:14.2f}")
     network = f"resnet{asked.depth}-{asked.size}px-b{asked.batch_size}"
-    name = f"ranks-{network}-{rows[0]['engine']}-{said['date']}.json"
-    (RESULTS / name).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print(RESULTS / name)
+    print(record.save(f"ranks-{network}-{own['engine']}"))
 
 
 if __name__ == "__main__":

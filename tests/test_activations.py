@@ -7,11 +7,12 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import frozen_convolutions, images
-from operations import activation, affine, norm
-from oracle import assert_like_stock, assert_same, error, fused, run, stock
+from nets import frozen_convolutions
 from torch import nn
 
+from bench.oracle.networks import images
+from bench.oracle.operations import activation, affine, norm
+from bench.oracle.stock import assert_like_stock, assert_same, error, fused, run, stock
 from fastbn.engine import fused_program
 from fastbn.engine.interface import LazyActivation, Mask
 from fastbn.engine.native import build

@@ -5,9 +5,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from nets import images, resnet
+from nets import resnet
 from runs import digits, train
 
+from bench.oracle.networks import images
 from fastbn.analysis import affine as values
 from fastbn.analysis import axes
 from fastbn.analysis.features import filters

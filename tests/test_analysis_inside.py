@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import images, norms, resnet, scattered
+from nets import resnet
 from runs import digits
 from torch import nn
 
 import fastbn
+from bench.oracle.networks import images, norms, scattered
 from fastbn.analysis import affine as values
 from fastbn.analysis.features import feature_maps, filters
 from fastbn.analysis.firing import exciting, firing

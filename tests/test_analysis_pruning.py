@@ -6,11 +6,12 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import images, norms, resnet, scattered
-from oracle import error
+from nets import resnet
 from torch import nn
 
 import fastbn
+from bench.oracle.networks import images, norms, scattered
+from bench.oracle.stock import error
 from fastbn.analysis.pruning import masked, prune
 from fastbn.analysis.thresholds import arrays, by_threshold, flops
 from fastbn.data.digits import load_digits

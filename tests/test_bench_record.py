@@ -7,9 +7,12 @@ import pytest
 import torch
 from runs import REPOSITORY, STEPS, at_call, checkpoint, contents, metrics, train
 
-from bench.record import histogram, main, relative
+from bench.record import main
+from bench.records import rows
+from bench.records.conditions import RESULTS
 from bench.records.keep import keep
 from bench.records.networks import END, START, networks
+from bench.records.runs import histogram, relative
 from fastbn.experiments.records import folder_of, load, read
 from fastbn.training import checked_file
 from fastbn.training.checkpoint import load as network_of
@@ -185,3 +188,44 @@ def test_every_network_here_has_a_record_and_stands_in_the_table():
     assert len(networks(REPOSITORY / "pretrained", read([REPOSITORY / "bench" / "results"]))) == text.count(
         "| `"
     )
+
+
+def test_every_record_that_is_kept_can_be_read():
+    """Those of formats before today's too: their conditions, and a figure in every row."""
+    kept = sorted(RESULTS.glob("*.json"))
+    assert len(kept) > 30
+    for path in kept:
+        if path.name.startswith("run-"):
+            assert load(path).finished
+        elif path.name.startswith("runs-"):
+            found = json.loads(path.read_text(encoding="utf-8"))
+            assert found["config"]["depth"] and found["date"]
+            assert all(row["device"] and row["versions"] and 0 < row["mean"] <= 1 for row in found["devices"])
+        else:
+            (record,) = rows.load([path])
+            assert record.rows and {"device", "versions", "commit", "date"} <= record.conditions.keys(), path
+            for row in record.rows:
+                told = row.failed, row.seconds, row.peak_memory_bytes
+                assert any(told) and row.level in rows.LEVELS and row.provider and row.case, path
+
+
+def test_records_from_before_the_format(tmp_path):
+    """Figures of the README, as the files hold them."""
+    found = {
+        path.stem: rows.load([path])[0].rows for path in RESULTS.glob("*.json") if "run" not in path.name
+    }
+    memory = {row.provider: row for row in found["memory-resnet32-32px-b128-native-2026-11-21"]}
+    assert round(memory["fastbn native"].peak_memory_bytes / 1e6) == 224
+    (whole, cut) = found["plan-resnet110-cpu-2026-11-21"]
+    assert whole.provider == "whole" and round(1e3 * cut.seconds) == 511
+    assert round(cut.peak_memory_bytes / 1e6) == 394 and round(cut.more["predicted_bytes"] / 1e6) == 341
+    assert [row.provider for row in found["ranks-resnet32-32px-b128-native-2026-11-21"]] == [
+        "1 ranks",
+        "2 ranks",
+    ]
+    steps = found["step-resnet56-32px-b128-native-2026-11-21"]
+    assert {row.trains for row in steps if row.provider.startswith("stock-full")} == {"all"}
+    assert all(row.q1 <= row.seconds <= row.q3 and row.n for row in steps)
+    (tmp_path / "x.json").write_text('{"format": 7, "rows": []}')
+    with pytest.raises(ValueError, match="not a benchmark record of format"):
+        rows.load([tmp_path / "x.json"])

@@ -211,7 +211,7 @@ def test_exponents_are_fitted_and_crossing_sweeps_are_not_curves():
     found = curves([record(*SCALING)], ["scaling"], "depth", "seconds")
     assert list(found) == [(1, "batch 128")]
     (curve,) = found[1, "batch 128"]
-    assert curve.exponent() == pytest.approx(1.5) and curve.steepest() == pytest.approx(1.5)
+    assert curve.exponent == pytest.approx(1.5) and curve.steepest == pytest.approx(1.5)
     said = words(render([record(*SCALING)]))
     assert "fastbn native ∝ x^1.50 (≤ 1.50)" in said
     assert "Peak memory against batch, at depth 56" in said and "fastbn native ∝ x^1.00 (≤ 1.00)" in said
@@ -223,7 +223,7 @@ def test_a_cliff_shows_in_the_steepest():
         for d, s in ((10, 1.0), (20, 2.0), (40, 16.0))
     ]
     ((curve,),) = curves([record(*rows)], ["scaling"], "depth", "seconds").values()
-    assert curve.steepest() == pytest.approx(3.0) and curve.exponent() == pytest.approx(2.0)
+    assert curve.steepest == pytest.approx(3.0) and curve.exponent == pytest.approx(2.0)
 
 
 def test_full_training_to_the_same_accuracy():

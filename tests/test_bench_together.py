@@ -7,6 +7,7 @@ import torch
 from runs import train
 
 from bench import record
+from bench.records.conditions import conditions
 from fastbn import devices
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -39,7 +40,7 @@ def test_a_device_is_named_with_its_instruction_set(runs, monkeypatch):
             )
             assert devices.describe(cpu) == f"A CPU, {said}, 1 thread"
     assert summary(runs[0])["device"] == devices.describe(cpu)
-    assert record.conditions()["device"] == devices.describe(cpu)
+    assert conditions()["device"] == devices.describe(cpu)
 
 
 def test_one_record_of_several_runs(runs, tmp_path, capsys):

@@ -16,10 +16,11 @@ if torch.cuda.is_available():
         "it would measure this GPU for minutes; bench/gpu_check.sh is for that", allow_module_level=True
     )
 
-from nets import flip_free, images, resnet
-from operations import Case
-from oracle import error, flat_gradient, run
+from nets import resnet
 
+from bench.oracle.networks import flip_free, images
+from bench.oracle.operations import Case
+from bench.oracle.stock import error, flat_gradient, run
 from bench.tune import __main__ as command
 from bench.tune import compete, convolutions, launches, rolling
 from fastbn import explain, fuse

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 from counted import Counted
-from nets import images, resnet
+from nets import resnet
 
+from bench.oracle.networks import images
 from fastbn.engine.fused_program import read
 from fastbn.engine.recomputation import Recompute, recomputing, spans
 from fastbn.engine.select import choose

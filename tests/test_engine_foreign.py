@@ -5,10 +5,11 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import frozen_convolutions, images
-from oracle import assert_like_stock, assert_same, error, fused, run, stock, tolerance
+from nets import frozen_convolutions
 from torch import nn
 
+from bench.oracle.networks import images
+from bench.oracle.stock import assert_like_stock, assert_same, error, fused, run, stock, tolerance
 from fastbn.engine import fuse
 from fastbn.models.export import to_torch
 from fastbn.planning.explain import explain

@@ -5,10 +5,11 @@ import copy
 
 import pytest
 import torch
-from nets import chain, flip_free, images, norms, resnet
-from oracle import assert_like_stock, error, flat_gradient, fused, run, stock, tolerance
+from nets import chain, resnet
 from torch import nn
 
+from bench.oracle.networks import flip_free, images, norms
+from bench.oracle.stock import assert_like_stock, error, flat_gradient, fused, run, stock, tolerance
 from fastbn.planning.explain import explain
 
 NETS = [  # depth, width, family, batch, height, width

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from habits import Habits, arguments, change
-from nets import frozen_convolutions, images
-from oracle import error
+from nets import frozen_convolutions
 
+from bench.oracle.networks import images
+from bench.oracle.stock import error
 from fastbn.engine import fuse
 from fastbn.graph.trace.outputs import leaves
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from counted import Counted
-from nets import images, resnet
+from nets import resnet
 
+from bench.oracle.networks import images
 from fastbn.engine import fuse, fused_forward
 from fastbn.engine.recomputation import Recompute, recomputing
 from fastbn.engine.select import choose

@@ -7,11 +7,12 @@ import threading
 
 import pytest
 import torch
-from nets import chain, images, resnet
-from oracle import upstream
+from nets import chain, resnet
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from bench.oracle.networks import images
+from bench.oracle.stock import upstream
 from fastbn import freeze, fuse
 from fastbn.engine import walk
 from fastbn.engine.executor import KEYS, Walks

@@ -7,10 +7,11 @@ import gc
 
 import pytest
 import torch
-from nets import images, resnet
-from oracle import assert_same, fused, run, stock, tolerance, upstream
+from nets import resnet
 from torch.utils.checkpoint import checkpoint
 
+from bench.oracle.networks import images
+from bench.oracle.stock import assert_same, fused, run, stock, tolerance, upstream
 from fastbn.engine.executor import KEYS, Graphs, Recorded, uncollected
 from fastbn.engine.fuse import fused_forward
 from fastbn.engine.reference import Reference

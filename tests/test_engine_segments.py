@@ -6,10 +6,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import chain, images, norms, resnet
-from oracle import assert_same, fused, run
+from nets import chain, resnet
 from torch import nn
 
+from bench.oracle.networks import images, norms
+from bench.oracle.stock import assert_same, fused, run
 from fastbn import explain
 from fastbn.engine.recomputation import Recompute, cuts, recomputing, spans
 

@@ -9,9 +9,9 @@ import itertools
 
 import pytest
 import torch
-from nets import images
 from torch import nn
 
+from bench.oracle.networks import images
 from fastbn import FastBNOnlyResNet, freeze
 from fastbn.engine.reference import Reference
 from fastbn.graph.activations import IDENTITY, RELU

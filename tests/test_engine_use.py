@@ -9,11 +9,12 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import chain, images, norms, resnet
-from oracle import assert_like_stock, assert_same, error, fused, run, stock, tolerance, upstream
+from nets import chain, resnet
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from bench.oracle.networks import images, norms
+from bench.oracle.stock import assert_like_stock, assert_same, error, fused, run, stock, tolerance, upstream
 from fastbn.engine import fuse, fused_forward
 from fastbn.errors import MachineError, UsageError
 from fastbn.models.resnet import FastBNOnlyResNet

@@ -10,12 +10,13 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import frozen_convolutions, images
-from oracle import assert_same, fused, run, stock, tolerance
+from nets import frozen_convolutions
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim.swa_utils import update_bn
 
+from bench.oracle.networks import images
+from bench.oracle.stock import assert_same, fused, run, stock, tolerance
 from fastbn.engine import fuse, fused_forward
 from fastbn.graph.trace import tracer as tracing
 from fastbn.planning.explain import explain

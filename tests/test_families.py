@@ -6,10 +6,11 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import flip_free, frozen_convolutions, images, norms
-from oracle import assert_like_stock, assert_same, error, flat_gradient, fused, run, stock
+from nets import frozen_convolutions
 from torch import nn
 
+from bench.oracle.networks import flip_free, images, norms
+from bench.oracle.stock import assert_like_stock, assert_same, error, flat_gradient, fused, run, stock
 from fastbn.engine.native import build
 from fastbn.planning.explain import explain
 

@@ -7,11 +7,12 @@ import sys
 
 import pytest
 import torch
-from nets import images, norms, resnet
-from oracle import error
+from nets import resnet
 from torch import nn
 
 import fastbn
+from bench.oracle.networks import images, norms
+from bench.oracle.stock import error
 from fastbn.analysis.pruning import prune
 from fastbn.errors import MachineError, UsageError
 

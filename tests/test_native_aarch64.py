@@ -8,9 +8,10 @@ import shutil
 import pytest
 import torch
 from emulated import Emulated, build_driver
-from operations import check_forward, check_gradient, error, two_paths
 from test_native_operations import CASES, STORED, TOLERANCE
 
+from bench.oracle.errors import relative
+from bench.oracle.operations import check_forward, check_gradient, two_paths
 from fastbn.engine.native import build
 
 CROSS, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
@@ -62,4 +63,4 @@ def test_gradient(engine, case, masked, dtype):
 
 def test_two_paths_and_three_added_terms(engine):
     found, expected = two_paths(engine)
-    assert error(found, expected) < TOLERANCE
+    assert relative(found, expected) < TOLERANCE

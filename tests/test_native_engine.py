@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from nets import flip_free, images, resnet
-from oracle import error, flat_gradient, fused, run, stock
+from nets import resnet
 
+from bench.oracle.networks import flip_free, images
+from bench.oracle.stock import error, flat_gradient, fused, run, stock
 from fastbn import FastBNOnlyResNet, explain, fuse
 from fastbn.engine import select
 from fastbn.engine.buffers import Buffers

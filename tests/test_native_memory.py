@@ -7,9 +7,10 @@ import math
 
 import pytest
 import torch
-from nets import flip_free, images, resnet
-from oracle import error, flat_gradient, run, stock
+from nets import resnet
 
+from bench.oracle.networks import flip_free, images
+from bench.oracle.stock import error, flat_gradient, run, stock
 from fastbn import FastBNOnlyResNet, explain, fuse
 from fastbn.engine import select
 from fastbn.engine.native import algorithms, build

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from operations import Case, activation, affine, draw, source, target
 
+from bench.oracle.operations import Case, activation, affine, draw, source, target
 from fastbn.engine.interface import BackpropPath as Way
 from fastbn.engine.interface import LazyActivation, Mask
 from fastbn.engine.native import build

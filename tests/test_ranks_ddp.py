@@ -8,12 +8,13 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from nets import flip_free, images, resnet
-from oracle import error, tolerance
+from nets import resnet
 from ranks import together
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from bench.oracle.networks import flip_free, images
+from bench.oracle.stock import error, tolerance
 from fastbn.engine import fuse
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]

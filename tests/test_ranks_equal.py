@@ -7,10 +7,10 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import flip_free
 from ranks import together
 from runs import digits, network
 
+from bench.oracle.networks import flip_free
 from fastbn.data.feed import Resident
 from fastbn.engine import fuse
 from fastbn.engine.recomputation import Recompute, recomputing

@@ -7,9 +7,10 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import norms, resnet
-from oracle import error
+from nets import resnet
 
+from bench.oracle.networks import norms
+from bench.oracle.stock import error
 from fastbn import fuse
 from fastbn.data.feed import Resident
 from fastbn.data.images import Images

@@ -7,10 +7,11 @@ import copy
 import interpreted
 import pytest
 import torch
-from nets import chain, flip_free, images, norms, resnet
-from oracle import error, flat_gradient, fused, run, stock
+from nets import chain, resnet
 from torch import nn
 
+from bench.oracle.networks import flip_free, images, norms
+from bench.oracle.stock import error, flat_gradient, fused, run, stock
 from fastbn import FastBNOnlyResNet, explain
 from fastbn.engine.region import mixed as storage
 from fastbn.engine.triton.tuning import LIBRARY, ROLLING, TAPS

@@ -3,13 +3,15 @@ on odd shapes."""
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 
 import interpreted  # first: it decides whether these tests can run
 import pytest
 import torch
-from operations import (
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bench.oracle.errors import relative
+from bench.oracle.operations import (
     MASKS,
     SOURCES,
     Case,
@@ -18,15 +20,13 @@ from operations import (
     check_forward,
     check_gradient,
     draw,
-    error,
     norm,
     rows,
     source,
     target,
     two_paths,
 )
-from torch.utils._python_dispatch import TorchDispatchMode
-
+from bench.oracle.triton_cases import CASES, Routed
 from fastbn.engine.interface import BackpropPath, LazyActivation, Mask
 from fastbn.engine.triton import tuning
 from fastbn.engine.triton.engine import Triton
@@ -39,40 +39,6 @@ if interpreted.DEVICE != "cpu":
 
 # half: one rounding of y, 2⁻¹¹, and of what it is made of
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3}
-
-
-@dataclasses.dataclass(frozen=True)
-class Routed(Case):
-    by: str = TAPS
-
-
-CASES = [
-    Routed("the CIFAR stem, three channels as one axis with the taps", 2, 6, 5, 3, 16),
-    Routed("channels that are no multiple of 16", 2, 5, 7, 24, 40),
-    Routed("more channels than a block reads and writes", 1, 4, 3, 72, 80),
-    Routed("channels that are no multiple of 8: z is formed beforehand", 2, 3, 4, 12, 20),
-    Routed("a projection's 3×3, both extents odd", 2, 7, 5, 16, 32, stride=2),
-    Routed("the same, both extents even", 1, 6, 8, 16, 32, stride=2),
-    Routed(
-        "a projection's 1×1, which reads every other pixel", 2, 5, 7, 16, 32, kernel=1, stride=2, padding=0
-    ),
-    Routed("a bottleneck's 1×1", 2, 3, 5, 32, 16, kernel=1, padding=0),
-    Routed("the ImageNet stem", 1, 9, 11, 3, 16, kernel=7, stride=2, padding=3),
-    Routed("one pixel", 3, 1, 1, 16, 32),
-    Routed("a dilated kernel, padded beyond its reach", 1, 6, 5, 8, 8, padding=2, dilation=2),
-    Routed("stride 3, kernel 5", 1, 9, 10, 8, 8, kernel=5, stride=3, padding=2),
-    Routed("no padding: some pixels belong to no output", 1, 6, 5, 16, 16, padding=0),
-    Routed("rolling pairs, nothing a multiple of anything", 3, 7, 5, 16, 16, by=ROLLING),
-    Routed("rolling pairs, several images a program", 5, 8, 8, 16, 16, by=ROLLING),
-    Routed("rolling pairs, several strips a row", 1, 5, 37, 16, 16, by=ROLLING),
-    Routed("rolling pairs, 32 channels", 2, 6, 9, 32, 32, by=ROLLING),
-    Routed("rolling single pixels, 64 channels", 2, 5, 6, 64, 64, by=ROLLING),
-    Routed("rolling, one pixel", 2, 1, 1, 16, 16, by=ROLLING),
-    Routed("rolling pairs, every program full", 4, 8, 8, 16, 16, by=ROLLING),
-    Routed("rolling single pixels, every program full", 2, 8, 8, 64, 64, by=ROLLING),
-    Routed("groups, by the library", 2, 5, 4, 24, 24, groups=3, by=LIBRARY),
-    Routed("many channels, by the library", 1, 3, 4, 136, 144, stride=2, by=LIBRARY),
-]
 
 
 def engine_for(case: Routed) -> Triton:
@@ -111,7 +77,7 @@ def test_frozen_statistics(by):
 @pytest.mark.parametrize("by", [TAPS, LIBRARY])
 def test_two_paths_and_three_added_terms(by):
     found, expected = two_paths(Triton(by=by))
-    assert error(found, expected) < 2e-6
+    assert relative(found, expected) < 2e-6
 
 
 @pytest.mark.parametrize(
@@ -135,8 +101,8 @@ def test_statistics_of_a_large_mean(by):
     engine.ready(wanted.norm)
     mean, rstd, _, _ = wanted.norm.vectors
     assert (
-        error(mean, rows(y).mean(0)) < 1e-7
-        and error(rstd, (rows(y).var(0, correction=0) + 1e-5).rsqrt()) < 1e-5
+        relative(mean, rows(y).mean(0)) < 1e-7
+        and relative(rstd, (rows(y).var(0, correction=0) + 1e-5).rsqrt()) < 1e-5
     )
 
 
@@ -221,7 +187,7 @@ def test_who_settles_makes_no_difference(batch, momentum, monkeypatch):
         assert int(first.module.num_batches_tracked) == batch
     assert not any(t.isnan().any() for t in results[0])
     assert all(
-        torch.equal(a, b) if a.dtype == torch.int64 else error(a, b) < 1e-5
+        torch.equal(a, b) if a.dtype == torch.int64 else relative(a, b) < 1e-5
         for a, b in zip(*results, strict=True)
     )
 

@@ -10,8 +10,9 @@ import sys
 import interpreted
 import pytest
 import torch
-from nets import images, resnet
+from nets import resnet
 
+from bench.oracle.networks import images
 from fastbn import command, fuse
 from fastbn.engine import select
 from fastbn.engine.triton import probes, self_check

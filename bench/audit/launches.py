@@ -1,10 +1,11 @@
-"""The Triton engine's launches of a training step, without a GPU: it walks a network on fake tensors, and
-what it launches is noted."""
+"""The Triton engine's launches of a training step, without a GPU: the engine walks a network on fake
+tensors, and each launch is noted."""
 
 from __future__ import annotations
 
+import collections
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -32,7 +33,7 @@ BATCH = 128  # a multiple of 16, like the usual ones: an argument's divisibility
 
 @dataclass(frozen=True)
 class Launch:
-    """What one launch asks of the compiler."""
+    """One launch, as the compiler sees it."""
 
     kernel: Any
     signature: tuple[tuple[str, str], ...]  # of the arguments that are no constants
@@ -43,12 +44,12 @@ class Launch:
         return dict(self.constexprs).get(name)
 
     def reads(self, name: str) -> bool:
-        """Whether this argument is a tensor."""
+        """Tell whether this argument is a tensor."""
         return dict(self.signature).get(name, "").startswith("*")
 
 
 def launch(kernel: Any, given: dict[str, Any]) -> Launch:
-    """As Triton's own launcher tells what is compiled for these arguments."""
+    """Return the launch as Triton's own launcher tells what is compiled for these arguments."""
     constants = {p.name for p in kernel.params if p.is_constexpr}
     loose = {p.name for p in kernel.params if p.do_not_specialize or p.do_not_specialize_on_alignment}
     signature, constexprs = [], []
@@ -67,7 +68,7 @@ def launch(kernel: Any, given: dict[str, Any]) -> Launch:
 
 
 def kind(value: Tensor | float) -> str:
-    """An argument's type, with :16 where its alignment is known."""
+    """Return an argument's type, with :16 where its alignment is known."""
     if isinstance(value, Tensor):
         aligned = value.storage_offset() * value.element_size() % 16 == 0
         assert aligned, "compile_and_count takes pointers to be aligned"
@@ -80,33 +81,40 @@ def kind(value: Tensor | float) -> str:
 
 
 def launches(family: str, dtype: str, capability: int, **switches: bool) -> dict[Launch, int]:
-    """A step's distinct launches, in order, and how many of each there are. switches: `dependent`, as
+    """Return a step's distinct launches, in order, and how many of each there are. switches: `dependent`, as
     tuning_table has it; off."""
-    found: dict[Launch, int] = {}
-    for depth, size in NETWORKS[family]:
-        model = FastBNOnlyResNet(depth, family=family, engine="stock")
-        model.fc = nn.Identity()  # which stays PyTorch's, and asks for its own dtype
-        with (
-            noted(found, PRECISIONS.get(dtype, "ieee"), **switches),
-            FakeTensorMode(allow_non_fake_inputs=True),
-        ):
-            _, program = read(model, {}, triton_engine.Triton(capability), {})
-            y = program(torch.empty((BATCH, 3, size, size), dtype=DTYPES[dtype]))
-            y.backward(torch.empty_like(y))
-    return found
+    found: collections.Counter[Launch] = collections.Counter()
+    for network in NETWORKS[family]:
+        with noted(lambda kernel, given: found.update([launch(kernel, given)]), dtype, **switches):
+            walk(family, *network, [BATCH], DTYPES[dtype], capability)
+    return dict(found)
+
+
+def walk(
+    family: str, depth: int, size: int, batches: Iterable[int], dtype: torch.dtype, capability: int
+) -> None:
+    """Take a network forward on fake images of these batches, and backward where gradients are enabled."""
+    model = FastBNOnlyResNet(depth, family=family, engine="stock").train(torch.is_grad_enabled())
+    model.fc = nn.Identity()  # which stays PyTorch's, and asks for its own dtype
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        _, program = read(model, {}, triton_engine.Triton(capability), {})
+        for batch in batches:
+            y = program(torch.empty((batch, 3, size, size), dtype=dtype))
+            if torch.is_grad_enabled():
+                y.backward(torch.empty_like(y))
 
 
 @contextlib.contextmanager
-def noted(found: dict[Launch, int], precision: str, dependent: bool = False) -> Iterator[None]:
-    """Launches are counted in `found` rather than carried out."""
+def noted(take: Callable[[Any, dict[str, Any]], None], kind: str, dependent: bool = False) -> Iterator[None]:
+    """Inside, `take` is given each launch's kernel and arguments, and nothing is launched. `kind`: that of
+    the network's numbers, whose products float32's precision follows."""
 
     def run(kernel: Any, *args: Any, grid: Any, warmup: bool, **given: Any) -> None:
-        asked = launch(kernel, dict(zip(kernel.arg_names, args, strict=False)) | given)
-        found[asked] = found.get(asked, 0) + 1
+        take(kernel, dict(zip(kernel.arg_names, args, strict=False)) | given)
 
     with (
         mock.patch.object(JITFunction, "run", run),
         mock.patch.object(tuning_table, "dependent", lambda device: dependent),
-        mock.patch.object(triton_engine, "_precision", lambda like: precision),
+        mock.patch.object(triton_engine, "_precision", lambda like: PRECISIONS.get(kind, "ieee")),
     ):
         yield

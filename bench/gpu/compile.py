@@ -18,18 +18,16 @@ from unittest import mock
 
 import torch
 import triton
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import Tensor
 from triton.backends.compiler import GPUTarget
-from triton.runtime.jit import JITFunction, MockTensor
+from triton.runtime.jit import MockTensor
 
-from bench.audit.launches import DTYPES, PRECISIONS
+from bench.audit.launches import DTYPES, noted, walk
 from bench.gpu.measure import Sink
-from fastbn import FastBNOnlyResNet
-from fastbn.engine import fused_program, region
+from fastbn.engine import region
 from fastbn.engine.executor import Walks
-from fastbn.engine.triton import engine as engine
 from fastbn.engine.triton import tuning_table
+from fastbn.engine.triton.engine import Triton
 
 # depth, size, batches; CIFAR-866 launches what CIFAR-20 does
 NETWORKS = {"cifar": (20, 32, (128, 1024)), "imagenet": (50, 224, (256,))}
@@ -48,7 +46,7 @@ class Pointer(MockTensor):
 
 
 class Driver:
-    """What Triton asks of a driver before it compiles."""
+    """The answers that Triton asks of a driver before it compiles."""
 
     def __init__(self, capability: int):
         self.capability = capability
@@ -64,50 +62,30 @@ class Driver:
 
 
 def launched(family: str, kind: str, training: bool, capability: int) -> dict[Task, None]:
-    """What a network's pass launches."""
+    """Return what a network's pass launches."""
     depth, size, batches = NETWORKS[family]
     found: dict[Task, None] = {}
 
-    def run(kernel: Any, *args: Any, grid: Any, warmup: bool, **given: Any) -> None:
-        every = dict(zip(kernel.arg_names, args, strict=False)) | given
-        plain = {
-            name: (HELD, value.dtype) if isinstance(value, Tensor) else value for name, value in every.items()
-        }
-        found[kernel.__module__, kernel.__name__, tuple(sorted(plain.items(), key=lambda pair: pair[0]))] = (
-            None
-        )
+    def take(kernel: Any, given: dict[str, Any]) -> None:
+        held = {n: (HELD, value.dtype) if isinstance(value, Tensor) else value for n, value in given.items()}
+        found[kernel.__module__, kernel.__name__, tuple(sorted(held.items(), key=lambda one: one[0]))] = None
 
-    model = FastBNOnlyResNet(depth, family=family, engine="stock").train(training)  # type: ignore[arg-type]
-    model.fc = nn.Identity()  # which stays PyTorch's
-    with contextlib.ExitStack() as stack:
-        early = tuning_table.dependent(capability)
-        for patch in (
-            mock.patch.object(JITFunction, "run", run),
-            mock.patch.object(engine, "_precision", lambda like: PRECISIONS.get(kind, "ieee")),
-            mock.patch.object(engine.Triton, "replays", lambda engine: Walks()),
-            mock.patch.object(tuning_table, "dependent", lambda device: early),
-            region.mixed() if kind == "mixed" else contextlib.nullcontext(),
-            FakeTensorMode(allow_non_fake_inputs=True),
-            torch.set_grad_enabled(training),
-        ):
-            stack.enter_context(patch)
-        _, program = fused_program.read(model, {}, engine.Triton(capability), {})
-        for batch in batches:
-            y = program(torch.empty((batch, 3, size, size), dtype=DTYPES.get(kind, torch.float32)))
-            if training:
-                y.backward(torch.empty_like(y))
+    with (
+        noted(take, kind, tuning_table.dependent(capability)),
+        mock.patch.object(Triton, "replays", lambda engine: Walks()),
+        region.mixed() if kind == "mixed" else contextlib.nullcontext(),
+        torch.set_grad_enabled(training),
+    ):
+        walk(family, depth, size, batches, DTYPES.get(kind, torch.float32), capability)
     return found
 
 
 def compiled(task: Task, capability: int) -> str:
-    """Compiles one; what went wrong, or "". As JITFunction does it itself, so that it will find it in the
-    cache."""
+    """Compile one as JITFunction does it, which will find it in the cache; return what went wrong, or ""."""
     module, name, given = task
     triton.runtime.driver.set_active(Driver(capability))
-    arguments = {
-        key: Pointer(value[1]) if isinstance(value, tuple) and value[0] == HELD else value
-        for key, value in given
-    }
+    held = (HELD,)
+    arguments = {n: Pointer(v[1]) if isinstance(v, tuple) and v[:1] == held else v for n, v in given}
     try:
         getattr(importlib.import_module(module), name).warmup(grid=(1,), **arguments)
     except Exception as error:  # the stage that needs it will say so again
@@ -116,7 +94,7 @@ def compiled(task: Task, capability: int) -> str:
 
 
 def compile_all(sink: Sink, capability: int, jobs: int | None = None) -> int:
-    """All of them; how many did not compile."""
+    """Compile all of them, and return how many did not compile."""
     start, tasks = time.perf_counter(), dict[Task, None]()
     for family, kinds in KINDS.items():
         for kind, training in itertools.product(kinds, (True, False)):

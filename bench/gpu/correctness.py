@@ -19,15 +19,17 @@ from typing import Any
 import torch
 
 from bench.gpu.kernels import Checks, Errors, operation_checks
-from bench.gpu.measure import DEVICE, ROOT, Sink, failure
+from bench.gpu.measure import DEVICE, Sink
 from bench.gpu.networks import network_checks
+from bench.records.conditions import ROOT
+from bench.records.rows import reason
 
 RESTARTS = 20  # of one process
 GRACE = 15  # seconds that a check may go on after the deadline
 
 
 def judge(name: str, check: Callable[[], Errors]) -> dict[str, Any]:
-    """A row: what came nearest to its tolerance, and everything that failed."""
+    """Return a row: what came nearest to its tolerance, and everything that failed."""
     failures: list[dict[str, Any]] = []
     worst, start = ("nothing was checked", 0.0, math.nan), time.perf_counter()
     try:
@@ -39,22 +41,26 @@ def judge(name: str, check: Callable[[], Errors]) -> dict[str, Any]:
         if math.isnan(worst[2]):
             raise AssertionError(worst[0])
     except Exception as error:  # whatever it is, the other checks are made
-        failures.append({"name": name, "what": failure(error), "error": None, "tolerance": None})
+        failures.append({"name": name, "what": reason(error), "error": None, "tolerance": None})
     what, error_, most_ = worst if not math.isnan(worst[2]) else (worst[0], None, None)
-    return {
-        "name": name,
-        "worst": what,
-        "error": error_,
-        "tolerance": most_,
-        "seconds": time.perf_counter() - start,
-        "failures": failures,
-    }
+    return _row(name, what, failures, error_, most_, time.perf_counter() - start)
+
+
+def _row(
+    name: str,
+    worst: str,
+    failures: list[dict[str, Any]],
+    error: float | None = None,
+    tolerance: float | None = None,
+    seconds: float = 0.0,
+) -> dict[str, Any]:
+    found = {"name": name, "worst": worst, "error": error, "tolerance": tolerance, "seconds": seconds}
+    return found | {"failures": failures}
 
 
 def died(name: str, how: str) -> dict[str, Any]:
-    """The row of a check that took its process with it."""
-    found = {"name": name, "what": how, "error": None, "tolerance": None}
-    return {"name": name, "worst": how, "error": None, "tolerance": None, "seconds": 0.0, "failures": [found]}
+    """Return the row of a check that took its process with it."""
+    return _row(name, how, [{"name": name, "what": how, "error": None, "tolerance": None}])
 
 
 def selected(small: bool, match: str, index: int, jobs: int) -> Checks:
@@ -62,7 +68,8 @@ def selected(small: bool, match: str, index: int, jobs: int) -> Checks:
 
 
 def worker(out: Path, small: bool, match: str, index: int, jobs: int, deadline: float) -> None:
-    """One process's share, but for what one before it has done; ends early where CUDA is beyond use."""
+    """Make one process's share of the checks, but for what one before it has done; end early where CUDA is
+    beyond use."""
     path = out / f"correctness-{index}.json"
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": [], "running": None}
     sink = Sink(out, f"correctness-{index}", unchecked=0, running=None)
@@ -87,8 +94,8 @@ def worker(out: Path, small: bool, match: str, index: int, jobs: int, deadline: 
 
 
 def correctness(out: Path, small: bool, match: str, jobs: int, seconds: float, resume: bool) -> int:
-    """Everything, in processes of their own where there are several; the number of failures. Leaves
-    correctness.json."""
+    """Make every check, in processes of their own where there are several, and return the number of failures.
+    Leaves correctness.json."""
     if not resume:
         for path in out.glob("correctness*.json"):
             path.unlink()
@@ -101,24 +108,12 @@ def correctness(out: Path, small: bool, match: str, jobs: int, seconds: float, r
 
 
 def shared_out(out: Path, small: bool, match: str, jobs: int, deadline: float) -> None:
-    """A process an index, started again where it dies."""
-    common = [
-        sys.executable,
-        "-m",
-        "bench.gpu",
-        "correctness",
-        "--out",
-        str(out),
-        "--match",
-        match,
-        "--deadline",
-        str(deadline),
-    ]
+    """Run a process per index, started again where it dies."""
+    common = [sys.executable, "-m", "bench.gpu", "correctness", "--out", str(out), "--match", match]
+    common += ["--deadline", str(deadline), "--jobs", str(jobs), *["--small"] * small]
 
     def start(index: int) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [*common, *["--small"] * small, "--part", str(index), "--jobs", str(jobs)], cwd=ROOT
-        )
+        return subprocess.Popen([*common, "--part", str(index)], cwd=ROOT)
 
     running = {index: (start(index), RESTARTS) for index in range(jobs)}
     while running:
@@ -134,7 +129,7 @@ def shared_out(out: Path, small: bool, match: str, jobs: int, deadline: float) -
 
 
 def collect(out: Path, small: bool) -> int:
-    """The parts in one record."""
+    """Put the parts in one record, and return the number of failures."""
     sink = Sink(out, "correctness")
     parts = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("correctness-*.json"))]
     rows = [row for part in parts for row in part["rows"]]
@@ -156,7 +151,7 @@ def collect(out: Path, small: bool) -> int:
 
 
 def left_out(small: bool) -> Iterator[str]:
-    """What this device or size does not allow."""
+    """Yield what this device or size does not allow."""
     if DEVICE.type != "cuda":
         yield "bfloat16: in the interpreter its products are of bit patterns"
         yield "TF32: there is none on a CPU"

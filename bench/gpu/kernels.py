@@ -1,26 +1,25 @@
-"""The kernels' checks of bench.gpu correctness: the grid of tests/operations.py on this device, against the
-same formula in float64.
+"""The kernels' checks of bench.gpu correctness: the grid of bench/oracle/operations.py on this device,
+against the same formula in float64.
 
 Every case of the tests and the shapes of real networks, in float32 (without TF32, and with it, each to a
 tolerance of its own), float16 and bfloat16."""
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
-from bench.gpu.measure import CAPABILITY, DEVICE, ROOT, import_tests
+from bench.gpu.measure import CAPABILITY, DEVICE
+from bench.oracle import operations
+from bench.oracle.errors import relative
+from bench.oracle.operations import Case, activation, affine, draw, norm, rows, target
+from bench.oracle.triton_cases import CASES
 from fastbn.engine.interface import LazyActivation, Mask
 from fastbn.engine.triton.engine import Triton
 from fastbn.engine.triton.tuning import LIBRARY, ROLLING, TAPS
 from fastbn.graph.activations import RELU
-
-import_tests()
-import operations  # noqa: E402
-from operations import Case, activation, affine, draw, norm, rows, target  # noqa: E402
 
 Errors = Iterable[tuple[str, float, float]]  # of what, how large, what it must stay below
 Checks = list[tuple[str, Callable[[], Errors]]]
@@ -49,23 +48,9 @@ REAL = [
 ]
 
 
-def tested_cases() -> list[Any]:
-    """CASES of tests/test_triton_operations.py, which itself is pytest's to import, and skips itself on a
-    GPU."""
-    tree = ast.parse((ROOT / "tests" / "test_triton_operations.py").read_text(encoding="utf-8"))
-    kept = [
-        node
-        for node in tree.body
-        if ast.unparse(node).startswith(("CASES =", "@dataclasses.dataclass(frozen=True)\nclass Routed"))
-    ]
-    names = {**vars(operations), "TAPS": TAPS, "ROLLING": ROLLING, "LIBRARY": LIBRARY}
-    exec(compile(ast.Module(kept, []), "CASES", "exec"), names)
-    return names["CASES"]
-
-
 def tolerance(case: Case, dtype: torch.dtype, by: str, tf32: bool) -> float:
-    """Of a convolution's result, norm-wise: float32 adds kernel² · C products; half and TF32 round what is
-    stored or multiplied."""
+    """Return the norm-wise error to allow of a convolution's result: float32 adds kernel² · C products; half
+    and TF32 round what is stored or multiplied."""
     if dtype != torch.float32:
         return 1.05 * torch.finfo(dtype).eps
     if tf32:
@@ -87,26 +72,21 @@ def operation(
 
 
 def operation_checks(small: bool) -> Checks:
-    """The whole grid; the real shapes and what trains in half precision first."""
+    """Return the whole grid of checks; the real shapes and what trains in half precision first."""
     dtypes = (torch.float32, *(HALF if DEVICE.type == "cuda" else CPU_HALF))
-    kinds = [("forward", kind) for kind in operations.SOURCES] + [
-        ("gradient", mask) for mask in operations.MASKS
-    ]
-    real = (
-        []
-        if small
-        else [(case, Triton(CAPABILITY).algorithm(case.conv(), (case.h, case.w))) for case in REAL]
-    )
-    routed = [(case, case.by) for case in tested_cases()]
+    kinds = [("forward", kind) for kind in operations.SOURCES]
+    kinds += [("gradient", mask) for mask in operations.MASKS]
+    algorithm = Triton(CAPABILITY).algorithm
+    real = [] if small else [(case, algorithm(case.conv(), (case.h, case.w))) for case in REAL]
+    routed = [(case, case.by) for case in CASES]
     found: Checks = []
 
     def grid(cases: list[Any], dtypes: Iterable[torch.dtype], tf32: bool = False, batch: bool = True) -> None:
         for (case, by), dtype, (way, kind) in ((c, d, k) for d in dtypes for c in cases for k in kinds):
             word = TF32 if tf32 else str(dtype).removeprefix("torch.")
             name = f"{way} {kind}, {word}: {case.why}, {case.n}×{case.c}→{case.oc}×{case.h}×{case.w}, {by}"
-            found.append(
-                (name + ("" if batch else ", frozen"), operation(case, by, way, kind, dtype, tf32, batch))
-            )
+            name += "" if batch else ", frozen"
+            found.append((name, operation(case, by, way, kind, dtype, tf32, batch)))
 
     grid(real, dtypes[1:])
     grid(routed, dtypes[1:])
@@ -114,11 +94,8 @@ def operation_checks(small: bool) -> Checks:
     grid(routed, dtypes[:1])
     if DEVICE.type == "cuda":
         grid(real[:3] + real[9:10], dtypes[:1], tf32=True)
-    grid(
-        [pair for pair in routed if "nothing a multiple" in pair[0].why or "both extents odd" in pair[0].why],
-        dtypes,
-        batch=False,
-    )
+    frozen = ("nothing a multiple", "both extents odd")
+    grid([pair for pair in routed if any(word in pair[0].why for word in frozen)], dtypes, batch=False)
     for by in (TAPS, ROLLING, LIBRARY):
         found += [
             (f"NaN, {by}", lambda by=by: nan(by)),
@@ -134,18 +111,12 @@ def operation_checks(small: bool) -> Checks:
 
 def nan(by: str) -> Errors:
     """A NaN pixel makes its neighbourhood NaN, through the ReLU, and its gradient's mask stays open."""
-    device = str(DEVICE)
-    conv, y, engine = (
-        Case("", 2, 8, 8, 16, 16).conv(),
-        activation(2, 16, 8, 8, seed=1, device=device),
-        Triton(CAPABILITY, by),
-    )
+    device, conv, engine = str(DEVICE), Case("", 2, 8, 8, 16, 16).conv(), Triton(CAPABILITY, by)
+    y = activation(2, 16, 8, 8, seed=1, device=device)
     y[1, 3, 4, 4] = float("nan")
     residual = activation(2, 16, 8, 8, seed=3, device=device)
-    read, wanted = (
-        LazyActivation((y,), (norm(16, 2, device=device),), residual, RELU),
-        target(16, device=device),
-    )
+    read = LazyActivation((y,), (norm(16, 2, device=device),), residual, RELU)
+    wanted = target(16, device=device)
     weight = draw(16, 16, 3, 3, seed=5, device=device)
     out, formed = engine.convolve(conv, engine.pack(conv, weight, torch.float32), read, True, True, wanted)
     engine.ready(wanted.norm)
@@ -153,12 +124,8 @@ def nan(by: str) -> Errors:
     yield "others that are", out[0].isnan().sum().item(), 1
     yield "statistics that are not", (~wanted.norm.vectors.isnan()).sum().item(), 1
     for mask in (formed.mask, None):
-        ds, _ = engine.gradient(
-            [],
-            [torch.ones_like(y)],
-            Mask(RELU, mask, (y,), read.norms, (affine(16, device),)),
-            tuple(y.shape),
-        )
+        masked = Mask(RELU, mask, (y,), read.norms, (affine(16, device),))
+        ds, _ = engine.gradient([], [torch.ones_like(y)], masked, tuple(y.shape))
         yield "a mask that closed", float(ds[1, 3, 4, 4] != 1), 1
 
 
@@ -172,16 +139,13 @@ def large_mean(by: str) -> Errors:
     x = activation(3, 16, 9, 9, seed=1, mean=1000.0, device=device)
     y, _ = engine.convolve(conv, engine.pack(conv, weight, torch.float32), x, False, False, wanted)
     engine.ready(wanted.norm)
-    yield "mean", operations.error(wanted.norm.mean, rows(y).mean(0)), 2e-7
-    yield "rstd", operations.error(wanted.norm.rstd, (rows(y).var(0, correction=0) + 1e-5).rsqrt()), 1e-5
+    yield "mean", relative(wanted.norm.mean, rows(y).mean(0)), 2e-7
+    yield "rstd", relative(wanted.norm.rstd, (rows(y).var(0, correction=0) + 1e-5).rsqrt()), 1e-5
 
 
 def two_paths(by: str, dtype: torch.dtype) -> Errors:
     torch.backends.cudnn.allow_tf32 = False
     found, expected = operations.two_paths(Triton(CAPABILITY, by), dtype, str(DEVICE))
     # half: each path but the last, and the sum of what is added, are stored rounded
-    yield (
-        "ds",
-        operations.error(found, expected),
-        1e-5 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps,
-    )
+    most = 1e-5 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps
+    yield "ds", relative(found, expected), most

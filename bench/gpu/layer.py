@@ -1,26 +1,41 @@
-"""A convolution with its BatchNorm on this device, forward and backward, and what can carry it out: the
-engine's kernels, cuDNN alone, stock's passes. The cases are those of the tests."""
+"""A convolution with its BatchNorm on this device, forward and backward, run by the engine's kernels, by
+cuDNN alone, or by stock's passes. The cases are those of the tests."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.gpu.measure import CAPABILITY, DEVICE, Call, import_tests
+from bench.gpu.measure import CAPABILITY, DEVICE
+from bench.oracle import operations
+from bench.suite.clock import Call, captured
 from fastbn.engine.interface import BackpropPath, LazyActivation, Mask
 from fastbn.engine.triton.engine import Triton
 from fastbn.graph.activations import RELU
 
-import_tests()
-import operations  # noqa: E402
+
+def repeated(calls: Sequence[Call], keep: bool) -> Call:
+    """Return all calls in turn as one: on CUDA a graph. keep: no result's memory is used twice."""
+
+    def run() -> list[Any]:
+        kept = []
+        for call in calls:
+            found = call()
+            if keep:
+                kept.append(found)
+        return kept
+
+    return captured(run, DEVICE)
 
 
 @dataclasses.dataclass
 class Tensors:
-    """One set: what a forward and a gradient of one layer read."""
+    """One set of the tensors that a forward and a gradient of one layer read."""
 
     y: Tensor  # (N, C, H, W) of the layer before, raw
     ds: Tensor  # of this layer's output, masked
@@ -29,16 +44,14 @@ class Tensors:
 
 
 class Layer:
-    """A case in a precision, and what carries it out."""
+    """A case in a precision, and the calls that run it."""
 
     def __init__(self, case: operations.Case, dtype: torch.dtype):
         self.case, self.dtype, device = case, dtype, str(DEVICE)
         self.weight = case.weight().to(DEVICE, dtype)
         self.library = self.weight.contiguous(memory_format=torch.channels_last)
-        self.norm, self.target = (
-            operations.norm(case.c, 2, device=device),
-            operations.target(case.oc, device=device),
-        )
+        self.norm = operations.norm(case.c, 2, device=device)
+        self.target = operations.target(case.oc, device=device)
         self.coefficients = tuple(operations.draw(3, case.oc, seed=9, device=device))
         self.affine = operations.affine(case.c, device)
         self.saved = [t.float() for t in self.norm.vectors[:2]]
@@ -53,13 +66,11 @@ class Layer:
         return Tensors(y, ds, own, F.relu(y))
 
     def fused_forward(self, by: str, t: Tensors, ends: bool = False) -> Call:
-        """ends: its BatchNorm is made ready too, by a launch of its own. The images themselves are read where
-        their channels are no activation's."""
+        """Return the engine's forward. ends: its BatchNorm is made ready too, by a launch of its own. The
+        images themselves are read where their channels are no activation's."""
         engine, conv = Triton(CAPABILITY, by), self.case.conv()
-        packed, read = (
-            engine.pack(conv, self.weight, self.dtype),
-            LazyActivation((t.y,), (self.norm,), None, RELU),
-        )
+        packed = engine.pack(conv, self.weight, self.dtype)
+        read = LazyActivation((t.y,), (self.norm,), None, RELU)
 
         def run() -> Tensor:
             y, _ = engine.convolve(conv, packed, t.y if self.case.c % 8 else read, False, False, self.target)
@@ -70,7 +81,8 @@ class Layer:
         return run
 
     def fused_gradient(self, by: str, t: Tensors, ends: bool = False) -> Call:
-        """ends: dγ, dβ and the coefficients are made too, by a launch of its own."""
+        """Return the engine's gradient. ends: dγ, dβ and the coefficients are made too, by a launch of its
+        own."""
         engine, conv = Triton(CAPABILITY, by), self.case.conv()
         path = BackpropPath(conv, engine.pack(conv, self.weight, self.dtype), t.ds, t.own, self.coefficients)
         mask = Mask(RELU, None, (t.y,), (self.norm,), (self.affine,))
@@ -84,39 +96,31 @@ class Layer:
         return run
 
     def two_forwards(self, by: str, t: Tensors) -> Call:
-        """This layer twice, as channels allow: the second ends the first one's BatchNorm, in whatever way
-        the engine does it."""
-        engine, conv, second = (
-            Triton(CAPABILITY, by),
-            self.case.conv(),
-            operations.target(self.case.oc, seed=40, device=str(DEVICE)),
-        )
-        packed, read = (
-            engine.pack(conv, self.weight, self.dtype),
-            LazyActivation((t.y,), (self.norm,), None, RELU),
-        )
+        """Return this layer's forward twice, as channels allow: the second ends the first one's BatchNorm, in
+        whatever way the engine does it."""
+        engine, conv = Triton(CAPABILITY, by), self.case.conv()
+        second = operations.target(self.case.oc, seed=40, device=str(DEVICE))
+        packed = engine.pack(conv, self.weight, self.dtype)
+        read = LazyActivation((t.y,), (self.norm,), None, RELU)
 
         def run() -> Tensor:
             y, _ = engine.convolve(conv, packed, read, False, False, self.target)
-            return engine.convolve(
-                conv, packed, LazyActivation((y,), (self.target.norm,), None, RELU), False, False, second
-            )[0]
+            z = LazyActivation((y,), (self.target.norm,), None, RELU)
+            return engine.convolve(conv, packed, z, False, False, second)[0]
 
         return run
 
     def two_gradients(self, by: str, t: Tensors) -> Call:
-        """And back."""
+        """Return the gradient of both."""
         engine, conv = Triton(CAPABILITY, by), self.case.conv()
         packed = engine.pack(conv, self.weight, self.dtype)
         masks = [Mask(RELU, None, (y,), (self.norm,), (self.affine,)) for y in (t.y, t.own)]
 
         def run() -> Tensor:
-            ds, due = engine.gradient(
-                [BackpropPath(conv, packed, t.ds, t.own, self.coefficients)], [], masks[0], self.case.source
-            )
-            return engine.gradient(
-                [BackpropPath(conv, packed, ds, t.y, *due)], [], masks[1], self.case.source
-            )[0]
+            path = BackpropPath(conv, packed, t.ds, t.own, self.coefficients)
+            ds, due = engine.gradient([path], [], masks[0], self.case.source)
+            path = BackpropPath(conv, packed, ds, t.y, *due)
+            return engine.gradient([path], [], masks[1], self.case.source)[0]
 
         return run
 
@@ -130,14 +134,14 @@ class Layer:
         m = self.target.module
 
         def run() -> Tensor:
-            return F.batch_norm(
-                self._convolved(F.relu(t.y)), m.running_mean, m.running_var, m.weight, m.bias, True
-            )
+            y = self._convolved(F.relu(t.y))
+            return F.batch_norm(y, m.running_mean, m.running_var, m.weight, m.bias, True)
 
         return run
 
     def stock_gradient(self, t: Tensors) -> Call:
-        """PyTorch's own BatchNorm kernels: cuDNN's want a reserve that only its forward hands out."""
+        """Return stock's gradient, by PyTorch's own BatchNorm kernels: cuDNN's want a reserve that only its
+        forward hands out."""
         m, aten = self.target.module, torch.ops.aten
 
         def run() -> Tensor:

@@ -1,8 +1,8 @@
 """The networks' checks of bench.gpu correctness: the Triton engine in ordinary use against stock PyTorch in
 float64.
 
-The networks are flip-free (β = ±6): no ReLU's sign hangs on a rounding. Each is called several times: on CUDA
-the first call runs as it is, the second is recorded, the later ones are replays. Allowed is a few of the
+The networks are flip-free (β = ±6): no ReLU's sign depends on a rounding. Each is called several times: on
+CUDA the first call runs as it is, the second is recorded, the later ones are replays. Allowed is a few of the
 precision's own roundings, or three times what stock PyTorch in the same precision is off by."""
 
 from __future__ import annotations
@@ -15,72 +15,51 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.gpu.measure import DEVICE, begun_early, import_tests, relative
-from bench.gpu.replicas import as_alone
-from fastbn import FastBNOnlyResNet, freeze, fuse
-from fastbn.data.feed import Resident
-from fastbn.data.images import Images
+from bench.gpu.measure import DEVICE, begun_early, offers_mixed
+from bench.gpu.training import as_alone, captured
+from bench.oracle.errors import relative
+from bench.oracle.networks import flip_free, images, scattered
+from bench.oracle.stock import flat_gradient, run, upstream
+from fastbn import FastBNOnlyResNet, fuse
 from fastbn.engine.region import mixed
-from fastbn.errors import MachineError
-from fastbn.planning import precision
-from fastbn.recipe import Recipe
-from fastbn.training.cuda_graph import Captured
-from fastbn.training.step import TrainingStep
-from fastbn.training.totals import Totals
-
-import_tests()
-from nets import flip_free, images, scattered  # noqa: E402
 
 SIZES = {"cifar": (16, 32), "imagenet": (4, 64)}  # batch and height of the images
-FP32, CALLS = torch.float32, 4
+FP32, CALLS, DX = torch.float32, 4, "input's gradient"
 # of --precision mixed: the interpreter's bfloat16 multiplies bit patterns
 GRADIENTS = torch.bfloat16 if DEVICE.type == "cuda" else FP32
 
 
 def network(depth: int, family: str, small: bool = False) -> nn.Module:
+    """Return a flip-free network of this depth, everything at no special value."""
     width = {"cifar": 16, "imagenet": 16 if depth < 50 else 8}[family] if small else None
-    return flip_free(scattered(FastBNOnlyResNet(depth, width=width, family=family, engine="stock"))).to(
-        DEVICE
-    )
+    model = FastBNOnlyResNet(depth, width=width, family=family, engine="stock")
+    return flip_free(scattered(model)).to(DEVICE)
 
 
 def inputs(family: str, small: bool, seed: int, grad: bool = False) -> Tensor:
     batch, height = (2, 5) if small else SIZES[family]
-    return (
-        images(batch, height, height + 1 if small else height, seed=seed, dtype=FP32)
-        .to(DEVICE)
-        .requires_grad_(grad)
-    )
-
-
-def upstream(z: Tensor) -> Tensor:
-    return torch.randn(z.shape, generator=torch.Generator().manual_seed(7)).to(z)
+    x = images(batch, height, height + 1 if small else height, seed=seed, dtype=FP32)
+    return x.to(DEVICE).requires_grad_(grad)
 
 
 def autocast(dtype: torch.dtype) -> contextlib.AbstractContextManager[Any]:
     return torch.autocast(DEVICE.type, dtype) if dtype != FP32 else contextlib.nullcontext()
 
 
-def flat(model: nn.Module) -> Tensor:
-    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-
-
 def left(model: nn.Module, x: Tensor, dtype: torch.dtype = FP32, halves: bool = False) -> dict[str, Tensor]:
-    """What one forward and backward leave: the output, every parameter's gradient in one vector, the
+    """Return what one forward and backward leave: the output, every parameter's gradient in one vector, the
     input's, the statistics."""
-    model.zero_grad()
-    x = x.detach().clone().requires_grad_(x.requires_grad)
-    with mixed(GRADIENTS) if halves else autocast(dtype):
-        z = model(x)
-    z.backward(upstream(z))
-    found = {"output": z.detach(), "gradient": flat(model)}
-    if x.grad is not None:
-        found["input's gradient"] = x.grad
-    buffers = [b.flatten() for b in model.buffers() if b.is_floating_point()]
-    return found | {
-        "statistics": torch.cat(buffers),
-        "batches": torch.stack([b for b in model.buffers() if not b.dim()]),
-    }
+    found = run(model, x, inside=lambda: mixed(GRADIENTS) if halves else autocast(dtype))
+    (z,), (dx,) = found.outputs, found.inputs
+    kept = {"output": z.detach(), "gradient": flat_gradient(found)} | ({} if dx is None else {DX: dx})
+    moved = [b.flatten() for b in found.buffers.values() if b.is_floating_point()]
+    counts = [b for b in found.buffers.values() if not b.dim()]
+    return kept | {"statistics": torch.cat(moved), "batches": torch.stack(counts)}
+
+
+def flat(model: nn.Module) -> Tensor:
+    """Return every parameter's gradient in one vector."""
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
 def tolerance(dtype: torch.dtype, stock_error: float) -> float:
@@ -104,22 +83,13 @@ def like_stock(
     ours, theirs, wide = fuse(copy.deepcopy(model), "triton"), model, copy.deepcopy(model).double()
     for call in range(2 if small else CALLS):
         x = inputs(family, small, call + 1, grad)
-        found, same, expected = (
-            left(ours, x, dtype, halves),
-            left(theirs, x, dtype),
-            left(wide, x.detach().double().requires_grad_(grad)),
-        )
-        yield (
-            f"counts of batches, call {call}",
-            (found.pop("batches") != expected.pop("batches")).sum().item(),
-            1,
-        )
+        found, same = left(ours, x, dtype, halves), left(theirs, x, dtype)
+        expected = left(wide, x.detach().double().requires_grad_(grad))
+        counts = found.pop("batches") != expected.pop("batches")
+        yield f"counts of batches, call {call}", counts.sum().item(), 1
         for what, value in expected.items():
-            yield (
-                f"{what}, call {call}",
-                relative(found[what], value),
-                tolerance(dtype, relative(same[what], value)),
-            )
+            most = tolerance(dtype, relative(same[what], value))
+            yield f"{what}, call {call}", relative(found[what], value), most
 
 
 def overlapping(small: bool) -> Iterator[tuple[str, float, float]]:
@@ -134,7 +104,7 @@ def overlapping(small: bool) -> Iterator[tuple[str, float, float]]:
             dtype = next(net.parameters()).dtype
             alive = [net(inputs("cifar", small, seed).to(dtype)) for seed in (1, 2)]
             for z in alive:
-                z.backward(upstream(z))
+                z.backward(*upstream([z]))
         yield f"gradient, turn {turn}", relative(flat(ours), flat(wide)), 2e-5
 
 
@@ -151,15 +121,12 @@ def scaled(small: bool) -> Iterator[tuple[str, float, float]]:
             net.zero_grad()
             with autocast(dtype if net is not wide else FP32):
                 z = net(x if net is not wide else x.double())
-            scaler.scale((z.double() * upstream(z.double())).mean()).backward()
+            scaler.scale((z.double() * upstream([z.double()])[0]).mean()).backward()
         scale = scaler.get_scale()
         scaler.unscale_(optimizer)
         expected = flat(wide) / scale
-        yield (
-            f"gradient, step {step}",
-            relative(flat(ours), expected),
-            tolerance(dtype, relative(flat(model) / scale, expected)),
-        )
+        most = tolerance(dtype, relative(flat(model) / scale, expected))
+        yield f"gradient, step {step}", relative(flat(ours), expected), most
         scaler.step(optimizer)
         scaler.update()
     yield "steps withheld", float(scaler.get_scale() < 2.0**10), 1
@@ -195,72 +162,20 @@ def repeats(
         for what in first:
             yield f"elements that differ, {what}, call {call}", (first[what] != second[what]).sum().item(), 1
         # in training mode neither depends on what has moved
-        for what in ("output", "gradient", "input's gradient"):
-            yield (
-                f"elements that differ from the first call's, {what}, call {call}",
-                (first[what] != runs[0][0][what]).sum().item(),
-                1,
-            )
-
-
-def captured(small: bool, kind: str) -> Iterator[tuple[str, float, float]]:
-    """fit's step as a graph against the same step launched anew, over two epochs with a ragged batch: the
-    same bits."""
-    size, batch, count = (6, 4, 10) if small else (32, 32, 80)
-    draw = torch.Generator().manual_seed(0)
-    data = Images(
-        torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=draw),
-        torch.arange(count) % 10,
-    ).to(DEVICE)
-    recipe, runs = Recipe(epochs=2, batch_size=batch, precision=kind).resolved(2), []
-    for plain in (False, True):
-        model = freeze(FastBNOnlyResNet(8 if small else 20, engine="stock"), "bn").to(DEVICE)
-        step, lines = TrainingStep(fuse(model, "triton"), Resident(data), recipe), []
-        if plain:
-            step._take = step._compute
-        elif DEVICE.type != "cuda":
-            step._take = Captured(step._compute, DEVICE, lambda device: lambda launches: launches)
-        with precision.arithmetic(kind, DEVICE):
-            for number in range(2 if small else 4):
-                totals = Totals.zero(DEVICE)
-                step.feed.begin(0, number)
-                for i, inputs in enumerate(step.feed.batches(batch)):
-                    step(inputs, 0.1 / (1 + number + i), totals)
-                lines.append(
-                    torch.stack([totals.loss, totals.correct.double(), totals.finite.double()]).clone()
-                )
-        buffers = torch.cat([b.flatten().double() for b in model.buffers()])
-        runs.append(
-            {
-                "vector": step.flat.vector,
-                **step.optimizer.state,
-                "totals": torch.stack(lines),
-                "buffers": buffers,
-            }
-        )
-    yield "steps that were not finite", (runs[0]["totals"][:, 2] != 1).sum().item(), 1
-    for what, value in runs[0].items():
-        yield f"elements that differ, {what}", (value != runs[1][what]).sum().item(), 1
-
-
-def offers_mixed() -> bool:
-    """Whether this version of fastbn has the precision called mixed."""
-    try:
-        precision.check("mixed", DEVICE)
-    except MachineError:
-        return False
-    return True
+        for what in ("output", "gradient", DX):
+            differ = (first[what] != runs[0][0][what]).sum().item()
+            yield f"elements that differ from the first call's, {what}, call {call}", differ, 1
 
 
 def network_checks(small: bool) -> list[tuple[str, Any]]:
-    """By name; those that a process with little time should make come first."""
+    """Return the checks by name; those that a process with little time should make come first."""
     cuda = DEVICE.type == "cuda"
     halves = (torch.float16, torch.bfloat16) if cuda else (torch.float16,)
     depths = [("cifar", 8)] if small else [("cifar", 14), ("imagenet", 18), ("imagenet", 50), ("cifar", 110)]
     found: list[tuple[str, Any]] = []
 
-    def add(name: str, check: Any, *arguments: Any) -> None:
-        found.append((f"network: {name}", lambda: check(*arguments)))
+    def add(name: str, check: Any, *arguments: Any, **more: Any) -> None:
+        found.append((f"network: {name}", lambda: check(*arguments, **more)))
 
     for family, depth in depths:
         for training in (True, False):
@@ -268,43 +183,22 @@ def network_checks(small: bool) -> list[tuple[str, Any]]:
                 mode, word = "train" if training else "eval", str(dtype).removeprefix("torch.")
                 add(f"{family} {depth}, {mode}, {word}", like_stock, depth, family, small, dtype, training)
     for family, depth in depths:
-        add(
-            f"{family} {depth}, train, mixed",
-            like_stock,
-            depth,
-            family,
-            small,
-            halves[-1],
-            True,
-            True,
-            False,
-            True,
-        )
-    if cuda:
-        for family, depth in depths[:2]:
-            add(f"{family} {depth}, train, tf32", like_stock, depth, family, small, FP32, True, True, True)
-    for kind in (
-        "fp32",
-        *(("bf16", "tf32") if cuda else ()),
-        *(("mixed",) if cuda and offers_mixed() else ()),
-    ):
+        words = depth, family, small, halves[-1], True
+        add(f"{family} {depth}, train, mixed", like_stock, *words, halves=True)
+    for family, depth in depths[: 2 * cuda]:
+        add(f"{family} {depth}, train, tf32", like_stock, depth, family, small, FP32, True, tf32=True)
+    for kind in ("fp32", *("bf16", "tf32") * cuda, *["mixed"] * (cuda and offers_mixed())):
         add(f"captured steps, {kind}", captured, small, kind)
         add(f"replicas, {kind}", as_alone, small, kind)
+    library = {"depth": 18, "family": "imagenet"}
     for dtype in (FP32, *halves):
+        early = {"calls": 20, "early": True}
         add(f"repeated, {dtype}", repeats, small, dtype)
-        add(f"kernels that begin early, {dtype}", repeats, small, dtype, 110, "cifar", 20, True)
+        add(f"kernels that begin early, {dtype}", repeats, small, dtype, depth=110, **early)
         if cuda:
-            add(f"repeated with the library's convolutions, {dtype}", repeats, small, dtype, 18, "imagenet")
-            add(
-                f"kernels that begin early beside the library's, {dtype}",
-                repeats,
-                small,
-                dtype,
-                18,
-                "imagenet",
-                20,
-                True,
-            )
+            add(f"repeated with the library's convolutions, {dtype}", repeats, small, dtype, **library)
+            name = f"kernels that begin early beside the library's, {dtype}"
+            add(name, repeats, small, dtype, **library, **early)
     add("two forwards alive", overlapping, small)
     add("GradScaler", scaled, small)
     add("no_grad", without_gradients, small)

@@ -1,10 +1,13 @@
 """python -m bench.gpu trial: is the instruction count the wall? The rolling kernels against tap by tap, cuDNN
 alone and stock's passes.
 
-Bytes are counted, each tensor that must be read or written once, in units of A = one activation: forward
-    fused, scale-shift-ReLU prologue and statistics: 2     the convolution alone: 2     stock, ReLU + conv +
-    BN: 2 + 2 + 3 gradient  fused, dy and the ReLU told again from y: 4            the convolution alone: 2
-    stock, BN' + conv' + ReLU': 5 + 2 + 3
+Bytes are counted, each tensor that must be read or written once, in units of A = one activation:
+
+    forward   fused, scale-shift-ReLU prologue and statistics: 2     the convolution alone: 2
+              stock, ReLU + conv + BN: 2 + 2 + 3
+    gradient  fused, dy and the ReLU recomputed from y: 4            the convolution alone: 2
+              stock, BN' + conv' + ReLU': 5 + 2 + 3
+
 "cold" rotates through sets of tensors three times as large as L2, "warm" stays with one set.
 """
 
@@ -18,31 +21,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.gpu.layer import Layer, Tensors
-from bench.gpu.measure import (
-    DEVICE,
-    Sink,
-    device_seconds,
-    failure,
-    free,
-    import_tests,
-    rates,
-    relative,
-    repeated,
-    spread,
-)
+from bench.gpu.layer import Layer, Tensors, repeated
+from bench.gpu.measure import DEVICE, Sink
+from bench.oracle import operations
+from bench.oracle.errors import relative
+from bench.records.rows import quartiles, reason
+from bench.suite import clock
+from fastbn.devices import free_unused
 from fastbn.engine.triton.tuning import ROLLING, TAPS
-
-import_tests()
-import operations  # noqa: E402
 
 SHAPES, BATCHES, DTYPES = ((16, 32), (32, 16), (64, 8)), (128, 1024), (torch.bfloat16, torch.float16)
 SMALL = ((16, 6), (64, 4)), (2,), (torch.float16,)  # the interpreter's bfloat16 multiplies bit patterns
-MOST_SETS = 48
+MOST_SETS, WARM = 48, 3  # sets of tensors; rounds that are not counted
 
 
 def providers(layer: Layer) -> dict[tuple[str, str], tuple[Any, int]]:
-    """By pass and name: what makes the call for a set of tensors, and the activations that it moves."""
+    """Return, by pass and name, what makes the call for a set of tensors, and the activations that it
+    moves."""
     fused = {
         (way, by): (lambda t, by=by, make=make: make(by, t), a)
         for way, make, a in (("forward", layer.fused_forward, 2), ("gradient", layer.fused_gradient, 4))
@@ -57,7 +52,7 @@ def providers(layer: Layer) -> dict[tuple[str, str], tuple[Any, int]]:
 
 
 def expected(layer: Layer, way: str, t: Tensors) -> Tensor:
-    """What the fused kernels must give, in float64."""
+    """Return what the fused kernels must give, in float64."""
     scale, shift = (operations.channels(v) for v in (layer.norm.scale, layer.norm.shift))
     weight, n = layer.weight.double(), t.y.double() * scale + shift
     if way == "forward":
@@ -68,16 +63,14 @@ def expected(layer: Layer, way: str, t: Tensors) -> Tensor:
 
 
 def measure(layer: Layer, rounds: int) -> Iterator[dict[str, Any]]:
-    """A row a provider, cold and warm: microseconds a call, bytes and FLOPs a second; or the error that
-    forbids them."""
-    a, flops = (
-        math.prod(layer.case.source) * layer.dtype.itemsize,
-        2 * layer.weight.numel() * math.prod(layer.case.source) // layer.case.c,
-    )
+    """Yield a row per provider, cold and warm: seconds per call, bytes and FLOPs per second; or the error
+    that forbids them."""
+    values = math.prod(layer.case.source)
+    a, flops = values * layer.dtype.itemsize, 2 * layer.weight.numel() * values // layer.case.c
     cache = torch.cuda.get_device_properties(DEVICE).L2_cache_size if DEVICE.type == "cuda" else 0
     count = min(MOST_SETS, max(2, -(-3 * cache // (2 * a))))
     sets = [layer.tensors(10 * k) for k in range(count)]
-    rows, calls = [], []
+    rows, calls = [], {}
     for (way, name), (make, moved) in providers(layer).items():
         row: dict[str, Any] = {"pass": way, "provider": name}
         try:
@@ -86,53 +79,43 @@ def measure(layer: Layer, rounds: int) -> Iterator[dict[str, Any]]:
                 row["tolerance"] = 2 * torch.finfo(layer.dtype).eps
                 if not row["error"] < row["tolerance"]:
                     raise ArithmeticError("off by more than its tolerance: not timed")
-            ready = [
-                (s, repeated([make(t) for t in own], s == "cold"))
-                for s, own in (("cold", sets), ("warm", sets[:1] * count))
-            ]
+            ready = {
+                state: repeated([make(t) for t in own], state == "cold")
+                for state, own in (("cold", sets), ("warm", sets[:1] * count))
+            }
         except Exception as error:  # of one provider: the others are measured all the same
-            yield row | {"failure": failure(error)}
+            yield row | {"failure": reason(error)}
             continue
-        rows += [row | {"L2": state, "bytes": moved * a, "flops": flops} for state, _ in ready]
-        calls += [call for _, call in ready]
-    seconds: list[list[float]] = [[] for _ in calls]
-    for turn in range(rounds + 3):
-        for own, call in zip(seconds, calls, strict=True):
-            taken = device_seconds(call) / count
-            if turn >= 3:
-                own.append(taken)
-    for row, own in zip(rows, seconds, strict=True):
-        found = spread(own, 1e-6)
-        each = found["median"] * 1e-6
-        yield row | {f"microseconds_{key}" if key != "rounds" else key: value for key,
-        value in found.items()} | {
-            "bytes_per_second": row["bytes"] / each, "flops_per_second": row["flops"] / each,
-        }  # fmt: skip
+        calls |= {(way, name, state): call for state, call in ready.items()}
+        rows += [row | {"L2": state, "bytes": moved * a, "flops": flops} for state in ready]
+    clock.interleaved(calls, WARM, DEVICE)
+    samples = clock.interleaved(calls, rounds, DEVICE, clock=clock.device_seconds)
+    for row in rows:
+        own = samples[row["pass"], row["provider"], row["L2"]]
+        found = quartiles(seconds / count for seconds in own)
+        rates = {f"{what}_per_second": row[what] / found["seconds"] for what in ("bytes", "flops")}
+        yield row | found | rates
 
 
 def trial(sink: Sink, small: bool) -> int:
-    """Every shape, batch and precision; the number of failures."""
+    """Measure every shape, batch and precision, and return the number of failures."""
     shapes, batches, dtypes = SMALL if small else (SHAPES, BATCHES, DTYPES)
+    rates = clock.machine_rates(DEVICE, small)
+    sink.record["machine"] = rates
     for dtype in dtypes:
-        own = rates(small, dtype)
-        sink.record.setdefault("rates", {})[str(dtype).removeprefix("torch.")] = own
+        word = str(dtype).removeprefix("torch.")
+        name = f"matmul_{'bf16' if dtype == torch.bfloat16 else 'fp16'}_flops_per_second"
+        product = rates.get(name, rates["matmul_flops_per_second"])
         for batch in batches:
             for channels, size in shapes:
-                head = {
-                    "channels": channels,
-                    "size": size,
-                    "batch": batch,
-                    "dtype": str(dtype).removeprefix("torch."),
-                }
-                for row in measure(
-                    Layer(operations.Case("", batch, size, size, channels, channels), dtype),
-                    1 if small else 30,
-                ):
+                head = {"channels": channels, "size": size, "batch": batch, "dtype": word}
+                layer = Layer(operations.Case("", batch, size, size, channels, channels), dtype)
+                for row in measure(layer, 1 if small else 30):
                     if "bytes_per_second" in row:
-                        row["of_copy"] = row["bytes_per_second"] / own["copy_bytes_per_second"]
-                        row["of_matmul"] = row["flops_per_second"] / own["matmul_flops"]
+                        row["of_copy"] = row["bytes_per_second"] / rates["copy_bytes_per_second"]
+                        row["of_matmul"] = row["flops_per_second"] / product
                     sink.add(**head, **row)
-                free()
+                free_unused(DEVICE)
     failures = [row for row in sink.rows if "failure" in row]
     sink.finish(failures=failures)
     return len(failures)

@@ -18,7 +18,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+from bench.records.conditions import RESULTS, ROOT, write
+
 LEAST = 10.0  # seconds under which a stage is not begun
 GRACE = 20.0  # seconds that a stage may take to end once its time is over
 MERGE = 15.0  # seconds kept for putting the records together
@@ -89,8 +90,7 @@ def visit(
     run: Run | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> int:
-    """Run the stages within `minutes`,
-    then put their records together. Returns 0 where all that ran is right.
+    """Run the stages within `minutes`, then put their records together; return 0 where all that ran is right.
 
     options: what a stage is given on top of its own arguments. pack: an archive of everything found, written
     after every stage.
@@ -117,7 +117,7 @@ def visit(
             row |= {"exit_code": run(words, allowed), "seconds": round(clock() - start, 1)}
             failed |= row["exit_code"] not in (0, 124)
         rows.append(row)
-        path.write_text(json.dumps({"minutes": minutes, "rows": rows}, indent=1), encoding="utf-8")
+        write(path, {"minutes": minutes, "rows": rows})
         _pack(out, pack)
         if row.get("exit_code") == 2:
             return 2  # something is missing here, which every stage would say again
@@ -152,6 +152,6 @@ def _pack(out: Path, pack: Path | None) -> None:
     if pack is None:
         return
     with tarfile.open(pack, "w:gz") as archive:
-        for found in (out, ROOT / "bench" / "results", ROOT / TABLE):
+        for found in (out, RESULTS, ROOT / TABLE):
             if found.exists():
                 archive.add(found, found.name)

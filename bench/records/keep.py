@@ -11,15 +11,15 @@ from typing import Any
 
 from torch import Tensor
 
-from bench.record import RESULTS, record, relative
+from bench.records.conditions import RESULTS, ROOT
 from bench.records.networks import write_table
+from bench.records.runs import record, relative
 from fastbn.errors import UsageError
 from fastbn.experiments.records import Run, folder_of
 from fastbn.training import checked_file
 from fastbn.training.checkpoint import CHECKPOINT
 
-UNDER_WAY = RESULTS.parents[1] / "reproduction"
-PRETRAINED = RESULTS.parents[1] / "pretrained"
+UNDER_WAY, PRETRAINED = ROOT / "reproduction", ROOT / "pretrained"
 LARGEST = 100_000  # bytes of a checkpoint that is kept
 
 

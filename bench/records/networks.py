@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.record import RESULTS
+from bench.records.conditions import RESULTS
 from fastbn.errors import UsageError
 from fastbn.experiments.presets import PRESETS
 from fastbn.experiments.records import SMALL_GAMMA, Run, read, run_of, runs_of

@@ -1,25 +1,33 @@
-"""What the benchmarks record: one row a provider and case, in long format, under bench/results/.
+"""What every benchmark records: one row per provider and case, in long format, under bench/results/.
 
 A file holds the conditions once (device, versions, commit, date, the machine's own rates) and its rows. Rows
-of one (level, case) were measured side by side in one process, in turn: only they are compared."""
+of one (level, case) were measured side by side, in turn: only they are compared."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import re
+import statistics
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench.record import RESULTS, conditions
+from bench.records.conditions import RESULTS, conditions, write
 
 FORMAT = 1
-LEVELS = ("kernel", "step", "run", "scaling", "memory")
+LEVELS = ("kernel", "step", "run", "scaling", "memory", "plan", "ranks", "xla")
 # how the reason of a provider begins whose one step took so long that no more were asked for
 HOPELESS = "not timed, hopeless"
+
+
+def quartiles(samples: Iterable[float]) -> dict[str, Any]:
+    """Return a Row's seconds (the median), q1, q3 and n."""
+    found = list(samples)
+    q1, median, q3 = statistics.quantiles(found, n=4, method="inclusive") if len(found) > 1 else found * 3
+    return {"seconds": median, "q1": q1, "q3": q3, "n": len(found)}
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -56,6 +64,7 @@ class Row:
     energy_joules: float | None = None
     accuracy: float | None = None  # of a run, on its test set
     epochs: int | None = None
+    more: dict[str, Any] | None = None  # what this level alone records
 
     @property
     def images_per_second(self) -> float | None:
@@ -65,6 +74,16 @@ class Row:
     def hopeless(self) -> bool:
         """Whether it was let go after one step, as far too slow."""
         return self.failed is not None and self.failed.startswith(HOPELESS)
+
+    def time(self, samples: Iterable[float]) -> Row:
+        """Take the median, quartiles and number of these seconds, and return the row."""
+        for name, value in quartiles(samples).items():
+            setattr(self, name, value)
+        return self
+
+    def told(self) -> dict[str, Any]:
+        """Return what is known of it, as a record holds it."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -76,47 +95,73 @@ class Record:
     rows: list[Row]
 
     def save(self, name: str, folder: Path = RESULTS) -> Path:
-        """<folder>/<name>-<device>-<date>.json, written whole."""
-        device = re.sub(r"[^a-z0-9]+", "-", str(self.conditions["device"]).lower()).strip("-")
-        target = folder / f"{name}-{device}-{self.conditions['date']}.json"
-        body = {
-            "format": FORMAT,
-            "conditions": self.conditions,
-            "machine": self.machine,
-            "rows": [_short(row) for row in self.rows],
-        }
-        part = target.with_suffix(".part")
-        part.write_text(
-            json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+        """Write <folder>/<name>-<date>.json and return its path."""
+        target = folder / f"{name}-{self.conditions['date']}.json"
+        rows = [row.told() for row in self.rows]
+        write(
+            target, {"format": FORMAT, "conditions": self.conditions, "machine": self.machine, "rows": rows}
         )
-        part.replace(target)
         return target
+
+    @property
+    def device(self) -> str:
+        """The device as part of a file's name: "amd-epyc-avx-512-2-threads"."""
+        return slug(self.conditions["device"])
+
+
+def reason(error: Exception) -> str:
+    """Return an exception as a record's line."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:300]
+
+
+def slug(text: object) -> str:
+    """Return a text as part of a file's name."""
+    return re.sub(r"[^a-z0-9]+", "-", str(text).lower()).strip("-")
+
+
+def new(machine: dict[str, float] | None = None, device: torch.device | None = None) -> Record:
+    """Return an empty record of what is measured now, on the CPU where no device is named."""
+    return Record(conditions=conditions(device), machine=machine or {}, rows=[])
 
 
 def load(paths: Iterable[Path]) -> list[Record]:
-    """The records in these files. Raises ValueError for one that is not of this format."""
-    found = []
-    for path in paths:
-        body = json.loads(path.read_text(encoding="utf-8"))
-        if body.get("format") != FORMAT:
-            raise ValueError(
-                f"{path}: not a benchmark record of format {FORMAT}; make one with pytest bench/ "
-                "--benchmark-only"
-            )
-        found.append(
-            Record(
-                conditions=body["conditions"],
-                machine=body["machine"],
-                rows=[Row(**row) for row in body["rows"]],
-            )
-        )
-    return found
+    """Return the records in these files, those from before format 1 too. Raises ValueError for another."""
+    return [_record(path, json.loads(path.read_text(encoding="utf-8"))) for path in paths]
 
 
-def new(machine: dict[str, float], device: torch.device | None = None) -> Record:
-    """An empty record of measurements that are taken now, on the CPU where no device is named."""
-    return Record(conditions=conditions(device), machine=machine, rows=[])
+def _record(path: Path, body: dict[str, Any]) -> Record:
+    if body.get("format") == FORMAT:
+        rows = [Row(**row) for row in body["rows"]]
+        return Record(conditions=body["conditions"], machine=body["machine"], rows=rows)
+    if "format" in body or not {"device", "versions", "commit", "date", "rows"} <= body.keys():
+        remedy = "make one with pytest bench/ --benchmark-only"
+        raise ValueError(f"{path}: not a benchmark record of format {FORMAT}; {remedy}")
+    head = {name: body[name] for name in ("device", "versions", "commit", "date")}
+    rates = {"matmul_flops_per_second": body["matmul_flops"]} if "matmul_flops" in body else {}
+    kind = "xla" if "-xla-" in path.name else path.name.partition("-")[0]
+    return Record(conditions=head, machine=rates, rows=[_early(kind, body, row) for row in body["rows"]])
 
 
-def _short(row: Row) -> dict[str, Any]:
-    return {name: value for name, value in dataclasses.asdict(row).items() if value is not None}
+EARLY = {"stock, all": "stock-full", "stock, BN only": "stock-bn", ", channels-last, compiled": " compiled",
+         ", channels-last": " channels-last"}  # providers' names before format 1  # fmt: skip
+RENAMED = {"peak_less_idle_bytes": "peak_memory_bytes", "measured_bytes": "peak_memory_bytes",
+           "batch": "batch_size"}  # fmt: skip
+
+
+def _early(level: str, body: dict[str, Any], old: dict[str, Any]) -> Row:
+    """Return a row of a record from before format 1."""
+    old = {RENAMED.get(name, name): value for name, value in old.items()}
+    provider = old.pop("provider", None) or old.get("plan") or f"{old.get('ranks')} ranks"
+    for before, after in EARLY.items():
+        provider = provider.replace(before, after)
+    known = {field.name for field in dataclasses.fields(Row)} - {"more"}
+    own = {"batch_size": body.get("batch_size")} | {n: v for n, v in old.items() if n in known}
+    own |= {name: body[name] for name in ("depth", "family", "size") if name in body}
+    samples, case = own.pop("seconds", None), f"ResNet-{body['depth']}, batch {own['batch_size']}"
+    trains = "all" if provider.startswith("stock-full") else "bn"
+    more = {name: value for name, value in old.items() if name not in known}
+    row = Row(level=level, case=case, provider=provider, trains=trains, **own, more=more or None)
+    if isinstance(samples, list):
+        return row.time(samples)
+    row.seconds = samples if samples is not None else more.get("ms_median", 0.0) / 1e3 or None
+    return row

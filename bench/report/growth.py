@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 from bench.records.rows import Record, Row
-from bench.report.compare import KINDS, Case, kind_of, measured
+from bench.report.compare import KINDS, Case, kind_of
 from bench.report.wording import COLOUR, under
-from bench.suite.scaling import exponent, steepest
+from bench.suite import scaling as lines_of
+from bench.suite.scaling import LEAST, Curve
 from fastbn.page.charts import Series, lines
 from fastbn.page.page import NOTHING, Html, figure, figures, paragraph, section
-
-
-@dataclasses.dataclass(frozen=True)
-class Curve:
-    """A provider's (x, y), sorted by x, everything but x held fixed."""
-
-    provider: str
-    kind: str
-    points: list[tuple[float, float]]
-
-    def exponent(self) -> float | None:
-        """Of y ∝ x^e, by least squares over the logarithms; None under three points, which any curve fits."""
-        return exponent(self.points) if len(self.points) > 2 else None
-
-    def steepest(self) -> float:
-        """The largest exponent between neighbours: a cliff stands far above the fitted one."""
-        return steepest(self.points)
-
 
 AXES = {"depth": "depth, layers", "batch_size": "batch, images", "width": "width, channels"}
 
@@ -36,42 +18,31 @@ AXES = {"depth": "depth, layers", "batch_size": "batch, images", "width": "width
 def curves(
     records: Sequence[Record], levels: Sequence[str], axis: str, metric: str
 ) -> dict[tuple[int, str], list[Curve]]:
-    """By (the record's place, what is held fixed), from the first of these levels that has any.
+    """Return curves by (the record's place, what is held fixed), from the first of these levels that has any.
 
     Where sweeps over other axes cross, a few points lie on a line by chance: those of two are left out if
     there are longer ones."""
     for level in levels:
-        points: dict[tuple[int, str], dict[tuple[str, str], dict[float, float]]] = {}
+        found: dict[tuple[int, str], list[Curve]] = {}
         for place, record in enumerate(records, 1):
-            for row in record.rows:
-                x, y = getattr(row, axis), getattr(row, metric)
-                if row.level == level and measured(row) and x and y:
-                    points.setdefault((place, _fixed(row, axis)), {}).setdefault(
-                        (_named(row), kind_of(row)), {}
-                    )[x] = y
-        found = {}
-        longest = max(
-            (len(by_x) for by_provider in points.values() for by_x in by_provider.values()), default=0
-        )
-        for key, by_provider in points.items():
-            own = [
-                Curve(*who, sorted(by_x.items()))
-                for who, by_x in by_provider.items()
-                if len(by_x) >= min(longest, 3)
-            ]
-            if own and longest > 1:
-                found[key] = sorted(own, key=lambda curve: KINDS.index(curve.kind))
-        if found:
-            return found
+            for curve in lines_of.curves((row for row in record.rows if row.level == level), axis, metric):
+                found.setdefault((place, _fixed(curve.row, axis)), []).append(curve)
+        longest = max((len(curve.points) for own in found.values() for curve in own), default=0)
+        if longest > 1:
+            long = {
+                key: [c for c in own if len(c.points) >= min(longest, LEAST)] for key, own in found.items()
+            }
+            return {key: sorted(own, key=_kind) for key, own in long.items() if own}
     return {}
 
 
+def _kind(curve: Curve) -> int:
+    return KINDS.index(kind_of(curve.row))
+
+
 def _named(row: Row) -> str:
-    return (
-        row.provider
-        if row.precision == "fp32" or row.precision in row.provider
-        else f"{row.provider}, {row.precision}"
-    )
+    plain = row.precision == "fp32" or row.precision in row.provider
+    return row.provider if plain else f"{row.provider}, {row.precision}"
 
 
 def _fixed(row: Row, axis: str) -> str:
@@ -97,25 +68,25 @@ MEASURES = {
 
 
 def growth(records: Sequence[Record], axis: str, metric: str) -> list[Html]:
-    """A chart each for what is held fixed, the fitted exponents in its legend."""
+    """Return a chart for each of what is held fixed, the fitted exponents in its legend."""
     what, unit, scale = MEASURES[metric]
     drawn = []
     for (place, fixed), found in curves(records, ("scaling", "memory", "step"), axis, metric).items():
         series = []
         for i, curve in enumerate(found):
             points = [(x, y * scale) for x, y in curve.points]
-            series.append(Series(f"{curve.provider}{_grows(curve)}", points, COLOUR[curve.kind], i))
+            name = f"{_named(curve.row)}{_grows(curve)}"
+            series.append(Series(name, points, COLOUR[kind_of(curve.row)], i))
         case = Case(records[place - 1], place, "", [])
         title = f"{what.capitalize()} against {AXES[axis].split(',')[0]}, at {fixed or 'all else the same'}"
-        drawn.append(
-            figure(lines(title, series, AXES[axis], f"{what}, {unit}", log=True), title, under(case))
-        )
+        chart = lines(title, series, AXES[axis], f"{what}, {unit}", log=True)
+        drawn.append(figure(chart, title, under(case)))
     return drawn
 
 
 def _grows(curve: Curve) -> str:
-    exponent = curve.exponent()
-    return f" ∝ x^{exponent:.2f} (≤ {curve.steepest():.2f})" if exponent is not None else ""
+    exponent = curve.exponent
+    return f" ∝ x^{exponent:.2f} (≤ {curve.steepest:.2f})" if exponent is not None else ""
 
 
 def scaling(records: Sequence[Record]) -> Html:

@@ -31,7 +31,7 @@ def _kernels(record: Record, place: int) -> Html:
     own = [Case(record, place, case.name, case.rows) for case in cases([record], "kernel")]
     if not own:
         return NOTHING
-    copy, matmul = record.machine.get("copy_bytes_per_second"), record.machine.get("matmul_flops_per_second")
+    copy, matmul = _machine(record)
     rows, shares = [], []
     spots: dict[bool, list[tuple[float, float, str]]] = {}
     for i, case in enumerate(own, 1):
@@ -41,62 +41,49 @@ def _kernels(record: Record, place: int) -> Html:
             share, ratio = share_of_roofline(row, record.machine), case.ratio("stock")
             cells = [f"{i}. {case.name}", case.label(row)]
             cells += [figure_of(row.seconds, 1e3) if measured(row) else "failed", spread(row, 1e3)]
-            cells += [figure_of(rate, 1e-9), figure_of(rate / copy if rate and copy else None, 100, " %")]
-            cells += [
-                figure_of(speed, 1e-9),
-                figure_of(speed / matmul if speed and matmul else None, 100, " %"),
-            ]
+            for reached, most in ((rate, copy), (speed, matmul)):
+                part = reached / most if reached and most else None
+                cells += [figure_of(reached, 1e-9), figure_of(part, 100, " %")]
             cells += [figure_of(share, 100, " %")]
             rows.append([*cells, f"{ratio[0]:.2f}×" if ratio and row is case.best("fastbn") else ABSENT])
             if speed and row.moved_bytes and row.flops and measured(row):
-                spots.setdefault(kind_of(row) == "fastbn", []).append(
-                    (row.flops / row.moved_bytes, speed, str(i))
-                )
+                spot = row.flops / row.moved_bytes, speed, str(i)
+                spots.setdefault(kind_of(row) == "fastbn", []).append(spot)
         best = [case.best(kind) for kind in ("fastbn", "stock")]
-        reached = [share_of_roofline(row, record.machine) if row else None for row in best]
-        shares.append(
-            Bar(
-                f"{i}. {case.name}", [None if share is None else ChartValue(100 * share) for share in reached]
-            )
-        )
+        reached_shares = [share_of_roofline(row, record.machine) if row else None for row in best]
+        values = [None if share is None else ChartValue(100 * share) for share in reached_shares]
+        shares.append(Bar(f"{i}. {case.name}", values))
     looks = {True: ("fastbn", 0, 0), False: ("stock", 2, 1)}
     series = []
     for ours, at in sorted(spots.items(), reverse=True):
-        name, kind, look = looks[ours]
-        series.append(
-            Series(name, [(x, y) for x, y, _ in at], kind, look, labels=[label for _, _, label in at])
-        )
+        labels = [label for _, _, label in at]
+        series.append(Series(looks[ours][0], [(x, y) for x, y, _ in at], *looks[ours][1:], labels=labels))
     roof = roofline("Roofline of the kernels", series, copy, matmul) if copy and matmul else NOTHING
-    notes = [
-        f"{case.label(row)} failed at {case.name}: {row.failed}"
-        for case in own
-        for row in case.rows
-        if not measured(row)
-    ]
+    failed = [(case, row) for case in own for row in case.rows if not measured(row)]
+    notes = [f"{case.label(row)} failed at {case.name}: {row.failed}" for case, row in failed]
     header = ["kernel", "provider", "ms", "quartiles", "GB/s", "of the copy"]
     header += ["GFLOP/s", "of the matmul", "of the roofline", "against stock"]
-    what = "The least time that this machine's own copy and matrix product allow, over the time taken; "
-    what += (
-        f"above 100 % caches help, or an algorithm needs fewer operations than are counted. {under(own[0])}"
-    )
-    drawn = [
-        figure(
-            bars("Share of the roofline", shares, " %", ("fastbn", "stock"), rule=100.0),
-            "Share of the roofline",
-            what,
-        )
-    ]
+    chart = bars(SHARE, shares, " %", ("fastbn", "stock"), rule=100.0)
+    drawn = [figure(chart, SHARE, f"{WHAT} {under(own[0])}")]
     drawn += [figure(roof, "Roofline", f"Numbers are the kernels' in the table. {under(own[0])}")]
     return joined([figures(drawn), listing(notes), paragraph(_rates(record), "note"), table(header, rows)])
 
 
+SHARE = "Share of the roofline"
+WHAT = (
+    "The least time that this machine's own copy and matrix product allow, over the time taken; above 100 % "
+    "caches help, or an algorithm needs fewer operations than are counted."
+)
+
+
+def _machine(record: Record) -> tuple[float | None, float | None]:
+    return record.machine.get("copy_bytes_per_second"), record.machine.get("matmul_flops_per_second")
+
+
 def _rates(record: Record) -> str:
-    copy, matmul = record.machine.get("copy_bytes_per_second"), record.machine.get("matmul_flops_per_second")
+    copy, matmul = _machine(record)
     parts = [f"copies {number(copy / 1e9)} GB/s" if copy else ""]
     parts += [f"multiplies matrices at {number(matmul / 1e9)} GFLOP/s" if matmul else ""]
-    said = " and ".join(part for part in parts if part)
-    return (
-        f"This machine {said}, measured in the same run."
-        if said
-        else "No rates of this machine are recorded."
-    )
+    said = " and ".join(filter(None, parts))
+    known = f"This machine {said}, measured in the same run."
+    return known if said else "No rates of this machine are recorded."

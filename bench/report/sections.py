@@ -1,9 +1,9 @@
-"""The report's sections, each from the records alone; one that has nothing to show is empty."""
+"""The report's sections, each made of the records alone; one that has nothing to show is empty."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from bench.records.rows import Record, Row
 from bench.report.compare import Case, cases, kind_of, measured, share_of_roofline
@@ -33,48 +33,42 @@ from fastbn.page.page import (
     table,
 )
 
+TITLE = "Speed of a step against the best stock provider"
+CAPTION = (
+    "How often fastbn's step fits into stock's; whiskers from quartile to quartile, dashed where both take "
+    "the same."
+)
+
 
 def headline(records: Sequence[Record]) -> Html:
+    """Return the section that sets fastbn's step beside the best stock step of each kind."""
     found = cases(records, "step")
     rows, chart, said = [], [], []
     for case in found:
-        ours = case.best("fastbn")
         name = f"{case.name} [{case.place}]" if len(records) > 1 else case.name
-        cells = [
-            f"{case.label(ours)} {milliseconds(ours)}" if ours else "failed" if case.has("fastbn") else ABSENT
-        ]
-        for kind in AGAINST:
-            best, ratio = case.best(kind), case.ratio(kind)
-            cells += [
-                f"{case.label(best)} {milliseconds(best)}" if best else "failed" if case.has(kind) else ABSENT
-            ]
-            cells += [f"{ratio[0]:.2f}×" if ratio else ABSENT]
+        cells, ratios = [_at_best(case, "fastbn")], [case.ratio(kind) for kind in AGAINST]
+        for kind, ratio in zip(AGAINST, ratios, strict=True):
+            cells += [_at_best(case, kind), f"{ratio[0]:.2f}×" if ratio else ABSENT]
         rows.append([name, *cells])
-        chart.append(
-            Bar(name, [ChartValue(*ratio) if (ratio := case.ratio(kind)) else None for kind in AGAINST])
-        )
+        chart.append(Bar(name, [ChartValue(*ratio) if ratio else None for ratio in ratios]))
     for kind, against in AGAINST.items():
-        ratios = [ratio[0] for case in found if (ratio := case.ratio(kind))]
-        if ratios:
-            extent = " to ".join(dict.fromkeys(f"{ratio:.2f}" for ratio in (min(ratios), max(ratios))))
-            slower = sum(ratio < 1 for ratio in ratios)
-            but = f", slower in {slower} of {len(ratios)} cases" if slower else ""
+        speeds = [ratio[0] for case in found if (ratio := case.ratio(kind))]
+        if speeds:
+            extent = " to ".join(dict.fromkeys(f"{ratio:.2f}" for ratio in (min(speeds), max(speeds))))
+            slower = sum(ratio < 1 for ratio in speeds)
+            but = f", slower in {slower} of {len(speeds)} cases" if slower else ""
             said.append(f"A step of fastbn is {extent} times as fast as {against}{but}.")
-    measures = ("BN only", "everything")
-    title = "Speed of a step against the best stock provider"
-    caption = (
-        "How often fastbn's step fits into stock's; whiskers from quartile to quartile, dashed where "
-        "both take the same."
-    )
-    return section(
-        "Headline",
-        paragraph(" ".join(said)) if said else NOTHING,
-        figures([figure(bars(title, chart, "×", measures, rule=1.0), title, caption)]),
-        table(
-            ["training step", "fastbn", "best stock, BN only", "ratio", "best stock, everything", "ratio"],
-            rows,
-        ),
-    )
+    drawn = bars(TITLE, chart, "×", ("BN only", "everything"), rule=1.0)
+    header = ["training step", "fastbn", "best stock, BN only", "ratio", "best stock, everything", "ratio"]
+    words = paragraph(" ".join(said)) if said else NOTHING
+    return section("Headline", words, figures([figure(drawn, TITLE, CAPTION)]), table(header, rows))
+
+
+def _at_best(case: Case, kind: str) -> str:
+    best = case.best(kind)
+    if best is None:
+        return "failed" if case.has(kind) else ABSENT
+    return f"{case.label(best)} {milliseconds(best)}"
 
 
 def steps(records: Sequence[Record]) -> Html:
@@ -92,11 +86,8 @@ def _timed(case: Case) -> Html:
         for r in case.rows
         if measured(r) and r.seconds
     ]
-    return figure(
-        bars(f"{case.name}, ms a step", found, " ms"),
-        "Median of a step, whiskers at the quartiles",
-        under(case),
-    )
+    chart = bars(f"{case.name}, ms a step", found, " ms")
+    return figure(chart, "Median of a step, whiskers at the quartiles", under(case))
 
 
 def _ends(row: Row) -> tuple[float | None, float | None]:
@@ -104,36 +95,19 @@ def _ends(row: Row) -> tuple[float | None, float | None]:
 
 
 def _step_table(case: Case) -> Html:
-    header = [
-        "provider",
-        "trains",
-        "ms",
-        "quartiles",
-        "n",
-        "images/s",
-        "µs an image",
-        "first call, s",
-        "gradient error",
-        "launches",
-    ]
+    header = ["provider", "trains", "ms", "quartiles", "n", "images/s", "µs an image", "first call, s"]
+    header += ["gradient error", "launches", "GB moved", "GFLOP", "of the roofline"]
     rows = []
     for row in case.rows:
         rate, share = row.images_per_second, share_of_roofline(row, case.record.machine)
         cells = [case.label(row), TRAINS.get(row.trains, row.trains)]
-        cells += [
-            figure_of(row.seconds, 1e3) if measured(row) else "failed",
-            spread(row, 1e3),
-            figure_of(row.n),
-            figure_of(rate),
-        ]
-        cells += [figure_of(1 / rate if rate else None, 1e6), figure_of(row.first_seconds)]
-        cells += [
-            ABSENT if row.gradient_error is None else f"{row.gradient_error:.1e}",
-            figure_of(row.launches),
-        ]
-        cells += [figure_of(row.moved_bytes, 1e-9), figure_of(row.flops, 1e-9), figure_of(share, 100, " %")]
-        rows.append(cells)
-    return table([*header, "GB moved", "GFLOP", "of the roofline"], rows)
+        cells += [figure_of(row.seconds, 1e3) if measured(row) else "failed", spread(row, 1e3)]
+        cells += [figure_of(row.n), figure_of(rate), figure_of(1 / rate if rate else None, 1e6)]
+        cells += [figure_of(row.first_seconds)]
+        cells += [ABSENT if row.gradient_error is None else f"{row.gradient_error:.1e}"]
+        cells += [figure_of(row.launches), figure_of(row.moved_bytes, 1e-9), figure_of(row.flops, 1e-9)]
+        rows.append([*cells, figure_of(share, 100, " %")])
+    return table(header, rows)
 
 
 def memory(records: Sequence[Record]) -> Html:
@@ -152,43 +126,30 @@ def memory(records: Sequence[Record]) -> Html:
             found.append(Bar(case.label(row), values, COLOUR[kind_of(row)]))
         chart = bars(f"{case.name}, MB", found, " MB", ("peak", "saved"))
         drawn.append(figure(chart, f"{case.name}: peak, and saved for the backward", under(case)))
-    against = [
-        one
-        for metric in ("peak_memory_bytes", "saved_bytes")
-        for one in growth(records, "batch_size", metric)
-    ]
-    return section(
-        "Memory", figures(drawn), paragraph(EXPONENTS) if any(against) else NOTHING, figures(against)
-    )
+    metrics = ("peak_memory_bytes", "saved_bytes")
+    against = [one for metric in metrics for one in growth(records, "batch_size", metric)]
+    said = paragraph(EXPONENTS) if any(against) else NOTHING
+    return section("Memory", figures(drawn), said, figures(against))
 
 
 def energy(records: Sequence[Record]) -> Html:
+    """Return the section of joules: of an image of a step, of a run's last epoch."""
     drawn = []
     for level, what, unit, scale in (("step", "an image of a step", "mJ", 1e3), ("run", "a run", "kJ", 1e-3)):
         for case in cases(records, level):
-            images: Callable[[Row], float] = (
-                (lambda row: row.batch_size or math.nan) if level == "step" else (lambda row: 1.0)
-            )
             counted = [row for row in case.rows if row.energy_joules and measured(row)]
             ends = {case.label(row): row for row in sorted(counted, key=lambda row: row.epochs or 0)}
-            kept = [
-                (row, scale * (row.energy_joules or 0.0) / images(row))
-                for row in counted
-                if row in ends.values()
-            ]
-            found = [
-                Bar(_until(case, row), [ChartValue(value)], COLOUR[kind_of(row)])
-                for row, value in kept
-                if math.isfinite(value)
-            ]
+            found = []
+            for row in (row for row in counted if row in ends.values()):
+                images = (row.batch_size or math.nan) if level == "step" else 1.0
+                value = scale * (row.energy_joules or 0.0) / images
+                if math.isfinite(value):
+                    found.append(Bar(_until(case, row), [ChartValue(value)], COLOUR[kind_of(row)]))
             chart = bars(case.name, found, f" {unit}")
             drawn.append(figure(chart, f"{case.name}: {unit} for {what}", under(case)))
     return section("Energy", figures(drawn))
 
 
 def _until(case: Case, row: Row) -> str:
-    return (
-        f"{case.label(row)}, {row.epochs} epoch{'s' if row.epochs != 1 else ''}"
-        if row.epochs
-        else case.label(row)
-    )
+    epochs = f", {row.epochs} epoch{'s' if row.epochs != 1 else ''}" if row.epochs else ""
+    return case.label(row) + epochs

@@ -1,5 +1,7 @@
-"""What is measured: networks and the grids of them. `tiny` is for tests, `default` ends in under four minutes
-on two CPU cores, `full` wants a GPU, or patience."""
+"""Cases: the networks that are measured, and the grids of them.
+
+`tiny` is for tests, `default` ends in under four minutes on two CPU cores, `full` wants a GPU, or
+patience."""
 
 from __future__ import annotations
 
@@ -10,8 +12,16 @@ import torch
 from torch import nn
 
 from fastbn import FastBNOnlyResNet
+from fastbn.data.images import Images
 from fastbn.errors import UsageError
 from fastbn.models.families import resolve
+
+
+def pixels(count: int, size: int) -> Images:
+    """Return a data set of so many square images drawn from a fixed seed, of ten classes."""
+    draw = torch.Generator().manual_seed(0)
+    drawn = torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=draw)
+    return Images(drawn, torch.arange(count) % 10)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +53,13 @@ class Case:
         """A short name for a test's id."""
         return f"{self.depth}-w{self.width}-{self.size}px-b{self.batch_size}-{self.precision}"
 
-    def network(self) -> nn.Module:
-        """On the stock path, frozen but for BatchNorm, the same bits each time."""
-        return FastBNOnlyResNet(self.depth, family=self.family, width=self.width, engine="stock")
+    def network(self, seed: int = 0) -> nn.Module:
+        """Return the network on the stock path, frozen but for BatchNorm, the same bits each time."""
+        own = {"family": self.family, "width": self.width}
+        return FastBNOnlyResNet(self.depth, **own, seed=seed, engine="stock")
 
     def inputs(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images (N, 3, H, W) and labels (N,), the same for every provider."""
+        """Return images (N, 3, H, W) and labels (N,), the same for every provider."""
         draw = torch.Generator().manual_seed(0)
         images = torch.randn(self.batch_size, 3, self.size, self.size, generator=draw)
         return images.to(device), torch.randint(0, 10, (self.batch_size,), generator=draw).to(device)
@@ -56,7 +67,7 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """What the kernel level measures: the operations of an identity block of this many channels."""
+    """The kernel level's case: the operations of an identity block of this many channels."""
 
     channels: int
     size: int
@@ -87,7 +98,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """What each level measures, and for how long."""
+    """The cases of each level, and how long they may take."""
 
     blocks: tuple[Blocks, ...]
     steps: tuple[Case, ...]
@@ -108,7 +119,7 @@ def _grow(base: Case, **values: tuple[Any, ...]) -> dict[str, tuple[Case, ...]]:
 
 
 def grid(name: str, device: torch.device) -> Grid:
-    """Raises UsageError for an unknown name."""
+    """Return the grid of this name for a device. Raises UsageError for an unknown name."""
     if name == "tiny":
         steps = (Case(8, 4, 8, width=8),)
         scaling = _grow(Case(8, 2, 8, width=8), batch_size=(2, 4, 8))
@@ -121,43 +132,29 @@ def grid(name: str, device: torch.device) -> Grid:
         )
         compiled = () if device.type == "cpu" else cifar
         half = (Case(32, 128, precision="bf16"),) if device.type == "cpu" else ()
-        found = Grid(
-            blocks,
-            (*cifar, Case(18, 16, 64), *half),
-            compiled,
-            scaling,
-            (Case(32, 128),),
-            (Run(14, 8, 32),),
-            12,
-            20.0,
-        )
+        steps = (*cifar, Case(18, 16, 64), *half)
+        found = Grid(blocks, steps, compiled, scaling, (Case(32, 128),), (Run(14, 8, 32),), 12, 20.0)
     elif name == "full":
-        blocks = tuple(
-            Blocks(channels, size, batch)
-            for batch in (128, 1024)
-            for channels, size in ((16, 32), (32, 16), (64, 8))
-        )
-        blocks += tuple(
-            Blocks(channels, size, 64) for channels, size in ((64, 56), (128, 28), (256, 14), (512, 7))
-        )
-        small = tuple(Case(depth, 128) for depth in (14, 32, 56, 110))
-        large = (Case(866, 128), Case(18, 64, 224), Case(50, 64, 224, "imagenet"))
+        small, large = ((16, 32), (32, 16), (64, 8)), ((64, 56), (128, 28), (256, 14), (512, 7))
+        blocks = tuple(Blocks(*shape, batch) for batch in (128, 1024) for shape in small)
+        blocks += tuple(Blocks(*shape, 64) for shape in large)
+        steps = tuple(Case(depth, 128) for depth in (14, 32, 56, 110, 866))
+        steps += (Case(18, 64, 224), Case(50, 64, 224, "imagenet"))
         scaling = _grow(
             Case(14, 128), depth=(14, 26, 56, 110, 218, 434, 866), width=(16, 32, 64, 128, 256, 512)
         )
         scaling |= _grow(Case(56, 128), batch_size=(32, 64, 128, 256, 512, 1024, 2048))
         runs = (Run(14, 20, 16), Run(56, 20, 128))
-        found = Grid(
-            blocks, small + large, small + large, scaling, (Case(56, 128), Case(18, 16, 64)), runs, 25, 60.0
-        )
+        memory = (Case(56, 128), Case(18, 16, 64))
+        found = Grid(blocks, steps, steps, scaling, memory, runs, 25, 60.0)
     else:
         raise UsageError(f"--grid must be tiny, default or full, got {name!r}")
     return found if device.type == "cpu" else _mixed_too(found)
 
 
 def _mixed_too(found: Grid) -> Grid:
-    """Each step in mixed precision and each block in bfloat16 as well, where a GPU's stock training is at
-    its best; curves in mixed."""
+    """Add each step in mixed precision and each block in bfloat16, where a GPU's stock training is at its
+    best; curves in mixed alone."""
 
     def mixed(case: Case) -> Case:
         return dataclasses.replace(case, precision="mixed")

@@ -1,5 +1,4 @@
-"""What a step must cost, by the graph's traffic model, and what this machine could do it in, by its own
-rates."""
+"""The least that a step must cost, by the graph's traffic model and this machine's own rates."""
 
 from __future__ import annotations
 
@@ -10,7 +9,6 @@ import torch
 from torch import fx
 
 from bench.suite.cases import Case
-from bench.suite.clock import kernel_seconds
 from bench.suite.providers import Provider
 from fastbn.engine.fused_program import read
 from fastbn.engine.reference import Reference
@@ -20,31 +18,9 @@ from fastbn.planning import traffic
 BYTES = {"fp32": 4, "amp-fp16": 2, "amp-bf16": 2, "bf16": 2, "mixed": 2}  # an element of what is stored
 
 
-def machine_rates(device: torch.device, small: bool = False) -> dict[str, float]:
-    """A Record's `machine`: the bytes a second of a large copy, read and written, and the FLOP/s of a large
-    matrix product, fp32 and never TF32; on CUDA in bfloat16 too. The fastest of seven: what else runs could
-    only slow them."""
-    torch.backends.cuda.matmul.allow_tf32 = False
-    elements, side = (
-        (1 << 20, 256) if small else (1 << 28, 8192) if device.type == "cuda" else (1 << 25, 2048)
-    )
-    source = torch.ones(elements, device=device)
-    target = torch.empty_like(source)
-
-    def fastest(call: Any) -> float:
-        return min(kernel_seconds(call, device) for _ in range(8))
-
-    found = {"copy_bytes_per_second": 8 * elements / fastest(lambda: target.copy_(source))}
-    kinds = {"": torch.float32} | ({"_bf16": torch.bfloat16} if device.type == "cuda" else {})
-    for name, dtype in kinds.items():
-        a = torch.randn(side, side, device=device).to(dtype)
-        found[f"matmul{name}_flops_per_second"] = 2 * side**3 / fastest(lambda a=a: a @ a)
-    return found
-
-
 def least_seconds(cost: traffic.Cost, machine: dict[str, float], precision: str) -> float:
-    """The seconds that this cost can't be done under, by the machine's own rates in this precision; of a CPU
-    by float32's, in which fastbn computes there whatever it stores."""
+    """Return the seconds that this cost can't be done under, by the machine's own rates in this precision; of
+    a CPU by float32's, in which fastbn computes there whatever it stores."""
     wide = machine["matmul_flops_per_second"]
     products = wide if precision == "fp32" else machine.get("matmul_bf16_flops_per_second", wide)
     return traffic.roofline(cost, machine["copy_bytes_per_second"], products)
@@ -52,7 +28,7 @@ def least_seconds(cost: traffic.Cost, machine: dict[str, float], precision: str)
 
 @functools.lru_cache(64)
 def regions(case: Case) -> tuple[tuple[Any, tuple[Any, ...], tuple[bool, ...]], ...]:
-    """Of this case's network: each region with the shapes of its inputs, and which of them require a
+    """Return each region of this case's network with the shapes of its inputs, and which of them require a
     gradient."""
     with torch.device("meta"):
         model = case.network()
@@ -75,8 +51,8 @@ def regions(case: Case) -> tuple[tuple[Any, tuple[Any, ...], tuple[bool, ...]], 
 
 
 def plan(case: Case, provider: Provider) -> traffic.TrafficPlan:
-    """What this provider's forward and backward are by the model; pooling, the head, the loss and the
-    update aside."""
+    """Return this provider's forward and backward by the model; pooling, the head, the loss and the update
+    aside."""
     size, all_trains = BYTES[provider.precision], provider.trains == "all"
     found = traffic.TrafficPlan()
     for region, shapes, wanted in regions(case):
@@ -87,14 +63,14 @@ def plan(case: Case, provider: Provider) -> traffic.TrafficPlan:
 
 
 def figures(case: Case, provider: Provider) -> dict[str, int]:
-    """A Row's moved_bytes, flops and launches."""
+    """Return a Row's moved_bytes, flops and launches."""
     found = plan(case, provider)
     cost = traffic.total(found.forward + found.backward)
     return {"moved_bytes": cost.moved, "flops": cost.flops, "launches": cost.launches}
 
 
 def roofline_share(case: Case, provider: Provider, seconds: float, machine: dict[str, float]) -> float:
-    """The least time of forward and backward, over the time that the whole step took."""
+    """Return the least time of forward and backward, over the time that the whole step took."""
     found = plan(case, provider)
     least = sum(
         least_seconds(traffic.total(passes), machine, provider.precision)

@@ -1,15 +1,16 @@
 """The kernel level: each operation of an identity block, fused, and the sequence of stock operations that it
 replaces.
 
-    conv2   z = relu(scale·y + shift) as it is loaded, the convolution, its output's statistics    stock:
-    BatchNorm, ReLU, conv
-    conv1   the same with a residual added; z and its mask are written                             stock: …
-    addition …
-    ∇conv2  the input gradient, masked by what y says, and dγ, dβ      stock: gradients of conv, ReLU,
-    BatchNorm (which makes dy too)
-    ∇conv1  the same with the residual's gradient added, masked by the saved bits                  stock: …
-    addition …
-    form    z of the last addition, which no convolution reads: stock BatchNorm, addition, ReLU
+    conv2   z = relu(scale·y + shift) as it is loaded, the convolution, its output's statistics
+            stock: BatchNorm, ReLU, conv
+    conv1   the same with a residual added; z and its mask are written
+            stock: the same with an addition
+    ∇conv2  the input gradient, masked by what y says, and dγ, dβ
+            stock: gradients of conv, ReLU, BatchNorm (which makes dy too)
+    ∇conv1  the same with the residual's gradient added, masked by the saved bits
+            stock: the same with an addition
+    form    z of the last addition, which no convolution reads
+            stock: BatchNorm, addition, ReLU
 
 Both sides do as many statistics, normalisations and products; only at which end of the operation the
 statistics lie differs. Warm, what the model counts as moved may come from a cache: there the share of
@@ -26,10 +27,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.records.rows import Row
+from bench.oracle.errors import relative
+from bench.records.rows import Row, reason
 from bench.suite import clock, costs
 from bench.suite.cases import Blocks
-from bench.suite.gate import EPS, relative, summing
+from bench.suite.gate import EPS, summing
 from fastbn.engine.interface import BackpropPath, Engine, LazyActivation, Mask, NormTarget, NormVectors
 from fastbn.engine.select import choose
 from fastbn.graph.activations import RELU
@@ -49,8 +51,8 @@ Results = Callable[[], list[Tensor]]  # a forward's: [output]; a gradient's: [ds
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """The tensors of an operation, the same for both sides. Flip-free: β is 6 or −6 by channel, γ is at
-    most 1."""
+    """The tensors of an operation, the same for both sides. They are flip-free: β is 6 or −6 by channel, γ is
+    at most 1."""
 
     y: Tensor  # (N, C, H, W) in channels-last memory, like the three that follow
     residual: Tensor
@@ -78,7 +80,8 @@ def inputs(blocks: Blocks, device: torch.device) -> Inputs:
 
 
 def region(channels: int) -> Region:
-    """Two identity blocks in a chain: value 2 is handed from the first to the second, value 4 outside."""
+    """Return two identity blocks in a chain: value 2 is handed from the first to the second, value 4
+    outside."""
 
     def conv(name: str, source: int) -> Conv:
         return Conv(name, f"{name}_bn", source, channels, channels, (3, 3), (1, 1), (1, 1), (1, 1), 1, 0)
@@ -92,7 +95,7 @@ def region(channels: int) -> Region:
 
 
 def cost(blocks: Blocks, operation: str, fused: bool) -> traffic.Cost:
-    """Of one operation, by the traffic model."""
+    """Return what one operation costs by the traffic model."""
     size = costs.BYTES[blocks.precision]
     case = traffic.TrafficCase(
         region(blocks.channels), ((blocks.batch_size, blocks.channels, blocks.size, blocks.size),), size, size
@@ -110,8 +113,8 @@ def cost(blocks: Blocks, operation: str, fused: bool) -> traffic.Cost:
 
 
 def fused(operation: str, own: Engine, given: Inputs) -> Results:
-    """By an engine's own operation. Of a gradient it returns ds, dγ, dβ and the coefficients of dy, which
-    the next operation forms."""
+    """Return a call of an engine's own operation. Of a gradient it returns ds, dγ, dβ and the coefficients of
+    dy, which the next operation forms."""
     n, c, h, w = given.y.shape
     device, with_residual = given.y.device, operation in ("conv1", "∇conv1", "form")
     conv = region(c).convs[0]
@@ -152,15 +155,14 @@ def fused(operation: str, own: Engine, given: Inputs) -> Results:
 
 
 def stock(operation: str, given: Inputs) -> Results:
-    """The operations that autograd calls, by their own names: nothing of autograd's is in the time. In
-    float64 it is the oracle."""
+    """Return a call of the operations that autograd calls, by their own names: nothing of autograd's is in
+    the time. In float64 it is the oracle."""
     aten, with_residual = torch.ops.aten, operation in ("conv1", "∇conv1", "form")
     running = torch.zeros_like(given.gamma), torch.ones_like(given.gamma)
 
     def normalised() -> Any:
-        return aten._batch_norm_impl_index(
-            given.y, given.gamma, given.beta, *running, True, 0.1, EPSILON, True
-        )
+        affine = given.gamma, given.beta
+        return aten._batch_norm_impl_index(given.y, *affine, *running, True, 0.1, EPSILON, True)
 
     def formed(n: Tensor) -> Tensor:
         return F.relu(n + given.residual if with_residual else n)
@@ -179,27 +181,18 @@ def stock(operation: str, given: Inputs) -> Results:
     def gradient() -> list[Tensor]:
         dz = aten.convolution_backward(given.dy, z, given.weight, None, *conv)[0]
         ds = aten.threshold_backward(dz + given.added if with_residual else dz, z, 0)
-        batch_norm = (
-            kind,
-            given.y,
-            ds,
-            given.gamma,
-            *running,
-            mean,
-            rstd,
-            True,
-            EPSILON,
-            [True, True, True],
-            reserve,
+        saved = given.y, ds, given.gamma, *running, mean, rstd
+        outputs = [True, True, True]
+        dy, dgamma, dbeta = aten._batch_norm_impl_index_backward(
+            kind, *saved, True, EPSILON, outputs, reserve
         )
-        dy, dgamma, dbeta = aten._batch_norm_impl_index_backward(*batch_norm)
         return [ds, dgamma, dbeta, dy]
 
     return gradient
 
 
 def error(found: list[Tensor], exact: list[Tensor], given: Inputs) -> float:
-    """The largest of the results' errors against float64's."""
+    """Return the largest of the results' errors against float64's."""
     if len(found) > len(exact):
         c1, c2, c0 = (t.double().view(1, -1, 1, 1) for t in found[3:])
         found = [*found[:3], c1 * found[0].double() + c2 * given.y.double() + c0]
@@ -207,28 +200,24 @@ def error(found: list[Tensor], exact: list[Tensor], given: Inputs) -> float:
 
 
 def allowed(blocks: Blocks) -> float:
-    """A few dozen roundings, Winograd's transforms among them, bfloat16's few; and those of dγ's and dβ's
-    sums."""
-    return max(
-        (64 if blocks.precision == "fp32" else 8) * EPS[blocks.precision],
-        summing(blocks.batch_size * blocks.size**2),
-    )
+    """Return the error to allow: a few dozen roundings, Winograd's transforms among them, bfloat16's few; and
+    those of dγ's and dβ's sums."""
+    rounding = (64 if blocks.precision == "fp32" else 8) * EPS[blocks.precision]
+    return max(rounding, summing(blocks.batch_size * blocks.size**2))
 
 
 @torch.no_grad()
 def measure(
     blocks: Blocks, operation: str, device: torch.device, machine: dict[str, float], rounds: int
 ) -> dict[tuple[str, str], tuple[Row, list[float]]]:
-    """By cache and provider: the row and its samples, both providers in turn, after the gate."""
+    """Return, by cache and provider, the row and its samples: both providers in turn, after the gate."""
     engine, _ = choose("auto", device, DTYPES[blocks.precision])
     assert engine is not None
     given, ours = inputs(blocks, device), f"fastbn {engine.name}"
     exact = stock(operation, given.double())()
     rows, calls = {}, {}
-    for name, make in (
-        (STOCK, lambda: stock(operation, given)),
-        (ours, lambda: fused(operation, engine, given)),
-    ):
+    makes = {STOCK: lambda: stock(operation, given), ours: lambda: fused(operation, engine, given)}
+    for name, make in makes.items():
         spent = cost(blocks, operation, name == ours)
         row = Row(level="kernel", case="", provider=name, trains="", width=blocks.channels, size=blocks.size)
         row.batch_size, row.precision = blocks.batch_size, blocks.precision
@@ -241,38 +230,20 @@ def measure(
             if off > allowed(blocks):
                 row.failed = f"off by {off:.1e} against float64, allowed {allowed(blocks):.1e}"
             else:
-                calls[name] = _recorded(call, device)
+                calls[name] = clock.captured(call, device)
                 calls[name]()
         except Exception as problem:  # its row says what went wrong, and the other is measured
-            row.failed = f"{type(problem).__name__}: {(str(problem).strip().splitlines() or [''])[0]}"
+            row.failed = reason(problem)
     flush = torch.empty(FLUSH[device.type], dtype=torch.uint8, device=device)
     found = {}
     for cache in CACHES:
         prepare = {name: flush.zero_ if cache == "cold" else call for name, call in calls.items()}
-        samples = clock.interleaved(calls, rounds, device, before=prepare, clock=clock.kernel_seconds)
+        samples = clock.interleaved(calls, rounds, device, before=prepare, clock=clock.device_seconds)
         for name, row in rows.items():
             own = dataclasses.replace(row, case=f"{operation}, {blocks.title}, caches {cache}")
             if name in samples:
-                for field, value in clock.quartiles(samples[name]).items():
-                    setattr(own, field, value)
+                own.time(samples[name])
                 least = costs.least_seconds(cost(blocks, operation, name == ours), machine, blocks.precision)
                 own.roofline_share = least / (own.seconds or 1.0)
             found[cache, name] = own, samples.get(name, [])
     return found
-
-
-def _recorded(call: Results, device: torch.device) -> Callable[[], Any]:
-    """On CUDA as a graph, so that no launch waits for the host."""
-    if device.type != "cuda":
-        return call
-    call()
-    torch.cuda.synchronize(device)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        kept = call()
-
-    def replay() -> Any:
-        graph.replay()
-        return kept  # alive for as long as the graph writes there
-
-    return replay

@@ -1,9 +1,7 @@
-"""A case measured: everyone made ready and let through the gate, then timed in turn. What comes of it are
-Rows."""
+"""A case measured: everyone made ready and let through the gate, then timed in turn. The result is Rows."""
 
 from __future__ import annotations
 
-import gc
 import math
 import os
 import time
@@ -13,11 +11,13 @@ from pathlib import Path
 
 import torch
 
-from bench.records.rows import HOPELESS, Row
+from bench.records.rows import HOPELESS, Row, reason
 from bench.suite import clock, costs, gate
 from bench.suite.cases import Case
-from bench.suite.providers import Provider, Ready, saved_bytes
-from fastbn.devices import EnergyMeter
+from bench.suite.process import proc_bytes
+from bench.suite.providers import Provider, saved_bytes
+from bench.suite.steps import Ready
+from fastbn.devices import EnergyMeter, free_unused
 
 WARM = 2  # steps between the gate and the clock
 # times as long as the fastest: a step that also spoils the time limit is hopeless, and not taken again
@@ -29,12 +29,20 @@ ROOM = 0.6  # of the free memory: what all providers of a case may save for thei
 
 @dataclass
 class Measured:
+    """A row and its seconds, in the order in which they were taken; none where it failed."""
+
     row: Row
-    # seconds, in the order in which they were taken; none where it failed
     samples: list[float] = field(default_factory=list)
 
 
 Results = dict[str, Measured]  # by provider
+
+
+def row_of(level: str, case: Case, provider: Provider) -> Row:
+    """Return this provider's row of a case, nothing measured yet."""
+    own = {name: getattr(case, name) for name in ("depth", "family", "width", "size", "batch_size")}
+    who = {"provider": provider.name, "trains": provider.trains, "precision": provider.precision}
+    return Row(level=level, case=case.title, **who, **own)
 
 
 def steps(
@@ -46,53 +54,38 @@ def steps(
     most_seconds: float = float("inf"),
     machine: dict[str, float] | None = None,
 ) -> Results:
-    """A step of each provider, in turn; one after another, and marked as such, where they don't fit into
-    memory together. Without the machine's rates there is no share of roofline."""
+    """Measure a step of each provider, in turn; one after another, and marked as such, where they don't fit
+    into memory together. Without the machine's rates there is no share of roofline."""
     torch._dynamo.reset()  # a case's compilations are its own
     wanted = gate.expected(case, device)
-    found: Results = {}
+    found = {provider.name: Measured(row_of(level, case, provider)) for provider in everyone}
     alone = len(everyone) > 1 and sum(costs.plan(case, p).saved for p in everyone) > ROOM * free_bytes(device)
     groups = [[p] for p in everyone] if alone else [list(everyone)]
+    tried: list[Row] = []
     for group in groups:
         ready: dict[str, Ready] = {}
-        for provider in group:
-            row = Row(
-                level=level,
-                case=case.title,
-                provider=provider.name,
-                trains=provider.trains,
-                precision=provider.precision,
-            )
-            row.depth, row.family, row.width, row.size, row.batch_size = (
-                case.depth,
-                case.family,
-                case.width,
-                case.size,
-                case.batch_size,
-            )
-            row.alone = alone or None
-            found[provider.name] = Measured(row)
         share = most_seconds / len(groups) / len(group)
         for provider in reversed(group):  # fastbn first: who is hopeless is told by who is not
             row = found[provider.name].row
+            row.alone = alone or None
             try:
-                ready[provider.name] = admit(
-                    row, case, provider, wanted, device, share, [own.row for own in found.values()]
-                )
+                ready[provider.name] = admit(row, case, provider, wanted, device, share, tried)
             except Exception as error:  # its row says what went wrong, and the others are measured
-                row.failed = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
-        calls = {
-            p.name: ready[p.name].step for p in group if p.name in ready and not found[p.name].row.failed
-        }
+                row.failed = reason(error)
+            tried.append(row)
+        timed = [p for p in group if p.name in ready and not found[p.name].row.failed]
+        calls = {provider.name: ready[provider.name].step for provider in timed}
         samples = clock.interleaved(calls, rounds, device, most_seconds=most_seconds / len(groups))
-        for provider in group:
-            if provider.name in calls:
-                own = found[provider.name]
-                own.samples = samples[provider.name]
-                _fill(own, case, provider, machine)
-                own.row.energy_joules = energy(ready[provider.name], device)
+        for provider in timed:
+            own = found[provider.name]
+            own.samples = samples[provider.name]
+            own.row.time(own.samples)
+            if machine is not None and own.row.seconds:
+                reached = costs.roofline_share(case, provider, own.row.seconds, machine)
+                own.row.roofline_share = reached
+            own.row.energy_joules = energy(ready[provider.name], device)
         ready.clear()
-        _free(device)
+        free_unused(device)
     return found
 
 
@@ -105,7 +98,8 @@ def admit(
     share: float = float("inf"),
     beside: Iterable[Row] = (),
 ) -> Ready:
-    """Made, compiled, let through the gate or not, and warm; the row has what can be told before the clock.
+    """Make a provider's step, compiled, let through the gate or not, and warm; the row then has what can be
+    told before the clock.
 
     One whose first step shows that the fewest rounds would take more than its `share` of the case's seconds,
     and that it is far behind the fastest of the rows beside it, is hopeless: the row says so, and no second
@@ -120,9 +114,8 @@ def admit(
     made = time.perf_counter()
     first = clock.seconds(ready.step, device)
     row.first_seconds = first + (made - start if provider.way == "graph" else 0.0)
-    fastest = min(
-        (own.first_seconds for own in beside if own.first_seconds and not own.failed), default=math.inf
-    )
+    others = (own.first_seconds for own in beside if own.first_seconds and not own.failed)
+    fastest = min(others, default=math.inf)
     if provider.way == "eager" and first > max(share / clock.LEAST_ROUNDS, FAR_BEHIND * fastest):
         row.failed = (
             f"{HOPELESS}: one step took {first:.1f} s, {first / fastest:.0f} times the fastest's "
@@ -144,16 +137,8 @@ def admit(
     return ready
 
 
-def _fill(measured: Measured, case: Case, provider: Provider, machine: dict[str, float] | None) -> None:
-    row = measured.row
-    for name, value in clock.quartiles(measured.samples).items():
-        setattr(row, name, value)
-    if machine is not None and row.seconds:
-        row.roofline_share = costs.roofline_share(case, provider, row.seconds, machine)
-
-
 def energy(ready: Ready, device: torch.device) -> float | None:
-    """Joules of one step, over seconds of nothing else; None where nothing counts them."""
+    """Return the joules of one step, over seconds of nothing else; None where nothing counts them."""
     meter = EnergyMeter(device)
     if meter.joules() is None:
         return None
@@ -167,30 +152,17 @@ def energy(ready: Ready, device: torch.device) -> float | None:
 
 
 def best(rows: Iterable[Row], *, trains: str | None = None) -> Row | None:
-    """The fastest stock provider among these, of those that train "all" or "bn" where asked; None if none
-    was timed."""
-    timed = [
-        row
-        for row in rows
-        if row.seconds and row.provider.startswith("stock") and trains in (None, row.trains)
-    ]
+    """Return the fastest stock provider among these, of those that train "all" or "bn" where asked; None if
+    none was timed."""
+    stock = [row for row in rows if row.seconds and row.provider.startswith("stock")]
+    timed = [row for row in stock if trains in (None, row.trains)]
     return min(timed, key=lambda row: row.seconds or 0.0, default=None)
 
 
 def free_bytes(device: torch.device) -> int:
+    """Return how much memory is free for what is measured."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if MEMINFO.exists():
-        line = next(
-            line
-            for line in MEMINFO.read_text(encoding="utf-8").splitlines()
-            if line.startswith("MemAvailable:")
-        )
-        return int(line.split()[1]) * 1024
+        return proc_bytes(MEMINFO, "MemAvailable")
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-
-
-def _free(device: torch.device) -> None:
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()

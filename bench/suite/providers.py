@@ -1,162 +1,137 @@
 """Who takes a training step: stock PyTorch in every way that a user could make it fast, and fastbn, on the
 same network and images.
 
-stock-full   everything trains            plain        contiguous, eager             channels-last   eager
-stock-bn     BatchNorm's γ and β alone    compiled     channels-last, torch.compile  graph
-channels-last, the step as a CUDA graph
-fastbn       the same by its auto engine  amp-…        under autocast, channels-last
+    stock-full   everything trains           plain        contiguous, eager        channels-last   eager
+    stock-bn     BatchNorm's γ and β alone   compiled     channels-last, torch.compile
+                                             graph        channels-last, the step as a CUDA graph
+    fastbn       the same by its auto engine; fit: its own captured step; replicas: several of those
 
-Stock is the network's own stock path, the tests' oracle. All take torch.optim.SGD's step; the ratio that
-counts is to the best of stock."""
+    amp-…        under autocast, channels-last        tf32, mixed   the precision, where it is not fp32
+
+Stock is the network's own stock path, the tests' oracle. The ratio that counts is to the best of stock."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.suite import steps
 from bench.suite.cases import Case
-from fastbn import freeze, fuse
+from bench.suite.clock import Call
+from bench.suite.steps import AUTOCAST, WHOLE, Ready
 from fastbn.engine import fused_forward
-from fastbn.engine.region import mixed
 from fastbn.engine.select import choose
 from fastbn.errors import MachineError
-from fastbn.models.resnet import BasicBlock, Bottleneck
 
-AUTOCAST = {"amp-fp16": torch.float16, "amp-bf16": torch.bfloat16}
-# the deepest network that is compiled whole; on a CPU by blocks it is slower than eager
-WHOLE = {"cuda": 56, "cpu": 56}
-# kinds of blocks × cases; a provider that reaches it raises, where torch would go on eagerly in silence
-RECOMPILE_LIMIT = 64
-SCALE = 1024.0  # of fp16's loss at first
-
-
-@dataclasses.dataclass
-class Ready:
-    """A network and its training step."""
-
-    model: nn.Module
-    step: Callable[[], None]
-    forward: Callable[[], Tensor]
-    optimizer: torch.optim.Optimizer
-    start: dict[nn.Parameter, Tensor]  # what trains, as it was drawn
-
-    @torch.no_grad()
-    def reset(self) -> None:
-        """What trains as it was drawn, and no momentum: as if no step had been taken. In place, for a
-        graph's sake."""
-        for parameter, drawn in self.start.items():
-            parameter.copy_(drawn)
-        for state in self.optimizer.state.values():
-            state["momentum_buffer"].zero_()
+STOCK = {"all": "stock-full", "bn": "stock-bn"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Provider:
+    """One way to take a step of a case."""
+
     name: str
     trains: str  # "all" or "bn"
     engine: str = "stock"
     layout: torch.memory_format = torch.channels_last
-    way: str = "eager"  # or "compiled", or "graph"
-    precision: str = "fp32"  # or "amp-fp16", "amp-bf16" (any's, by autocast); "mixed" is fastbn's own
+    way: str = "eager"  # or "compiled", "graph", and fastbn's "fit"
+    precision: str = "fp32"  # or "tf32", "amp-fp16", "amp-bf16" (any's, by autocast); "mixed" is fastbn's own
+    replicas: int | None = None  # so many networks at a time, by fastbn's fit
 
     @property
     def stock(self) -> bool:
         return self.engine == "stock"
 
     def make(self, case: Case, device: torch.device) -> Ready:
-        """Its step on this case's images, not yet taken once."""
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-        torch.backends.cudnn.benchmark = True  # stock at its best; it chooses in the first step
-        model = freeze(case.network(), self.trains).to(device)
-        model = model.to(memory_format=self.layout) if self.stock else fuse(model, self.engine)  # type: ignore[call-overload]
-        run = _compiled(model, case, device) if self.way == "compiled" else model
-        x, labels = case.inputs(device)
-        x = x.contiguous(memory_format=self.layout)
-        start = {p: p.detach().clone() for p in model.parameters() if p.requires_grad}
-        optimizer = torch.optim.SGD(list(start), 0.1, 0.9)
-        scaler = torch.amp.GradScaler(device.type, init_scale=SCALE) if self.precision == "amp-fp16" else None
+        """Return its loop's step on this case's images, not yet taken once."""
+        way = self.way, self.precision, self.layout
+        return steps.loop(case, device, self.trains, self.engine, *way)
 
-        def forward() -> Tensor:
-            with self._arithmetic(device):
-                out: Tensor = run(x)
-                return out
+    def step(self, case: Case, device: torch.device) -> Call:
+        """Return a step of this case by any way, fit's too."""
+        if self.way == "fit":
+            return steps.fit(case, device, self.engine, self.precision, self.replicas)
+        return self.make(case, device).step
 
-        def step() -> None:
-            optimizer.zero_grad()
-            loss = F.cross_entropy(forward().float(), labels)
-            if scaler is None:
-                loss.backward()
-                optimizer.step()
-            else:
-                scaler.scale(loss).backward()
-                scaler.step(optimizer)
-                scaler.update()
 
-        return Ready(model, _graph(step, device) if self.way == "graph" else step, forward, optimizer, start)
+def stock(ways: Iterable[str], precisions: Iterable[str], trains: Iterable[str] = STOCK) -> list[Provider]:
+    """Return stock in each of these ways and precisions, channels-last."""
+    return [
+        Provider(" ".join(_words(STOCK[what], way, precision)), what, way=way, precision=precision)
+        for what in trains
+        for way in ways
+        for precision in precisions
+    ]
 
-    def _arithmetic(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-        if self.precision == "mixed":
-            return mixed()
-        if self.precision == "fp32":
-            return contextlib.nullcontext()
-        return torch.autocast(device.type, AUTOCAST[self.precision], cache_enabled=self.way != "graph")
+
+def _words(name: str, way: str, precision: str) -> list[str]:
+    return [name, way.replace("eager", "channels-last"), *[precision] * (precision != "fp32")]
 
 
 def providers(case: Case, device: torch.device, compiled: bool = False) -> list[Provider]:
-    """Everyone who can take this case's step on this device; torch.compile only if asked for, since it
-    compiles for minutes."""
-    cuda, found = device.type == "cuda", []
+    """Return everyone who can take this case's step on this device; torch.compile only if asked for, since
+    it compiles for minutes."""
+    cuda = device.type == "cuda"
     if case.precision == "mixed" and not cuda:
         raise MachineError(
             f"{case.title}: mixed precision is measured on CUDA, this is {device.type}; ask for fp32 or bf16"
         )
     amps = [amp for amp in AUTOCAST if case.precision in ("mixed", amp.removeprefix("amp-"))]
-    ways = [*(["compiled"] if compiled else []), *(["graph"] if cuda else [])]
-    for name, trains in (("stock-full", "all"), ("stock-bn", "bn")):
+    ways = [*["compiled"] * compiled, *["graph"] * cuda]
+    found = []
+    for name, trains in ((name, trains) for trains, name in STOCK.items()):
         if case.precision == "fp32":
             found.append(Provider(name, trains, layout=torch.contiguous_format))
-            found.append(Provider(f"{name} channels-last", trains))
-            found += [Provider(f"{name} {way}", trains, way=way) for way in ways]
-        else:
-            found += [Provider(f"{name} channels-last {amp}", trains, precision=amp) for amp in amps]
-            # a GradScaler asks the host at every step, which no graph can: bf16 needs none
-            found += [
-                Provider(f"{name} {way} amp-bf16", trains, way=way, precision="amp-bf16") for way in ways
-            ]
+        found += stock(["eager"], amps or ["fp32"], [trains])
+        found += stock(ways, ["amp-bf16" if amps else "fp32"], [trains])
     engine, _ = choose("auto", device, torch.bfloat16 if case.precision == "bf16" else torch.float32)
     assert engine is not None
-    own = Provider(
-        f"fastbn {engine.name}",
-        "bn",
-        "auto",
-        precision="amp-bf16" if case.precision == "bf16" else case.precision,
-    )
-    found.append(own)
+    precision = "amp-bf16" if case.precision == "bf16" else case.precision
+    found.append(Provider(f"fastbn {engine.name}", "bn", "auto", precision=precision))
     if cuda and engine.name == "triton":  # a step that is launches alone, as fastbn.fit captures it
-        found.append(dataclasses.replace(own, name=f"{own.name} graph", way="graph"))
+        found.append(dataclasses.replace(found[-1], name=f"{found[-1].name} graph", way="graph"))
     return found
 
 
+def in_every_precision(case: Case, device: torch.device, mixed: bool) -> list[Provider]:
+    """Return who a visit to a GPU times, in every precision: what a little time should go to comes first.
+
+    First what the bars ask for, then what takes minutes to compile, then the precisions that nobody trains in
+    for speed. `mixed`: whether fastbn offers that precision here."""
+    cuda = device.type == "cuda"
+    fast, rest = (["amp-fp16", "amp-bf16"], ["tf32", "fp32"]) if cuda else ([], ["fp32"])
+    fit, eager = (
+        [Provider(f"fastbn triton {way} {kind}", "bn", "triton", way=way, precision=kind) for kind in kinds]
+        for way, kinds in (("fit", [*["mixed"] * mixed, *fast, *rest]), ("eager", [*fast, *rest]))
+    )
+    compiled = stock(["compiled"], fast) if case.depth <= WHOLE else []
+    found = [*fit, *eager, *stock(["graph"], fast), *stock(["eager"], [*fast, *rest]), *compiled]
+    return sorted(found, key=lambda p: rest.index(p.precision) + 1 if p.precision in rest else 0)
+
+
+def replicas(counts: Iterable[int], precision: str) -> list[Provider]:
+    """Return fastbn's fit with so many networks at a time."""
+    own = ("bn", "triton", torch.channels_last, "fit", precision)
+    return [Provider(f"fastbn triton fit {precision}, {count} at a time", *own, count) for count in counts]
+
+
 def few(everyone: list[Provider], way: str) -> list[Provider]:
-    """One of each kind, taking steps this way: for a curve of many cases, for runs, for the guard."""
+    """Return one of each kind, taking steps this way: for a curve of many cases, for runs, for the guard."""
     return [
         p for p in everyone if p.way == way and p.layout == torch.channels_last and p.precision != "amp-fp16"
     ]
 
 
 def likely_best(device: torch.device) -> str:
-    """The way of few() that is the fastest, as a rule."""
+    """Return the way of few() that is the fastest, as a rule."""
     return "graph" if device.type == "cuda" else "eager"
 
 
 def left_out(device: torch.device, compiled: bool) -> list[str]:
-    """What was not measured, to be said beside the figures."""
+    """Return what was not measured, to be said beside the figures."""
     if device.type == "cuda":
         return []
     said = ["automatic mixed precision, CUDA graphs and energy: there is no CUDA device here"]
@@ -166,8 +141,8 @@ def left_out(device: torch.device, compiled: bool) -> list[str]:
 
 
 def saved_bytes(ready: Ready) -> int:
-    """Bytes kept for the backward: each storage once, parameters aside, and what the model holds besides
-    (fastbn's packed weights)."""
+    """Return the bytes kept for the backward: each storage once, parameters aside, and what the model holds
+    besides (fastbn's packed weights)."""
     storages: dict[int, int] = {}
 
     def pack(t: Tensor) -> Tensor:
@@ -181,44 +156,11 @@ def saved_bytes(ready: Ready) -> int:
 
 
 def packed_bytes(model: nn.Module) -> int:
-    """Bytes of the frozen weights as fastbn's engine packed them, beside the parameters themselves; 0 for
-    a stock model."""
+    """Return the bytes of the frozen weights as fastbn's engine packed them, beside the parameters
+    themselves; 0 for a stock model."""
     fused = fused_forward(model)
-    packs = (
-        [pack for by_weight in fused._packs.values() for _, _, pack in by_weight.values()] if fused else []
-    )
-    tensors = [
-        t for pack in packs for t in ([pack] if isinstance(pack, Tensor) else [pack.forward, pack.backward])
-    ]
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    packs = [pack for own in fused._packs.values() for _, _, pack in own.values()] if fused else []
+    parts = ([pack] if isinstance(pack, Tensor) else [pack.forward, pack.backward] for pack in packs)
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for own in parts for t in own}
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}  # some are used as they are
     return sum(size for at, size in storages.items() if at not in weights)
-
-
-def _compiled(model: nn.Module, case: Case, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """The whole network, or its blocks: one compilation serves all blocks of a shape."""
-    torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
-    torch._dynamo.config.fail_on_recompile_limit_hit = True
-    if case.depth <= WHOLE[device.type]:
-        whole: Callable[[Tensor], Tensor] = torch.compile(model, dynamic=False)
-        return whole
-    for module in model.modules():
-        if isinstance(module, (BasicBlock, Bottleneck)):
-            module.compile(dynamic=False)
-    return model
-
-
-def _graph(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
-    """The whole step, recorded after three that were not: they compile, choose algorithms, and make the
-    optimizer's state."""
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream(device).wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        step()
-    replay: Callable[[], None] = graph.replay
-    return replay

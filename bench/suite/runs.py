@@ -1,7 +1,7 @@
 """The run level: epochs of the embedded digits by fastbn.fit, and how long everyone takes to the accuracy
 that BN-only reaches.
 
-A row an epoch: the seconds of training so far, and the accuracy at its end. Evaluation, and what compiles
+A row per epoch: the seconds of training so far, and the accuracy at its end. Evaluation, and what compiles
 before the first epoch, are outside. Runs follow one another, each once: a few seconds each, they could only
 be interleaved by the epoch."""
 
@@ -15,66 +15,47 @@ import torch
 from bench.records.rows import Row
 from bench.suite import gate
 from bench.suite.cases import Case, Run
-from bench.suite.measure import Measured, admit
+from bench.suite.measure import Measured, admit, row_of
 from bench.suite.providers import Provider, few, providers
-from fastbn import fit, freeze, fuse
+from bench.suite.steps import network
+from fastbn import fit
 from fastbn.data.digits import load_digits
 from fastbn.errors import Stopped
 
-PRECISION = {"fp32": "fp32", "amp-bf16": "bf16", "mixed": "mixed"}  # a provider's, as fit names it
-
 
 def case_of(run: Run, device: torch.device) -> Case:
-    return Case(
-        run.depth, run.batch_size, 32, width=run.width, precision="fp32" if device.type == "cpu" else "mixed"
-    )
+    """Return the case of a run's step."""
+    precision = "fp32" if device.type == "cpu" else "mixed"
+    return Case(run.depth, run.batch_size, 32, width=run.width, precision=precision)
 
 
 def everyone(run: Run, device: torch.device) -> list[Provider]:
-    """One of each kind, as fit runs them: eagerly, but for fastbn's own steps, which it captures as CUDA
-    graphs."""
+    """Return one of each kind, as fit runs them: eagerly, but for fastbn's own steps, which it captures as
+    CUDA graphs."""
     return few(providers(case_of(run, device), device), "eager")
 
 
 def measure(run: Run, device: torch.device) -> dict[str, list[Measured]]:
-    """By provider: an epoch after the other, the last being the whole run; one failed row where the gate
-    is shut."""
+    """Return by provider an epoch after the other, the last being the whole run; one failed row where the
+    gate is shut."""
     case, train, test = case_of(run, device), *load_digits()
     train = train.limit(run.limit)
     wanted = gate.expected(case, device)
     found = {}
     for provider in everyone(run, device):
-        row = Row(
-            level="run",
-            case=run.title,
-            provider=provider.name,
-            trains=provider.trains,
-            precision=provider.precision,
-        )
-        row.depth, row.family, row.width, row.size, row.batch_size = (
-            case.depth,
-            case.family,
-            case.width,
-            case.size,
-            case.batch_size,
-        )
-        step = dataclasses.replace(row)
+        step = row_of("run", case, provider)
+        row = dataclasses.replace(step, case=run.title)
         admit(step, case, provider, wanted, device)
-        row.gradient_error, row.failed, row.first_seconds = (
-            step.gradient_error,
-            step.failed,
-            step.first_seconds,
-        )
+        for name in ("gradient_error", "failed", "first_seconds"):
+            setattr(row, name, getattr(step, name))
         if row.failed:
             found[provider.name] = [Measured(row)]
             continue
-        model = freeze(case.network(), provider.trains).to(device)
-        model = model.to(memory_format=provider.layout) if provider.stock else fuse(model, provider.engine)  # type: ignore[call-overload]
-        settings: dict[str, Any] = {
-            "epochs": run.epochs,
-            "batch_size": run.batch_size,
-            "precision": PRECISION[provider.precision],
-        }
+        model = network(case, provider.trains, provider.engine, device)
+        if provider.stock:
+            model = model.to(memory_format=provider.layout)  # type: ignore[call-overload]
+        settings: dict[str, Any] = {"epochs": run.epochs, "batch_size": run.batch_size}
+        settings["precision"] = provider.precision.removeprefix("amp-")
         try:
             history = fit(model, train, test, progress=False, **settings)
         except Stopped as stopped:  # fit took the signal; it was meant for the session
@@ -84,7 +65,7 @@ def measure(run: Run, device: torch.device) -> dict[str, list[Measured]]:
 
 
 def _epochs(row: Row, history: list[dict[str, Any]], device: torch.device) -> list[Measured]:
-    """The same row for each epoch of fit's history, with what has added up until then."""
+    """Return the same row for each epoch of fit's history, with what has added up until then."""
     found = []
     seconds, joules = 0.0, 0.0
     for line in history:
@@ -100,19 +81,15 @@ def _epochs(row: Row, history: list[dict[str, Any]], device: torch.device) -> li
 
 
 def reaching(found: dict[str, list[Measured]], provider: str) -> Measured | None:
-    """The first epoch at whose end this provider is at the accuracy with which fastbn's run ends; None if
-    it never is, or none ran."""
+    """Return the first epoch at whose end this provider is at the accuracy with which fastbn's run ends; None
+    if it never is, or none ran."""
     ours = next((own[-1].row.accuracy for name, own in found.items() if name.startswith("fastbn")), None)
-    there = (
-        own
-        for own in found[provider]
-        if ours is not None and own.row.accuracy is not None and own.row.accuracy >= ours
-    )
-    return next(there, None)
+    known = (own for own in found[provider] if ours is not None and own.row.accuracy is not None)
+    return next((own for own in known if own.row.accuracy >= ours), None)
 
 
 def said(found: dict[str, list[Measured]]) -> list[str]:
-    """In plain words: BN-only's time and accuracy, and full training's time to the same."""
+    """Say BN-only's time and accuracy, and full training's time to the same."""
     lines = []
     for name, epochs in found.items():
         row, first = epochs[-1].row, reaching(found, name)
@@ -124,9 +101,7 @@ def said(found: dict[str, list[Measured]]) -> list[str]:
             if first is None:
                 text += "; it never was where fastbn ends"
             else:
-                text += (
-                    f"; where fastbn ends it was after {first.row.seconds:.1f} s, {first.row.epochs} of "
-                    f"{row.epochs} epochs"
-                )
+                text += f"; where fastbn ends it was after {first.row.seconds:.1f} s, "
+                text += f"{first.row.epochs} of {row.epochs} epochs"
         lines.append(text)
     return lines

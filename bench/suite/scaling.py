@@ -5,68 +5,58 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from bench.records.rows import Row
 
 AXES = ("depth", "batch_size", "width")
-LEAST = 3  # points of a curve
-
-
-def exponent(points: Sequence[tuple[float, float]]) -> float:
-    """Of y ∝ x^e, by least squares over the logarithms."""
-    logs = [(math.log(x), math.log(y)) for x, y in points]
-    return statistics.linear_regression(*zip(*logs, strict=True)).slope
-
-
-def steepest(points: Sequence[tuple[float, float]]) -> float:
-    """The largest exponent between neighbours: a cliff stands far above the fitted one."""
-    return max(math.log(d / b) / math.log(c / a) for (a, b), (c, d) in itertools.pairwise(points))
+VALUES = ("seconds", "saved_bytes", "peak_memory_bytes")
+LEAST = 3  # points that an exponent is fitted to: any curve fits two
 
 
 @dataclass(frozen=True)
 class Curve:
     """`value` of one provider along one axis, everything else being equal: value ∝ axis^exponent."""
 
-    axis: str
-    value: str  # a field of Row: "seconds", "saved_bytes", "peak_memory_bytes"
-    provider: str
-    points: tuple[tuple[int, float], ...]
+    axis: str  # a field of Row
+    value: str  # another
+    row: Row  # one of its rows: whose curve it is, and what is held fixed
+    points: tuple[tuple[float, float], ...]  # sorted
 
     @property
-    def exponent(self) -> float:
-        return exponent(self.points)
+    def exponent(self) -> float | None:
+        """The exponent e of y ∝ x^e by least squares over the logarithms; None under three points."""
+        if len(self.points) < LEAST:
+            return None
+        logs = [(math.log(x), math.log(y)) for x, y in self.points]
+        return statistics.linear_regression(*zip(*logs, strict=True)).slope
 
     @property
     def steepest(self) -> float:
-        return steepest(self.points)
+        """The largest exponent between neighbours: a cliff stands far above the fitted one."""
+        return max(math.log(d / b) / math.log(c / a) for (a, b), (c, d) in itertools.pairwise(self.points))
 
     def __str__(self) -> str:
         axis, first, last = self.axis.replace("_size", ""), self.points[0][0], self.points[-1][0]
-        return (
-            f"{self.provider}: {self.value} ∝ {axis}^{self.exponent:.2f} from {first} to {last}, at the "
-            f"steepest {self.steepest:.2f}"
-        )
+        grows = f"{self.value} ∝ {axis}^{self.exponent:.2f} from {first} to {last}"
+        return f"{self.row.provider}: {grows}, at the steepest {self.steepest:.2f}"
 
 
-def curves(
-    rows: Iterable[Row], values: tuple[str, ...] = ("seconds", "saved_bytes", "peak_memory_bytes")
-) -> list[Curve]:
-    """Every curve of at least three points among these rows of the scaling level."""
-    scaling = [row for row in rows if row.level == "scaling" and not row.failed]
-    found = []
-    for axis, value in itertools.product(AXES, values):
-        groups: dict[tuple[object, ...], dict[int, float]] = {}
-        for row in scaling:
-            if getattr(row, value):
-                held = tuple(
-                    getattr(row, other) for other in (*AXES, "size", "family", "precision") if other != axis
-                )
-                groups.setdefault((row.provider, *held), {})[getattr(row, axis)] = getattr(row, value)
-        found += [
-            Curve(axis, value, str(key[0]), tuple(sorted(own.items())))
-            for key, own in groups.items()
-            if len(own) >= LEAST
-        ]
-    return found
+def curves(rows: Iterable[Row], axis: str, value: str) -> list[Curve]:
+    """Return every line of these rows along an axis, however short; failed rows are left out."""
+    groups: dict[tuple[object, ...], tuple[Row, dict[float, float]]] = {}
+    for row in rows:
+        x, y = getattr(row, axis), getattr(row, value)
+        if row.failed is None and x and y:
+            held = tuple(getattr(row, name) for name in (*AXES, "size", "family") if name != axis)
+            _, points = groups.setdefault((row.provider, row.trains, row.precision, *held), (row, {}))
+            points[x] = y
+    return [Curve(axis, value, row, tuple(sorted(points.items()))) for row, points in groups.values()]
+
+
+def fitted(rows: Iterable[Row]) -> list[Curve]:
+    """Return every curve of the scaling level that an exponent can be fitted to."""
+    scaling = [row for row in rows if row.level == "scaling"]
+    along = (curves(scaling, axis, value) for axis in AXES for value in VALUES)
+    return [curve for own in along for curve in own if len(curve.points) >= LEAST]

@@ -1,4 +1,4 @@
-"""One session of benchmarks: each case measured once, when a test first asks for it, and every row kept
+"""A session of benchmarks: each case is measured once, when a test first asks for it, and every row is kept
 for the record."""
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from bench import memory
 from bench.records.rows import Record, Row, new
 from bench.suite import kernels, measure, providers, runs
 from bench.suite.cases import Blocks, Case, Grid, Run
-from bench.suite.clock import played
-from bench.suite.costs import machine_rates
+from bench.suite.clock import machine_rates, played
 from bench.suite.measure import Measured, Results
 
 
@@ -48,9 +47,8 @@ class Suite:
         if case in self.grid.memory:
             for provider in self.few(case):
                 if not found[provider.name].row.failed:
-                    found[provider.name].row.peak_memory_bytes = memory.fresh(provider, case)[
-                        "peak_less_idle_bytes"
-                    ]
+                    peak = memory.fresh(provider, case)[memory.PEAK]
+                    found[provider.name].row.peak_memory_bytes = peak
         return found
 
     @functools.cache  # noqa: B019
@@ -96,7 +94,5 @@ def play(benchmark: Any, measured: Measured, what: str = "") -> None:
     if row.failed:
         pytest.fail(f"{row.case}: {row.provider}: {row.failed}", pytrace=False)
     benchmark.group = f"{row.level}: {row.case}{what}"
-    benchmark.extra_info.update(
-        {name: value for name, value in dataclasses.asdict(row).items() if value is not None}
-    )
+    benchmark.extra_info.update(row.told())
     played.play(benchmark, measured.samples)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from bench.records.rows import Record, Row
 from bench.suite import runs
 from bench.suite.measure import Measured, best
-from bench.suite.scaling import curves
+from bench.suite.scaling import fitted
 
 
 def lines(record: Record) -> list[str]:
@@ -21,7 +21,7 @@ def lines(record: Record) -> list[str]:
     for (level, case), rows in cases.items():
         if level != "run":
             found += [f"{level}: {case}", *(f"    {_row(row, rows)}" for row in rows)]
-    found += [f"scaling: {curve}" for curve in curves(record.rows)]
+    found += [f"scaling: {curve}" for curve in fitted(record.rows)]
     for (level, _), rows in cases.items():
         if level == "run":
             by_provider: dict[str, list[Measured]] = {}

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from bench.gpu.measure import write
+from bench.records.conditions import write
 
 
 def main(arguments: list[str] | None = None) -> int:

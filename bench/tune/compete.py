@@ -1,5 +1,5 @@
-"""What the Triton engine's tables are measured by: candidates that agree, timed in turn, compiled
-beforehand by all processors."""
+"""How the Triton engine's tables are measured: candidates that agree, timed in turn, compiled beforehand by
+all processors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from typing import Any, TypeVar
 
 import torch
 
-from bench.gpu.measure import DEVICE, Call, device_seconds, failure, relative, repeated, synchronize
+from bench.gpu.layer import repeated
+from bench.gpu.measure import DEVICE
+from bench.oracle.errors import relative
+from bench.records.rows import reason
+from bench.suite.clock import Call, device_seconds, interleaved, synchronise
 
 K = TypeVar("K")
 # between two orders of the same sums
@@ -25,8 +29,9 @@ MOST_PROCESSES = 14
 def compete(
     candidates: Iterable[K], make: Callable[[K], Call], tolerance: float, rounds: int
 ) -> tuple[dict[K, float], dict[K, str]]:
-    """The median microseconds of every candidate that gives what the first gives; and why the others are left
-    out: a compiler's error, too much shared memory, another result. Raises LookupError where none is left."""
+    """Return the median microseconds of every candidate that gives what the first gives; and why the others
+    are left out: a compiler's error, too much shared memory, another result. Raises LookupError where none is
+    left."""
     ready: dict[K, Call] = {}
     left_out: dict[K, str] = {}
     expected = None
@@ -34,25 +39,22 @@ def compete(
         try:
             call = make(candidate)
             found = call().clone()
-            synchronize()
+            synchronise(DEVICE)
             expected = found if expected is None else expected
             if (off := relative(found, expected)) > tolerance:
                 left_out[candidate] = f"differs by {off:.1e}"
             else:
                 ready[candidate] = repeated([call] * TIMES, False)
         except Exception as error:  # whatever it is, the others are measured
-            left_out[candidate] = failure(error)
+            left_out[candidate] = reason(error)
     if not ready:
         raise LookupError(f"no candidate is left: {left_out}")
-    seconds: dict[K, list[float]] = {candidate: [] for candidate in ready}
-    for _ in range(rounds):
-        for candidate, call in ready.items():
-            seconds[candidate].append(device_seconds(call) / TIMES)
-    return {candidate: 1e6 * statistics.median(own) for candidate, own in seconds.items()}, left_out
+    samples = interleaved(ready, rounds, DEVICE, clock=device_seconds)
+    return {name: 1e6 * statistics.median(own) / TIMES for name, own in samples.items()}, left_out
 
 
 def called(candidates: Iterable[K], make: Callable[[K], Call]) -> None:
-    """Every candidate once, for what the compiler leaves in its cache."""
+    """Call every candidate once, for what the compiler leaves in its cache."""
     for candidate in candidates:
         try:
             make(candidate)()
@@ -61,7 +63,7 @@ def called(candidates: Iterable[K], make: Callable[[K], Call]) -> None:
 
 
 def ahead(run: Callable[..., None], tasks: list[tuple[Any, ...]]) -> None:
-    """On a GPU, runs every task in a process of its own kind, several at a time: Triton compiles on one
+    """Run every task in a process of its own kind, several at a time, on a GPU: Triton compiles on one
     processor."""
     if DEVICE.type != "cuda" or len(tasks) < 2:
         return

@@ -16,10 +16,13 @@ from unittest import mock
 import torch
 
 from bench.audit.launches import NETWORKS
-from bench.gpu.layer import Layer, operations
-from bench.gpu.measure import CAPABILITY, Call, free
+from bench.gpu.layer import Layer
+from bench.gpu.measure import CAPABILITY, DEVICE
+from bench.oracle import operations
+from bench.suite.clock import Call
 from bench.tune.compete import TOLERANCE, called, compete
 from fastbn import FastBNOnlyResNet
+from fastbn.devices import free_unused
 from fastbn.engine.triton import tuning, tuning_table
 from fastbn.engine.triton.engine import Triton
 from fastbn.engine.triton.tuning import LIBRARY, ROLLING, TAPS
@@ -94,7 +97,7 @@ def row(layer: tuning_table.TunedLayer, images: int, rounds: int) -> dict[str, A
             candidates(layer, way), _Make(layer, way, images), TOLERANCE[torch.float16], rounds
         )
         left_out += [{"pass": way, **_plain(candidate), "why": why} for candidate, why in without.items()]
-        free()
+        free_unused(DEVICE)
     best = {name: [_best(name, own) for own in middle.values()] for name in (TAPS, ROLLING, LIBRARY)}
     took = {name: us for name, own in best.items() if (us := sum(each for each, _ in own)) < math.inf}
     fastest = min(took, key=lambda name: took[name])

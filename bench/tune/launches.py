@@ -11,16 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.gpu.measure import CAPABILITY, DEVICE, begun_early, device_seconds, repeated
+from bench.gpu.layer import repeated
+from bench.gpu.measure import CAPABILITY, DEVICE, begun_early
 from bench.gpu.networks import autocast, network
+from bench.suite.clock import device_seconds, interleaved
 from fastbn import fuse
 
 WAYS = {"ordinary": False, "early": True}  # whether kernels begin early
 
 
 def row(images: int, rounds: int, depth: int = 110, size: int = 32) -> dict[str, Any]:
-    """A network's forward and backward in float16, each way as one graph: what they take, by how much the
-    results differ from the ordinary way's, and what follows from that."""
+    """Return the row of a network's forward and backward in float16, each way as one graph: what they take,
+    by how much the results differ from the ordinary way's, and what follows from that."""
     model, calls = network(depth, "cifar"), {}
     x, dz = torch.randn(images, 3, size, size, device=DEVICE), torch.randn(images, 10, device=DEVICE)
 
@@ -34,11 +36,9 @@ def row(images: int, rounds: int, depth: int = 110, size: int = 32) -> dict[str,
     for way, early in WAYS.items():
         own = functools.partial(step, fuse(copy.deepcopy(model), "triton"), early)
         calls[way] = repeated([own], True)
-    seconds: dict[str, list[float]] = {way: [] for way in calls}
+    seconds = interleaved(calls, rounds, DEVICE, clock=device_seconds)
     differ = 0
     for _ in range(rounds):
-        for way, call in calls.items():
-            seconds[way].append(device_seconds(call))
         (ordinary,), (begun,) = (call() for call in calls.values())
         differ += sum(int((a != b).sum()) for a, b in zip(ordinary, begun, strict=True))
     middle = {way: round(1e6 * statistics.median(own), 2) for way, own in seconds.items()}

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from fastbn import devices
+from bench.oracle.errors import relative
+from bench.records.conditions import conditions
+from bench.suite.clock import Call, interleaved
 from fastbn.engine.interface import BackpropPath, LazyActivation, Mask, NormTarget, NormVectors
 from fastbn.engine.native import algorithms
 from fastbn.engine.native.algorithms import NAMES, WINOGRAD
@@ -30,20 +31,20 @@ SHAPES = (  # channels and height, as networks have them
 ERROR = 1.5e-6  # a layer of other numbers may be off by more
 VALUES = 1 << 19  # of an activation: fewer images than asked for where they are large, but 8
 LEAST = 8
+CPU = torch.device("cpu")
 CHECKED = 2  # images whose error is measured
 
 
-def operations(M: int, channels: int, size: int, images: int) -> tuple[list[Callable[[], Any]], float]:
-    """The forward and the input gradient by one algorithm, and the forward's error against float64."""
+def operations(M: int, channels: int, size: int, images: int) -> tuple[Call, float]:
+    """Return the forward and the input gradient by one algorithm as a call, and the forward's error against
+    float64."""
     torch.manual_seed(0)
     conv = Conv("conv", "norm", 0, channels, channels, (3, 3), (1, 1), (1, 1), (1, 1), 1, 0)
     engine = Native()
     weight = torch.randn(channels, channels, 3, 3) / channels**0.5
     packed = engine.pack(conv, weight, torch.float32, by=NAMES[M])
-    y, norm = (
-        torch.randn(images, size, size, channels).permute(0, 3, 1, 2),
-        NormVectors(torch.randn(4, channels), True),
-    )
+    y = torch.randn(images, size, size, channels).permute(0, 3, 1, 2)
+    norm = NormVectors(torch.randn(4, channels), True)
     source = LazyActivation((y,), (norm,), None, RELU)
     path = BackpropPath(conv, packed, y, y, (norm.scale, norm.shift, norm.mean))
     z = torch.relu(y.double() * norm.scale.double().view(1, -1, 1, 1) + norm.shift.double().view(1, -1, 1, 1))
@@ -52,15 +53,23 @@ def operations(M: int, channels: int, size: int, images: int) -> tuple[list[Call
     expected = F.conv2d(z[:CHECKED], weight.double(), padding=1)
     mask = Mask(RELU, None, (y,), (norm,), (torch.empty(2, channels),))
     shape = (images, channels, size, size)
-    calls: list[Callable[[], Any]] = [
-        lambda: engine.convolve(conv, packed, source, False, False, target),
-        lambda: engine.gradient([path], [], mask, shape),
-    ]
-    return calls, ((found.double() - expected).norm() / expected.norm()).item()
+
+    def both() -> None:
+        engine.convolve(conv, packed, source, False, False, target)
+        engine.gradient([path], [], mask, shape)
+
+    return both, relative(found, expected)
+
+
+def thread_seconds(call: Call, device: torch.device) -> float:
+    """Return the processor time of one call on this thread."""
+    start = time.thread_time()
+    call()
+    return time.thread_time() - start
 
 
 def measure(images: int, rounds: int) -> list[dict[str, Any]]:
-    """One row a shape: milliseconds and error of each algorithm, taken in turn, and the choice.
+    """Return a row per shape: milliseconds and error of each algorithm, taken in turn, and the choice.
 
     Milliseconds are the least of one thread's processor time: what else runs on the machine hardly moves it.
     """
@@ -72,37 +81,18 @@ def measure(images: int, rounds: int) -> list[dict[str, Any]]:
         ready, errors = {}, {}
         for M in WINOGRAD:
             ready[M], errors[M] = operations(M, channels, size, here)
-        times: dict[int, list[float]] = {M: [] for M in ready}
-        for _ in range(rounds):
-            for M, calls in ready.items():
-                start = time.thread_time()
-                for call in calls:
-                    call()
-                times[M].append(1e3 * (time.thread_time() - start))
-        row = {M: {"ms": round(min(times[M]), 3), "error": float(f"{errors[M]:.1e}")} for M in ready}
+        times = interleaved(ready, rounds, CPU, clock=thread_seconds)
+        row = {M: {"ms": round(1e3 * min(times[M]), 3), "error": float(f"{errors[M]:.1e}")} for M in ready}
         best = min((M for M in row if row[M]["error"] <= ERROR), key=lambda M: row[M]["ms"])
-        rows.append(
-            {
-                "channels": channels,
-                "size": size,
-                "M": best,
-                "images": here,
-                "measured": {NAMES[M]: row[M] for M in row},
-            }
-        )
+        shape = {"channels": channels, "size": size, "M": best, "images": here}
+        rows.append(shape | {"measured": {NAMES[M]: row[M] for M in row}})
         print(f"{channels:4} channels {size:2}×{size:<2}: {row}: {NAMES[best]}", flush=True)
     torch.set_num_threads(before)
     return rows
 
 
 def tune(images: int, rounds: int) -> dict[str, Any]:
-    """What algorithms.json holds, the table of this build's instruction set measured anew."""
-    device = devices.describe(torch.device("cpu"))
-    conditions = {
-        "threads": 1,
-        "device": device,
-        "versions": devices.versions(),
-        "date": time.strftime("%Y-%m-%d"),
-    }
+    """Return what algorithms.json holds, the table of this build's instruction set measured anew."""
     tables: dict[str, Any] = json.loads(algorithms.TABLE.read_text(encoding="utf-8"))
-    return {**tables, Native().instructions: {**conditions, "rows": measure(images, rounds)}}
+    own = {"threads": 1, **conditions(CPU), "rows": measure(images, rounds)}
+    return {**tables, Native().instructions: own}

@@ -12,8 +12,10 @@ from unittest import mock
 
 import torch
 
-from bench.gpu.layer import Layer, operations
-from bench.gpu.measure import CAPABILITY, Call
+from bench.gpu.layer import Layer
+from bench.gpu.measure import CAPABILITY
+from bench.oracle import operations
+from bench.suite.clock import Call
 from bench.tune.compete import TOLERANCE, called, compete
 from fastbn.engine.triton import tuning
 from fastbn.engine.triton.tuning import ROLLING

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from bench.gpu.measure import CAPABILITY, DEVICE
-from bench.record import conditions
+from bench.records.conditions import conditions
 from bench.tune import convolutions, launches, rolling
 from bench.tune.compete import ahead
 from fastbn.engine.triton import tuning_table

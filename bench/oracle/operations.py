@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.oracle.errors import relative
 from fastbn.engine.interface import BackpropPath, Engine, LazyActivation, Mask, NormTarget, NormVectors
 from fastbn.graph.activations import IDENTITY, RELU
 from fastbn.graph.regions import Conv
@@ -95,10 +96,6 @@ def rows(t: Tensor) -> Tensor:
     return t.to(WIDE).permute(0, 2, 3, 1).reshape(-1, t.shape[1])
 
 
-def error(found: Tensor, expected: Tensor) -> float:
-    return ((found.to(WIDE) - expected).norm() / expected.norm()).item()
-
-
 def source(
     kind: str, case: Case, dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> tuple[Tensor | LazyActivation, Tensor]:
@@ -176,23 +173,24 @@ def forward_errors(
     kept = z.to(dtype).to(WIDE) if kind == "formed" or dtype != torch.float32 else z
     expected = F.conv2d(kept, weight.to(WIDE), None, conv.stride, conv.padding, conv.dilation, conv.groups)
     assert y.dtype == dtype and y.is_contiguous(memory_format=torch.channels_last)
-    yield "y", error(y, expected), tolerance
+    yield "y", relative(y, expected), tolerance
     found = [rows(y).mean(0), rows(y).var(0, correction=0)] if batch else before
     mean, rstd, scale, shift = wanted.norm.vectors
     module = wanted.module
     inverse = 1 / (found[1] + module.eps).sqrt()
-    yield "mean", error(mean, found[0]), exact
-    yield "rstd", error(rstd, inverse), exact
-    yield "scale", error(scale, inverse * module.weight.detach()), exact
-    yield "shift", error(shift, module.bias.detach() - found[0] * inverse * module.weight.detach()), 2 * exact
+    yield "mean", relative(mean, found[0]), exact
+    yield "rstd", relative(rstd, inverse), exact
+    yield "scale", relative(scale, inverse * module.weight.detach()), exact
+    moved = module.bias.detach() - found[0] * inverse * module.weight.detach()
+    yield "shift", relative(shift, moved), 2 * exact
     m = y.numel() // case.oc
     moved = [found[0], found[1] * m / (m - 1)] if batch and m > 1 else before
     for what, old, new in zip(("running_mean", "running_var"), before, moved, strict=True):
-        yield what, error(getattr(module, what), old + 0.1 * (new - old)), exact
+        yield what, relative(getattr(module, what), old + 0.1 * (new - old)), exact
     assert int(module.num_batches_tracked) == int(batch)
     assert (formed is None) == (kind == "formed")
     if formed is not None:
-        yield "z", error(formed.z, z), max(exact, torch.finfo(dtype).eps)
+        yield "z", relative(formed.z, z), max(exact, torch.finfo(dtype).eps)
         assert isinstance(read, LazyActivation)
         mask = Mask(RELU, formed.mask, read.ys, read.norms, tuple(affine(case.c, device) for _ in read.ys))
         opened, _ = engine.gradient([], [torch.ones_like(formed.z)], mask, case.source)
@@ -242,7 +240,7 @@ def gradient_errors(
         expected = expected * (saved.z != 0)
     if masked == "again":
         expected = expected * (engine.form(LazyActivation(ys[:1], norms[:1], None, RELU), False).z != 0)
-    yield "ds", error(found, expected), tolerance
+    yield "ds", relative(found, expected), tolerance
     assert len(coefficients) == (0 if mask is None else len(mask.ys))
     coefficients = [engine.settle(c) for c in coefficients]
     if mask is None:
@@ -255,14 +253,14 @@ def gradient_errors(
         dweight = (rows(found) * (rows(raw) - own.mean)).sum(0) * own.rstd
         # the sums of a stored half gradient are those of what was rounded, or of what was not: both are right
         near = max(exact, tolerance if dtype != torch.float32 else 0.0)
-        yield "dβ", error(affine_out[1], dbias), near
-        yield "dγ", error(affine_out[0], dweight), near
+        yield "dβ", relative(affine_out[1], dbias), near
+        yield "dγ", relative(affine_out[0], dweight), near
         assert torch.equal(a1, own.scale)
         assert (a2 is None) == (not batch)
         if batch:
             e2 = -own.scale.to(WIDE) * own.rstd * affine_out[0].to(WIDE) / m
-            yield "c2", error(a2, e2), exact
-            yield "c0", error(a0, -own.scale.to(WIDE) * affine_out[1].to(WIDE) / m - e2 * own.mean), exact
+            yield "c2", relative(a2, e2), exact
+            yield "c0", relative(a0, -own.scale.to(WIDE) * affine_out[1].to(WIDE) / m - e2 * own.mean), exact
 
 
 def two_paths(

@@ -3,9 +3,12 @@ upstream gradients."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,15 +53,22 @@ def flat_gradient(found: Run) -> Tensor:
 def upstream(outputs: list[Tensor], seed: int = 7) -> list[Tensor]:
     """Random: the gradient of a sum makes every BatchNorm gradient zero."""
     draw = torch.Generator().manual_seed(seed)
-    return [torch.randn(z.shape, generator=draw, dtype=torch.float64).to(z.dtype) for z in outputs]
+    return [torch.randn(z.shape, generator=draw, dtype=torch.float64).to(z) for z in outputs]
 
 
-def run(model: nn.Module, *inputs: Tensor, dropout_seed: int = 0) -> Run:
-    """Forward and backward of a model whose gradients are cleared first, from copies of the inputs."""
+def run(
+    model: nn.Module,
+    *inputs: Tensor,
+    dropout_seed: int = 0,
+    inside: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+) -> Run:
+    """Return what a forward (`inside` a context) and a backward leave, of a model whose gradients are cleared
+    first, from copies of the inputs."""
     model.zero_grad()
     copies = [x.detach().clone().requires_grad_(x.requires_grad) for x in inputs]
     torch.manual_seed(dropout_seed)
-    result = model(*copies)
+    with inside():
+        result = model(*copies)
     outputs = [result] if isinstance(result, Tensor) else list(result)
     gradients = upstream(outputs)
     live = [(z, g) for z, g in zip(outputs, gradients, strict=True) if z.requires_grad]

@@ -1,0 +1,19 @@
+"""How far a result is from what it should be."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    """Return the norm-wise relative error, taken in float64.
+
+    It is infinite where a number is not finite or the shapes differ: a comparison can't pass over that, as it
+    passes over a NaN."""
+    if found.shape != expected.shape:
+        return math.inf
+    wide = expected.detach().double()
+    error: float = ((found.detach().double() - wide).norm() / wide.norm()).item()
+    return error if math.isfinite(error) else math.inf

@@ -1,0 +1,61 @@
+"""Measurements that need a process of their own, which tells them as one line of JSON; and its memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from bench.records.conditions import ROOT
+from fastbn.errors import MachineError
+
+STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def told(*words: object) -> dict[str, Any]:
+    """Run a module (its name, then its arguments) in a fresh process and return what its last line says."""
+    command = [sys.executable, "-m", *map(str, words)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def proc_bytes(path: Path, field: str) -> int:
+    """Return a number of bytes that a file of Linux's /proc tells in kB."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return int(next(line for line in lines if line.startswith(f"{field}:")).split()[1]) * 1024
+
+
+def resident_bytes(field: str) -> int:
+    """Return VmRSS, what is resident now, or VmHWM, the most that was. (ru_maxrss also counts what the parent
+    held at the fork.) Raises MachineError where there is no /proc."""
+    if not STATUS.exists():
+        raise MachineError(f"the peak is read from {STATUS}, and there is none on {sys.platform}: use Linux")
+    return proc_bytes(STATUS, field)
+
+
+def reset_peak() -> bool:
+    """Set VmHWM back to VmRSS. False where that is forbidden: the peak then counts the imports too, which
+    could only raise it."""
+    try:
+        RESET.write_text("5", encoding="utf-8")
+    except OSError:
+        return False
+    return True
+
+
+def warm(compiled: bool = False) -> None:
+    """Pay what a process pays once, whatever its network: thread pools, oneDNN, autograd; and the compiler,
+    if it is asked for."""
+    weight = torch.randn(16, 16, 3, 3, requires_grad=True)
+
+    def small(x: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(x, weight, padding=1).relu().mean()
+
+    (torch.compile(small) if compiled else small)(torch.randn(2, 16, 8, 8)).backward()
+    torch.randn(64, 64) @ torch.randn(64, 64)
