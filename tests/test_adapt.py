@@ -10,10 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from habits import WrittenOut
-from nets import images, scattered
 from torch import nn
 
 import fastbn
+from bench.oracle.networks import images, scattered
 from fastbn.adapt import AdaBN, AlphaBN, Tent
 from fastbn.engine.fuse import fused_forward
 from fastbn.errors import Diverged, UsageError
