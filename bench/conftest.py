@@ -1,13 +1,12 @@
-"""pytest bench/ --benchmark-only: stock PyTorch and fastbn, side by side in one process. bench/cases.py has
-the grids.
+"""pytest bench/ --benchmark-only: stock PyTorch and fastbn, side by side in one process.
 
-    pytest bench/ --benchmark-only --record              the default grid, kept as
-    bench/results/bench-<device>-<date>.json
-    pytest bench/ --benchmark-only --grid full           the large cases, for a GPU or patience
-    pytest bench/test_steps.py --benchmark-only --depth 32 [--batch-size 128] [--size 32] [--compiled]      a
-    network of your choice
+    pytest bench/ --benchmark-only --record        the default grid, kept as
+                                                   bench/results/bench-<device>-<date>.json
+    pytest bench/ --benchmark-only --grid full     the large cases, for a GPU or patience
+    pytest bench/test_steps.py --benchmark-only --depth 32 [--batch-size 128] [--size 32] [--compiled]
+                                                   a network of your choice
 
-pytest-benchmark's own options, --benchmark-json among them, work as ever.
+bench/suite/cases.py has the grids. pytest-benchmark's own options, --benchmark-json among them, work as ever.
 """
 
 from __future__ import annotations
@@ -27,16 +26,12 @@ from fastbn.devices import choose_device
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("fastbn's benchmarks")
-    group.addoption(
-        "--grid", default="default", choices=("tiny", "default", "full"), help="how much to measure"
-    )
+    grids, kinds = ("tiny", "default", "full"), ("auto", "cpu", "cuda")
+    group.addoption("--grid", default="default", choices=grids, help="how much to measure")
     group.addoption("--record", action="store_true", help="keep every row in a file of --results")
-    group.addoption(
-        "--results", type=Path, default=RESULTS, metavar="DIR", help="where --record writes (bench/results)"
-    )
-    group.addoption(
-        "--device", default="auto", choices=("auto", "cpu", "cuda"), help="cuda where there is one"
-    )
+    what = "where --record writes (bench/results)"
+    group.addoption("--results", type=Path, default=RESULTS, metavar="DIR", help=what)
+    group.addoption("--device", default="auto", choices=kinds, help="cuda where there is one")
     group.addoption("--depth", type=int, help="takes steps of this network instead of the grid's")
     group.addoption("--batch-size", type=int, default=128, help="its images a step")
     group.addoption("--size", type=int, default=32, help="its images' height and width")
@@ -74,10 +69,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         return
     record = suite.record()
     terminalreporter.section("fastbn beside stock")
-    for line in [
-        *lines(record),
-        *(f"left out: {what}" for what in left_out(suite.device, bool(suite.grid.compiled))),
-    ]:
+    out = [f"left out: {what}" for what in left_out(suite.device, bool(suite.grid.compiled))]
+    for line in [*lines(record), *out]:
         terminalreporter.write_line(line)
     if config.getoption("--record"):
         config.getoption("--results").mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,5 @@
 """The names of the initialisations, the default first. Imports no torch; the draws themselves are in
-weights.py."""
+init.py."""
 
 GAMMA_INITS = ("uniform", "ones", "uniform_symmetric", "normal", "he_normal")
 BETA_INITS = ("zeros", "ones")

@@ -1,5 +1,5 @@
 """Which kernel carries a convolution out on a GPU, and how it is cut into programs: static choices by shape
-and compute capability, as `python -m bench.tune` measured it (measured.py), and where it did not by rules
+and compute capability, as `python -m bench.tune` measured it (tuning_table.py), and where it did not by rules
 read off machine code (`python -m bench.audit`); never measured during a run.
 
 What the choices keep to: as few instructions a pixel as go without spilled registers, in the shared memory
