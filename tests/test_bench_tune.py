@@ -66,7 +66,7 @@ def test_a_row_holds_the_fastest_of_what_agrees(table, monkeypatch):
     table(launches=[early], rolling=[hopper, old])
     seconds = itertools.cycle([3.0, 1.0, 2.0, 4.0])
     monkeypatch.setattr(rolling, "SHAPES", ((16, 3),))
-    monkeypatch.setattr(compete, "device_seconds", lambda call: next(seconds))
+    monkeypatch.setattr(compete, "device_seconds", lambda call, device: next(seconds))
     assert command.main(["--engine", "triton", "--images", "1", "--rounds", "1", "--only", "rolling"]) == 0
     found = kept(table)
     other, *own = found["rolling"]
@@ -140,7 +140,7 @@ def test_a_layer_takes_what_is_fastest_forward_and_backward_together(layer, tabl
             for cut in range(cuts)
         ]
         seconds = itertools.cycle(each)
-        monkeypatch.setattr(compete, "device_seconds", lambda call, seconds=seconds: next(seconds))
+        monkeypatch.setattr(compete, "device_seconds", lambda call, device, seconds=seconds: next(seconds))
         assert (
             command.main(["--engine", "triton", "--images", "1", "--rounds", "1", "--only", "convolutions"])
             == 0
@@ -258,7 +258,7 @@ def test_bands_of_one_row_are_tried_at_64_channels_and_of_eight_at_16():
 def launched(monkeypatch, seconds):
     """Of a step that takes these seconds in the ordinary way, and begun early."""
     times = itertools.cycle(seconds)
-    monkeypatch.setattr(launches, "device_seconds", lambda call: next(times))
+    monkeypatch.setattr(launches, "device_seconds", lambda call, device: next(times))
     return launches.row(2, 1, 8, 8)
 
 
