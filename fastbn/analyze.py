@@ -4,7 +4,6 @@ self-contained page."""
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -91,4 +90,4 @@ def analyze(asked: argparse.Namespace) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.leave(main())

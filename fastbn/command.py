@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
-from collections.abc import Callable
-from typing import Any, TextIO, cast
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn, TextIO, cast
 
 from fastbn.errors import Diverged, MachineError, Stopped, UsageError, is_device_failure, is_out_of_memory
 from fastbn.files import reason, shown
@@ -31,8 +33,33 @@ def run(act: Callable[[], int]) -> int:
             known = ended(error)
             if known is None:
                 raise
-            say(f"fastbn: {known[0]}")
-            return known[1]
+            with unhurried():
+                say(f"fastbn: {known[0]}")
+                return known[1]
+
+
+def leave(code: int) -> NoReturn:
+    """End the process with this exit code. A signal that comes now changes nothing any more."""
+    _ignore()
+    sys.exit(code)
+
+
+@contextlib.contextmanager
+def unhurried() -> Iterator[None]:
+    """Hear no signal while a last line is said."""
+    before = _ignore()
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def _ignore() -> dict[int, Any]:
+    """Ignore SIGINT and SIGTERM; return what heard them. In another thread nothing can be changed."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
 
 
 def ended(error: BaseException) -> tuple[str, int] | None:

@@ -1,7 +1,8 @@
-"""A run's settings: one frozen dataclass to and from the command line and JSON. Imports no torch, so --help
-is instant.
+"""A run's settings as they are asked: one frozen dataclass to and from the command line and JSON. Imports no
+torch, so that --help is instant.
 
-A field that may be None or "auto" is resolved when the run starts; config.json holds what it was resolved to.
+A field that is None or "auto" is left open; `fastbn.run.resolve` makes a `ResolvedRun` of it, in which
+nothing is, and config.json holds that.
 """
 
 from __future__ import annotations
@@ -9,18 +10,19 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fastbn import choices
-from fastbn.data.names import DATASETS, DEFAULT_DIR
+from fastbn.data.names import DATASETS, DEFAULT_DIR, EMBEDDED
 from fastbn.errors import UsageError
 from fastbn.files import shown
-from fastbn.models.families import HOMES, NORMS, ONLY_DEPTH, STRIDES
+from fastbn.models.families import HOMES, NORMS, ONLY_DEPTH, OPTIONS, STRIDES
 from fastbn.models.init_names import BETA_INITS, GAMMA_INITS, WEIGHT_INITS
+from fastbn.options import Option, option
 from fastbn.parser import Parser
-from fastbn.recipe import Recipe, option
+from fastbn.recipe import NOTHING, Recipe
 
 MAX_THREADS = 4096
 MAY_DIFFER = (  # between a run and its resumption
@@ -28,16 +30,18 @@ MAY_DIFFER = (  # between a run and its resumption
     "devices", "step_seconds",
     "track", "no_self_check",
 )  # fmt: skip
-# what a resumed run does not take from its config.json: `track` is a module's name, and is asked for again
+# what a file may say is a name that the program knows, or a number; a path to read is asked for again, as is
+# a module, `track`
+PATHS = ("data_dir", "weights", "vectors")
 NOT_SAVED = {
-    "out", "resume", "explain", "download", "on", "devices", "step_seconds", "track",
-    "no_self_check",
+    "out", "resume", "explain", "download", "on", "devices", "step_seconds", "track", "no_self_check", *PATHS,
 }  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(Recipe):
-    """A run of `python -m fastbn.train`."""
+    """A run of `python -m fastbn.train`, as asked. `study`: the settings that belong to one family alone, by
+    name, where they differ from their defaults; see `families.register`."""
 
     depth: int | None = option(
         None, "6n+2 (14, 20, 56, 110, 866, …) or 18, 34, 50, 101, 152, 200; of vgg 11, 13, 16, 19", int
@@ -56,8 +60,10 @@ class Config(Recipe):
     dataset: str = option(
         "auto", "auto: CIFAR-10 where it is or can be had, else the embedded digits", choices=DATASETS
     )
-    data_dir: str = option(
-        DEFAULT_DIR, "where the data set lies; the default is also downloaded into", metavar="DIR"
+    data_dir: str | None = option(
+        None,
+        f"where the data set lies; {DEFAULT_DIR}, which is also downloaded into",
+        metavar="DIR",
     )
     download: bool = option(False, "download into another --data-dir too", bool)
     augment: str | None = option(
@@ -66,10 +72,7 @@ class Config(Recipe):
     pixels: str = option(
         choices.PIXELS[0], "standard: less the mean, by the deviation; unit: 0 to 1", choices=choices.PIXELS
     )
-    embedding: int = option(200, "of lstm: the numbers a word", int)
-    vectors: str | None = option(
-        None, "of lstm: a GloVe text file that the embedding starts from", metavar="FILE"
-    )
+    study: tuple[tuple[str, Any], ...] = ()
     train: str = option(
         "bn",
         f"what trains: {', '.join(choices.TRAIN_MODES)}; joined by +, random=2, bn@first-9, bn@layer1",
@@ -140,68 +143,105 @@ class Config(Recipe):
         choices.train_terms(self.train)
         choices.augmentations(self.augment)
         for name in ("norm", "stride_on", "pixels"):
-            known = next(f for f in dataclasses.fields(self) if f.name == name).metadata["choices"]
+            known = next(f for f in dataclasses.fields(self) if f.name == name).metadata["option"].choices
             choices.one_of(name, getattr(self, name), known)
 
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Config:
+        """Return the Config of settings by name, those of one family alone among them. Raises UsageError as a
+        Config does, TypeError for a name that is none."""
+        own = {name: one.default for options in OPTIONS.values() for name, one in options.items()}
+        study = {name: value for name, value in settings.items() if name in own and value != own[name]}
+        rest = {name: value for name, value in settings.items() if name not in own}
+        return cls(**rest, study=tuple(sorted(study.items())))
+
     def asdict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """Return every setting by name, as config.json does."""
+        given, found = dict(self.study), dict[str, Any]()
+        for field in dataclasses.fields(self):
+            if field.name == "study":
+                for options in OPTIONS.values():
+                    found |= {name: given.get(name, one.default) for name, one in options.items()}
+            else:
+                found[field.name] = getattr(self, field.name)
+        return found
 
-    def recipe(self) -> Recipe:
-        """The part that says how to train."""
-        return Recipe(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Recipe)})
+    def settings(
+        self, default_epochs: int, precision: str = "fp32", usual: Mapping[str, Any] = NOTHING
+    ) -> dict[str, Any]:
+        """Return every setting by name, those of the recipe resolved, see `Recipe.resolved`."""
+        return self.asdict() | dataclasses.asdict(self.resolved(default_epochs, precision, usual))
 
-    def differences(self, saved: dict[str, Any]) -> list[str]:
-        """The settings in which a saved run was another than this one asks for."""
+    def completed_by(self, saved: Mapping[str, Any]) -> Config:
+        """Return this config with what it leaves open (None, "auto") filled from a saved run. Raises
+        UsageError where the run read a file whose path is not given again."""
         mine = self.asdict()
-        listed = {name: list(value) if isinstance(value, tuple) else value for name, value in mine.items()}
-        names = [name for name in listed if name not in MAY_DIFFER]
-        # of a field that is younger than the run
-        usual = {field.name: field.default for field in dataclasses.fields(self)}
-        before = {name: saved.get(name, usual[name]) for name in names}
-        differing = [name for name in names if before[name] != listed[name]]
-        return [
-            f"{name}: saved {shown(repr(before[name]), 60)}, asked {shown(repr(listed[name]), 60)}"
-            for name in differing
-        ]
-
-    def completed_by(self, saved: dict[str, Any]) -> Config:
-        """This config, what it leaves open (None, "auto") filled from a saved run."""
-        mine = self.asdict()
-        known = {f.name for f in dataclasses.fields(self)} - NOT_SAVED
+        for name in PATHS:
+            if mine[name] is None and follows(name, saved):
+                raise UsageError(
+                    f"the run read {shown(saved[name], 120)}, and what a file says is never opened; give "
+                    f"--{name.replace('_', '-')} again"
+                )
         left_open = {
-            name: saved[name] for name in known & saved.keys() if mine[name] is None or mine[name] == "auto"
+            name: tuple(saved[name]) if isinstance(saved[name], list) else saved[name]
+            for name in known()
+            if name in saved and name not in NOT_SAVED and mine[name] in (None, "auto")
         }
-        if left_open.get("milestones") is not None:
-            left_open["milestones"] = tuple(left_open["milestones"])
-        return dataclasses.replace(self, **left_open)
+        return Config.of(mine | left_open)
+
+
+def follows(name: str, saved: Mapping[str, Any]) -> bool:
+    """Whether a saved run has read what this setting, one of PATHS, names: other than the default folder."""
+    if saved.get(name) is None:
+        return False
+    return name != "data_dir" or (saved[name] != DEFAULT_DIR and saved.get("dataset") not in EMBEDDED)
+
+
+def known() -> dict[str, Option]:
+    """Return every setting's option by name, those of one family alone among them, in config.json's order."""
+    found: dict[str, Option] = {}
+    for field in dataclasses.fields(Config):
+        own = [OPTIONS[family] for family in OPTIONS] if field.name == "study" else []
+        for options in own or [{field.name: field.metadata["option"]}]:
+            found |= options
+    return found
+
+
+def differences(asked: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
+    """Return the settings in which a saved run was another than is asked; one that is younger than the run
+    had its default."""
+    usual = {name: one.default for name, one in known().items()}
+    listed = {name: list(value) if isinstance(value, tuple) else value for name, value in asked.items()}
+    names = [name for name in listed if name not in MAY_DIFFER]
+    before = {name: saved.get(name, usual[name]) for name in names}
+    return [
+        f"{name}: saved {shown(repr(before[name]), 60)}, asked {shown(repr(listed[name]), 60)}"
+        for name in names
+        if before[name] != listed[name]
+    ]
 
 
 def parse(arguments: Sequence[str] | None, program: str, description: str) -> Config:
-    """The command line's Config; --help prints and exits. With --resume, what is not given is that of the run
-    in --out. Raises UsageError for a wrong argument."""
+    """Return the command line's Config; --help prints and exits. With --resume, what is not given is that of
+    the run in --out. Raises UsageError for a wrong argument."""
     parser = Parser(program, description=description)
     recipe = {field.name for field in dataclasses.fields(Recipe)}
     groups = {
         False: parser.add_argument_group("network, data and run"),
         True: parser.add_argument_group("recipe"),
     }
-    for field in dataclasses.fields(Config):
-        flag = "--" + field.name.replace("_", "-")
-        settings: dict[str, Any] = {"help": field.metadata["help"]}
-        if field.default not in (None, False):
-            settings["help"] += f" ({field.default})"
-        settings["help"] = settings["help"].replace("%", "%%")
-        if field.metadata["kind"] is bool:
-            settings |= {"action": "store_true"}
-        else:
-            settings |= {
-                "type": field.metadata["kind"],
-                "choices": field.metadata["choices"],
-                "metavar": field.metadata["metavar"],
-            }
-            if field.metadata["choices"] is None and field.metadata["metavar"] is None:
-                settings["metavar"] = "N" if field.metadata["kind"] is int else "X"
-        groups[field.name in recipe].add_argument(flag, default=argparse.SUPPRESS, **settings)
+    for name, one in known().items():
+        help = (one.help if one.default in (None, False) else f"{one.help} ({one.default})").replace(
+            "%", "%%"
+        )
+        settings: dict[str, Any] = {"help": help, "action": "store_true"}
+        if one.kind is not bool:
+            metavar = one.metavar
+            if one.choices is None and metavar is None:
+                metavar = "N" if one.kind is int else "X"
+            settings = {"help": help, "type": one.kind, "choices": one.choices, "metavar": metavar}
+        flag = "--" + name.replace("_", "-")
+        groups[name in recipe].add_argument(flag, default=argparse.SUPPRESS, **settings)
     given = vars(parser.parse_args(arguments))
     if given.get("resume") and given.get("out"):
         path = Path(given["out"]) / "config.json"
@@ -213,20 +253,19 @@ def parse(arguments: Sequence[str] | None, program: str, description: str) -> Co
             )
     if given.get("depth") is None and given.get("family") not in ONLY_DEPTH:
         parser.error("the following arguments are required: --depth")
-    return Config(**given)
+    return Config.of(given)
 
 
 def _saved(path: Path) -> dict[str, Any]:
-    """The settings in a run's config.json; none where nothing of that name lies there, which the run tells
-    of."""
+    """Return the settings in a run's config.json; none where nothing of that name lies there, which the run
+    tells of."""
     from fastbn.saved import json_file, settings  # which knows this module's fields
 
     if not os.path.lexists(path):
         return {}
-    saved = settings(json_file(path), path)
-    names = {field.name for field in dataclasses.fields(Config)} - NOT_SAVED
+    names = known().keys() - NOT_SAVED
     return {
         name: tuple(value) if isinstance(value, list) else value
-        for name, value in saved.items()
+        for name, value in settings(json_file(path), path).items()
         if name in names
     }

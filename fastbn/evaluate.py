@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from fastbn import choices, command
-from fastbn.data.names import DATASETS, DEFAULT_DIR, IMAGE_SIZE
+from fastbn.data.names import DATASETS
 from fastbn.errors import UsageError
 from fastbn.parser import Parser
 from fastbn.threads import wait_briefly
@@ -44,30 +43,20 @@ def _main(arguments: Sequence[str] | None) -> int:
 def evaluate_run(asked: argparse.Namespace) -> str:
     """The line that says what the network reaches."""
     wait_briefly()
-    from fastbn.data.datasets import load as load_data
     from fastbn.data.feed import feed
-    from fastbn.data.images import Images
     from fastbn.devices import choose_device
     from fastbn.planning.precision import arithmetic
+    from fastbn.run.data import test_set
     from fastbn.training.checkpoint import build, read
     from fastbn.training.evaluation import evaluate
 
     tensors, header = read(asked.run)
-    config = header.get("config", {})
-    dataset = asked.dataset or config.get("dataset")
-    if dataset is None:
+    settings = header.get("config", {})
+    if asked.dataset is None and settings.get("dataset") is None:
         raise UsageError(f"{asked.run} does not say what it was trained on; name it with --dataset")
     device = choose_device(asked.device)
     model = build(tensors, header, asked.engine, asked.weights).to(device)
-    data_dir = asked.data_dir or config.get("data_dir", DEFAULT_DIR)
-    limit = (
-        config.get("limit_test")
-        if asked.limit_test is None and dataset == config.get("dataset")
-        else asked.limit_test
-    )
-    test = load_data(dataset, data_dir, size=IMAGE_SIZE.get(model.spec.family, 32)).test.limit(limit)
-    if isinstance(test, Images) and config.get("pixels", "standard") != "standard":
-        test = test.prepared(pixels=config["pixels"])
+    test = test_set(settings, model.spec.family, asked.run, asked.dataset, asked.data_dir, asked.limit_test)
     if len(test.classes) != model.spec.num_classes:
         classes = f"{len(test.classes)} classes, the network {model.spec.num_classes}"
         raise UsageError(f"{test.name} has {classes}; give the data set that it was trained on")
@@ -82,4 +71,4 @@ def evaluate_run(asked: argparse.Namespace) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.leave(main())

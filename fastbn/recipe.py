@@ -1,18 +1,18 @@
-"""How to train: one frozen dataclass, whose fields say what a command line says of them. Imports no torch."""
+"""How to train, as asked (`Recipe`) and with nothing left open (`ResolvedRecipe`). Imports no torch."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any
 
 from fastbn import choices
 from fastbn.errors import UsageError
 from fastbn.files import shown
+from fastbn.options import option
 
-Self = TypeVar("Self", bound="Recipe")
 FLOAT32_MAX = 3.4e38
 MOST = {
     "epochs": 1_000_000,
@@ -42,15 +42,6 @@ def batch_number(text: str) -> int | str:
         return int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be a number of images, or auto; got {text!r}") from None
-
-
-def option(
-    default: Any, help: str, kind: Any = str, choices: Sequence[str] | None = None, metavar: str | None = None
-) -> Any:
-    """A field with what the command line says of it."""
-    return dataclasses.field(
-        default=default, metadata={"help": help, "kind": kind, "choices": choices, "metavar": metavar}
-    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,7 +88,7 @@ class Recipe:
             choices.one_of(
                 name,
                 getattr(self, name),
-                next(f for f in dataclasses.fields(self) if f.name == name).metadata["choices"],
+                next(f for f in dataclasses.fields(self) if f.name == name).metadata["option"].choices,
             )
         for name, least in (
             ("epochs", 1),
@@ -137,51 +128,75 @@ class Recipe:
         if self.milestones is not None and list(self.milestones) != sorted(set(self.milestones)):
             raise UsageError(f"milestones must be increasing epochs, got {shown(self.milestones, 60)}")
 
-    @property
-    def batch(self) -> int:
-        """The batch size of a resolved recipe."""
-        assert isinstance(self.batch_size, int)
-        return self.batch_size
-
     def resolved(
-        self: Self, default_epochs: int, precision: str = "fp32", usual: Mapping[str, Any] = NOTHING
-    ) -> Self:
-        """The same recipe with nothing left open but a batch size of "auto", and with it a learning rate that
-        was not given. `precision` is what auto means here; `usual` what this data set's studies use instead
-        of the defaults."""
-        epochs = self.epochs or default_epochs
-        milestones = (
-            self.milestones
-            if self.milestones is not None
-            else usual.get("milestones")
-            if epochs == default_epochs
-            else None
-        )
-        found = dataclasses.replace(
-            self,
-            epochs=epochs,
-            batch_size=self.batch_size or usual.get("batch_size", BATCH),
-            milestones=milestones
-            if milestones is not None
-            else tuple(sorted({epochs // 2, epochs * 3 // 4} - {0})),
-            precision=precision if self.precision == "auto" else self.precision,
-        )
-        return found if found.batch_size == "auto" else found.with_batch(found.batch, usual)
+        self,
+        default_epochs: int,
+        precision: str = "fp32",
+        usual: Mapping[str, Any] = NOTHING,
+        batch: int | None = None,
+    ) -> ResolvedRecipe:
+        """Return the recipe with nothing left open.
 
-    def with_batch(self: Self, batch: int, usual: Mapping[str, Any] = NOTHING) -> Self:
-        """The recipe at this batch size. Where it was to be measured, a learning rate that was not given is
-        scaled from the usual batch: linearly for SGD, with five epochs of warm-up (Goyal et al. 2017), by the
-        square root for Adam (Krizhevsky 2014)."""
-        lr = usual.get("lr", 0.1) if self.optimizer == "sgd" else 0.001
-        ratio = batch / usual.get("batch_size", BATCH) if self.batch_size == "auto" else 1.0
-        scaled = lr * (ratio if self.optimizer == "sgd" else ratio**0.5)
+        default_epochs: of the data set. precision: what "auto" means here. usual: what this data set's
+        studies use in place of the defaults. batch: the size that a batch size of "auto" was measured to
+        be; a learning rate that was not given is then scaled from the usual batch: linearly for SGD, with
+        five epochs of warm-up (Goyal et al. 2017), by the square root for Adam (Krizhevsky 2014).
+        """
+        epochs, usual_batch = self.epochs or default_epochs, usual.get("batch_size", BATCH)
+        milestones = self.milestones
+        if milestones is None and epochs == default_epochs:
+            milestones = usual.get("milestones")
+        if milestones is None:
+            milestones = tuple(sorted({epochs // 2, epochs * 3 // 4} - {0}))
+        size, ratio = self.batch_size or usual_batch, 1.0
+        if isinstance(size, str):
+            size = usual_batch if batch is None else batch
+            ratio = size / usual_batch
+        sgd = self.optimizer == "sgd"
+        lr = (usual.get("lr", 0.1) if sgd else 0.001) * (ratio if sgd else ratio**0.5)
         warmup = usual.get("warmup_epochs", 0)
-        if self.optimizer == "sgd" and ratio > 1 and self.lr is None:
-            warmup = max(warmup, min(5, (self.epochs or 0) // 2))
-        given = self.warmup_epochs is not None
-        return dataclasses.replace(
-            self,
-            batch_size=batch,
-            lr=scaled if self.lr is None else self.lr,
-            warmup_epochs=self.warmup_epochs if given else warmup,
+        if sgd and ratio > 1 and self.lr is None:
+            warmup = max(warmup, min(5, epochs // 2))
+        return ResolvedRecipe(
+            epochs=epochs,
+            batch_size=size,
+            bn_batch=self.bn_batch,
+            optimizer=self.optimizer,
+            lr=lr if self.lr is None else self.lr,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            weight_decay=self.weight_decay,
+            schedule=self.schedule,
+            milestones=milestones,
+            warmup_epochs=warmup if self.warmup_epochs is None else self.warmup_epochs,
+            bn_stats=self.bn_stats,
+            sync_bn=self.sync_bn,
+            precision=precision if self.precision == "auto" else self.precision,
+            memory=self.memory,
+            seed=self.seed,
         )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResolvedRecipe:
+    """How a network is trained, with nothing left open; the fields are those of `Recipe`.
+
+    bn_batch: None, BatchNorm is over the whole batch. memory: GB that the run may take; None, what is free.
+    """
+
+    epochs: int
+    batch_size: int
+    bn_batch: int | None
+    optimizer: str
+    lr: float
+    momentum: float
+    nesterov: bool
+    weight_decay: float
+    schedule: str
+    milestones: tuple[int, ...]
+    warmup_epochs: int
+    bn_stats: str
+    sync_bn: bool
+    precision: str
+    memory: float | None
+    seed: int

@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fastbn.config import Config
+from fastbn.config import Config, known
 from fastbn.errors import UsageError
 from fastbn.files import AnyPath, look, parsed, read, read_json, reason, shown
 from fastbn.models.families import Spec, resolve
-from fastbn.recipe import FLOAT32_MAX
+from fastbn.options import Option
+from fastbn.recipe import FLOAT32_MAX, epoch_list
 
 LONGEST_TEXT = 4096  # characters
 MOST_METRICS = 1 << 28  # bytes of a metrics.jsonl
@@ -144,26 +145,24 @@ def json_file(path: AnyPath, remedy: str = DAMAGED) -> dict[str, Any]:
 def settings(found: Any, where: object, remedy: str = DAMAGED) -> dict[str, Any]:
     """Check the settings in a config.json, or in a checkpoint: those that are there are a Config's, of its
     types and within its limits."""
-    fields = {field.name: field for field in dataclasses.fields(Config)}
-    checks = {
-        name: maybe(_kind(field)) if field.default is None else _kind(field) for name, field in fields.items()
-    }
+    options = known()
+    checks = {name: maybe(_kind(one)) if one.default is None else _kind(one) for name, one in options.items()}
     _checked(found, checks | dict.fromkeys(BESIDE, count), where, remedy, known_alone=True)
     given: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in found.items()
-        if name in fields
+        if name in options
     }
     try:
-        Config(**given)
+        Config.of(given)
     except UsageError as error:
         raise UsageError(f"{where}: {shown(error)}; {remedy}") from None
     return found
 
 
-def _kind(field: dataclasses.Field[Any]) -> Check:
+def _kind(one: Option) -> Check:
     """Return what a setting's value may be, by what the command line takes for it."""
-    kind, choices = field.metadata["kind"], field.metadata["choices"]
+    kind, choices = one.kind, one.choices
     if choices is not None:
         return lambda value: value in choices
     if kind is str:
@@ -174,7 +173,7 @@ def _kind(field: dataclasses.Field[Any]) -> Check:
         return number
     if kind is int:
         return count
-    return every(count) if kind.__name__ == "epoch_list" else lambda value: value == "auto" or count(value)
+    return every(count) if kind is epoch_list else lambda value: value == "auto" or count(value)
 
 
 def summary(path: Path, needed: Iterable[str] = (), remedy: str = DAMAGED) -> dict[str, Any]:

@@ -3,7 +3,6 @@ run in a folder."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from fastbn import command
@@ -53,4 +52,4 @@ def run(config: Config) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.leave(main())

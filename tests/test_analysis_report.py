@@ -315,6 +315,7 @@ def test_wrong_arguments(pair, tmp_path, capfd):
         "data_dir": str(tmp_path),
     }
     (moved / "config.json").write_text(json.dumps(config))
-    refused([moved, "-o", tmp_path / "x.html"], capfd, "CIFAR-10", str(tmp_path))
+    refused([moved, "-o", tmp_path / "x.html"], capfd, str(tmp_path), "--data-dir")
+    refused([moved, "--data-dir", tmp_path, "-o", tmp_path / "x.html"], capfd, "CIFAR-10", str(tmp_path))
     with pytest.raises(UsageError):
         runs_of.read(tmp_path / "missing")

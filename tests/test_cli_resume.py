@@ -6,8 +6,9 @@ import signal
 import time
 
 import pytest
-from runs import STEPS, TINY, assert_same_run, at_call, checkpoint, metrics, start, train
+from runs import STEPS, TINY, assert_same_run, at_call, checkpoint, contents, metrics, start, train
 
+from fastbn import command
 from fastbn.data.feed import Resident
 from fastbn.errors import Stopped
 from fastbn.run import folder
@@ -144,6 +145,38 @@ def test_a_second_signal_ends_at_once(tmp_path, monkeypatch, capfd):
     err = capfd.readouterr().err
     assert "Traceback" not in err and "intact" in err.splitlines()[-1]
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
+
+
+class Dying:
+    """What a signal meets in a finalizer, where Python drops the exception that it raises."""
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_second_signal_in_a_finalizer_is_not_lost(tmp_path, monkeypatch, capfd):
+    def twice():
+        signal.raise_signal(signal.SIGINT)
+        Dying()
+
+    assert train(tmp_path, epochs=1) == 0
+    before = contents(tmp_path)["checkpoint.safetensors"]
+    with monkeypatch.context() as patched:
+        at_call(patched, TrainingStep, "__call__", 1, twice)
+        assert train(tmp_path, "--resume", epochs=3) == 130
+    err = capfd.readouterr().err
+    assert "ignored" not in err and "interrupted; the checkpoint is intact" in err.splitlines()[-1]
+    assert contents(tmp_path)["checkpoint.safetensors"] == before
+
+
+def test_a_signal_while_the_last_line_is_said_changes_nothing(tmp_path, monkeypatch, capfd):
+    at_call(monkeypatch, command, "_line", 0, raise_signal(signal.SIGINT))
+    handler = signal.getsignal(signal.SIGINT)
+    assert train(tmp_path, "--lr", "0") == 2
+    assert capfd.readouterr().err.count("\n") == 1 and signal.getsignal(signal.SIGINT) is handler
+    with pytest.raises(SystemExit) as left, command.unhurried():
+        command.leave(130)
+    assert left.value.code == 130 and signal.getsignal(signal.SIGINT) is handler
 
 
 def test_a_signal_after_divergence_saves_nothing(tmp_path, monkeypatch, capfd):

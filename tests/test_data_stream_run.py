@@ -41,8 +41,7 @@ def cache(tmp_path_factory, one_thread):
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         # decoded here: starting processes is tested elsewhere
         patch.setattr("fastbn.data.imagenet.stream.cores", lambda: 0)
-        patch.setattr("fastbn.run.resolve.IMAGE_SIZE", {"imagenet": 32})
-        patch.setattr("fastbn.evaluate.IMAGE_SIZE", {"imagenet": 32})
+        patch.setattr("fastbn.run.data.IMAGE_SIZE", {"imagenet": 32})
         yield
 
 
@@ -75,10 +74,10 @@ def test_a_run_that_is_stopped_and_resumed_equals_one_that_is_not(make, layout, 
         assert main([*SIZES, *where, "--out", str(tmp_path / "part")]) == 143
     with stopped_after(STEPS):
         assert main([*SIZES, *where, "--out", str(tmp_path / "part"), "--resume"]) == 143
-    assert main(["--resume", "--out", str(tmp_path / "part")]) == 0
+    assert main(["--resume", "--out", str(tmp_path / "part"), *where]) == 0
     assert_same_run(tmp_path / "part", tmp_path / "whole")
     capsys.readouterr()
-    assert evaluate.main([str(tmp_path / "whole")]) == 0
+    assert evaluate.main([str(tmp_path / "whole"), *where]) == 0
     assert f"test accuracy {metrics(tmp_path / 'whole')[-1]['test_accuracy']:.4f}" in capsys.readouterr().out
 
 

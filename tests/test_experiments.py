@@ -23,7 +23,6 @@ from fastbn.experiments.presets import PRESETS
 from fastbn.experiments.results import outcome
 from fastbn.experiments.table import table
 from fastbn.run.build import spec_of
-from fastbn.run.folder import json_ready
 from fastbn.train import main as train_main
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -94,7 +93,7 @@ def test_a_preset_is_sound(name, quick, tmp_path):
         assert (config.seed, config.out) == (job.seed, str(job.out)) and config.dataset in DATASETS
         spec_of(config, 10, 7)
         for setting, value in job.line.settings.items():
-            assert getattr(config, setting) == value
+            assert config.asdict()[setting] == value
     assert all(f"--train {line.settings['train']}" in show(preset) for line in preset.lines)
 
 
@@ -146,7 +145,7 @@ def tiny(job, text):
     more = [*TINY, "--width", "16" if job.config.family == "mlp" else "8"]
     if job.config.family == "lstm":
         more += ["--data-dir", str(text), "--embedding", "3"] + (
-            ["--vectors", str(text / "g.txt")] if job.config.vectors else []
+            ["--vectors", str(text / "g.txt")] if "vectors" in dict(job.config.study) else []
         )
     else:
         more += ["--dataset", "digits"]
@@ -177,7 +176,7 @@ def test_every_preset_runs(name, tmp_path, text):
 def pretend(job, accuracies, epochs=160):
     """The folder of a run that got so far."""
     job.out.mkdir(parents=True)
-    config = json_ready(job.config.resolved(epochs))
+    config = job.config.settings(epochs)
     (job.out / "config.json").write_text(json.dumps(config))
     lines = [
         {"epoch": i, "test_accuracy": value, "train_accuracy": 0.5} for i, value in enumerate(accuracies)

@@ -10,8 +10,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (  # from the ground up; docs/architecture.md says what lives where
-    {"access", "archives", "choices", "command", "devices", "draws", "environment", "errors", "files", "page",
-     "parser", "threads", "version", "xla"},
+    {"access", "archives", "choices", "command", "devices", "draws", "environment", "errors", "files",
+     "options", "page", "parser", "threads", "version", "xla"},
     {"graph"},
     {"kernels"},
     {"engine"},

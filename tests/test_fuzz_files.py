@@ -143,7 +143,7 @@ def finished(tmp_path_factory):
     config = json.loads((folder / "run" / "config.json").read_text())
     asked = {
         key: list(value) if isinstance(value, tuple) else value
-        for key, value in job.config.resolved(2, "fp32").asdict().items()
+        for key, value in job.config.settings(2, "fp32").items()
     }
     (in_run.begun / "config.json").write_text(json.dumps(config | asked))
     shutil.copy(folder / "run" / "metrics.jsonl", in_run.begun)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import pytest
@@ -30,12 +31,14 @@ def measured(monkeypatch, rates, samples=1000, memory=None):
     asked = []
 
     def rate(model, source, recipe):
-        asked.append(recipe.batch)
-        return rates.get(recipe.batch, 1.0)
+        asked.append(recipe.batch_size)
+        return rates.get(recipe.batch_size, 1.0)
 
     monkeypatch.setattr(batch_size, "_images_per_second", rate)
     source = Resident(Images(torch.zeros(samples, 4, 4, 3, dtype=torch.uint8), torch.arange(samples) % 10))
-    return batch_size.fastest(resnet(8), source, Recipe(batch_size="auto", epochs=3).resolved(3)), asked
+    return batch_size.fastest(
+        resnet(8), source, functools.partial(Recipe(batch_size="auto", epochs=3).resolved, 3)
+    ), asked
 
 
 def test_it_ends_where_larger_is_no_faster(monkeypatch):
@@ -54,7 +57,9 @@ def test_the_model_is_as_it_was():
     model = fuse(resnet(8).float().train(), "native")
     before = {name: t.clone() for name, t in model.state_dict().items()}
     said = []
-    chosen = batch_size.fastest(model, source, Recipe(batch_size="auto", epochs=1).resolved(1), said.append)
+    chosen = batch_size.fastest(
+        model, source, functools.partial(Recipe(batch_size="auto", epochs=1).resolved, 1), said.append
+    )
     assert chosen in (32, 64) and f"{chosen}: the smallest" in said[0]
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
 
@@ -70,17 +75,17 @@ def test_the_model_is_as_it_was():
     ids=str,
 )
 def test_the_learning_rate_follows(settings, lr, warmup):
-    found = Recipe(batch_size="auto", **settings).resolved(160).with_batch(1024)
-    assert (found.batch, found.lr, found.warmup_epochs) == (1024, pytest.approx(lr), warmup)
+    found = Recipe(batch_size="auto", **settings).resolved(160, batch=1024)
+    assert (found.batch_size, found.lr, found.warmup_epochs) == (1024, pytest.approx(lr), warmup)
 
 
 def test_a_number_scales_nothing_and_a_data_set_has_its_own_recipe():
     assert Recipe(batch_size=1024).resolved(160).lr == 0.1
     usual = {"batch_size": 1024, "lr": 0.4, "milestones": (30, 60, 80), "warmup_epochs": 5}
     found = Recipe().resolved(90, usual=usual)
-    assert (found.batch, found.lr, found.milestones, found.warmup_epochs) == (1024, 0.4, (30, 60, 80), 5)
+    assert (found.batch_size, found.lr, found.milestones, found.warmup_epochs) == (1024, 0.4, (30, 60, 80), 5)
     assert Recipe(epochs=10).resolved(90, usual=usual).milestones == (5, 7)
-    assert Recipe(batch_size="auto").resolved(90, usual=usual).with_batch(512, usual).lr == pytest.approx(0.2)
+    assert Recipe(batch_size="auto").resolved(90, usual=usual, batch=512).lr == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize("value", ["automatic", "0", "1.5"])

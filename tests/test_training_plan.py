@@ -46,7 +46,7 @@ def take(settings: Recipe, network, counted: Counted | None = None, steps: int =
     feed, totals = source(), Totals.zero(CPU)
     step = TrainingStep(network, feed, settings, planner=planner_of(network, feed, settings))
     feed.begin(0, 0)
-    batches = list(feed.batches(settings.batch))
+    batches = list(feed.batches(settings.batch_size))
     step(batches[0], 0.1, totals)  # packs the weights, and fills the pool
     if counted is not None:
         with counted:

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from fastbn import files, saved
-from fastbn.data.datasets import load as load_data
 from fastbn.data.images import Images
-from fastbn.data.names import DEFAULT_DIR, IMAGE_SIZE
 from fastbn.errors import UsageError
 from fastbn.models.families import resolve
 from fastbn.models.network import Network
+from fastbn.run.data import test_set
 from fastbn.training.affine_statistics import affine_norms
 from fastbn.training.checkpoint import CHECKPOINT, load
 
@@ -73,20 +72,13 @@ class FinishedRun:
     def test_set(self, data_dir: str | None = None, limit: int | None = None) -> Images:
         """The run's own, where it lies now; of as many images as it was tested on, or `limit`. Raises
         UsageError where it is missing, or is no set of images in memory."""
-        size = IMAGE_SIZE.get(self.model.spec.family, 32)
-        test = load_data(
-            self.config["dataset"],
-            data_dir or self.config.get("data_dir", DEFAULT_DIR),
-            size=size,
-            default_dir=None,
-        ).test
+        family = self.model.spec.family
+        test = test_set(self.config, family, self.path, data_dir=data_dir, may_download=False)
         if not isinstance(test, Images):
             raise UsageError(
                 f"{self.path}: its data set {test.name} is not of images in memory; add --no-data"
             )
-        test = test.limit(self.config.get("limit_test")).limit(limit)
-        pixels = self.config.get("pixels", "standard")
-        return test if pixels == "standard" else test.prepared(pixels=pixels)
+        return test.limit(limit)
 
 
 TRAINS = {"bn": "BatchNorm only", "all": "everything"}

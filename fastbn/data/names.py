@@ -2,6 +2,7 @@
 
 DATASETS = ["auto", "cifar10", "cifar100", "digits", "folder", "imagenet"]
 READERS: dict[str, str] = {}  # of the data sets that one study alone reads: "module:function"
+EMBEDDED = ("digits",)  # which come with the package and are read from no folder
 IMAGE_SIZE = {"cifar": 32, "imagenet": 224}  # the side of class-folder images, by the network's family
 DEFAULT_DIR = "data"  # the one folder that is downloaded into without being asked
 # what a data set's studies train by, where it is not the recipe's defaults: the paper's, on ImageNet

@@ -205,4 +205,4 @@ def _parser() -> Parser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command_line.leave(main())

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fastbn import saved
-from fastbn.config import Config, parse
+from fastbn.config import Config, known, parse
 from fastbn.data.names import USUAL
 from fastbn.errors import UsageError
 from fastbn.experiments.preset import Line, Preset, command, run_name
@@ -58,7 +58,8 @@ class Run:
 
     def holds(self, examples: int) -> bool:
         """Tell whether an epoch had this many training examples, as far as its number of steps tells."""
-        return self.steps_per_epoch == -(-examples // self.config.batch)
+        size = self.config.batch_size
+        return isinstance(size, int) and self.steps_per_epoch == -(-examples // size)
 
     def figure(self, of: str) -> float | None:
         """Return a figure of its end in percent, a metric or the share of γ below 0.01; None where it has
@@ -72,12 +73,11 @@ class Run:
 
 def identity(config: Config) -> Identity:
     """Return the settings that say what a run measures, but its seed; nothing is left open."""
-    config = config.resolved(config.epochs or 1, "fp32", USUAL.get(config.dataset, {}))
+    settings = config.settings(config.epochs or 1, "fp32", USUAL.get(config.dataset, {}))
     spec = families.resolve(
         config.depth, width=config.width, family=config.family, conv_bias=config.conv_bias
     )
-    names = [field.name for field in dataclasses.fields(config) if field.name not in OF_THE_RUN]
-    settings = {name: getattr(config, name) for name in names}
+    settings = {name: value for name, value in settings.items() if name not in OF_THE_RUN}
     settings |= {name: getattr(spec, name) for name in ("depth", "width", "family", "conv_bias")}
     for name in ("vectors", "weights"):  # whose folders differ between machines
         settings[name] = settings[name] and Path(settings[name]).name
@@ -150,12 +150,11 @@ def folder_of(path: Path) -> Run:
 
 def run_of(place: Path, saved: Any, summary: Any = (), epochs: Any = (), gammas: Any = ()) -> Run:
     """Make the run of what was saved of it, its settings at least. Raises UsageError for what is no run's."""
-    names = {field.name for field in dataclasses.fields(Config)}
     try:
-        known = {name: value for name, value in saved.items() if name in names}
-        if known.get("milestones") is not None:
-            known["milestones"] = tuple(known["milestones"])
-        run = Run(place, Config(**known), dict(summary), [dict(line) for line in epochs], dict(gammas))
+        settings = {name: value for name, value in saved.items() if name in known()}
+        if settings.get("milestones") is not None:
+            settings["milestones"] = tuple(settings["milestones"])
+        run = Run(place, Config.of(settings), dict(summary), [dict(line) for line in epochs], dict(gammas))
         _ = run.identity, run.steps_per_epoch
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         told = f"{place} is no run, or a damaged one ({error}); move it away, or use another copy"

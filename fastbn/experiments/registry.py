@@ -2,6 +2,7 @@
 
 from fastbn.data import names
 from fastbn.models import families
+from fastbn.options import Option
 
 
 def register() -> None:
@@ -18,5 +19,28 @@ def register() -> None:
         width=16,
         biased=True,
     )
-    families.register("mlp", f"{here}.torri.networks:MLP", "MLP", depth=4, width=1024, only_batch=True)
-    families.register("lstm", f"{here}.torri.networks:LSTM", "LSTM", depth=1, width=100, only_batch=True)
+    families.register(
+        "mlp",
+        f"{here}.torri.networks:MLP",
+        "MLP",
+        depth=4,
+        width=1024,
+        only_batch=True,
+        convolutions=False,
+    )
+    families.register(
+        "lstm",
+        f"{here}.torri.networks:LSTM",
+        "LSTM",
+        depth=1,
+        width=100,
+        only_batch=True,
+        convolutions=False,
+        words=True,
+        options={
+            "embedding": Option(200, "of lstm: the numbers a word", int),
+            "vectors": Option(
+                None, "of lstm: a GloVe text file that the embedding starts from", metavar="FILE"
+            ),
+        },
+    )

@@ -71,11 +71,11 @@ def _parsed(words: Sequence[str]) -> Config:
 def train(configs: Sequence[Config], logs: Sequence[TextIO]) -> int:
     """Trains them all; the exit code."""
     from fastbn.devices import choose_device
-    from fastbn.run.resolve import data, implied
+    from fastbn.run.build import spec_of
+    from fastbn.run.data import data
     from fastbn.run.run import ready
     from fastbn.trainable import trainable
     from fastbn.training.distributed.ranks import ALONE
-    from fastbn.training.fit import prepared
     from fastbn.training.progress import Progress
     from fastbn.training.replicas import side_by_side
 
@@ -104,20 +104,17 @@ def train(configs: Sequence[Config], logs: Sequence[TextIO]) -> int:
 
     with contextlib.ExitStack() as stack:
         try:
-            loaded = data(implied(configs[0]))
+            loaded = data(configs[0], spec_of(configs[0]).family)
             device = choose_device(configs[0].device)
             loaded = dataclasses.replace(loaded, train=loaded.train.to(device), test=loaded.test.to(device))
             for config, log in zip(configs, logs, strict=True):
                 bar = Progress(0, True, file=log)
                 try:
-                    run = ready(implied(config), ALONE, stack, bar, loaded, len(configs))
+                    run = ready(config, ALONE, stack, bar, loaded, len(configs))
                     if not trainable(run.model):
                         done(run, run.measured(), log)
                         continue
-                    sets = run.train, run.loaded.test, run.val
-                    course = prepared(
-                        run.model, *sets, run.config.recipe(), bar, run.saver, replicas=len(configs)
-                    )
+                    course = run.loop(bar, ALONE)
                 except (UsageError, MachineError) as error:
                     failed(error, log)
                     continue
@@ -133,4 +130,4 @@ def train(configs: Sequence[Config], logs: Sequence[TextIO]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.leave(main())

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastbn import files, saved
+from fastbn.config import differences
+from fastbn.data.names import USUAL
 from fastbn.errors import UsageError
 from fastbn.experiments.preset import Job
 
@@ -39,14 +41,18 @@ def outcome(job: Job) -> Outcome:
         asked = job.config
         if lacking := [name for name in ("epochs", "precision") if found.get(name) is None]:
             raise UsageError(f"{config} says nothing of {', '.join(lacking)}; {REMEDY}")
-        # first: what is open means the default, not the saved
-        asked = asked.resolved(asked.epochs or found["epochs"], found["precision"])
-        if differing := asked.completed_by(found).differences(found):
+        # what is open of the recipe means the default, not the saved
+        usual = USUAL.get(found.get("dataset", ""), {})
+        mine = asked.settings(asked.epochs or found["epochs"], found["precision"], usual)
+        mine |= {
+            name: found[name] for name, value in mine.items() if value in (None, "auto") and name in found
+        }
+        if differing := differences(mine, found):
             raise UsageError(
                 f"{job.out} holds a run with other settings ({'; '.join(differing)}); move it away, or "
                 "choose another --out"
             )
-        if summary and (len(lines) >= (asked.epochs or 0) or asked.train == "none"):
+        if summary and (len(lines) >= mine["epochs"] or asked.train == "none"):
             return Outcome("done", last, len(lines), summary)
     error = job.out / ERROR
     if files.is_file(error):

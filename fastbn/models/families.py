@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, SupportsIndex, cast
 
 from fastbn.choices import one_of
 from fastbn.errors import UsageError
 from fastbn.files import shown
 from fastbn.models.init_names import BETA_INITS, GAMMA_INITS, WEIGHT_INITS
+from fastbn.options import Option
 
 HOMES = {  # a family -> the class of its networks, imported when one is made
     "cifar": "fastbn.models.resnet:FastBNOnlyResNet",
@@ -28,6 +31,10 @@ ONLY_DEPTH: dict[str, int] = {}  # of a family of one network
 TITLES = {"cifar": "ResNet", "imagenet": "ResNet", "vgg": "VGG"}
 BIASED = {"vgg"}  # families whose convolutions have a bias, whatever is asked
 ONLY_BATCH: set[str] = set()  # families that have no norm but batch
+NO_CONVOLUTIONS: set[str] = set()  # families that an engine has nothing to do in
+WORDS: set[str] = set()  # families that read words; the others read images
+OPTIONS: dict[str, dict[str, Option]] = {}  # of a family: the settings that belong to it alone, by name
+NO_OPTIONS: Mapping[str, Option] = MappingProxyType({})
 IMAGENET = {
     18: ("basic", (2, 2, 2, 2)),
     34: ("basic", (3, 4, 6, 3)),
@@ -51,18 +58,33 @@ IMAGENET_DEPTHS = "one of " + ", ".join(map(str, IMAGENET))
 
 
 def register(
-    family: str, home: str, title: str, depth: int, width: int, biased: bool = False, only_batch: bool = False
+    family: str,
+    home: str,
+    title: str,
+    depth: int,
+    width: int,
+    biased: bool = False,
+    only_batch: bool = False,
+    convolutions: bool = True,
+    words: bool = False,
+    options: Mapping[str, Option] = NO_OPTIONS,
 ) -> None:
     """Add a family of one network, as a study that needs one does.
 
     home: "module:class" of its networks; depth: the only one; width: of its first stage; biased: its
-    convolutions have a bias; only_batch: no other norm goes with it.
+    convolutions have a bias; only_batch: no other norm goes with it; convolutions: whether it has any; words:
+    it reads words, not images; options: the settings that a command line takes for it alone.
     """
     HOMES[family], TITLES[family], ONLY_DEPTH[family], WIDTH[family] = home, title, depth, width
-    if biased:
-        BIASED.add(family)
-    if only_batch:
-        ONLY_BATCH.add(family)
+    OPTIONS[family] = dict(options)
+    for having, families in (
+        (biased, BIASED),
+        (only_batch, ONLY_BATCH),
+        (not convolutions, NO_CONVOLUTIONS),
+        (words, WORDS),
+    ):
+        if having:
+            families.add(family)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -63,6 +64,10 @@ class Network(nn.Module):
     def build(self, spec: Spec) -> None:
         """Makes the layers as attributes."""
         raise NotImplementedError
+
+    def begin(self, study: Mapping[str, Any], train: Any) -> None:
+        """Start from what a study's own settings name, before anything of this training set is read; a family
+        without any has nothing to do. Raises UsageError for what can't be read."""
 
     def forward(self, x: Tensor) -> Tensor:
         raise NotImplementedError

@@ -3,6 +3,8 @@ engine that carries it out."""
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 
 from fastbn.choices import TRAINS_CONVOLUTIONS, train_terms
@@ -13,23 +15,24 @@ from fastbn.engine.fuse import fuse
 from fastbn.engine.select import choose
 from fastbn.errors import UsageError
 from fastbn.files import is_folder
-from fastbn.models.families import Spec, resolve
+from fastbn.models.families import NO_CONVOLUTIONS, OPTIONS, WORDS, Spec, resolve
 from fastbn.models.load_weights import put
 from fastbn.models.network import Network, network
 from fastbn.planning.precision import storage
+from fastbn.run.settings import ResolvedRun
 from fastbn.trainable import freeze
 from fastbn.training.checkpoint import load
 
-WITHOUT_CONVOLUTIONS = ("mlp", "lstm")
-
 
 def spec_of(config: Config, classes: int = 10, vocabulary: int = 0) -> Spec:
-    """The network's Spec. Raises UsageError for a depth that is none, and the like."""
-    return resolve(
+    """Return the network's Spec for this many classes and, where it reads words, known words. ImageNet asks
+    for its own family: 50 layers are two. Raises UsageError for a depth that is none, and the like."""
+    fields = {field.name for field in dataclasses.fields(Spec)}
+    spec = resolve(
         config.depth,
         classes,
         config.width,
-        config.family,
+        config.family or ("imagenet" if config.dataset == "imagenet" else None),
         config.seed,
         config.gamma_init,
         config.beta_init,
@@ -40,40 +43,45 @@ def spec_of(config: Config, classes: int = 10, vocabulary: int = 0) -> Spec:
         conv_bias=config.conv_bias,
         stride_on=config.stride_on,
         vocabulary=vocabulary,
-        embedding=config.embedding,
+        **{name: value for name, value in config.study if name in fields},
     )
+    for family, options in OPTIONS.items():
+        if family != spec.family and (given := [name for name, _ in config.study if name in options]):
+            raise UsageError(
+                f"--{given[0]} is for --family {family}, this run's is {spec.family}; leave it out"
+            )
+    return spec
 
 
-def network_of(config: Config, train: Feed | Images) -> Network:
-    """The network for this training set, on the run's device, frozen but for what trains, fused."""
-    vocabulary: tuple[str, ...] = getattr(train, "vocabulary", ())
-    if bool(vocabulary) != (config.family == "lstm"):
-        reads, holds = ("words", "images") if config.family == "lstm" else ("images", "words")
+def vocabulary_of(train: Feed | Images) -> tuple[str, ...]:
+    """Return the words that a training set of text knows; none of images."""
+    return getattr(train, "vocabulary", ())
+
+
+def network_of(run: ResolvedRun, train: Feed | Images) -> Network:
+    """Return the network for this training set, on the run's device, frozen but for what trains, fused."""
+    spec, asked = run.spec, run.asked
+    if bool(vocabulary_of(train)) != (spec.family in WORDS):
+        reads, holds = ("words", "images") if spec.family in WORDS else ("images", "words")
         raise UsageError(
-            f"family {config.family} reads {reads}, and {train.name} holds {holds}; lstm is for tweets, the "
-            "others for images"
+            f"family {spec.family} reads {reads}, and {train.name} holds {holds}; {', '.join(WORDS)} is for "
+            "tweets, the others for images"
         )
-    if config.vectors is not None and config.family != "lstm":
-        raise UsageError(
-            f"--vectors starts an embedding, and family {config.family} has none; it is for --family lstm"
-        )
-    run = config.weights if config.weights is not None and is_folder(config.weights) else None
-    model = network(
-        spec_of(config, len(train.classes), len(vocabulary)), "stock", config.weights if run is None else None
-    )
-    if config.vectors is not None:
-        model.use_vectors(config.vectors, vocabulary)  # type: ignore[operator]
-    if run is not None:
-        put(model, load(run, "stock").state_dict(), run)
-    freeze(model, config.train, config.seed)
-    model.to(config.device)
-    fuse(model, config.engine, config.exact_conv, check=False)
+    folder = asked.weights if asked.weights is not None and is_folder(asked.weights) else None
+    model = network(spec, "stock", asked.weights if folder is None else None)
+    model.begin(dict(asked.study), train)
+    if folder is not None:
+        put(model, load(folder, "stock").state_dict(), folder)
+    freeze(model, asked.train, asked.seed)
+    model.to(run.device)
+    fuse(model, run.engine, asked.exact_conv, check=False)
     return model
 
 
-def engine_of(config: Config, device: torch.device) -> tuple[str, str]:
-    """The engine's name, and why it is that one."""
-    why = _why_stock(config)
+def engine_of(config: Config, family: str, device: torch.device) -> tuple[str, str]:
+    """Return the engine's name, and why it is that one. Raises UsageError for an engine that can't run
+    this."""
+    why = _why_stock(config, family)
     if why is not None:
         if config.engine not in ("auto", "stock"):
             raise UsageError(
@@ -91,10 +99,10 @@ def engine_of(config: Config, device: torch.device) -> tuple[str, str]:
     return name, why
 
 
-def _why_stock(config: Config) -> str | None:
-    """Why nothing of this run could be fused, if so."""
+def _why_stock(config: Config, family: str) -> str | None:
+    """Return why nothing of this run could be fused, if so."""
     trains = {term.name for term in train_terms(config.train)}
-    if config.family in WITHOUT_CONVOLUTIONS:
+    if family in NO_CONVOLUTIONS:
         return "there are no convolutions"
     if config.norm != "batch":
         return f"no BatchNorm follows the convolutions: --norm {config.norm}"

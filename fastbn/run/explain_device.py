@@ -16,14 +16,14 @@ from fastbn.planning.data_sheets import GB
 from fastbn.planning.plan import Planner
 from fastbn.planning.step_memory import NetworkMemory
 from fastbn.run.build import network_of
+from fastbn.run.resolve import resolve
 from fastbn.trainable import count
 
 
-def lines(config: Config, loaded: Loaded) -> list[str]:
-    """What --explain prints. Raises UsageError for a device that is not known, and what only the device
-    itself could tell."""
-    assert config.on is not None
-    device = data_sheets.sheet(config.on)
+def lines(config: Config, name: str, loaded: Loaded) -> list[str]:
+    """Return what --explain --on NAME prints. Raises UsageError for a device that is not known, and what only
+    the device itself could tell."""
+    device = data_sheets.sheet(name)
     if config.batch_size == "auto":
         raise UsageError(f"--batch-size auto is measured, and {device.name} is not here; give a number")
     one_of("--engine of a GPU that is not here", config.engine, ("auto", "triton"))
@@ -31,29 +31,30 @@ def lines(config: Config, loaded: Loaded) -> list[str]:
         from fastbn.engine.triton.engine import Triton
     except ImportError as error:
         raise MachineError(
-            f"--on {config.on} plans for the Triton engine, and Triton can't be imported ({error})"
+            f"--on {name} plans for the Triton engine, and Triton can't be imported ({error})"
         ) from None
-    config = config.resolved(loaded.train.default_epochs, "mixed", USUAL.get(loaded.name, {}))
-    model = network_of(dataclasses.replace(config, device="cpu", engine="stock"), loaded.train).train()
+    recipe = config.resolved(loaded.train.default_epochs, "mixed", USUAL.get(loaded.name, {}))
+    here = resolve(dataclasses.replace(config, device="cpu", engine="stock", precision="fp32"), loaded)
+    model = network_of(here, loaded.train).train()
     source = feed(loaded.train, next(model.parameters()).device)
     image = source.sample
     if len(image) != 3:
         raise UsageError(f"--on plans networks that read images, and {source.name} holds words")
-    memory = int(config.memory * GB) if config.memory is not None else device.memory
+    memory = int(recipe.memory * GB) if recipe.memory is not None else device.memory
     planner = Planner(
         NetworkMemory(model, Triton(device.capability)),
         image,
-        config.precision,
+        recipe.precision,
         memory,
-        config.optimizer,
+        recipe.optimizer,
         source.nbytes,
     )
-    plan = planner.plan(config.batch, config.bn_batch)
+    plan = planner.plan(recipe.batch_size, recipe.bn_batch)
     some, total = count(model)
     return [
         f"device    {device.name}, {device.memory / GB:.0f} GB ({device.source})",
-        f"engine    triton, {config.precision}; the step is one CUDA graph a batch size",
+        f"engine    triton, {recipe.precision}; the step is one CUDA graph a batch size",
         f"network   {model.spec.title}, {some:,} of {total:,} parameters train ({config.train})",
         f"plan      {plan}",
-        f"time      {roofline.line(planner, plan, config.precision, device)}",
+        f"time      {roofline.line(planner, plan, recipe.precision, device)}",
     ]

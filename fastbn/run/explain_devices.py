@@ -7,37 +7,36 @@ import time
 
 from torch import nn
 
-from fastbn.config import Config
 from fastbn.planning import precision
 from fastbn.planning.links import ASSUMED, table
+from fastbn.recipe import ResolvedRecipe
 from fastbn.trainable import count
 from fastbn.training.distributed.exchange import message_bytes
 from fastbn.training.step import TrainingStep
 from fastbn.training.totals import Totals
 
 
-def lines(config: Config, model: nn.Module, step: TrainingStep) -> list[str]:
-    """What `--explain --devices` says: each device takes a batch of its own in the step's seconds, given
-    or measured here."""
-    assert config.devices is not None
-    seconds, how = config.step_seconds, "as given"
+def lines(step: TrainingStep, recipe: ResolvedRecipe, devices: int, seconds: float | None) -> list[str]:
+    """Return what `--explain --devices` says: each device takes a batch of its own in the step's seconds,
+    given or, where they are None, measured here."""
+    how = "as given"
     if seconds is None:
-        with precision.arithmetic(config.precision, step.feed.device):
-            seconds = measured(step, config.batch)
+        with precision.arithmetic(recipe.precision, step.feed.device):
+            seconds = measured(step, recipe.batch_size)
         how = "as measured here"
-    batch = min(config.batch, len(step.feed))
+    batch = min(recipe.batch_size, len(step.feed))
     first = (
         f"many      {batch} images and {seconds * 1e3:,.1f} ms a device and step, {how}; assumed: "
         f"{ASSUMED}, nothing hidden"
     )
-    trained, total = count(model)
-    channels = [m.num_features for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    return [first, *table(message_bytes(trained), total, channels, seconds, config.devices, config.sync_bn)]
+    trained, total = count(step.model)
+    channels = [m.num_features for m in step.model.modules() if isinstance(m, nn.BatchNorm2d)]
+    return [first, *table(message_bytes(trained), total, channels, seconds, devices, recipe.sync_bn)]
 
 
 def measured(step: TrainingStep, batch_size: int, repeats: int = 3) -> float:
-    """Seconds of a step here: the median, after one that packs, compiles and allocates. The model is
-    trained by them."""
+    """Return the seconds of a step here: the median, after one that packs, compiles and allocates. The
+    model is trained by them."""
     found = []
     step.model.train()
     step.feed.begin(0, 0)

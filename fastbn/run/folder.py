@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import fcntl
 import json
 import os
@@ -187,9 +186,3 @@ def _unlinked(path: str, flags: int) -> int:
 
 def _line(line: dict[str, Any]) -> bytes:
     return (json.dumps(line) + "\n").encode()
-
-
-def json_ready(config: Any) -> dict[str, Any]:
-    """A config as JSON gives it back: tuples as lists."""
-    found: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
-    return found

@@ -10,50 +10,39 @@ import torch
 from fastbn import devices
 from fastbn.config import Config
 from fastbn.data.datasets import Loaded
+from fastbn.models.families import Spec
 from fastbn.models.network import Network
 from fastbn.run import rank_messages
-from fastbn.run.build import spec_of
+from fastbn.run.settings import ResolvedRun
 from fastbn.trainable import count
 from fastbn.training.distributed.ranks import ALONE, Ranks
 
 
 def opening(
-    config: Config,
-    loaded: Loaded,
-    model: Network,
-    why: str,
-    note: str,
-    ranks: Ranks = ALONE,
-    replicas: int = 1,
+    run: ResolvedRun, loaded: Loaded, model: Network, note: str, ranks: Ranks = ALONE, replicas: int = 1
 ) -> list[str]:
-    """What a run says first."""
+    """Return what a run says first. replicas: how many share its process."""
     some, total = count(model)
+    recipe, device = run.recipe, torch.device(run.device)
     versions = ", ".join(f"{name} {version}" for name, version in devices.versions().items())
-    schedule = f", {config.schedule}"
-    if config.schedule == "multistep":
-        schedule = f" ÷10 at {', '.join(map(str, config.milestones))}" if config.milestones else ""
-    warmup = f", {config.warmup_epochs} epochs of warm-up" if config.warmup_epochs else ""
-    graph = (
-        "; the step is one CUDA graph a batch size"
-        if (config.engine, config.device) == ("triton", "cuda")
-        else ""
-    )
+    schedule = f", {recipe.schedule}"
+    if recipe.schedule == "multistep":
+        schedule = f" ÷10 at {', '.join(map(str, recipe.milestones))}" if recipe.milestones else ""
+    warmup = f", {recipe.warmup_epochs} epochs of warm-up" if recipe.warmup_epochs else ""
+    captured = (run.engine, run.device) == ("triton", "cuda")
+    graph = "; the step is one CUDA graph a batch size" if captured else ""
+    beside = f"replicas  {replicas} networks in this process, {_beside(run.device)}"
     return [
         *([f"fastbn: {note}"] if note else []),
-        f"device    {devices.describe(torch.device(config.device))} ({versions})",
-        f"engine    {config.engine}, {config.precision} ({why}){graph}",
-        *([rank_messages.described(config, some, ranks)] if ranks.count > 1 else []),
-        *(
-            [f"replicas  {replicas} networks in this process, {_beside(config.device)}"]
-            if replicas > 1
-            else []
-        ),
+        f"device    {devices.describe(device)} ({versions})",
+        f"engine    {run.engine}, {recipe.precision} ({run.why}){graph}",
+        *([rank_messages.described(recipe, some, ranks)] if ranks.count > 1 else []),
+        *([beside] if replicas > 1 else []),
         f"data      {loaded.train.name}: {len(loaded.train):,} to train on, {len(loaded.test):,} to test "
         f"({loaded.why})",
-        f"network   {model.spec.title}, {some:,} of {total:,} parameters train ({config.train})",
-        f"recipe    {config.epochs} epochs, batch {config.batch_size}, {config.optimizer} lr "
-        f"{config.lr:g}{schedule}{warmup}, "
-        f"weight decay {config.weight_decay}, seed {config.seed}",
+        f"network   {model.spec.title}, {some:,} of {total:,} parameters train ({run.asked.train})",
+        f"recipe    {recipe.epochs} epochs, batch {recipe.batch_size}, {recipe.optimizer} lr "
+        f"{recipe.lr:g}{schedule}{warmup}, weight decay {recipe.weight_decay}, seed {recipe.seed}",
     ]
 
 
@@ -65,22 +54,21 @@ def _beside(device: str) -> str:
     )
 
 
-def name(config: Config, loaded: Loaded) -> str:
-    """Of the folder that a run makes for itself."""
-    spec = spec_of(config)
+def name(config: Config, spec: Spec, dataset: str) -> str:
+    """Return the name of the folder that a run makes for itself."""
     network = (
         f"resnet{spec.depth}"
         if spec.family in ("cifar", "imagenet")
         else f"{spec.family}{config.depth or ''}"
     )
-    return f"{network}-{loaded.name}-{config.train}-s{config.seed}"
+    return f"{network}-{dataset}-{config.train}-s{config.seed}"
 
 
 def summary(
-    config: Config, loaded: Loaded, model: Network, why: str, history: list[dict[str, Any]], seconds: float
+    run: ResolvedRun, loaded: Loaded, model: Network, history: list[dict[str, Any]], seconds: float
 ) -> dict[str, Any]:
-    """What summary.json holds."""
-    last, (some, total) = history[-1], count(model)
+    """Return what summary.json holds."""
+    last, (some, total), device = history[-1], count(model), torch.device(run.device)
     top5 = {key: last[key] for key in ("test_top5_accuracy",) if key in last}
     return {
         "test_accuracy": last["test_accuracy"],
@@ -92,10 +80,10 @@ def summary(
         "trained_parameters": some,
         "dataset": loaded.name,
         "dataset_why": loaded.why,
-        "engine": config.engine,
-        "engine_why": why,
-        "device": devices.describe(torch.device(config.device)),
-        "instructions": devices.instructions(torch.device(config.device)),
+        "engine": run.engine,
+        "engine_why": run.why,
+        "device": devices.describe(device),
+        "instructions": devices.instructions(device),
         "versions": devices.versions(),
         "images_per_second": sorted(line["images_per_second"] for line in history)[len(history) // 2],
         "training_seconds": sum(line["seconds"] for line in history),
@@ -106,10 +94,11 @@ def summary(
     }
 
 
-def last_line(config: Config, loaded: Loaded, model: Network, summary: dict[str, Any]) -> str:
+def last_line(run: ResolvedRun, loaded: Loaded, model: Network, summary: dict[str, Any]) -> str:
+    """Return the line that sums a run up."""
     top5 = f" (top-5 {summary['test_top5_accuracy']:.4f})" if "test_top5_accuracy" in summary else ""
     return (
         f"{model.spec.title} on {loaded.train.name}: test accuracy {summary['test_accuracy']:.4f}{top5} "
         f"after {summary['epochs']} epochs, "
-        f"{summary['trained_parameters']:,} of {summary['parameters']:,} parameters trained; {config.out}"
+        f"{summary['trained_parameters']:,} of {summary['parameters']:,} parameters trained; {run.out}"
     )

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from fastbn.config import Config
+from fastbn.recipe import ResolvedRecipe
 from fastbn.training.distributed.exchange import message_bytes
 from fastbn.training.distributed.ranks import Ranks
 
 
-def described(config: Config, parameters: int, ranks: Ranks) -> str:
-    """What a run says of its ranks."""
+def described(recipe: ResolvedRecipe, parameters: int, ranks: Ranks) -> str:
+    """Return what a run says of its ranks."""
     own, statistics = (
-        config.batch // ranks.count,
-        "all ranks' together" if config.sync_bn else "each rank's own",
+        recipe.batch_size // ranks.count,
+        "all ranks' together" if recipe.sync_bn else "each rank's own",
     )
     sent = f"{message_bytes(parameters):,} bytes an all-reduce over {ranks.backend}"
     return (
@@ -20,12 +20,12 @@ def described(config: Config, parameters: int, ranks: Ranks) -> str:
     )
 
 
-def other_ranks(config: Config, before: int, ranks: Ranks) -> str:
-    """What to say where another number of ranks goes on with a run, which may: with --sync-bn it is the
-    same run."""
-    if before == ranks.count or config.sync_bn:
+def other_ranks(recipe: ResolvedRecipe, before: int | None, ranks: Ranks) -> str:
+    """Return what to say where another number of ranks than `before` goes on with a run, which may: with
+    --sync-bn it is the same run. before: None, where no run goes on."""
+    if before in (None, ranks.count) or recipe.sync_bn:
         return ""
-    own = config.batch // ranks.count
+    own = recipe.batch_size // ranks.count
     return (
         f", saved by {before} ranks and continued by {ranks.count}: BatchNorm's statistics are now of "
         f"{own} images"

@@ -33,8 +33,9 @@ class FolderSaver:
     """Writes a run's metrics and checkpoints into its folder; starts from the checkpoint that lies there,
     if any."""
 
-    def __init__(self, folder: RunFolder, config: dict[str, Any]):
-        self.folder, self.config = folder, config
+    def __init__(self, folder: RunFolder, settings: dict[str, Any]):
+        """settings: as config.json says them."""
+        self.folder, self.settings = folder, settings
         self.history: list[dict[str, Any]] = []
 
     def start(self, step: TrainingStep) -> Position:
@@ -47,7 +48,7 @@ class FolderSaver:
         self.model, device = model, step.feed.device
         if not self.folder.has_checkpoint:
             self.source = source_of(model)
-            self.folder.begin(self.config, self.history)
+            self.folder.begin(self.settings, self.history)
             return Position(0, 0, Totals.zero(device))
         path = self.folder.path / CHECKPOINT
         tensors, header = self.folder.checkpoint()
@@ -75,7 +76,7 @@ class FolderSaver:
         for name, value in step.optimizer.state.items():
             value.copy_(tensors[f"optimizer.{name}"])
         self.history = history
-        self.folder.begin(self.config, history)
+        self.folder.begin(self.settings, history)
         totals = Totals.zero(device)
         totals.loss += saved["loss"]
         totals.correct += saved["correct"]
@@ -87,9 +88,9 @@ class FolderSaver:
     ) -> None:
         """Raises UsageError where the position is none of this run's, or the optimizer's state not of this
         optimizer."""
-        images = min(saved["step"] * step.recipe.batch, len(step.feed))
+        images = min(saved["step"] * step.recipe.batch_size, len(step.feed))
         if (
-            saved["step"] > -(-len(step.feed) // step.recipe.batch)
+            saved["step"] > -(-len(step.feed) // step.recipe.batch_size)
             or saved["images"] != images
             or saved["correct"] > images
         ):
@@ -118,7 +119,7 @@ class FolderSaver:
         tensors, header = self._model(step)
         totals = position.totals
         header |= {
-            "config": self.config,
+            "config": self.settings,
             "position": {
                 "epoch": position.epoch,
                 "step": position.step,
@@ -141,7 +142,7 @@ class FolderSaver:
                 BEST,
                 tensors,
                 header
-                | {"config": self.config, "epoch": line["epoch"], "val_accuracy": line["val_accuracy"]},
+                | {"config": self.settings, "epoch": line["epoch"], "val_accuracy": line["val_accuracy"]},
             )
         self.history.append(line)
         self.folder.add_metrics(line)

@@ -13,13 +13,13 @@ from fastbn import devices
 from fastbn.data.feed import feed
 from fastbn.errors import Diverged
 from fastbn.planning import precision
-from fastbn.recipe import Recipe
+from fastbn.recipe import ResolvedRecipe
 from fastbn.training import affine_statistics
 from fastbn.training.evaluation import evaluate
 from fastbn.training.totals import StepResult, Totals
 
 
-def measure(model: nn.Module, train: object, test: object, recipe: Recipe) -> list[dict[str, Any]]:
+def measure(model: nn.Module, train: object, test: object, recipe: ResolvedRecipe) -> list[dict[str, Any]]:
     """One pass over the training set in training mode, without a gradient, for BatchNorm's running
     statistics; then the test. Returns one line of metrics like those of `fit`'s epochs. Raises Diverged where
     the loss is not finite."""
@@ -29,7 +29,7 @@ def measure(model: nn.Module, train: object, test: object, recipe: Recipe) -> li
     with torch.no_grad(), precision.arithmetic(recipe.precision, device):
         model.train()
         source.begin(recipe.seed, 0)
-        for inputs in source.batches(recipe.batch):
+        for inputs in source.batches(recipe.batch_size):
             x, labels = source.load(*inputs)
             logits = model(x).float()
             totals.add(StepResult.of(logits, labels, nn.functional.cross_entropy(logits, labels)))

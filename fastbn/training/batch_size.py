@@ -12,9 +12,10 @@ from torch import nn
 
 from fastbn import devices
 from fastbn.data.feed import Feed, Inputs
+from fastbn.engine.onednn_workaround import spare
 from fastbn.errors import MachineError
 from fastbn.planning import precision
-from fastbn.recipe import Recipe
+from fastbn.recipe import ResolvedRecipe
 from fastbn.training.planner import planner_of
 from fastbn.training.step import TrainingStep
 from fastbn.training.totals import Totals
@@ -27,15 +28,20 @@ PATIENCE = 2  # sizes in a row that are no faster than the best: the rest will n
 
 
 def fastest(
-    model: nn.Module, source: Feed, recipe: Recipe, say: Callable[[str], None] = lambda line: None
+    model: nn.Module,
+    source: Feed,
+    recipe_at: Callable[..., ResolvedRecipe],
+    say: Callable[[str], None] = lambda line: None,
 ) -> int:
-    """The batch size. The model and its running statistics stay as they are; `say` is told each measurement.
-    Raises MachineError where not even the smallest fits."""
+    """Return the batch size. The model and its running statistics stay as they are.
+
+    recipe_at: returns the recipe for the batch size given as `batch`, as `Recipe.resolved` does. say: is told
+    each measurement. Raises MachineError where not even the smallest fits."""
     found: dict[int, float] = {}
     size, since = SMALLEST, 0
     while size <= LARGEST and (size == SMALLEST or size <= len(source)) and since < PATIENCE:
         try:
-            found[size] = _images_per_second(copy.deepcopy(model), source, recipe.with_batch(size))
+            found[size] = _images_per_second(copy.deepcopy(model), source, recipe_at(batch=size))
         except MachineError:
             if not found:
                 raise
@@ -54,7 +60,8 @@ def choose(found: dict[int, float]) -> int:
     return min(n for n, rate in found.items() if rate >= WITHIN * best)
 
 
-def _images_per_second(model: nn.Module, source: Feed, recipe: Recipe) -> float:
+def _images_per_second(model: nn.Module, source: Feed, recipe: ResolvedRecipe) -> float:
+    spare(model)
     model.train()
     step, totals = (
         TrainingStep(model, source, recipe, planner=planner_of(model, source, recipe)),
@@ -68,13 +75,15 @@ def _images_per_second(model: nn.Module, source: Feed, recipe: Recipe) -> float:
         start = time.perf_counter()
         while (seconds := time.perf_counter() - start) < SECONDS:
             step(next(batches), 0.0, totals)
-            images += recipe.batch
+            images += recipe.batch_size
             devices.carry_out(source.device, wait=True)
     return images / seconds
 
 
-def _whole(source: Feed, recipe: Recipe) -> Iterator[Inputs]:
+def _whole(source: Feed, recipe: ResolvedRecipe) -> Iterator[Inputs]:
     """Whole batches without end."""
     for epoch in itertools.count():
         source.begin(recipe.seed, epoch)
-        yield from (inputs for inputs in source.batches(recipe.batch) if len(inputs[0]) == recipe.batch)
+        yield from (
+            inputs for inputs in source.batches(recipe.batch_size) if len(inputs[0]) == recipe.batch_size
+        )

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from fastbn import devices
-from fastbn.data.feed import feed
+from fastbn.data.feed import Feed, feed
 from fastbn.data.imagenet.stream import Stream
 from fastbn.data.images import Images
 from fastbn.engine import fused_forward
@@ -18,7 +18,7 @@ from fastbn.engine.onednn_workaround import spare
 from fastbn.errors import UsageError
 from fastbn.graph.regions import Unfit
 from fastbn.planning import precision
-from fastbn.recipe import Recipe
+from fastbn.recipe import Recipe, ResolvedRecipe
 from fastbn.training.batch_size import fastest
 from fastbn.training.distributed import agree
 from fastbn.training.distributed.ranks import ALONE, Ranks, joined
@@ -69,15 +69,44 @@ def fit(
         raise UsageError(f"give fit a recipe or settings, not both: got recipe and {', '.join(settings)}")
     ranks = joined(next(model.parameters()).device) if ranks is None else ranks
     bar = Progress(0, progress and ranks.first)
-    course = prepared(model, train, test, val, recipe or Recipe(**settings), bar, saver, log, ranks)
-    step, recipe = course.step, course.recipe
-    with contextlib.closing(course):
-        statistics = ranks.agree(functools.partial(agree.statistics, step, recipe))
-        with precision.arithmetic(recipe.precision, step.feed.device), statistics, stop_request() as request:
-            for turn in course.turns(request):
+    source = feed(train, next(model.parameters()).device, "train")
+    resolved = ranks.agree(lambda: resolve(recipe or Recipe(**settings), model, source, ranks, bar.say))
+    return follow(prepared(model, source, test, val, resolved, bar, saver, log, ranks))
+
+
+def resolve(
+    recipe: Recipe,
+    model: nn.Module,
+    source: Feed,
+    ranks: Ranks = ALONE,
+    say: Callable[[str], None] = lambda line: None,
+) -> ResolvedRecipe:
+    """Return the recipe with nothing left open, for this model and training set where they are; a batch size
+    of "auto" is measured. Raises UsageError for that among several ranks."""
+    fused = fused_forward(model)
+    automatic = precision.automatic(fused.engine if fused else "stock", source.device)
+    if recipe.batch_size != "auto":
+        return recipe.resolved(source.default_epochs, automatic)
+    if ranks.count > 1:
+        raise UsageError(
+            f"--batch-size auto is measured by one process, and this is one of {ranks.count} ranks; give a "
+            "number"
+        )
+    recipe_at = functools.partial(recipe.resolved, source.default_epochs, automatic)
+    return recipe_at(batch=fastest(model, source, recipe_at, say))
+
+
+def follow(loop: TrainingLoop) -> list[dict[str, Any]]:
+    """Take every step of a training that is `prepared`, close it, and return its history. Raises as `fit`."""
+    step, ranks = loop.step, loop.step.exchange.ranks
+    with contextlib.closing(loop):
+        statistics = ranks.agree(functools.partial(agree.statistics, step))
+        arithmetic = precision.arithmetic(step.recipe.precision, step.feed.device)
+        with arithmetic, statistics, stop_request() as request:
+            for turn in loop.turns(request):
                 if turn is not None:
                     step(*turn)
-        return course.history
+        return loop.history
 
 
 def prepared(
@@ -85,32 +114,28 @@ def prepared(
     train: Images | Stream | Iterable[Any],
     test: Images | Stream | Iterable[Any] | None,
     val: Images | Stream | Iterable[Any] | None,
-    recipe: Recipe,
+    recipe: ResolvedRecipe,
     bar: Progress,
     saver: Saver | None = None,
     log: Callable[[dict[str, Any]], None] | None = None,
     ranks: Ranks = ALONE,
     replicas: int = 1,
 ) -> TrainingLoop:
-    """The course of what `fit` describes, nothing of the recipe left open and its step planned; to be closed.
+    """Return the training that `fit` describes, its step planned; to be closed.
+
     replicas: how many networks, this among them, train at the same time and share the device's memory."""
     spare(model)
-    device, fused = next(model.parameters()).device, fused_forward(model)
+    device = next(model.parameters()).device
     held_out = {
         name: feed(images, device, name)
         for name, images in (("val", val), ("test", test))
         if images is not None
     }
     source = feed(train, device, "train")
-    automatic = precision.automatic(fused.engine if fused else "stock", device)
-    recipe = recipe.resolved(source.default_epochs, automatic)
     devices.check_recipe(recipe.bn_stats, device)
-    assert recipe.epochs is not None
     bar.epochs, was_training = recipe.epochs, model.training
     ranks.agree(functools.partial(agree.check, ranks, source, recipe))
-    if recipe.batch_size == "auto":
-        recipe = recipe.with_batch(fastest(model, source, recipe, bar.say))
-    training_mode(model, recipe)
+    training_mode(model, recipe.bn_stats)
     try:
         step = ranks.agree(
             lambda: TrainingStep(
@@ -124,4 +149,4 @@ def prepared(
         ) from unfit
     if step.plan is not None:
         bar.say(f"plan      {step.plan}")
-    return TrainingLoop(step, recipe, held_out, bar, was_training, saver, log)
+    return TrainingLoop(step, held_out, bar, was_training, saver, log)

@@ -15,7 +15,6 @@ from torch import nn
 from fastbn import devices
 from fastbn.data.feed import Feed, Inputs
 from fastbn.errors import Diverged, Stopped
-from fastbn.recipe import Recipe
 from fastbn.training import affine_statistics
 from fastbn.training.distributed import agree
 from fastbn.training.evaluation import evaluate
@@ -44,14 +43,13 @@ class TrainingLoop:
     def __init__(
         self,
         step: TrainingStep,
-        recipe: Recipe,
         held_out: dict[str, Feed],
         bar: Progress,
         was_training: bool,
         saver: Saver | None = None,
         log: Callable[[dict[str, Any]], None] | None = None,
     ):
-        self.step, self.recipe, self.history = step, recipe, list[dict[str, Any]]()
+        self.step, self.recipe, self.history = step, step.recipe, list[dict[str, Any]]()
         self._held_out, self._bar, self._was_training, self._saver, self._log = (
             held_out,
             bar,
@@ -70,7 +68,6 @@ class TrainingLoop:
         step, ranks, device = self.step, self.step.exchange.ranks, self.step.feed.device
         position, self.history = agree.start(step, self._saver)
         energy = devices.EnergyMeter(device)
-        assert self.recipe.epochs is not None
         while position.epoch < self.recipe.epochs:
             line, speed = yield from self._train(position, request)
             start = time.perf_counter()
@@ -102,17 +99,17 @@ class TrainingLoop:
         """One epoch from `position` on, which it moves; its metrics, and how fast it went."""
         step, recipe, totals = self.step, self.recipe, position.totals
         source, ranks = step.feed, step.exchange.ranks
-        steps = -(-len(source) // recipe.batch)
+        steps = -(-len(source) // recipe.batch_size)
         source.begin(recipe.seed, position.epoch)
-        training_mode(step.model, recipe)
+        training_mode(step.model, recipe.bn_stats)
         already = totals.images
         self._bar.start(position.epoch, len(source), already)
         lr = learning_rate(recipe, position.epoch, max(position.step - 1, 0), steps)
         yield None
         start = time.perf_counter()
-        for inputs in source.batches(recipe.batch, position.step, ranks.share):
+        for inputs in source.batches(recipe.batch_size, position.step, ranks.share):
             lr = learning_rate(recipe, position.epoch, position.step, steps)
-            images = min(recipe.batch, len(source) - position.step * recipe.batch)
+            images = min(recipe.batch_size, len(source) - position.step * recipe.batch_size)
             yield Turn(inputs, lr, totals, images, request.signal)
             position.step += 1
             self._bar.advance(images)
@@ -159,9 +156,10 @@ class TrainingLoop:
         raise Stopped(heard)
 
 
-def training_mode(model: nn.Module, recipe: Recipe) -> None:
+def training_mode(model: nn.Module, bn_stats: str) -> None:
+    """Put the model in training mode; BatchNorm in evaluation mode where its statistics are frozen."""
     model.train()
-    if recipe.bn_stats == "frozen":
+    if bn_stats == "frozen":
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastbn.engine.triton import step_kernels
-from fastbn.recipe import Recipe
+from fastbn.recipe import ResolvedRecipe
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 
@@ -19,7 +19,7 @@ BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 class Optimizer:
     """`state` holds everything that a checkpoint needs, by name."""
 
-    def __init__(self, recipe: Recipe, vector: Tensor, mask: Tensor | None = None):
+    def __init__(self, recipe: ResolvedRecipe, vector: Tensor, mask: Tensor | None = None):
         """mask (n,): where it is false the vector keeps its bits; None trains all."""
         self.recipe, self.mask = recipe, mask
         names = ("momentum",) if recipe.optimizer == "sgd" else ("mean", "square")

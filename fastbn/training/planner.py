@@ -10,10 +10,10 @@ from fastbn.planning.data_sheets import GB, free_memory
 from fastbn.planning.plan import Planner
 from fastbn.planning.precision import storage
 from fastbn.planning.step_memory import NetworkMemory
-from fastbn.recipe import Recipe
+from fastbn.recipe import ResolvedRecipe
 
 
-def planner_of(model: nn.Module, feed: Feed, recipe: Recipe, replicas: int = 1) -> Planner | None:
+def planner_of(model: nn.Module, feed: Feed, recipe: ResolvedRecipe, replicas: int = 1) -> Planner | None:
     """The planner of a resolved recipe's steps on the device where model and feed are, in what memory is free
     there or the recipe grants. None where nothing is to be decided: the model runs stock, reads no images, or
     is XLA's to plan. Of so many replicas on CUDA, whose steps overlap, each has an equal part of what is

@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastbn.data.feed import feed
 from fastbn.data.images import Images
 from fastbn.errors import Diverged, MachineError, Stopped, UsageError
 from fastbn.planning import precision
 from fastbn.recipe import Recipe
-from fastbn.training.fit import prepared
+from fastbn.training.fit import prepared, resolve
 from fastbn.training.loop import TrainingLoop
 from fastbn.training.progress import Progress
 from fastbn.training.signals import stop_request
@@ -66,7 +67,8 @@ def fit_replicas(
         courses: list[TrainingLoop] = []
         for k, (model, recipe) in enumerate(zip(models, _recipes(settings, len(models)), strict=True)):
             bar = Progress(0, progress, f"replica {k + 1}/{len(models)}  ")
-            courses.append(prepared(model, train, test, val, recipe, bar, replicas=len(models)))
+            resolved = resolve(recipe, model, feed(train, device))
+            courses.append(prepared(model, train, test, val, resolved, bar, replicas=len(models)))
             stack.callback(courses[k].close)
         side_by_side(courses, ended)
     return found

@@ -18,7 +18,7 @@ from fastbn.engine.recomputation import recomputing
 from fastbn.engine.triton import step_kernels
 from fastbn.errors import is_out_of_memory
 from fastbn.planning.plan import Planner
-from fastbn.recipe import Recipe
+from fastbn.recipe import ResolvedRecipe
 from fastbn.training.cuda_graph import Captured
 from fastbn.training.distributed.exchange import Exchange
 from fastbn.training.distributed.ranks import ALONE, Ranks
@@ -36,7 +36,7 @@ class TrainingStep:
         self,
         model: nn.Module,
         feed: Feed,
-        recipe: Recipe,
+        recipe: ResolvedRecipe,
         ranks: Ranks = ALONE,
         planner: Planner | None = None,
         say: Callable[[str], None] = lambda line: None,
@@ -44,7 +44,9 @@ class TrainingStep:
         self.model, self.feed = model, feed
         self.exchange = Exchange(ranks, feed.device)
         self.recipe, self._planner, self._say = recipe, planner, say
-        self.plan = None if planner is None else planner.plan(recipe.batch // ranks.count, recipe.bn_batch)
+        self.plan = (
+            None if planner is None else planner.plan(recipe.batch_size // ranks.count, recipe.bn_batch)
+        )
         self.flat, self.running = Flat(model), Running(model)
         self.optimizer = Optimizer(recipe, self.flat.vector, self.flat.mask)
         self._shared = False
@@ -145,7 +147,8 @@ class TrainingStep:
         """A sample that counts for nothing, for a rank which the ragged last batch leaves without one: with
         it BatchNorm has a batch, and the rank takes part in whatever the others wait for."""
         return tuple(
-            given[:1] for given in next(self.feed.batches(self.recipe.batch, 0, self.exchange.ranks.share))
+            given[:1]
+            for given in next(self.feed.batches(self.recipe.batch_size, 0, self.exchange.ranks.share))
         )
 
 

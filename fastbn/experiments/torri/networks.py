@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,10 +60,12 @@ class LSTM(Network):
         return self.bn3(self.fc(out))
 
     @torch.no_grad()
-    def use_vectors(self, path: str, vocabulary: Sequence[str]) -> None:
-        """The embedding of every word that the GloVe file knows becomes its vector; the other words keep
-        their seeded one."""
-        place, vectors = read_glove(path, self.spec.embedding)
-        for row, word in enumerate(vocabulary):
+    def begin(self, study: Mapping[str, Any], train: Any) -> None:
+        """With `vectors`, a GloVe file, the embedding of every word that the file knows becomes its vector;
+        the other words keep their seeded one."""
+        if "vectors" not in study:
+            return
+        place, vectors = read_glove(study["vectors"], self.spec.embedding)
+        for row, word in enumerate(train.vocabulary):
             if word in place:
                 self.embedding.weight[row] = torch.from_numpy(np.array(vectors[place[word]]))

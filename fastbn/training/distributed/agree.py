@@ -12,7 +12,7 @@ from fastbn.data.feed import Feed
 from fastbn.engine import fused_forward
 from fastbn.engine.region import synchronised
 from fastbn.errors import UsageError
-from fastbn.recipe import Recipe
+from fastbn.recipe import ResolvedRecipe
 from fastbn.training.distributed.ranks import Ranks
 from fastbn.training.distributed.sync_batchnorm import Synchronised
 from fastbn.training.saving import Position, Saver
@@ -20,19 +20,14 @@ from fastbn.training.step import TrainingStep
 from fastbn.training.totals import Totals
 
 
-def check(ranks: Ranks, source: Feed, recipe: Recipe) -> None:
+def check(ranks: Ranks, source: Feed, recipe: ResolvedRecipe) -> None:
     """Raises UsageError where a batch can't be shared equally, or there are fewer samples than ranks."""
     if ranks.count == 1:
         return
-    if recipe.batch_size == "auto":
-        raise UsageError(
-            f"--batch-size auto is measured by one process, and this is one of {ranks.count} ranks; give a "
-            "number"
-        )
-    if recipe.batch % ranks.count:
-        below = recipe.batch // ranks.count * ranks.count
+    if recipe.batch_size % ranks.count:
+        below = recipe.batch_size // ranks.count * ranks.count
         nearest = f"{below or ranks.count} or {below + ranks.count}" if below else f"{ranks.count}"
-        asked = f"--batch-size {recipe.batch} is the global batch"
+        asked = f"--batch-size {recipe.batch_size} is the global batch"
         raise UsageError(f"{asked}, and not divisible by {ranks.count} ranks; give {nearest}")
     if len(source) < ranks.count:
         raise UsageError(
@@ -58,10 +53,10 @@ def start(step: TrainingStep, saver: Saver | None) -> tuple[Position, list[dict[
     return Position(epoch, number, totals), history
 
 
-def statistics(step: TrainingStep, recipe: Recipe) -> contextlib.AbstractContextManager[None]:
+def statistics(step: TrainingStep) -> contextlib.AbstractContextManager[None]:
     """Inside, with --sync-bn, BatchNorm's statistics are all ranks'. Raises UsageError where a BatchNorm
     is none of the engine's."""
-    if not recipe.sync_bn or step.exchange.ranks.count == 1:
+    if not step.recipe.sync_bn or step.exchange.ranks.count == 1:
         return contextlib.nullcontext()
     fused, covered = fused_forward(step.model), set()
     if fused is not None:

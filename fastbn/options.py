@@ -1,0 +1,31 @@
+"""What a command line says of a setting. Imports no torch, so that --help is instant."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """One setting: its default, its help, what makes its value of a word (`bool`: a switch), the values
+    that it may have, and the word that stands for the value in the help."""
+
+    default: Any
+    help: str
+    kind: Callable[[str], Any] = str
+    choices: Sequence[str] | None = None
+    metavar: str | None = None
+
+
+def option(
+    default: Any,
+    help: str,
+    kind: Callable[[str], Any] = str,
+    choices: Sequence[str] | None = None,
+    metavar: str | None = None,
+) -> Any:
+    """Return a dataclass field that a command line sets, as `Option` describes it."""
+    described = Option(default, help, kind, choices, metavar)
+    return dataclasses.field(default=default, metadata={"option": described})
