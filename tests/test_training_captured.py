@@ -20,7 +20,7 @@ from fastbn.engine.reference import Reference
 from fastbn.errors import MachineError
 from fastbn.recipe import Recipe
 from fastbn.training.cuda_graph import Captured
-from fastbn.training.flat import Flat
+from fastbn.training.state.flat import Flat
 from fastbn.training.step import TrainingStep
 from fastbn.training.totals import Totals
 

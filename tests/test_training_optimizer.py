@@ -10,9 +10,9 @@ from torch import nn
 from fastbn.errors import UsageError
 from fastbn.recipe import Recipe
 from fastbn.trainable import freeze
-from fastbn.training.flat import Flat
-from fastbn.training.optimizer import Optimizer
 from fastbn.training.schedule import learning_rate
+from fastbn.training.state.flat import Flat
+from fastbn.training.state.optimizer import Optimizer
 
 YES = torch.tensor(True)
 RATES = (0.1, 0.1, 0.03, 0.5, 0.5, 0.01, 0.2)

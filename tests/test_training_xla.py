@@ -18,7 +18,7 @@ from fastbn.environment import Place, place, placed
 from fastbn.errors import MachineError, UsageError
 from fastbn.planning import precision
 from fastbn.train import main
-from fastbn.training import xla as xla_ranks
+from fastbn.training.distributed import xla as xla_ranks
 from fastbn.training.distributed.ranks import ALONE
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -1,5 +1,5 @@
-"""The fused updates against fastbn.training.optimizer in float64; a step that must not be leaves every bit
-where it was."""
+"""The fused updates against fastbn.training.state.optimizer in float64; a step that must not be leaves every
+bit where it was."""
 
 import math
 
@@ -10,7 +10,7 @@ from interpreted import DEVICE
 
 from fastbn.kernels.triton import optimizer
 from fastbn.recipe import Recipe
-from fastbn.training.optimizer import BETA1, BETA2, EPS, Optimizer
+from fastbn.training.state.optimizer import BETA1, BETA2, EPS, Optimizer
 
 # the interpreter's numpy
 pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")

@@ -17,7 +17,7 @@ from fastbn.data.feed import Resident
 from fastbn.models.resnet import FastBNOnlyResNet
 from fastbn.recipe import Recipe
 from fastbn.train import main
-from fastbn.training import xla as xla_ranks
+from fastbn.training.distributed import xla as xla_ranks
 from fastbn.training.step import TrainingStep
 from fastbn.training.totals import Totals
 

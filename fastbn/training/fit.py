@@ -111,7 +111,7 @@ def follow(loop: TrainingLoop) -> list[dict[str, Any]]:
 
 def prepared(
     model: nn.Module,
-    train: Images | Stream | Iterable[Any],
+    train: Feed | Images | Stream | Iterable[Any],
     test: Images | Stream | Iterable[Any] | None,
     val: Images | Stream | Iterable[Any] | None,
     recipe: ResolvedRecipe,

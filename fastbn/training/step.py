@@ -22,9 +22,9 @@ from fastbn.recipe import ResolvedRecipe
 from fastbn.training.cuda_graph import Captured
 from fastbn.training.distributed.exchange import Exchange
 from fastbn.training.distributed.ranks import ALONE, Ranks
-from fastbn.training.flat import Flat
-from fastbn.training.optimizer import Optimizer
-from fastbn.training.running_statistics import Running
+from fastbn.training.state.flat import Flat
+from fastbn.training.state.optimizer import Optimizer
+from fastbn.training.state.running_statistics import Running
 from fastbn.training.totals import StepResult, Totals
 
 
@@ -77,7 +77,7 @@ class TrainingStep:
 
     def _taking(self) -> Callable[[Inputs, Tensor, Totals], None]:
         if self.feed.device.type == "xla":
-            from fastbn.training.xla import OneGraph
+            from fastbn.training.distributed.xla import OneGraph
 
             return OneGraph(self._compute, [*self.model.parameters(), *self.model.buffers()])
         return (

@@ -163,7 +163,7 @@ def started(timeout: float = TIMEOUT, device: str = "auto") -> Iterator[Ranks]:
     each takes the device of its LOCAL_RANK; of "xla" they are the chips that torch_xla's launcher started.
     Raises MachineError where the others do not come, or a device is lacking."""
     if device == "xla":
-        from fastbn.training import xla
+        from fastbn.training.distributed import xla
 
         yield xla.ranks(timeout)
         return

@@ -1,0 +1,1 @@
+"""What a step changes, each in one vector: parameters, their gradient, the optimizer's state, statistics."""
