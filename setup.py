@@ -44,6 +44,7 @@ setup(
         "fastbn.kernels.cpu": ["*.cpp", "*.h"],
         "fastbn.data": ["digits.csv.gz", "DIGITS.md"],
     },
+    entry_points={"console_scripts": ["fastbn=fastbn.__main__:main"]},
     install_requires=[
         "torch>=2.9",
         "numpy>=1.26",

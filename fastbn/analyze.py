@@ -19,10 +19,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str] | None) -> int:
-    parser = Parser(
-        "python -m fastbn.analyze",
-        description="Writes a report on one or several runs: curves, γ and β, features, pruning.",
+    examples = (
+        ("runs/resnet14-cifar10-bn-s0", "a report on one run, report.html"),
+        ("runs/bn runs/all -o two.html", "two kinds of training side by side"),
+        ("RUN --no-data", "without what needs the test set"),
     )
+    described = "Write a report on one or several runs: curves, γ and β, features, pruning."
+    parser = Parser("analyze", examples, description=described)
+    parser.usage = f"{parser.prog} RUN [RUN ...] [options]"
     parser.add_argument(
         "runs",
         nargs="+",

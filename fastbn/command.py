@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import shutil
 import signal
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TextIO, cast
@@ -156,9 +159,27 @@ def hold_descriptors() -> None:
             os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
 
 
+def wrapped(text: str, columns: int) -> str:
+    """Return a text whose lines fit so many columns, at spaces; what a line continues is indented to where
+    the words after its first column of two spaces or more begin. A table's lines stay as they are."""
+    lines: list[str] = []
+    for line in text.split("\n"):
+        if len(line) < columns or line.lstrip().startswith("|"):
+            lines.append(line)
+            continue
+        label = re.match(r"\s*\S+ {2,}", line)
+        indent = " " * (len(label[0]) if label and len(label[0]) < columns // 2 else 4)
+        lines += textwrap.wrap(
+            line, columns - 1, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        )
+    return "\n".join(lines)
+
+
 def _line(text: str, stream: TextIO | None) -> None:
     if stream is None:
         return
+    if stream.isatty():
+        text = wrapped(text, max(40, shutil.get_terminal_size().columns))
     try:
         print(text, file=stream, flush=True)
     except UnicodeEncodeError:

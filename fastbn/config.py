@@ -7,21 +7,17 @@ nothing is, and config.json holds that.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from fastbn import choices
 from fastbn.data.names import DATASETS, DEFAULT_DIR, EMBEDDED
 from fastbn.errors import UsageError
 from fastbn.files import shown
-from fastbn.models.families import HOMES, NORMS, ONLY_DEPTH, OPTIONS, STRIDES
+from fastbn.models.families import HOMES, NORMS, OPTIONS, STRIDES
 from fastbn.models.init_names import BETA_INITS, GAMMA_INITS, WEIGHT_INITS
 from fastbn.options import Option, option
-from fastbn.parser import Parser
 from fastbn.recipe import NOTHING, Recipe
 
 MAX_THREADS = 4096
@@ -44,63 +40,117 @@ class Config(Recipe):
     name, where they differ from their defaults; see `families.register`."""
 
     depth: int | None = option(
-        None, "6n+2 (14, 20, 56, 110, 866, …) or 18, 34, 50, 101, 152, 200; of vgg 11, 13, 16, 19", int
+        None,
+        "6n+2 (14, 20, 56, 110, 866, …) or 18, 34, 50, 101, 152, 200; of vgg 11, 13, 16, 19",
+        int,
+        group="network",
     )
     family: str | None = option(
-        None, "a ResNet's is inferred from the depth; 50, 152 and 200 are both", choices=tuple(HOMES)
+        None,
+        "a ResNet's is inferred from the depth; 50, 152 and 200 are both",
+        choices=tuple(HOMES),
+        group="network",
     )
-    width: int | None = option(None, "channels of the first stage; 16 (cifar) or 64 (imagenet, vgg)", int)
+    width: int | None = option(
+        None, "channels of the first stage; 16 (cifar) or 64 (imagenet, vgg)", int, group="network"
+    )
     norm: str = option(
-        NORMS[0], "what normalises; selu: nothing, SELU in place of BatchNorm and ReLU", choices=NORMS
+        NORMS[0],
+        "what normalises; selu: nothing, SELU in place of BatchNorm and ReLU",
+        choices=NORMS,
+        group="network",
+        advanced=True,
     )
-    norm_eps: float = option(1e-5, "added to the variance", float)
-    norm_momentum: float = option(0.1, "of BatchNorm's running statistics: the weight of the new", float)
-    conv_bias: bool = option(False, "convolutions with a bias (vgg's and wandb's always have one)", bool)
-    stride_on: str = option(STRIDES[0], "the convolution of a bottleneck that strides", choices=STRIDES)
+    norm_eps: float = option(1e-5, "added to the variance", float, group="network", advanced=True)
+    norm_momentum: float = option(
+        0.1, "of BatchNorm's running statistics: the weight of the new", float, group="network", advanced=True
+    )
+    conv_bias: bool = option(
+        False,
+        "convolutions with a bias (vgg's and wandb's always have one)",
+        bool,
+        group="network",
+        advanced=True,
+    )
+    stride_on: str = option(
+        STRIDES[0],
+        "the convolution of a bottleneck that strides",
+        choices=STRIDES,
+        group="network",
+        advanced=True,
+    )
     dataset: str = option(
-        "auto", "auto: CIFAR-10 where it is or can be had, else the embedded digits", choices=DATASETS
+        "auto",
+        "auto: CIFAR-10 where it is or can be had, else the embedded digits",
+        choices=DATASETS,
+        group="data",
     )
     data_dir: str | None = option(
         None,
         f"where the data set lies; {DEFAULT_DIR}, which is also downloaded into",
         metavar="DIR",
+        group="data",
     )
-    download: bool = option(False, "download into another --data-dir too", bool)
+    download: bool = option(False, "download into another --data-dir too", bool, group="data")
     augment: str | None = option(
-        None, f"{', '.join(choices.AUGMENTATIONS)} joined by +, or none; the data set's own", metavar="HOW"
+        None,
+        f"{', '.join(choices.AUGMENTATIONS)} joined by +, or none; the data set's own",
+        metavar="HOW",
+        group="data",
     )
     pixels: str = option(
-        choices.PIXELS[0], "standard: less the mean, by the deviation; unit: 0 to 1", choices=choices.PIXELS
+        choices.PIXELS[0],
+        "standard: less the mean, by the deviation; unit: 0 to 1",
+        choices=choices.PIXELS,
+        group="data",
+        advanced=True,
     )
     study: tuple[tuple[str, Any], ...] = ()
     train: str = option(
         "bn",
         f"what trains: {', '.join(choices.TRAIN_MODES)}; joined by +, random=2, bn@first-9, bn@layer1",
         metavar="WHAT",
+        group="network",
     )
-    gamma_init: str = option(GAMMA_INITS[0], "γ", choices=GAMMA_INITS)
-    beta_init: str = option(BETA_INITS[0], "β", choices=BETA_INITS)
-    weight_init: str = option(WEIGHT_INITS[0], "convolutions and fc", choices=WEIGHT_INITS)
+    gamma_init: str = option(GAMMA_INITS[0], "γ", choices=GAMMA_INITS, group="network")
+    beta_init: str = option(BETA_INITS[0], "β", choices=BETA_INITS, group="network")
+    weight_init: str = option(WEIGHT_INITS[0], "convolutions and fc", choices=WEIGHT_INITS, group="network")
     weights: str | None = option(
-        None, "a run's folder, or torchvision-keyed .safetensors or .pth to start from", metavar="RUN|FILE"
+        None,
+        "a run's folder, or torchvision-keyed .safetensors or .pth to start from",
+        metavar="RUN|FILE",
+        group="network",
     )
-    engine: str = option("auto", "what carries the step out", choices=choices.ENGINES)
+    engine: str = option("auto", "what carries the step out", choices=choices.ENGINES, group="machine")
     exact_conv: bool = option(
-        False, "no Winograd on the native engine: slower, and exact to float32's last bits", bool
+        False,
+        "no Winograd on the native engine: slower, and exact to float32's last bits",
+        bool,
+        group="machine",
+        advanced=True,
     )
-    device: str = option("auto", "cuda where there is one", choices=choices.DEVICES)
-    threads: int | None = option(None, "CPU threads; torch's own choice", int)
+    device: str = option("auto", "cuda where there is one", choices=choices.DEVICES, group="machine")
+    threads: int | None = option(None, "CPU threads; torch's own choice", int, group="machine")
     out: str | None = option(
         None, "the run's folder; runs/resnet866-cifar10-bn-s0 and the like", metavar="DIR"
     )
     resume: bool = option(False, "continue the run in --out, bit for bit as if it had never stopped", bool)
-    limit_train: int | None = option(None, "train on this many images only", int, metavar="N")
-    limit_test: int | None = option(None, "test on this many images only", int, metavar="N")
+    limit_train: int | None = option(None, "train on this many images only", int, metavar="N", group="data")
+    limit_test: int | None = option(None, "test on this many images only", int, metavar="N", group="data")
     val: int | None = option(
-        None, "hold this many training images out and keep the best epoch by them", int, metavar="N"
+        None,
+        "hold this many training images out and keep the best epoch by them",
+        int,
+        metavar="N",
+        group="data",
     )
     rank_timeout: float = option(
-        300.0, "seconds that ranks wait for one another in a step, and for image readers", float, metavar="S"
+        300.0,
+        "seconds that ranks wait for one another in a step, and for image readers",
+        float,
+        metavar="S",
+        group="machine",
+        advanced=True,
     )
     explain: bool = option(False, "print what would run, and why, and exit", bool)
     on: str | None = option(
@@ -109,13 +159,25 @@ class Config(Recipe):
         metavar="NAME",
     )
     no_self_check: bool = option(
-        False, "take the Triton engine on a GPU without its self-check at the first use", bool
+        False,
+        "take the Triton engine on a GPU without its self-check at the first use",
+        bool,
+        group="machine",
+        advanced=True,
     )
     devices: int | None = option(
-        None, "with --explain: what so many devices would send each other a step", int, metavar="N"
+        None,
+        "with --explain: what so many devices would send each other a step",
+        int,
+        metavar="N",
+        advanced=True,
     )
     step_seconds: float | None = option(
-        None, "with --devices: of a step on one device; measured here where not given", float, metavar="S"
+        None,
+        "with --devices: of a step on one device; measured here where not given",
+        float,
+        metavar="S",
+        advanced=True,
     )
     track: str | None = option(
         None, "tell a module that has init, log and finish of every epoch: wandb, trackio", metavar="NAME"
@@ -219,53 +281,3 @@ def differences(asked: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]
         for name in names
         if before[name] != listed[name]
     ]
-
-
-def parse(arguments: Sequence[str] | None, program: str, description: str) -> Config:
-    """Return the command line's Config; --help prints and exits. With --resume, what is not given is that of
-    the run in --out. Raises UsageError for a wrong argument."""
-    parser = Parser(program, description=description)
-    recipe = {field.name for field in dataclasses.fields(Recipe)}
-    groups = {
-        False: parser.add_argument_group("network, data and run"),
-        True: parser.add_argument_group("recipe"),
-    }
-    for name, one in known().items():
-        help = (one.help if one.default in (None, False) else f"{one.help} ({one.default})").replace(
-            "%", "%%"
-        )
-        settings: dict[str, Any] = {"help": help, "action": "store_true"}
-        if one.kind is not bool:
-            metavar = one.metavar
-            if one.choices is None and metavar is None:
-                metavar = "N" if one.kind is int else "X"
-            settings = {"help": help, "type": one.kind, "choices": one.choices, "metavar": metavar}
-        flag = "--" + name.replace("_", "-")
-        groups[name in recipe].add_argument(flag, default=argparse.SUPPRESS, **settings)
-    given = vars(parser.parse_args(arguments))
-    if given.get("resume") and given.get("out"):
-        path = Path(given["out"]) / "config.json"
-        given = _saved(path) | given
-        if "depth" not in given and given.get("family") not in ONLY_DEPTH:
-            parser.error(
-                f"--resume without --depth needs the settings in {path}, and there are none; give the run's "
-                "own arguments"
-            )
-    if given.get("depth") is None and given.get("family") not in ONLY_DEPTH:
-        parser.error("the following arguments are required: --depth")
-    return Config.of(given)
-
-
-def _saved(path: Path) -> dict[str, Any]:
-    """Return the settings in a run's config.json; none where nothing of that name lies there, which the run
-    tells of."""
-    from fastbn.saved import json_file, settings  # which knows this module's fields
-
-    if not os.path.lexists(path):
-        return {}
-    names = known().keys() - NOT_SAVED
-    return {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in settings(json_file(path), path).items()
-        if name in names
-    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import platform
 import resource
 import sys
@@ -51,6 +52,19 @@ def describe(device: torch.device) -> str:
     threads = torch.get_num_threads()
     parts = [_processor(), instruction_set(), f"{threads} thread{'s' * (threads != 1)}"]
     return ", ".join(part for part in parts if part)
+
+
+def processors() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def load() -> float:
+    """Return how many processes wanted a processor in the last minute; 0 where nothing tells."""
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):
+        return 0.0
 
 
 def instruction_set() -> str:

@@ -5,13 +5,14 @@ Exit code 0 where what `auto` would use works, 1 where it does not.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import importlib.metadata
 import platform
-import sys
 import time
 from collections.abc import Iterator, Sequence
+
+from fastbn import command
+from fastbn.parser import Parser
 
 PRECISIONS = ("fp32", "bf16", "mixed")
 PACKAGES = ("torch", "triton", "numpy", "safetensors", "timm", "torchvision", "torch_xla")
@@ -21,16 +22,27 @@ OFF = 2e-4  # float32's rounding through a network of 8 layers that has no ReLU 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the page; return the exit code."""
-    parser = argparse.ArgumentParser("python -m fastbn.doctor", description=__doc__.splitlines()[0])
+    return command.run(lambda: _main(arguments))
+
+
+def _main(arguments: Sequence[str] | None) -> int:
+    examples = (
+        ("", "all of it, in about ten seconds"),
+        ("--no-speed", "without the speed reading"),
+        ("> machine.txt", "into a file, to send"),
+    )
+    parser = Parser("doctor", examples, description="Describe this machine on a page of plain text.")
     parser.add_argument("--no-speed", action="store_true", help="leave the speed reading out")
     asked = parser.parse_args(arguments)
     works = True
     for title, lines in sections(asked.no_speed):
-        print(f"{title}")
+        command.show(title)
         for line in lines:
-            print(f"    {line}", flush=True)
+            command.show(f"    {line}")
             works = works and not line.startswith(WRONG)
-    print("what auto would use works" if works else "what auto would use does NOT work; --engine stock does")
+    command.show(
+        "what auto would use works" if works else "what auto would use does NOT work; --engine stock does"
+    )
     return 0 if works else 1
 
 
@@ -85,8 +97,8 @@ def native() -> Iterator[str]:
     from fastbn.engine.native import build, compiler, kernel_cache
     from fastbn.errors import MachineError
 
-    command = compiler.compiler()
-    yield f"compiler: {' '.join(command) if command else 'none found (CXX, c++, g++, clang++)'}"
+    words = compiler.compiler()
+    yield f"compiler: {' '.join(words) if words else 'none found (CXX, c++, g++, clang++)'}"
     yield f"kept in {kernel_cache.cache()}"
     try:
         build.library()
@@ -187,4 +199,4 @@ def speed() -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.leave(main())

@@ -19,14 +19,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str] | None) -> int:
-    parser = Parser(
-        "python -m fastbn.evaluate", description="Tests the network of a run, or of a checkpoint file."
+    examples = (
+        ("runs/resnet14-cifar10-bn-s0", "the test accuracy of a run's network"),
+        ("model.safetensors --dataset digits", "that of a file, on this data set"),
+        ("RUN --engine stock --limit-test 1000", "by stock PyTorch, on 1000 images"),
     )
+    parser = Parser("evaluate", examples, description="Test the network of a run, or of a checkpoint file.")
     parser.add_argument(
         "run",
+        metavar="RUN",
         help="the folder that python -m fastbn.train wrote, or a .safetensors file that fastbn.save wrote",
     )
-    parser.add_argument("--dataset", choices=DATASETS, help="another than the run's own")
+    parser.usage = f"{parser.prog} RUN [options]"
+    parser.add_argument(
+        "--dataset",
+        choices=DATASETS,
+        metavar="NAME",
+        help=f"another than the run's own: {', '.join(DATASETS)}",
+    )
     parser.add_argument("--data-dir", metavar="DIR", help="where the data set lies now")
     parser.add_argument(
         "--weights", metavar="FILE", help="where the frozen weights' file lies now, if the run began from one"

@@ -48,40 +48,69 @@ def batch_number(text: str) -> int | str:
 class Recipe:
     """How to train. The defaults are the paper's (its public code's)."""
 
-    epochs: int | None = option(None, "passes over the training set; 160, or the data set's own number", int)
+    epochs: int | None = option(
+        None, "passes over the training set; 160, or the data set's own number", int, group="recipe"
+    )
     batch_size: int | str | None = option(
         None,
         "images a step; 128, or the data set's own; auto: the smallest of the fastest, measured",
         batch_number,
         metavar="N",
+        group="recipe",
     )
     bn_batch: int | None = option(
-        None, "ghost batch norm: statistics over slices of so many images; another model", int
+        None,
+        "ghost batch norm: statistics over slices of so many images; another model",
+        int,
+        group="recipe",
     )
-    optimizer: str = option("sgd", "over γ, β and whatever else trains", choices=choices.OPTIMIZERS)
+    optimizer: str = option(
+        "sgd", "over γ, β and whatever else trains", choices=choices.OPTIMIZERS, group="recipe"
+    )
     lr: float | None = option(
-        None, "learning rate; 0.1 for sgd, 0.001 for adam, scaled with --batch-size auto", float
+        None,
+        "learning rate; 0.1 for sgd, 0.001 for adam, scaled with --batch-size auto",
+        float,
+        group="recipe",
     )
-    momentum: float = option(0.9, "of SGD", float)
-    nesterov: bool = option(False, "Nesterov's momentum", bool)
-    weight_decay: float = option(1e-4, "on everything that trains, γ and β too", float)
-    schedule: str = option("multistep", "of the learning rate", choices=choices.SCHEDULES)
+    momentum: float = option(0.9, "of SGD", float, group="recipe")
+    nesterov: bool = option(False, "Nesterov's momentum", bool, group="recipe", advanced=True)
+    weight_decay: float = option(1e-4, "on everything that trains, γ and β too", float, group="recipe")
+    schedule: str = option("multistep", "of the learning rate", choices=choices.SCHEDULES, group="recipe")
     milestones: tuple[int, ...] | None = option(
         None,
         "epochs at which multistep divides it by ten; half and three quarters of the epochs",
         epoch_list,
         metavar="80,120",
+        group="recipe",
     )
-    warmup_epochs: int | None = option(None, "epochs of linear warm-up; none, or the data set's own", int)
+    warmup_epochs: int | None = option(
+        None, "epochs of linear warm-up; none, or the data set's own", int, group="recipe"
+    )
     bn_stats: str = option(
-        "batch", "statistics that BatchNorm normalises by in training", choices=choices.BN_STATS
+        "batch",
+        "statistics that BatchNorm normalises by in training",
+        choices=choices.BN_STATS,
+        group="recipe",
     )
-    sync_bn: bool = option(False, "those of all ranks' batches together, not each rank's own", bool)
-    precision: str = option("auto", "arithmetic; fp32 never means TF32", choices=choices.PRECISIONS)
+    sync_bn: bool = option(
+        False,
+        "those of all ranks' batches together, not each rank's own",
+        bool,
+        group="recipe",
+        advanced=True,
+    )
+    precision: str = option(
+        "auto", "arithmetic; fp32 never means TF32", choices=choices.PRECISIONS, group="machine"
+    )
     memory: float | None = option(
-        None, "GB of the device's memory that the run may take; what is free", float, metavar="GB"
+        None,
+        "GB of the device's memory that the run may take; what is free",
+        float,
+        metavar="GB",
+        group="machine",
     )
-    seed: int = option(0, "of the weights, the order, the augmentation", int)
+    seed: int = option(0, "of the weights, the order, the augmentation", int, group="recipe")
 
     def __post_init__(self) -> None:
         for name in ("optimizer", "schedule", "bn_stats", "precision"):

@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fastbn import command
-from fastbn.config import Config, parse
+from fastbn.arguments import parse
+from fastbn.config import Config
 from fastbn.environment import place
 from fastbn.errors import Diverged, Stopped, UsageError
 from fastbn.threads import wait_briefly
@@ -31,9 +32,7 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 def _parsed(arguments: Sequence[str] | None) -> Config:
     try:
-        return parse(
-            arguments, "python -m fastbn.train", "Trains a ResNet on images, its BatchNorm layers only."
-        )
+        return parse(arguments, "train", "Train a network on images, its BatchNorm layers only.")
     except UsageError as error:
         error.agreed = True
         raise

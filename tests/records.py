@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import math
 
-from fastbn.config import parse
+from fastbn.arguments import parse
 from fastbn.experiments.preset import command, run_name
 from fastbn.experiments.presets import PRESETS
 
@@ -22,7 +22,7 @@ def saved(preset, name, seed=0, **settings):
     line = line_of(preset, name)
     start = [] if line.after is None else ["--weights", f"somewhere/{run_name(line.after, seed)}"]
     words = [*start, *command({**line.settings, **settings}), "--seed", str(seed), "--out", "runs/pretended"]
-    return json.loads(json.dumps(parse(words, "python -m fastbn.train", "").settings(160)))
+    return json.loads(json.dumps(parse(words).settings(160)))
 
 
 def body(preset, name, last, seed=0, over=None, gammas=None, **settings):

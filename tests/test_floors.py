@@ -17,10 +17,10 @@ FLOORS = (  # from the ground up; docs/architecture.md says what lives where
     {"engine"},
     {"planning"},
     {"data", "models", "trainable"},
-    {"config", "recipe", "saved"},
+    {"arguments", "config", "recipe", "saved"},
     {"adapt", "training"},
     {"run"},
-    {"", "analysis", "analyze", "doctor", "evaluate", "experiments", "train", "train_xla"},
+    {"", "__main__", "analysis", "analyze", "doctor", "evaluate", "experiments", "train", "train_xla"},
 )  # fmt: skip
 PLACE = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 

@@ -10,7 +10,8 @@ import pytest
 from runs import TINY, checkpoint, contents, metrics, train
 
 from fastbn import analyze, evaluate
-from fastbn.config import Config, parse
+from fastbn.arguments import parse
+from fastbn.config import Config
 from fastbn.recipe import Recipe, ResolvedRecipe
 from fastbn.run.settings import ResolvedRun
 from fastbn.train import main
@@ -90,9 +91,9 @@ def test_nothing_is_open_in_a_resolved_run(tmp_path, monkeypatch, capfd):
 
 def test_the_settings_of_one_family_are_its_own(capfd):
     """They are options of the command line and lines of config.json, and no field of every run's Config."""
-    lstm = parse(["--family", "lstm", "--vectors", "glove.txt", "--embedding", "25"], "", "")
+    lstm = parse(["--family", "lstm", "--vectors", "glove.txt", "--embedding", "25"])
     assert dict(lstm.study) == {"embedding": 25, "vectors": "glove.txt"}
-    assert parse(["--family", "lstm", "--embedding", "200"], "", "").study == ()
+    assert parse(["--family", "lstm", "--embedding", "200"]).study == ()
     names = list(Config(depth=8).asdict())
     assert names[names.index("pixels") + 1 : names.index("train")] == ["embedding", "vectors"]
     assert not {"embedding", "vectors"} & {field.name for field in dataclasses.fields(Config)}

@@ -142,7 +142,12 @@ def _table(chosen: Preset, expanded: list[Job], asked: argparse.Namespace) -> in
 
 
 def _parser() -> Parser:
-    parser = Parser("python -m fastbn.experiments", description="The papers' experiments, one command each.")
+    examples = (
+        ("list", "every experiment"),
+        ("show paper-width", "its lines, its study's figures, and the command of each line"),
+        ("run paper-width --quick", "a cut of minutes, and its table"),
+    )
+    parser = Parser("experiments", examples, description="The papers' experiments, one command each.")
     kinds = parser.add_subparsers(dest="what", required=True, metavar="list|show|run|table")
     kinds.add_parser("list", help="every preset")
     kinds.add_parser("show", help="one preset: its study, its lines, its published figures").add_argument(

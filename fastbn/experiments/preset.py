@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastbn.config import Config, parse
+from fastbn.arguments import parse
+from fastbn.config import Config
 
 GRADES = {
     "printed": "printed in the study's text or a table",
@@ -89,7 +90,7 @@ class Job:
 
     @property
     def config(self) -> Config:
-        return parse([*self.arguments, "--out", str(self.out)], "python -m fastbn.train", "")
+        return parse([*self.arguments, "--out", str(self.out)])
 
 
 def command(settings: Mapping[str, Any]) -> list[str]:

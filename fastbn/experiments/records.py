@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from fastbn import saved
-from fastbn.config import Config, known, parse
+from fastbn.arguments import parse
+from fastbn.config import Config, known
 from fastbn.data.names import USUAL
 from fastbn.errors import UsageError
 from fastbn.experiments.preset import Line, Preset, command, run_name
@@ -87,9 +88,7 @@ def identity(config: Config) -> Identity:
 def of_line(line: Line, seed: int) -> Identity:
     """Return the identity of a line's run with this seed."""
     start = [] if line.after is None else ["--weights", run_name(line.after, seed)]
-    return identity(
-        parse([*command(line.settings), *start, "--seed", str(seed)], "python -m fastbn.train", "")
-    )
+    return identity(parse([*command(line.settings), *start, "--seed", str(seed)]))
 
 
 def read(places: Iterable[Path]) -> list[Run]:

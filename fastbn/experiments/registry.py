@@ -38,9 +38,13 @@ def register() -> None:
         convolutions=False,
         words=True,
         options={
-            "embedding": Option(200, "of lstm: the numbers a word", int),
+            "embedding": Option(200, "of lstm: the numbers a word", int, group="network", advanced=True),
             "vectors": Option(
-                None, "of lstm: a GloVe text file that the embedding starts from", metavar="FILE"
+                None,
+                "of lstm: a GloVe text file that the embedding starts from",
+                metavar="FILE",
+                group="network",
+                advanced=True,
             ),
         },
     )

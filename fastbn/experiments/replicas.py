@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from fastbn import command
+from fastbn.arguments import parse
 from fastbn.command import say
-from fastbn.config import Config, parse
+from fastbn.config import Config
 from fastbn.errors import Diverged, MachineError, Stopped, UsageError
 from fastbn.experiments.launch import log_of
 
@@ -65,7 +66,7 @@ def parsed(words: Sequence[str]) -> list[Config]:
 
 
 def _parsed(words: Sequence[str]) -> Config:
-    return parse(words, "python -m fastbn.train", "")
+    return parse(words)
 
 
 def train(configs: Sequence[Config], logs: Sequence[TextIO]) -> int:

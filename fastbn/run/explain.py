@@ -31,10 +31,13 @@ def explain_run(config: Config) -> str:
     source = feed(loaded.train, device)
     planner = planner_of(model.train(), source, recipe)
     if planner is not None:
-        plan = planner.plan(recipe.batch_size, recipe.bn_batch)
+        batch = min(recipe.batch_size, len(source))  # which may hold fewer
+        plan = planner.plan(batch, recipe.bn_batch)
         least = roofline.line(planner, plan, recipe.precision, data_sheets.here(device))
         lines += [f"plan      {plan}", f"time      {least}"]
-    lines += str(explain(model, *((planner.image, recipe.batch_size) if planner else ()))).splitlines()
+        lines += str(explain(model, planner.image, batch)).splitlines()
+    else:
+        lines += str(explain(model)).splitlines()
     if config.devices is not None:
         step = TrainingStep(model, source, recipe, planner=planner)
         lines += explain_devices.lines(step, recipe, config.devices, config.step_seconds)

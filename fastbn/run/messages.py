@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from typing import Any
 
 import torch
 
 from fastbn import devices
-from fastbn.config import Config
+from fastbn.config import PATHS, Config, known
 from fastbn.data.datasets import Loaded
 from fastbn.models.families import Spec
 from fastbn.models.network import Network
+from fastbn.parser import program
 from fastbn.run import rank_messages
 from fastbn.run.settings import ResolvedRun
 from fastbn.trainable import count
@@ -46,6 +48,23 @@ def opening(
     ]
 
 
+def busy(run: ResolvedRun) -> list[str]:
+    """Return what a run on several threads says where the machine has more to do than processors to do it."""
+    processors, load = devices.processors(), devices.load()
+    if run.device != "cpu" or run.threads == 1 or load <= processors:
+        return []
+    said = f"{load:.1f} processes want {processors} processors, and threads wait for one another"
+    return [f"busy      {said}: --threads 1 may be several times faster"]
+
+
+def next_steps(run: ResolvedRun) -> list[str]:
+    """Return what can be done with a run that is over."""
+    return [
+        f"next      {program('evaluate')} {run.out}",
+        f"          {program('analyze')} {run.out} -o report.html",
+    ]
+
+
 def _beside(device: str) -> str:
     return (
         "side by side on the GPU"
@@ -54,14 +73,43 @@ def _beside(device: str) -> str:
     )
 
 
+LONGEST_NAME = 120  # characters of a folder's name; what differs beyond is told apart by a digest
+# what tells one recipe from another beside network, data set, what trains and seed
+RECIPE = (
+    "batch_size", "bn_batch", "optimizer", "lr", "momentum", "nesterov", "weight_decay", "schedule",
+    "milestones", "warmup_epochs", "bn_stats", "sync_bn", "width", "norm", "norm_eps", "norm_momentum",
+    "conv_bias", "stride_on", "augment", "pixels", "gamma_init", "beta_init", "weight_init",
+)  # fmt: skip
+
+
 def name(config: Config, spec: Spec, dataset: str) -> str:
-    """Return the name of the folder that a run makes for itself."""
+    """Return the name of the folder that a run makes for itself: its network, data set, what trains and seed,
+    and the recipe's settings that were given other values than their defaults."""
     network = (
         f"resnet{spec.depth}"
         if spec.family in ("cifar", "imagenet")
         else f"{spec.family}{config.depth or ''}"
     )
-    return f"{network}-{dataset}-{config.train}-s{config.seed}"
+    options, asked = known(), config.asdict()
+    told = [*RECIPE, *(one for one, _ in config.study if one not in PATHS)]
+    given = [(one, asked[one]) for one in told if asked[one] != options[one].default]
+    parts = [f"{network}-{dataset}-{config.train}-s{config.seed}", *(_part(*one) for one in given)]
+    whole = "-".join(parts)
+    if len(whole) <= LONGEST_NAME:
+        return whole
+    return f"{parts[0][: LONGEST_NAME - 13]}-{hashlib.sha256(whole.encode()).hexdigest()[:12]}"
+
+
+def _part(name: str, value: Any) -> str:
+    """Return a setting as it stands in a folder's name: lr0.3, batch64, nesterov, schedule-cosine."""
+    flag = {"batch_size": "batch", "weight_decay": "wd", "warmup_epochs": "warmup"}.get(
+        name, name.replace("_", "-")
+    )
+    if value is True:
+        return flag
+    if isinstance(value, tuple):
+        value = ",".join(map(str, value))
+    return f"{flag}-{value}" if isinstance(value, str) else f"{flag}{value:g}"
 
 
 def summary(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -42,9 +43,11 @@ def train_run(config: Config) -> str:
         bar = Progress(0, ranks.first)
         try:
             run = ready(config, ranks, stack, bar)
-            if not trainable(run.model):
-                return run.finished(run.measured())
-            return run.finished(follow(run.loop(bar, ranks)))
+            history = follow(run.loop(bar, ranks)) if trainable(run.model) else run.measured()
+            result = run.finished(history)
+            for line in messages.next_steps(run.settings):
+                bar.say(line)
+            return result
         except (Diverged, KeyboardInterrupt) as error:
             if run is None or run.folder is None:
                 raise
@@ -89,11 +92,17 @@ class TrainingRun:
         return history
 
     def finished(self, history: list[dict[str, Any]]) -> str:
-        """Write the summary, and return the line that sums the run up."""
+        """Write the summary, and return the line that sums the run up. Raises Diverged where the network that
+        was trained has no finite loss on the test set."""
         seconds = time.perf_counter() - self.begun
         summary = messages.summary(self.settings, self.loaded, self.model, history, seconds) | self.beside
         if self.folder is not None:
             self.folder.write_json("summary.json", summary)
+        if not math.isfinite(summary["test_loss"]):
+            raise Diverged(
+                f"the test loss is {summary['test_loss']} after the last epoch, the accuracy "
+                f"{summary['test_accuracy']:.4f}; lower --lr or add --warmup-epochs"
+            )
         return messages.last_line(self.settings, self.loaded, self.model, summary)
 
 
@@ -138,7 +147,7 @@ def ready(
     saver = None
     if folder is not None:
         note += rank_messages.other_ranks(run.recipe, before, ranks)
-        for line in messages.opening(run, loaded, model, note, ranks, replicas):
+        for line in [*messages.opening(run, loaded, model, note, ranks, replicas), *messages.busy(run)]:
             speak.say(line)
         saver = FolderSaver(folder, run.settings() | {"ranks": ranks.count})
         if tracker is not None:

@@ -112,7 +112,7 @@ class TrainingLoop:
             images = min(recipe.batch_size, len(source) - position.step * recipe.batch_size)
             yield Turn(inputs, lr, totals, images, request.signal)
             position.step += 1
-            self._bar.advance(images)
+            self._bar.advance(images, totals)
             heard = request.signal if ranks.count == 1 else step.exchange.stopping()
             if heard is not None:
                 self._stop(position, heard, moved=True)

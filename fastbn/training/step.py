@@ -44,9 +44,10 @@ class TrainingStep:
         self.model, self.feed = model, feed
         self.exchange = Exchange(ranks, feed.device)
         self.recipe, self._planner, self._say = recipe, planner, say
-        self.plan = (
-            None if planner is None else planner.plan(recipe.batch_size // ranks.count, recipe.bn_batch)
-        )
+        self.plan = None
+        if planner is not None:
+            batch = min(recipe.batch_size, len(feed))  # which may hold fewer
+            self.plan = planner.plan(max(1, batch // ranks.count), recipe.bn_batch)
         self.flat, self.running = Flat(model), Running(model)
         self.optimizer = Optimizer(recipe, self.flat.vector, self.flat.mask)
         self._shared = False
