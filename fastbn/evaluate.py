@@ -27,7 +27,6 @@ def _main(arguments: Sequence[str] | None) -> int:
     parser = Parser("evaluate", examples, description="Test the network of a run, or of a checkpoint file.")
     parser.add_argument(
         "run",
-        metavar="RUN",
         help="the folder that python -m fastbn.train wrote, or a .safetensors file that fastbn.save wrote",
     )
     parser.usage = f"{parser.prog} RUN [options]"

@@ -48,7 +48,7 @@ def spec_of(config: Config, classes: int = 10, vocabulary: int = 0) -> Spec:
     for family, options in OPTIONS.items():
         if family != spec.family and (given := [name for name, _ in config.study if name in options]):
             raise UsageError(
-                f"--{given[0]} is for --family {family}, this run's is {spec.family}; leave it out"
+                f"--{given[0]} is no setting of family {spec.family}; it is for --family {family}"
             )
     return spec
 
