@@ -195,7 +195,7 @@ def test_two_runs_in_one_folder_at_once_are_refused(run, capfd):
 def test_the_default_folder_is_named_for_the_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main([*TINY, "--epochs", "1", "--seed", "2", "--train", "gamma"]) == 0
-    assert (tmp_path / "runs" / "resnet8-digits-gamma-s2" / "summary.json").exists()
+    assert (tmp_path / "runs" / "resnet8-digits-gamma-s2-batch24-width4" / "summary.json").exists()
     assert main([*TINY, "--epochs", "1", "--seed", "2", "--train", "gamma", "--resume"]) == 0
 
 

@@ -27,6 +27,13 @@ from fastbn.training.totals import Totals
 from fastbn.version import VERSION
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
 HELPS = {"train": main, "evaluate": evaluate.main, "analyze": analyze.main, "doctor": doctor.main}
 
 
@@ -144,8 +151,7 @@ def test_the_default_folder_tells_recipes_apart():
 
 
 def test_what_a_run_says(tmp_path, monkeypatch, capfd):
-    """A batch larger than the data set is planned as what it is; a busy machine is told of once; the last
-    lines say what to do next."""
+    """A batch larger than the data set is planned as what it is; a busy machine is told of once."""
     monkeypatch.setattr(devices, "load", lambda: 9.5)
     monkeypatch.setattr(devices, "processors", lambda: 2)
     words = [*TINY, "--batch-size", "4096", "--epochs", "1"]
@@ -158,7 +164,19 @@ def test_what_a_run_says(tmp_path, monkeypatch, capfd):
     assert sum(line.startswith("plan      batch 64; ") for line in lines) == 1
     assert json.loads((tmp_path / "run" / "config.json").read_text())["batch_size"] == 4096
     assert sum(line.startswith("busy      9.5 processes want 2 processors") for line in lines) == 1
-    assert f"fastbn.evaluate {tmp_path / 'run'}" in lines[-2] and "fastbn.analyze" in lines[-1]
+
+
+def test_a_person_is_told_what_to_do_next(tmp_path, monkeypatch, capfd):
+    terminal = Terminal()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert train("run", epochs=1) == 0
+    lines = terminal.getvalue().splitlines()
+    assert lines[-2:] == [
+        "next      python -m fastbn.evaluate run",
+        "          python -m fastbn.analyze run -o report.html",
+    ]
+    assert max(map(len, lines)) < 80
 
 
 @pytest.mark.parametrize("device, threads, load", [("cpu", 1, 9.5), ("cuda", 2, 9.5), ("cpu", 2, 1.5)])
@@ -182,10 +200,6 @@ def test_a_test_loss_that_is_no_number_is_no_success(tmp_path, monkeypatch, capf
 
 
 def test_the_bar_shows_what_is_left(monkeypatch):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
     terminal, clock = Terminal(), iter(range(0, 10_000, 10))
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setattr("fastbn.training.progress.time.monotonic", lambda: float(next(clock)))

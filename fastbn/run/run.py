@@ -45,7 +45,7 @@ def train_run(config: Config) -> str:
             run = ready(config, ranks, stack, bar)
             history = follow(run.loop(bar, ranks)) if trainable(run.model) else run.measured()
             result = run.finished(history)
-            for line in messages.next_steps(run.settings):
+            for line in messages.next_steps(run.settings) if bar.on_terminal else []:
                 bar.say(line)
             return result
         except (Diverged, KeyboardInterrupt) as error:

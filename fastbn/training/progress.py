@@ -29,6 +29,11 @@ class Progress:
         self._finished, self._whole = 0, 0.0  # epochs, and the seconds that one of them took
         self._left = 0  # epochs after this one
 
+    @property
+    def on_terminal(self) -> bool:
+        """Whether a person looks on, at this network alone."""
+        return self.shown and not self._name and self._file is None and Unfailing(sys.stderr).isatty()
+
     def say(self, text: str) -> None:
         if self.shown and not say(self._name + text, self._file):
             self.shown = False
@@ -38,7 +43,7 @@ class Progress:
         self._epoch_begun, self._left = time.monotonic(), self.epochs - epoch - 1
         self._begun = self._begun or self._epoch_begun
         self._looked = self._epoch_begun
-        if self.shown and not self._name and self._file is None and Unfailing(sys.stderr).isatty():
+        if self.on_terminal:
             width = len(str(self.epochs))
             self._bar = tqdm(
                 total=images,
