@@ -26,9 +26,10 @@ if TYPE_CHECKING:
     from fastbn.engine.fuse import fuse
     from fastbn.models.export import fold_bn, to_exported, to_onnx, to_torch
     from fastbn.models.resnet import FastBNOnlyResNet
+    from fastbn.patches.apply import apply_patch, save
     from fastbn.planning.explain import explain
     from fastbn.trainable import freeze
-    from fastbn.training.checkpoint import load, save
+    from fastbn.training.checkpoint import load
     from fastbn.training.fit import fit
     from fastbn.training.replicas import fit_replicas
 
@@ -38,6 +39,7 @@ __all__ = [
     "FastBNOnlyResNet",
     "Images",
     "adapt",
+    "apply_patch",
     "explain",
     "fit",
     "fit_replicas",
@@ -56,6 +58,7 @@ _HOME = {
     "FastBNOnlyResNet": "models.resnet",
     "Images": "data.images",
     "adapt": "adapt",
+    "apply_patch": "patches.apply",
     "explain": "planning.explain",
     "fit": "training.fit",
     "fit_replicas": "training.replicas",
@@ -64,7 +67,7 @@ _HOME = {
     "fuse": "engine",
     "load": "training.checkpoint",
     "prune": "analysis.pruning",
-    "save": "training.checkpoint",
+    "save": "patches.apply",
     "to_exported": "models.export",
     "to_onnx": "models.export",
     "to_torch": "models.export",

@@ -19,6 +19,7 @@ FLOORS = (  # from the ground up; docs/architecture.md says what lives where
     {"data", "models", "trainable"},
     {"arguments", "config", "recipe", "saved"},
     {"adapt", "training"},
+    {"patches"},
     {"run"},
     {"", "__main__", "analysis", "analyze", "doctor", "evaluate", "experiments", "train", "train_xla"},
 )  # fmt: skip

@@ -22,14 +22,14 @@ MOST_HEADER = 1 << 26  # bytes of safetensors' own header, with fastbn's inside
 TENSORS = ("parameters", "frozen", "running", "batches", "entries")  # and optimizer.*
 
 
-def write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+def write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any], kind: str = FORMAT) -> None:
     """Writes the file, in whole or not at all: a kill or a full disk leaves the one that was there before.
 
     Raises MachineError where the file cannot be written.
     """
     tensors = {name: t.detach().to("cpu").contiguous() for name, t in tensors.items()}
     text = json.dumps(header, sort_keys=True)
-    metadata = {"format": FORMAT, "header": text, "sha256": _digest(text, tensors)}
+    metadata = {"format": kind, "header": text, "sha256": _digest(text, tensors)}
     try:
         files.write(path, safetensors.torch.save(tensors, metadata))
     except OSError as error:
@@ -41,8 +41,27 @@ def write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> Non
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and the header, which says what it may. Raises UsageError for a file that is missing,
     truncated, altered, or not fastbn's."""
+    _, tensors, header = verified(path, (FORMAT,), "a checkpoint", MOST_BYTES)
+    return checkpoint(tensors, header, path)
+
+
+def checkpoint(
+    tensors: dict[str, Tensor], header: Any, path: Path
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the header of a checkpoint, where they are one's. Raises UsageError."""
+    for name in tensors:
+        if name not in TENSORS and not name.startswith("optimizer."):
+            raise UsageError(
+                f"{path}: holds {files.shown(repr(name), 40)}, which no checkpoint does; use another copy"
+            )
+    return tensors, saved.header(header, path)
+
+
+def verified(path: Path, kinds: tuple[str, ...], noun: str, most: int) -> tuple[str, dict[str, Tensor], Any]:
+    """Which of these formats the file has, its tensors and its header, a JSON value of any form, as they were
+    written. Raises UsageError as `read`."""
     try:
-        content = files.read(path, MOST_BYTES)
+        content = files.read(path, most)
         metadata = _metadata(content)
         tensors = safetensors.torch.load(content)
     except (FileNotFoundError, NotADirectoryError):
@@ -50,13 +69,13 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
         said = files.reason(error)
         raise UsageError(
-            f"{path}: not a readable safetensors file ({said}); it is truncated or not a checkpoint"
+            f"{path}: not a readable safetensors file ({said}); it is truncated or not {noun}"
         ) from error
-    if metadata.get("format") != FORMAT:
-        found = files.shown(metadata.get("format", "none"), 40)
+    kind = metadata.get("format", "none")
+    if kind not in kinds:
         raise UsageError(
-            f"{path}: not a checkpoint that this version reads: its format is {found}, this version's is "
-            f"{FORMAT}"
+            f"{path}: not {noun} that this version reads: its format is {files.shown(kind, 40)}, this "
+            f"version's is {' or '.join(kinds)}"
         )
     if _digest(metadata.get("header", ""), tensors) != metadata.get("sha256"):
         raise UsageError(
@@ -66,12 +85,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         header = files.parsed(metadata["header"])
     except ValueError as error:
         raise UsageError(f"{path}: its header is no JSON ({files.reason(error)}); use another copy") from None
-    for name in tensors:
-        if name not in TENSORS and not name.startswith("optimizer."):
-            raise UsageError(
-                f"{path}: holds {files.shown(repr(name), 40)}, which no checkpoint does; use another copy"
-            )
-    return tensors, saved.header(header, path)
+    return kind, tensors, header
 
 
 def _metadata(content: bytes) -> dict[str, str]:

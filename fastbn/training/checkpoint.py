@@ -150,8 +150,8 @@ def save(model: Network, path: str | os.PathLike[str], **extra: Any) -> None:
     """
     if not isinstance(model, Network):
         raise TypeError(
-            f"save needs a FastBNOnlyResNet, got {type(model).__name__}; of another network store its "
-            "state_dict()"
+            f"a checkpoint is of a FastBNOnlyResNet, got {type(model).__name__}; of another network "
+            "fastbn.save writes a patch"
         )
     source = source_of(model)
     checked_file.write(Path(path), tensors_of(model, source), header_of(model, source) | extra)

@@ -1,0 +1,80 @@
+"""The digests by which a patch knows its base, tensor by tensor.
+
+A line for each frozen tensor: its dtype, its shape, and the beginning of the SHA-256 of its bytes; then the
+same of its roundings to each narrower dtype, so that a base that was cast is known too. One SHA-256 over the
+whole digests holds them together."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from fastbn.patches.contents import FLOATS, dtype_name, shape_name
+
+SHORT = 12  # hex digits of a digest that a line keeps
+
+
+def kinds(dtype: torch.dtype) -> list[torch.dtype]:
+    """The dtypes whose digests a line keeps of a tensor of this one: its own, and those that it rounds to."""
+    return [*FLOATS[FLOATS.index(dtype) :]] if dtype in FLOATS else [dtype]
+
+
+def digest(name: str, t: Tensor) -> str:
+    """SHA-256 (hex) over a tensor's name, dtype, shape, and its bytes in row-major order."""
+    own = t.detach().to("cpu").contiguous()
+    found = hashlib.sha256(f"{name} {dtype_name(own.dtype)} {shape_name(own.shape)}\n".encode())
+    found.update(own.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def without_entries(t: Tensor, mask: Tensor | None) -> Tensor:
+    """A frozen tensor with zeros where entries of it train."""
+    return t if mask is None else t.detach().masked_fill(mask.to(t.device), 0)
+
+
+def lines(frozen: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> tuple[dict[str, str], str]:
+    """Every frozen tensor's line, and the SHA-256 over all of their digests."""
+    said, whole = {}, []
+    for name, given in frozen.items():
+        t = without_entries(given, masks.get(name))
+        own, *rounded = (digest(name, t.to(dtype)) for dtype in kinds(t.dtype))
+        whole.append(own)
+        short = " ".join(one[:SHORT] for one in (own, *rounded))
+        said[name] = f"{dtype_name(t.dtype)} {shape_name(t.shape)} {short}"
+    return said, _over(whole)
+
+
+def differences(
+    said: Mapping[str, str], sha256: str, frozen: Mapping[str, Tensor], masks: Mapping[str, Tensor]
+) -> list[str]:
+    """In what a network's frozen tensors differ from a patch's base: a sentence for each tensor that does.
+    Those that the network lacks are not looked for."""
+    found, whole, exact = [], [], True
+    for name in frozen:
+        if name not in said:
+            continue
+        dtype, _, *digests = said[name].split()
+        t = without_entries(frozen[name], masks.get(name))
+        own = next((one for one in FLOATS if dtype_name(one) == dtype), t.dtype)
+        kept = [dtype_name(one) for one in kinds(own)]
+        if own in FLOATS and dtype_name(t.dtype) not in kept and t.dtype in FLOATS:
+            t = t.to(own)  # a wider one: it is the base where it rounds to it
+        here = dtype_name(t.dtype)
+        exact = exact and here == dtype
+        if here not in kept:
+            found.append(f"{name} is {dtype} in the patch's base and {here} in the network")
+            continue
+        if (now := digest(name, t))[:SHORT] != digests[kept.index(here)]:
+            found.append(f"{name} has other values than in the network that the patch was made from")
+        whole.append(now)
+    if not found and exact and len(whole) == len(said) and _over(whole) != sha256:
+        found.append("the frozen weights have another SHA-256 than those that the patch was made from")
+    return found
+
+
+def _over(digests: Iterable[str]) -> str:
+    """One SHA-256 over all of these, in whatever order."""
+    return hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
