@@ -13,18 +13,22 @@ template <typename S>
 static void convolve(const Geometry& g, const Source& s, const float* weights, S* y, double* statistics, int threads) {
     const int OC = round_up(g.oc, L), step = pixel_step(round_up(g.c, L)), n_taps = g.kh * g.kw, reach = (g.kw - 1) * g.dw + (g.ow - 1) * g.sw + 1;
     const size_t row_size = static_cast<size_t>(reach > g.w + g.pw ? reach : g.w + g.pw) * step;
-    const Groups groups{g.oc, g.c / g.groups, g.oc / g.groups, n_taps, static_cast<ptrdiff_t>(g.sw) * step, weights};
-    const int height = band(g.n, g.oh, g.kh);
+    const Groups groups{g.oc, g.c / g.groups, g.oc / g.groups, n_taps, static_cast<ptrdiff_t>(g.sw) * step, weights, g.sw == 1 && g.dw == 1 ? g.kw : 0};
+    const int height = band(g.n, g.oh, g.kh), window = (g.kh - 1) * g.dh + 1;
+    const int together = rows_at_once(height, sizeof(float) * row_size, window, g.sh), summed = g.ow < 32 ? 32 / g.ow : 1;  // rows, in float32
     const Items items{1, height, g.n, (g.oh + height - 1) / height, 1};
     std::vector<double> partial(statistics ? static_cast<size_t>(items.count()) * 3 * OC : 0);
     std::vector<int> which;
     for (int t = 0; t < n_taps; t++) which.push_back(t);
 
     share_out(items.count(), threads, [&](Share& share) {
-        Ring ring((g.kh - 1) * g.dh + 1, g.h, row_size);
-        float* out = floats(static_cast<size_t>(g.ow) * OC);
+        Ring ring(window + (together - 1) * g.sh, g.h, row_size);
+        const size_t out_row = static_cast<size_t>(g.ow) * OC;
+        float* out = floats(out_row * together);
         std::vector<float> pivot(OC), unread(static_cast<size_t>(g.w) * g.c);
-        std::vector<ptrdiff_t> taps(n_taps);
+        std::vector<ptrdiff_t> at(static_cast<size_t>(n_taps) * together);
+        std::vector<Taps> taps;
+        for (int k = 0; k < together; k++) taps.push_back({at.data() + k * n_taps, which.data(), n_taps});
         for (int item : share) {
             const int n = items.first_image(item), r0 = items.first_row(item), rows = g.oh - r0 < height ? g.oh - r0 : height;
             const int own = r0 * g.sh, next = (r0 + rows) * g.sh, beyond = r0 + rows == g.oh || next > g.h ? g.h : next;  // whose z this item writes
@@ -35,12 +39,14 @@ static void convolve(const Geometry& g, const Source& s, const float* weights, S
                 form<S>(here, (static_cast<size_t>(n) * g.h + r) * g.w, g.w, g.c, to, to_step);
             };
             double* mine = statistics ? partial.data() + static_cast<size_t>(item) * 3 * OC : nullptr;
-            for (int r = r0; r < r0 + rows; r++) {
-                const int top = r * g.sh - g.ph;
-                for (; formed <= top + (g.kh - 1) * g.dh && formed < g.h; formed++) form_row(formed, ring.rows + ring.at(formed) + static_cast<ptrdiff_t>(g.pw) * step, step);
-                for (int i = 0; i < g.kh; i++)
-                    for (int j = 0; j < g.kw; j++) taps[i * g.kw + j] = ring.at(top + i * g.dh) + static_cast<ptrdiff_t>(j) * g.dw * step;
-                groups.row(ring.rows, taps.data(), which.data(), n_taps, out, OC, g.ow);
+            for (int r = r0; r < r0 + rows; r += together) {
+                const int here = r0 + rows - r < together ? r0 + rows - r : together, last = (r + here - 1) * g.sh - g.ph + window - 1;
+                for (; formed <= last && formed < g.h; formed++) form_row(formed, ring.rows + ring.at(formed) + static_cast<ptrdiff_t>(g.pw) * step, step);
+                for (int k = 0; k < here; k++)
+                    for (int i = 0; i < g.kh; i++)
+                        for (int j = 0; j < g.kw; j++)
+                            at[k * n_taps + i * g.kw + j] = ring.at((r + k) * g.sh - g.ph + i * g.dh) + static_cast<ptrdiff_t>(j) * g.dw * step;
+                groups.rows(ring.rows, taps.data(), here, out, out_row, OC, g.ow);
                 if (r == r0) {
                     for (int c = 0; mine && c < OC; c++) {  // the row's mean: its first pixel lies at the padding
                         float sum = 0.f;
@@ -48,7 +54,10 @@ static void convolve(const Geometry& g, const Source& s, const float* weights, S
                         mine[c] = pivot[c] = sum / static_cast<float>(g.ow);
                     }
                 }
-                store_row(out, g.ow, g.oc, OC, pivot.data(), y + (static_cast<size_t>(n) * g.oh + r) * g.ow * g.oc, mine);
+                for (int k = 0; k < here; k += summed) {
+                    const int pixels = (here - k < summed ? here - k : summed) * g.ow;
+                    store_row(out + k * out_row, pixels, g.oc, OC, pivot.data(), y + (static_cast<size_t>(n) * g.oh + r + k) * g.ow * g.oc, mine);
+                }
             }
             if (s.z || s.mask)
                 for (; formed < beyond; formed++)
@@ -76,11 +85,12 @@ template <typename S>
 static void gradient(const Value& v, const Path& path, double* sums, int threads) {
     const Geometry& g = path.g;
     const int C = round_up(v.c, L), step = pixel_step(round_up(g.oc, L)), n_ys = v.ys[1] ? 2 : v.ys[0] ? 1 : 0;
-    const Groups groups{v.c, g.oc / g.groups, g.c / g.groups, g.kh * g.kw, step, path.weights};
+    const Groups groups{v.c, g.oc / g.groups, g.c / g.groups, g.kh * g.kw, step, path.weights, g.sw == 1 && g.dw == 1 ? -g.kw : 0};
     int left = (g.kw - 1) * g.dw - g.pw;  // dx[x] reads dy[q] with q·s = x + pad − k·d: columns of zeros before the first
     left = left > 0 ? (left + g.sw - 1) / g.sw : 0;
     const int columns = left + ((g.w - 1 + g.pw) / g.sw + 1 > g.ow ? (g.w - 1 + g.pw) / g.sw + 1 : g.ow);
-    const int height = band(v.n, v.h, g.kh * g.sh);
+    const int height = band(v.n, v.h, g.kh * g.sh), window = (g.kh - 1) * g.dh / g.sh + 1;
+    const int together = rows_at_once(height, sizeof(float) * columns * step, window, 1);
     const Items items{1, height, v.n, (v.h + height - 1) / height, 1};
     std::vector<double> partial(sums ? static_cast<size_t>(items.count()) * 2 * n_ys * C : 0);
     std::vector<Parity> parities;
@@ -96,25 +106,29 @@ static void gradient(const Value& v, const Path& path, double* sums, int threads
         }
 
     share_out(items.count(), threads, [&](Share& share) {
-        Ring ring((g.kh - 1) * g.dh / g.sh + 1, g.oh, static_cast<size_t>(columns) * step);
-        float* out = floats(static_cast<size_t>(v.w) * C);
-        std::vector<ptrdiff_t> taps(g.kh * g.kw);
+        Ring ring(window + together - 1, g.oh, static_cast<size_t>(columns) * step);
+        const size_t out_row = static_cast<size_t>(v.w) * C;
+        float* out = floats(out_row * together);
+        std::vector<ptrdiff_t> at(static_cast<size_t>(g.kh) * g.kw * together);
+        std::vector<Taps> taps(together);
         for (int item : share) {
             const int n = items.first_image(item), r0 = items.first_row(item), rows = v.h - r0 < height ? v.h - r0 : height;
             const int first = r0 + g.ph - (g.kh - 1) * g.dh;
             int formed = first > 0 ? (first + g.sh - 1) / g.sh : 0;
             double* mine = sums ? partial.data() + static_cast<size_t>(item) * 2 * n_ys * C : nullptr;
-            for (int r = r0; r < r0 + rows; r++) {
-                for (; formed <= (r + g.ph) / g.sh && formed < g.oh; formed++) dy_row<S>(path, n, formed, ring.rows + ring.at(formed) + static_cast<ptrdiff_t>(left) * step, step);
+            for (int r = r0; r < r0 + rows; r += together) {
+                const int here = r0 + rows - r < together ? r0 + rows - r : together;
+                for (; formed <= (r + here - 1 + g.ph) / g.sh && formed < g.oh; formed++) dy_row<S>(path, n, formed, ring.rows + ring.at(formed) + static_cast<ptrdiff_t>(left) * step, step);
                 for (int x = 0; x < g.sw && x < v.w; x++) {
-                    const Parity& own = parities[static_cast<size_t>(r % g.sh * g.sw + x)];
-                    const int n_taps = static_cast<int>(own.i.size());
-                    for (int t = 0; t < n_taps; t++)
-                        taps[t] = ring.at((r + g.ph - own.i[t] * g.dh) / g.sh) + static_cast<ptrdiff_t>((x + g.pw - own.j[t] * g.dw) / g.sw + left) * step;
-                    groups.row(ring.rows, taps.data(), own.which.data(), n_taps, out + static_cast<ptrdiff_t>(x) * C, static_cast<ptrdiff_t>(g.sw) * C, (v.w - x + g.sw - 1) / g.sw);
+                    for (int k = 0; k < here; k++) {
+                        const Parity& own = parities[static_cast<size_t>((r + k) % g.sh * g.sw + x)];
+                        taps[k] = {at.data() + static_cast<ptrdiff_t>(k) * g.kh * g.kw, own.which.data(), static_cast<int>(own.i.size())};
+                        for (int t = 0; t < taps[k].n; t++)
+                            at[k * g.kh * g.kw + t] = ring.at((r + k + g.ph - own.i[t] * g.dh) / g.sh) + static_cast<ptrdiff_t>((x + g.pw - own.j[t] * g.dw) / g.sw + left) * step;
+                    }
+                    groups.rows(ring.rows, taps.data(), here, out + static_cast<ptrdiff_t>(x) * C, out_row, static_cast<ptrdiff_t>(g.sw) * C, (v.w - x + g.sw - 1) / g.sw);
                 }
-                const size_t pixel = (static_cast<size_t>(n) * v.h + r) * v.w;
-                finish_row<S>(v, pixel, out, 0, v.c, C, n_ys, mine);
+                for (int k = 0; k < here; k++) finish_row<S>(v, (static_cast<size_t>(n) * v.h + r + k) * v.w, out + k * out_row, 0, v.c, C, n_ys, mine);
             }
         }
         free(out);

@@ -38,14 +38,30 @@ inline int band(int n, int height, int kernel) {
     return (height + bands - 1) / bands;
 }
 
-// What one row of pixels is computed by: out[p·out_step + c] = Σ_taps Σ_k in[p·in_step + tap + k] · w.
+// What one row of pixels reads: the offset of each tap, and its place among the kernel's taps.
+struct Taps {
+    const ptrdiff_t* at;
+    const int* which;
+    int n;
+};
+
+// What rows of pixels are computed by: out[p·out_step + c] = Σ_taps Σ_k in[p·in_step + tap + k] · w.
 struct Groups {
     int C, inner, outer;  // channels written, and a group's channels, read and written
     int n_all;            // taps of the kernel
     ptrdiff_t in_step;
     const float* weights;
+    int run;  // so many taps follow each other pixel by pixel, forwards or, negative, backwards; 0: they do not
 
     bool depthwise() const { return inner == 1 && outer == 1; }
-    // taps: where they read; which: their places among all. For groups that are not depthwise they follow each other.
-    void row(const float* in, const ptrdiff_t* taps, const int* which, int n_taps, float* out, ptrdiff_t out_step, int pixels) const;
+    // Some rows at once, `out_row` apart: what they read of the same lines is then near. The places of taps of groups that are not
+    // depthwise follow each other.
+    void rows(const float* in, const Taps* taps, int rows, float* out, ptrdiff_t out_row, ptrdiff_t out_step, int pixels) const;
 };
+
+// How many rows are computed at once: what they read stays in half of the L2 of a small core.
+inline int rows_at_once(int most, size_t row_bytes, int kernel, int step) {
+    int rows = 4 < most ? 4 : most;
+    while (rows > 1 && row_bytes * static_cast<size_t>(kernel + (rows - 1) * step) > (512 << 10)) rows--;
+    return rows;
+}

@@ -1,0 +1,98 @@
+"""python -m bench.architectures [NAME …]: what of other people's networks runs fused, whether it is right,
+how fast it is and in how much memory; a process each.
+
+Writes bench/results/architectures-<device>-<date>.json, and docs/networks.md from all such records. --only
+KEY prints one network's figures as a line of JSON."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.metadata
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from bench.architectures import check, measure
+from bench.architectures.catalogue import LIBRARIES, Architecture, named
+from bench.architectures.table import write_page
+from bench.record import RESULTS, conditions
+from fastbn.command import run
+
+PAGE = Path(__file__).parents[2] / "docs" / "networks.md"
+PARTS = ("agreement", "seconds", "memory")
+
+
+def figures(architecture: Architecture, part: str, asked: argparse.Namespace) -> dict[str, Any]:
+    """Return what one part says of a network, in this process."""
+    size = min(asked.size or architecture.size, architecture.size)
+    if part == "agreement":
+        found = check.coverage(architecture)
+        agreement = dataclasses.asdict(check.compare(architecture, asked.check_size))
+        return {"convolutions": found.convolutions, "multiplications": found.multiplications, **agreement}
+    torch.set_num_threads(asked.threads)
+    head = {"batch_size": asked.batch_size, "size": size, "threads": asked.threads}
+    if part == "seconds":
+        return {**head, "seconds": measure.seconds(architecture, asked.batch_size, size, asked.rounds)}
+    return {"peak_bytes": measure.peak_bytes(architecture, asked.batch_size, size)}
+
+
+def fresh(architecture: Architecture, part: str, arguments: list[str]) -> dict[str, Any]:
+    """Return the same by a process of its own, or why it has no figures."""
+    environment = os.environ | (measure.GIVE_BACK if part == "memory" else {})
+    command = [sys.executable, "-m", "bench.architectures", "--only", architecture.key, "--part", part]
+    done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True)
+    if done.returncode:
+        return {f"{part}_failed": (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]}
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("python -m bench.architectures", description=__doc__)
+    parser.add_argument("names", nargs="*", help="of networks; by default all of them")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--size", type=int, help="of the images, at most; by default each network's own")
+    parser.add_argument("--check-size", type=int, default=96, help="of the images compared in float64")
+    parser.add_argument("--rounds", type=int, default=5, help="steps a provider that are timed")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--part", choices=PARTS, help="only this one")
+    parser.add_argument("--only", help=argparse.SUPPRESS)
+    asked = parser.parse_args(arguments)
+    if asked.only:
+        print(json.dumps(figures(named([asked.only])[0], asked.part, asked)))
+        return 0
+    rows, passed = [], _passed_on(asked)
+    for architecture in tqdm(named(asked.names), unit="network", disable=None):
+        row: dict[str, Any] = {"library": architecture.library, "name": architecture.name}
+        for part in [asked.part] if asked.part else PARTS:
+            row |= fresh(architecture, part, passed)
+        rows.append(row)
+        print(json.dumps(row), file=sys.stderr, flush=True)
+    torch.set_num_threads(asked.threads)
+    libraries = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    record: dict[str, Any] = {"conditions": conditions() | {"libraries": libraries}, "rows": rows}
+    device = re.sub(r"[^a-z0-9]+", "-", record["conditions"]["device"].lower())
+    path = RESULTS / f"architectures-{device}-{record['conditions']['date']}.json"
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_page(PAGE, RESULTS)
+    print(f"{path.name} and {PAGE.name} are written")
+    return 0
+
+
+def _passed_on(asked: argparse.Namespace) -> list[str]:
+    names = ("batch_size", "size", "check_size", "rounds", "threads")
+    return [
+        f"--{name.replace('_', '-')}={value}" for name in names if (value := getattr(asked, name)) is not None
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
