@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(config, items):
     if config.pluginmanager.hasplugin("timeout"):
         for item in items:
             if item.get_closest_marker("timeout") is None:
-                limit = SLOW if any(map(item.get_closest_marker, ("slow", "xla"))) else PLAIN
+                limit = SLOW if any(map(item.get_closest_marker, ("slow", "xla", "networks"))) else PLAIN
                 item.add_marker(pytest.mark.timeout(limit, method="thread"))
 
 

@@ -1,0 +1,28 @@
+"""Networks as their own libraries build them: fused equals stock, nearly all of it runs fused, and fuse says
+nothing that is not true. `.ci/networks` makes the environment with torchvision and timm."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.architectures.catalogue import ARCHITECTURES, Architecture
+from bench.architectures.check import compare, coverage
+
+pytestmark = pytest.mark.networks
+EXACT = 1e-9  # in float64: far above rounding, far below any mistake in a formula
+SIZE = 64  # of the images; of those made for larger ones 96
+# where rounding flips a ReLU, an output on its other side changes the gradients by as much in stock
+FLIPS = 0.05
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.key)
+def test_fused_is_what_the_library_wrote(architecture: Architecture) -> None:
+    found = coverage(architecture)
+    assert found.multiplications is not None
+    fused, every = found.multiplications
+    assert fused >= 0.95 * every, str(found)
+
+    agreement = compare(architecture, SIZE if architecture.size == 224 else 96)
+    assert agreement.gradients < EXACT and agreement.outputs < EXACT and agreement.buffers < EXACT
+    assert agreement.gradients_float32 < max(10 * agreement.stock_float32, FLIPS)
+    assert not agreement.warnings
