@@ -11,7 +11,7 @@ from bench.record import main
 from bench.records import rows
 from bench.records.conditions import RESULTS
 from bench.records.keep import keep
-from bench.records.networks import END, START, networks
+from bench.records.networks import MARKERS, networks
 from bench.records.runs import histogram, relative
 from fastbn.experiments.records import folder_of, load, read
 from fastbn.training import checked_file
@@ -44,7 +44,7 @@ def kept(tree, tmp_path):
     places = [tmp_path / name for name in ("results", "reproduction", "pretrained")]
     places[0].mkdir()
     places[2].mkdir()
-    (places[2] / "README.md").write_text(f"Before.\n{START}\nold\n{END}\nAfter.\n")
+    (places[2] / "README.md").write_text(f"Before.\n{MARKERS[0]}\nold\n{MARKERS[1]}\nAfter.\n")
     return (*places, list(keep([tree], *places)))
 
 
@@ -103,7 +103,7 @@ def test_finished_bn_only_networks_are_kept(kept, tree):
     assert all(torch.equal(mine[name], its[name]) for name in its)
     text = (pretrained / "README.md").read_text()
     accuracy = metrics(tree / "tiny" / "8-bn-s0")[-1]["test_accuracy"]
-    assert text.startswith(f"Before.\n{START}\n| network |") and text.endswith(f"{END}\nAfter.\n")
+    assert text.startswith(f"Before.\n{MARKERS[0]}\n| network |") and text.endswith(f"{MARKERS[1]}\nAfter.\n")
     assert "| `tiny-8-bn-s0` | digits, " in text and f" | {accuracy:.4f} | — | " in text and "old" not in text
     assert [run.place.name[:-16] for _, run in networks(pretrained, read([results]))] == ["run-tiny-8-bn-s0"]
 
@@ -184,7 +184,7 @@ def test_every_network_here_has_a_record_and_stands_in_the_table():
     from bench.records.networks import table
 
     text = (REPOSITORY / "pretrained" / "README.md").read_text()
-    assert text.split(START)[1].split(END)[0].strip() == table(REPOSITORY / "pretrained")
+    assert text.split(MARKERS[0])[1].split(MARKERS[1])[0].strip() == table(REPOSITORY / "pretrained")
     assert len(networks(REPOSITORY / "pretrained", read([REPOSITORY / "bench" / "results"]))) == text.count(
         "| `"
     )

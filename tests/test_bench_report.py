@@ -336,11 +336,13 @@ TABLE = """| training step | fastbn | best stock, BN only | best stock, everythi
 def test_the_readme_s_table_is_written_once_and_the_rest_left_alone(tmp_path, capsys):
     target, source = tmp_path / "README.md", written(tmp_path / "step.json", record(*STEPS))
     before, after = "# Title\n\n| a | table |\n", "\nThe end.\n"
-    target.write_text(f"{before}{readme.START}\nold\n{readme.END}{after}", encoding="utf-8")
+    target.write_text(f"{before}{readme.MARKERS[0]}\nold\n{readme.MARKERS[1]}{after}", encoding="utf-8")
     main([str(source), "--readme", str(target)])
     assert capsys.readouterr().out == f"{target}: changed\n"
     found = target.read_text(encoding="utf-8")
-    assert found.startswith(f"{before}{readme.START}\n") and found.endswith(f"{TABLE}{readme.END}{after}")
+    assert found.startswith(f"{before}{readme.MARKERS[0]}\n") and found.endswith(
+        f"{TABLE}{readme.MARKERS[1]}{after}"
+    )
     assert "On A <CPU>, torch 2.13.0, commit abc1234, 2026-11-21" in found.replace("&lt;", "<")
     main([str(source), "--readme", str(target)])
     assert "unchanged" in capsys.readouterr().out and target.read_text(encoding="utf-8") == found
@@ -349,7 +351,12 @@ def test_the_readme_s_table_is_written_once_and_the_rest_left_alone(tmp_path, ca
 
 @pytest.mark.parametrize(
     "body",
-    ["no markers", readme.START, f"{readme.END} {readme.START}", f"{readme.START} {readme.END} {readme.END}"],
+    [
+        "no markers",
+        readme.MARKERS[0],
+        f"{readme.MARKERS[1]} {readme.MARKERS[0]}",
+        f"{readme.MARKERS[0]} {readme.MARKERS[1]} {readme.MARKERS[1]}",
+    ],
 )
 def test_missing_markers_are_named(tmp_path, body):
     target = tmp_path / "README.md"
@@ -361,7 +368,7 @@ def test_missing_markers_are_named(tmp_path, body):
 
 def test_a_record_without_steps_has_no_table(tmp_path):
     target = tmp_path / "README.md"
-    target.write_text(f"{readme.START}{readme.END}", encoding="utf-8")
+    target.write_text(f"{readme.MARKERS[0]}{readme.MARKERS[1]}", encoding="utf-8")
     with pytest.raises(UsageError, match="no training step"):
         readme.write(target, [record(*KERNELS)])
 

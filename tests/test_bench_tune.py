@@ -59,19 +59,32 @@ def kept(table):
     return json.loads(table.path.read_text(encoding="utf-8"))
 
 
+class Same:
+    """Candidates that all give the same, where nothing of a kernel's is asked."""
+
+    dtype = torch.float16
+
+    def __init__(self, *arguments):
+        pass
+
+    def __call__(self, candidate):
+        return lambda: torch.ones(2)
+
+
 def test_a_row_holds_the_fastest_of_what_agrees(table, monkeypatch):
     hopper = dataclasses.asdict(Key(90, False, 16, 32, False)) | dataclasses.asdict(Choice(1, 1, 1, True))
     early = {"capability": 90, "dependent": True}
     old = dataclasses.asdict(Key(0, False, 16, 3, False)) | dataclasses.asdict(Choice(1, 1, 1, True))
     table(launches=[early], rolling=[hopper, old])
     seconds = itertools.cycle([3.0, 1.0, 2.0, 4.0])
-    monkeypatch.setattr(rolling, "SHAPES", ((16, 3),))
+    keys = [Key(0, False, 16, 3, False), Key(0, True, 16, 3, True)]
+    monkeypatch.setattr(rolling, "keys", lambda: keys)
     monkeypatch.setattr(compete, "device_seconds", lambda call, device: next(seconds))
     assert command.main(["--engine", "triton", "--images", "1", "--rounds", "1", "--only", "rolling"]) == 0
     found = kept(table)
     other, *own = found["rolling"]
     assert found["launches"] == [early] and set(found["conditions"]) == {"0"}
-    assert other == hopper and [row["capability"] for row in own] == [0] * 4
+    assert other == hopper and [row["capability"] for row in own] == [0] * 2
     for row in own:
         key = Key(0, row["backward"], 16, 3, row["wide"])
         assert (row["rows"], row["warps"]) == (2, tuning.rule(key).warps) and row["rows"] != tuning.rule(
@@ -83,6 +96,7 @@ def test_a_row_holds_the_fastest_of_what_agrees(table, monkeypatch):
 
 def test_a_candidate_that_is_wrong_is_left_out(monkeypatch):
     errors = iter([0.0, 1.0, 0.0, 0.0])
+    monkeypatch.setattr(rolling, "_Make", Same)
     monkeypatch.setattr(compete, "relative", lambda found, expected: next(errors))
     row = rolling.row(Key(0, False, 16, 3, False), 2, 1)
     assert len(row["measured"]) == 3 and "differs" in row["left_out"][0]["why"]
@@ -102,6 +116,7 @@ def test_a_candidate_that_fails_is_left_out():
 
 def test_a_row_without_candidates_stays(table, monkeypatch, capsys):
     monkeypatch.setattr(rolling, "SHAPES", ((16, 3),))
+    monkeypatch.setattr(rolling, "_Make", Same)
     monkeypatch.setattr(compete, "relative", lambda found, expected: float("inf"))
     assert command.main(["--engine", "triton", "--images", "1", "--only", "rolling"]) == 0
     assert (
@@ -128,7 +143,8 @@ LAYERS = {
     ids=str,
 )
 def test_a_layer_takes_what_is_fastest_forward_and_backward_together(layer, table, monkeypatch):
-    """Every algorithm once in turn, the second cut of those tap by tap before the first."""
+    """Every algorithm once in turn, the second cut of those tap by tap before the first; its kernels run for
+    the first of them."""
     monkeypatch.setattr(
         convolutions, "tiles", lambda rule, written: [TILE, dataclasses.replace(TILE, warps=8)]
     )
@@ -145,6 +161,7 @@ def test_a_layer_takes_what_is_fastest_forward_and_backward_together(layer, tabl
             command.main(["--engine", "triton", "--images", "1", "--rounds", "1", "--only", "convolutions"])
             == 0
         )
+        monkeypatch.setattr(convolutions, "_Make", Same)
         (row,) = kept(table)["convolutions"]
         assert row["algorithm"] == fastest and not row["left_out"]
         assert len(row["measured"]) == len(each) * (2 if layer.in_channels == 16 else 1)

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 SECONDS = 20
 BYTES = 1 << 30  # above what the process holds
 CODES = (0, 2)
-EVERY, SLOW = 300, 3000  # mutations in all
+EVERY, SLOW = 180, 3000  # mutations in all
 
 
 @dataclasses.dataclass(frozen=True)

@@ -54,11 +54,11 @@ def take(settings: Recipe, network, counted: Counted | None = None, steps: int =
     return step
 
 
-@pytest.mark.parametrize("memory", [None, 0.016], ids=["whole", "in segments"])
+@pytest.mark.parametrize("memory", [None, 0.01], ids=["whole", "in segments"])
 @pytest.mark.parametrize("engine", ["native", "reference"])
 def test_what_a_step_takes_is_predicted_within_five_percent(engine, memory):
     counted = Counted()
-    step = take(recipe(memory=memory), model(engine), counted)
+    step = take(recipe(memory=memory), model(engine, 26), counted)
     assert (step.plan.recompute is None) == (memory is None)
     assert step.plan.memory.step == pytest.approx(counted.peak, rel=0.05)
     if memory is not None:

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 TRAIN, TEST = digits()
 # 64 images: 24, 24 and a ragged 16
-SEEDS, RATES, SETTINGS = [0, 1, 2], [0.1, 0.3, 0.05], {"epochs": 2, "batch_size": 24}
+SEEDS, RATES, SETTINGS = [0, 1], [0.1, 0.3], {"epochs": 2, "batch_size": 24}
 
 
 def networks(engine="reference"):
@@ -71,7 +71,7 @@ def test_each_is_what_it_is_alone(engine, optimizer):
         models, TRAIN, TEST, progress=False, seed=SEEDS, lr=RATES, optimizer=optimizer, **SETTINGS
     )
     assert_equal(models, histories, expected)
-    assert len({history[-1]["train_loss"] for history in histories}) == 3 and torch.equal(TRAIN.images, kept)
+    assert len({history[-1]["train_loss"] for history in histories}) == 2 and torch.equal(TRAIN.images, kept)
     assert all(
         p.untyped_storage().nbytes() == p.numel() * 4 and p.grad is None
         for model in models
@@ -80,15 +80,15 @@ def test_each_is_what_it_is_alone(engine, optimizer):
 
 
 def test_one_that_diverges_takes_no_other_with_it():
-    models, rates = networks(), [0.1, 1e30, 0.05]
+    models, rates = networks(), [1e30, 0.1]
     expected = alone(copy.deepcopy(models), rates)
-    assert [isinstance(history, Diverged) for history, _ in expected] == [False, True, False]
+    assert [isinstance(history, Diverged) for history, _ in expected] == [True, False]
     assert_equal(
         models,
         fastbn.fit_replicas(models, TRAIN, TEST, progress=False, seed=SEEDS, lr=rates, **SETTINGS),
         expected,
     )
-    assert all(torch.isfinite(p).all() for p in models[1].parameters())
+    assert all(torch.isfinite(p).all() for p in models[0].parameters())
 
 
 def test_they_may_end_at_different_times():
@@ -123,7 +123,7 @@ def test_captured_steps(monkeypatch):
         expected,
     )
     # of each a whole batch, that again after the ragged one's first step, and the ragged one
-    assert len(recorded) == 3 * 3
+    assert len(recorded) == 2 * 3
 
 
 def test_all_of_a_replica_runs_in_its_lane(monkeypatch):
@@ -160,7 +160,7 @@ def test_all_of_a_replica_runs_in_its_lane(monkeypatch):
     spied(Resident, "held_out", lambda feed: feed)
     fastbn.fit_replicas(networks(), TRAIN, TEST, progress=False, seed=SEEDS, **SETTINGS)
     assert all(right for _, right in seen) and {name for name, _ in seen} == {"__call__", "begin", "held_out"}
-    assert sorted(set(mine.values())) == [0, 1, 2] and len(seen) == 3 * 2 * (3 + 1 + 1)
+    assert sorted(set(mine.values())) == [0, 1] and len(seen) == 2 * 2 * (3 + 1 + 1)
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -220,9 +220,9 @@ def test_progress_names_the_replica(capfd):
 @pytest.mark.parametrize(
     "change, error, said",
     [
-        ({"lr": [0.1, 0.2]}, UsageError, "lr has 2 values for 3 models"),
+        ({"lr": [0.1, 0.2, 0.3]}, UsageError, "lr has 3 values for 2 models"),
         ({"batch_size": "auto"}, UsageError, "batch_size auto"),
-        ({"precision": ["fp32", "bf16", "fp32"]}, UsageError, "bf16, fp32"),
+        ({"precision": ["fp32", "bf16"]}, UsageError, "bf16, fp32"),
         ({"precision": "tf32"}, MachineError, "tf32"),
         ({"train": "digits"}, UsageError, "got str"),
         ({"models": []}, UsageError, "0 models"),

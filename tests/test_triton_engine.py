@@ -40,7 +40,7 @@ def test_gradients_without_a_flip(name):
     """β = ±6: no ReLU hangs on a rounding. 2e-5 is float32's own."""
     model = flip_free(NETS[name]()).float()
     # sixteen rows for the last BatchNorms: of two, stock itself is off by 1e-3
-    size = (4, 33, 33) if "imagenet" in name else (2, 9, 7)
+    size = (4, 33, 33) if "imagenet" in name else (2, 7, 5)
     found, expected = gradients(model, images(*size, dtype=torch.float32, grad=True))
     assert error(flat_gradient(found), flat_gradient(expected)) < 2e-5
     assert error(found.inputs[0], expected.inputs[0]) < 2e-5
@@ -54,8 +54,8 @@ def test_half_storage():
     model = flip_free(resnet(8, 16)).half()
     for norm in norms(model):
         norm.float()  # as PyTorch's own half BatchNorm has them
-    found = run(fused(model, "triton"), images(2, 9, 7, dtype=torch.float16))
-    expected = run(stock(copy.deepcopy(model)).double(), images(2, 9, 7, dtype=torch.float16).double())
+    found = run(fused(model, "triton"), images(2, 5, 5, dtype=torch.float16))
+    expected = run(stock(copy.deepcopy(model)).double(), images(2, 5, 5, dtype=torch.float16).double())
     assert error(flat_gradient(found), flat_gradient(expected)) < 5e-3
 
 
@@ -63,15 +63,12 @@ def test_mixed_storage():
     """float16 activations beside wider gradients (bfloat16 on a GPU; the interpreter has none): what goes
     in and out is float32."""
     model = flip_free(resnet(8, 16)).float()
-    x = images(2, 5, 7, dtype=torch.float32, grad=True)
+    x = images(2, 5, 5, dtype=torch.float32, grad=True)
     with storage(gradients=torch.float32):
         found = run(fused(model, "triton"), x)
-    single, expected = (
-        run(fused(model, "triton"), x),
-        run(stock(model).double(), x.detach().double().requires_grad_()),
-    )
+    expected = run(stock(model).double(), x.detach().double().requires_grad_())
     assert found.outputs[0].dtype == found.inputs[0].dtype == torch.float32
-    assert 1e-6 < error(found.outputs[0], single.outputs[0]) < 5e-3
+    assert 5e-5 < error(found.outputs[0], expected.outputs[0]) < 5e-3  # float32 is off by 2e-5 at most
     assert error(flat_gradient(found), flat_gradient(expected)) < 5e-3
     assert error(found.inputs[0], expected.inputs[0]) < 5e-3
 

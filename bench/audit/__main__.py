@@ -16,20 +16,21 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from bench.audit.launches import DTYPES, NETWORKS
 from bench.audit.table import HEAD, compiled_rows, summary
+from bench.records import between
+from bench.records.conditions import ROOT
 
 # Ampere, Ada, Hopper, Blackwell; 86, 89 and 120 with 99 KB of shared memory
 CAPABILITIES = (80, 86, 89, 90, 100, 120)
 SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB of shared memory that a program can have
-README = Path(__file__).parents[2] / "kernels" / "README.md"
+README = ROOT / "kernels" / "README.md"
 MARKERS = "<!-- the audit's -->", "<!-- the audit's end -->"
 
 
 def report(capabilities: Iterable[int]) -> Iterator[str]:
-    """What kernels/README.md holds between its markers, by line."""
+    """Yield what kernels/README.md holds between its markers, by line."""
     yield "On sm_90, CIFAR's, activations and gradients in bf16:\n"
     yield HEAD
     for row in compiled_rows("cifar", "bf16", 90):
@@ -42,44 +43,29 @@ def report(capabilities: Iterable[int]) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="What the Triton engine's kernels cost, read off machine code."
-    )
+    what = "What the Triton engine's kernels cost, read off machine code."
+    parser = argparse.ArgumentParser("python -m bench.audit", description=what)
     parser.add_argument("--capability", type=int, default=90, choices=CAPABILITIES)
     parser.add_argument("--family", default="cifar", choices=NETWORKS)
     parser.add_argument("--dtype", default="bf16", choices=DTYPES)
     parser.add_argument("--only", default="", help="kernels whose names have this in them")
-    parser.add_argument(
-        "--dependent",
-        action="store_true",
-        help="launched to begin early, as kernels/triton/early_launch.py says",
-    )
+    what = "launched to begin early, as kernels/triton/early_launch.py says"
+    parser.add_argument("--dependent", action="store_true", help=what)
     parser.add_argument("--write", action="store_true", help="write kernels/README.md's tables")
-    parser.add_argument(
-        "--elsewhere",
-        type=int,
-        nargs="*",
-        default=CAPABILITIES,
-        help="with --write: the others' capabilities",
-    )
+    what = "with --write: the others' capabilities"
+    parser.add_argument("--elsewhere", type=int, nargs="*", default=CAPABILITIES, help=what)
     asked = parser.parse_args()
     if asked.write:
-        before, _, rest = README.read_text(encoding="utf-8").partition(MARKERS[0])
         lines = []
         for line in report(asked.elsewhere):
             print(line, file=sys.stderr)
             lines.append(line)
-        README.write_text(
-            "\n".join([before + MARKERS[0], *lines, MARKERS[1] + rest.partition(MARKERS[1])[2]]),
-            encoding="utf-8",
-        )
+        between.write(README, MARKERS, "\n".join(lines))
         return
     print(HEAD)
     rows = []
-    switches = {"dependent": asked.dependent}
-    for row in compiled_rows(
-        asked.family, asked.dtype, asked.capability, lambda row: asked.only in row.title, **switches
-    ):
+    which = asked.family, asked.dtype, asked.capability, lambda row: asked.only in row.title
+    for row in compiled_rows(*which, dependent=asked.dependent):
         print(row.line(), flush=True)
         rows.append(row)
     print(f"\nsm_{asked.capability}, {asked.dtype}: {summary(rows)}")

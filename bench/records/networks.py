@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bench.records import between
 from bench.records.conditions import RESULTS
 from fastbn.errors import UsageError
 from fastbn.experiments.presets import PRESETS
@@ -12,17 +13,9 @@ from fastbn.experiments.records import SMALL_GAMMA, Run, read, run_of, runs_of
 from fastbn.training import checked_file
 from fastbn.training.checkpoint import CHECKPOINT
 
-START, END = "<!-- networks -->", "<!-- /networks -->"
-COLUMNS = (
-    "network",
-    "trained on",
-    "recipe",
-    "test accuracy",
-    "published",
-    "\\|γ\\| < 0.01",
-    "file",
-    "record",
-)
+MARKERS = "<!-- networks -->", "<!-- /networks -->"
+COLUMNS = ("network", "trained on", "recipe", "test accuracy", "published", "\\|γ\\| < 0.01", "file",
+           "record")  # fmt: skip
 
 
 def write_table(pretrained: Path, results: Path = RESULTS) -> None:
@@ -31,16 +24,8 @@ def write_table(pretrained: Path, results: Path = RESULTS) -> None:
     Raises UsageError where a marker is missing.
     """
     readme = pretrained / "README.md"
-    if not readme.exists():
-        return
-    text = readme.read_text(encoding="utf-8")
-    if text.count(START) != 1 or text.count(END) != 1:
-        raise UsageError(
-            f"{readme}: the table goes between {START} and {END}, once each; put both where it belongs"
-        )
-    before, rest = text.split(START)
-    after = rest.split(END)[1]
-    readme.write_text(f"{before}{START}\n{table(pretrained, results)}\n{END}{after}", encoding="utf-8")
+    if readme.exists():
+        between.write(readme, MARKERS, table(pretrained, results))
 
 
 def table(pretrained: Path, results: Path = RESULTS) -> str:

@@ -42,17 +42,14 @@ def read(paths: Sequence[Path]) -> list[Record]:
         except (ValueError, AttributeError):  # JSON of another format, or of no object; or no JSON
             left_out.append(path)
         except (KeyError, TypeError) as error:
-            raise UsageError(
-                f"{path}: a benchmark record, but damaged or of another version of fastbn: {error}"
-            ) from error
+            what = "a benchmark record, but damaged or of another version of fastbn"
+            raise UsageError(f"{path}: {what}: {error}") from error
     if not records:
-        raise UsageError(
-            f"no benchmark record among {len(paths)} files; make one with pytest bench/ --benchmark-only"
-        )
+        remedy = "make one with pytest bench/ --benchmark-only"
+        raise UsageError(f"no benchmark record among {len(paths)} files; {remedy}")
     if left_out:
-        print(
-            f"left out, not benchmark records: {', '.join(path.name for path in left_out)}", file=sys.stderr
-        )
+        names = ", ".join(path.name for path in left_out)
+        print(f"left out, not benchmark records: {names}", file=sys.stderr)
     return records
 
 
@@ -90,9 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "-o", "--out", type=Path, help="the page; report.html if neither this nor --readme is given"
     )
-    parser.add_argument(
-        "--readme", type=Path, help=f"writes the table between {readme.START} and {readme.END} anew"
-    )
+    what = f"writes the table between {' and '.join(readme.MARKERS)} anew"
+    parser.add_argument("--readme", type=Path, help=what)
     asked = parser.parse_args(arguments)
     out = asked.out or (None if asked.readme else Path("report.html"))
     try:
@@ -101,10 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             out.write_text(render(records), encoding="utf-8")
             print(f"{out}: written")
         if asked.readme:
-            print(
-                f"{asked.readme}: "
-                f"{'changed' if readme.write(asked.readme, records) else 'unchanged, the table is the same'}"
-            )
+            changed = readme.write(asked.readme, records)
+            print(f"{asked.readme}: {'changed' if changed else 'unchanged, the table is the same'}")
     except (UsageError, OSError) as error:
         parser.error(str(error))
 

@@ -6,34 +6,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.records import between
 from bench.records.rows import Record
 from bench.report.compare import Case, cases
 from bench.report.wording import ALONE, milliseconds
 from fastbn.errors import UsageError
 from fastbn.page.scales import number
 
-START, END = "<!-- bench:steps -->", "<!-- /bench:steps -->"
+MARKERS = "<!-- bench:steps -->", "<!-- /bench:steps -->"
 HEADER = "| training step | fastbn | best stock, BN only | best stock, everything | saved for the backward |"
 
 
 def write(readme: Path, records: Sequence[Record]) -> bool:
-    """Puts the table between the markers; False if it was there already. Raises UsageError where there is
-    no table or no place for it."""
-    before = readme.read_text(encoding="utf-8")
-    places = [before.find(marker) for marker in (START, END)]
-    if -1 in places or places[0] > places[1] or before.count(START) != 1 or before.count(END) != 1:
-        raise UsageError(
-            f"{readme}: the table goes between {START} and {END}, once each and in this order; put both "
-            "where it belongs"
-        )
-    after = f"{before[: places[0]]}{START}\n{steps(records)}\n{before[places[1] :]}"
-    if after != before:
-        readme.write_text(after, encoding="utf-8")
-    return after != before
+    """Put the table between the markers; return False if it was there already. Raises UsageError where there
+    is no table or no place for it."""
+    return between.write(readme, MARKERS, steps(records))
 
 
 def steps(records: Sequence[Record]) -> str:
-    """A table a record, its conditions above it."""
+    """Return a table per record, its conditions above it."""
     found = cases(records, "step")
     if not found:
         raise UsageError("no training step in these records: make one with pytest bench/ --benchmark-only")
@@ -41,9 +32,8 @@ def steps(records: Sequence[Record]) -> str:
     for place, record in enumerate(records, 1):
         own = [case for case in found if case.place == place]
         if own:
-            blocks.append(
-                "\n".join([_conditions(record, own), "", HEADER, "|---|---|---|---|---|", *map(_line, own)])
-            )
+            lines = [_conditions(record, own), "", HEADER, "|---|---|---|---|---|", *map(_line, own)]
+            blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
 
 
@@ -62,11 +52,10 @@ def _conditions(record: Record, own: Sequence[Case]) -> str:
 def _line(case: Case) -> str:
     ours, bn = case.best("fastbn"), case.best("bn")
     kept = [None if row is None else case.saved(row) for row in (ours, bn)]
-    saved = (
-        "—"
-        if kept[0] is None
-        else f"{_megabytes(kept[0])} MB" + ("" if kept[1] is None else f", stock {_megabytes(kept[1])}")
-    )
+    saved = "—"
+    if kept[0] is not None:
+        beside = "" if kept[1] is None else f", stock {_megabytes(kept[1])}"
+        saved = f"{_megabytes(kept[0])} MB{beside}"
     own = milliseconds(ours) if ours else "failed" if case.has("fastbn") else "—"
     cells = [case.name, own, _stock(case, "bn"), _stock(case, "all"), saved]
     return f"| {' | '.join(map(_cell, cells))} |"
@@ -79,11 +68,8 @@ def _cell(value: str) -> str:
 def _stock(case: Case, kind: str) -> str:
     best, ratio = case.best(kind), case.ratio(kind)
     if best is None:
-        slow = [
-            row.first_seconds
-            for row in case.rows
-            if row.hopeless and row.trains == kind and row.first_seconds
-        ]
+        hopeless = (row for row in case.rows if row.hopeless and row.trains == kind)
+        slow = [row.first_seconds for row in hopeless if row.first_seconds]
         return f"{number(min(slow))} s, one step, not timed" if slow else "failed" if case.has(kind) else "—"
     return milliseconds(best) + (f": {ratio[0]:.2f}×" if ratio else "")
 
