@@ -63,7 +63,7 @@ def test_mixed_storage():
     """float16 activations beside wider gradients (bfloat16 on a GPU; the interpreter has none): what goes
     in and out is float32."""
     model = flip_free(resnet(8, 16)).float()
-    x = images(2, 5, 5, dtype=torch.float32, grad=True)
+    x = images(2, 5, 7, dtype=torch.float32, grad=True)
     with storage(gradients=torch.float32):
         found = run(fused(model, "triton"), x)
     expected = run(stock(model).double(), x.detach().double().requires_grad_())

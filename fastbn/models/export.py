@@ -23,8 +23,8 @@ from fastbn.graph.trace.forward import trace
 
 
 def to_torch(model: nn.Module) -> fx.GraphModule:
-    """The same network of torch's own modules, in eval mode: same names, outputs and `requires_grad`, no
-    class of fastbn's in it, so that what torch.save writes of it loads where fastbn is not installed. What
+    """Return the same network of torch's own modules, in eval mode: same names, outputs and `requires_grad`,
+    no class of fastbn's in it, so that what torch.save writes of it loads where fastbn is not installed. What
     its Python code decides is fixed as eval mode has it; a part that no trace keeps is called as it was
     written. Raises TypeError for a network of which that is the whole."""
     own = fuse(copy.deepcopy(model), "stock").eval()
@@ -40,9 +40,9 @@ def to_torch(model: nn.Module) -> fx.GraphModule:
 
 
 def fold_bn(model: nn.Module) -> fx.GraphModule:
-    """The network for inference, in eval mode: each BatchNorm that alone reads a convolution is merged into
-    it, γ·r into the weight, β − μ·γ·r into the bias. Others stay. Raises TypeError where torch.fx can't trace
-    it."""
+    """Return the network for inference, in eval mode: each BatchNorm that alone reads a convolution is merged
+    into it, γ·r into the weight, β − μ·γ·r into the bias. Others stay. Raises TypeError where torch.fx can't
+    trace it."""
     plain = to_torch(model)
     for norm, before in list(_foldable(plain)):
         conv: Any = plain.get_submodule(str(before.target))
@@ -57,8 +57,8 @@ def fold_bn(model: nn.Module) -> fx.GraphModule:
 
 
 def to_exported(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
-    """torch.export's program of the network in eval mode, for a batch of any size of images like these (N
-    ≥ 2, 3, H, W)."""
+    """Return torch.export's program of the network in eval mode, for a batch of any size of images like these
+    (N ≥ 2, 3, H, W)."""
     if images.dim() != 4 or len(images) < 2:
         # 1 is fixed as 1
         raise UsageError(
@@ -68,8 +68,8 @@ def to_exported(model: nn.Module, images: Tensor) -> torch.export.ExportedProgra
 
 
 def to_onnx(model: nn.Module, images: Tensor, path: str | os.PathLike[str]) -> None:
-    """Writes the network in eval mode, BatchNorms folded, as one ONNX file: input "images" (N, 3, H, W) of
-    any N, output "logits".
+    """Write the network in eval mode, BatchNorms folded, as one ONNX file: input "images" (N, 3, H, W) of any
+    N, output "logits".
 
     images: an example of at least two. Raises MachineError where onnx and onnxscript are not installed.
     """
@@ -89,7 +89,8 @@ def to_onnx(model: nn.Module, images: Tensor, path: str | os.PathLike[str]) -> N
 
 
 def _foldable(plain: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node]]:
-    """(BatchNorm, the convolution before it) where each is called once, and the one alone reads the other."""
+    """Yield (BatchNorm, the convolution before it) where each is called once, and the one alone reads the
+    other."""
     called = collections.Counter(str(node.target) for node in plain.graph.nodes if node.op == "call_module")
     read = {str(node.target).rpartition(".")[0] for node in plain.graph.nodes if node.op == "get_attr"}
     once = {

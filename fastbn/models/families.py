@@ -1,4 +1,5 @@
-"""What a network is made from: its family, what a depth means in it, and the errors for a depth that is none.
+"""The settings that a network is made from: its family, what a depth means in it, and the errors for a depth
+that is none.
 
 Source   He et al. 2015, Deep Residual Learning: table 1 (ImageNet) and section 4.2 (CIFAR); 200: He et al.
          2016, Identity Mappings; Simonyan, Zisserman 2014, Very Deep Convolutional Networks (VGG).
@@ -89,8 +90,8 @@ def register(
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """Everything a model is made from, resolved: equal specs are equal models, bit for bit (`orthogonal`:
-    on one machine)."""
+    """The settings of a model, all resolved: equal specs are equal models, bit for bit (`orthogonal`: on one
+    machine)."""
 
     depth: int
     num_classes: int
@@ -109,7 +110,7 @@ class Spec:
     embedding: int = 200  # of lstm alone: the numbers a word
 
     def said(self) -> dict[str, Any]:
-        """Its fields but for those that are as they are where nobody says."""
+        """Return the fields that differ from their defaults."""
         usual = {
             field.name: field.default
             for field in dataclasses.fields(self)
@@ -124,7 +125,7 @@ class Spec:
 
     @property
     def title(self) -> str:
-        """As a person would name it."""
+        """Return its name as a person would say it."""
         name, depth = TITLES[self.family], "" if self.family in ONLY_DEPTH else f"-{self.depth}"
         plain = f"{name}{depth}" + (" (imagenet)" if self.family == "imagenet" else "")
         return (
@@ -135,12 +136,13 @@ class Spec:
 
     @property
     def block(self) -> str:
-        """Two 3×3 convolutions are "basic"; 1×1, 3×3, 1×1 are a "bottleneck"."""
+        """Return the kind of its blocks: two 3×3 convolutions are "basic"; 1×1, 3×3, 1×1 are a
+        "bottleneck"."""
         return "basic" if self.family == "cifar" else IMAGENET[self.depth][0]
 
     @property
     def blocks(self) -> tuple[int, ...]:
-        """The number of residual blocks in each stage."""
+        """Return the number of residual blocks in each stage."""
         return ((self.depth - 2) // 6,) * 3 if self.family == "cifar" else IMAGENET[self.depth][1]
 
 
@@ -162,8 +164,8 @@ def resolve(
     vocabulary: int = 0,
     embedding: int = 200,
 ) -> Spec:
-    """The Spec that these arguments ask for: the family inferred from the depth, or the depth of a family
-    that has one; the width from the family.
+    """Return the Spec that these arguments ask for: the family inferred from the depth, or the depth of a
+    family that has one; the width from the family.
 
     norm: "selu" is none, with SELU in place of ReLU; mlp and lstm have "batch" alone. norm_momentum is
     torch's: the weight of the new.
@@ -246,7 +248,7 @@ def _family(depth: int, family: str | None) -> str:
 
 
 def _integer(what: str, value: object, least: int) -> int:
-    """numpy's integers are taken too; a bool, a float or a string is a mistake somewhere else."""
+    """Return an integer; numpy's are taken too; a bool, a float or a string is a mistake somewhere else."""
     try:
         number = operator.index(cast(SupportsIndex, value))
     except TypeError:

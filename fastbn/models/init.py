@@ -1,4 +1,4 @@
-"""The seeded draw of every parameter, a stream a name; the fingerprint of the frozen ones.
+"""The seeded draw of every parameter, a stream per name; the fingerprint of the frozen ones.
 
 Source   He et al. 2015, Delving Deep into Rectifiers (kaiming, he_normal); Saxe et al. 2013 (orthogonal);
          Glorot, Bengio 2010 (glorot_uniform, Keras's default); torch_uniform is what torch's layers are made
@@ -38,17 +38,17 @@ def _signed_uniform(seed: int, name: str, n: int) -> np.ndarray:
 
 
 def _kaiming_normal(seed: int, name: str, shape: ParameterShape) -> np.ndarray:
-    """N(0, 2/fan_in)."""
+    """Draw from N(0, 2/fan_in)."""
     return draws.normal(seed, name, math.prod(shape)) * math.sqrt(2.0 / _fan_in(shape))
 
 
 def _kaiming_uniform(seed: int, name: str, shape: ParameterShape) -> np.ndarray:
-    """Uniform in ±√(6/fan_in), of variance 2/fan_in."""
+    """Draw uniformly in ±√(6/fan_in), of variance 2/fan_in."""
     return _signed_uniform(seed, name, math.prod(shape)) * math.sqrt(6.0 / _fan_in(shape))
 
 
 def _orthogonal(seed: int, name: str, shape: ParameterShape) -> np.ndarray:
-    """Orthonormal rows, or columns where there are more rows: Q of a QR, its signs fixed by R's diagonal
+    """Draw orthonormal rows, or columns where there are more rows: Q of a QR, its signs fixed by R's diagonal
     so that Q is uniform (Haar)."""
     rows, columns = shape[0], _fan_in(shape)
     normals = draws.normal(seed, name, rows * columns).reshape(rows, columns)
@@ -58,26 +58,26 @@ def _orthogonal(seed: int, name: str, shape: ParameterShape) -> np.ndarray:
 
 
 def _binary(seed: int, name: str, shape: ParameterShape) -> np.ndarray:
-    """±√(2/fan_in), with the signs of kaiming_normal's draw; zero counts as positive."""
+    """Draw ±√(2/fan_in), with the signs of kaiming_normal's draw; zero counts as positive."""
     return np.where(draws.normal(seed, name, math.prod(shape)) < 0, -1.0, 1.0) * math.sqrt(
         2.0 / _fan_in(shape)
     )
 
 
 def _torch_uniform(seed: int, name: str, shape: ParameterShape) -> np.ndarray:
-    """Uniform in ±1/√fan_in."""
+    """Draw uniformly in ±1/√fan_in."""
     return _signed_uniform(seed, name, math.prod(shape)) / math.sqrt(_fan_in(shape))
 
 
 def _glorot_uniform(seed: int, name: str, shape: ParameterShape) -> np.ndarray:
-    """Uniform in ±√(6/(fan_in + fan_out))."""
+    """Draw uniformly in ±√(6/(fan_in + fan_out))."""
     fans = _fan_in(shape) + shape[0] * math.prod(shape[2:])
     return _signed_uniform(seed, name, math.prod(shape)) * math.sqrt(6.0 / fans)
 
 
 def _he_normal(seed: int, name: str, shape: ParameterShape) -> np.ndarray:
-    """A normal cut at ±2σ with standard deviation √(2/C) after the cut, Keras's HeNormal for a vector of
-    C."""
+    """Draw from a normal cut at ±2σ with standard deviation √(2/C) after the cut, Keras's HeNormal for a
+    vector of C."""
     return draws.normal(seed, name, shape[0], cut=2.0) * (math.sqrt(2.0 / shape[0]) / CUT_STD)
 
 
@@ -141,8 +141,8 @@ def draw(model: nn.Module, spec: Spec) -> None:
 
 
 def fingerprint(model: nn.Module, names: Iterable[str] | None = None) -> str:
-    """SHA-256 (hex) over the name, the shape and the little-endian float32 bytes of parameters and buffers,
-    in state_dict order.
+    """Return the SHA-256 (hex) over the name, the shape and the little-endian float32 bytes of parameters and
+    buffers, in state_dict order.
 
     names: which; by default the frozen ones of a model that trains BatchNorm, every parameter that no norm
     layer owns. What requires grad makes no difference. Raises KeyError for a name that is not in the

@@ -15,7 +15,7 @@ GROUPS = 8  # of GroupNorm, as many as divide the channels
 
 @fx.wrap
 def differentiable(x: Tensor) -> Tensor:
-    """x, requiring grad wherever a graph is being recorded."""
+    """Return x, requiring grad wherever a graph is being recorded."""
     return x if x.requires_grad or not torch.is_grad_enabled() else x.detach().requires_grad_()
 
 
@@ -29,7 +29,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 class Layers:
-    """Makes a network's layers. Under `norm="selu"` there is no norm, and SELU stands for BatchNorm and
+    """A maker of a network's layers. Under `norm="selu"` there is no norm, and SELU stands for BatchNorm and
     ReLU (Klambauer et al. 2017)."""
 
     def __init__(self, spec: Spec):

@@ -114,7 +114,8 @@ def _tensors(loaded: object, path: Path) -> dict[str, Tensor]:
 
 
 def _other_classes(found: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> bool:
-    """Whether the file's fc is a sound one that differs from the model's in its number of classes alone."""
+    """Tell whether the file's fc is a sound one that differs from the model's in its number of classes
+    alone."""
     if not all(name in found and name in state for name in HEAD):
         return False
     weight, bias = (found[name].shape for name in HEAD)
@@ -169,8 +170,8 @@ def _few(names: Iterable[str]) -> str:
 
 
 def _is_plain(value: object) -> TypeGuard[Tensor]:
-    """Whether it is a tensor of ordinary layout with its values in memory: neither sparse nor nested, nor of
-    a class of its own."""
+    """Tell whether it is a tensor of ordinary layout with its values in memory: neither sparse nor nested,
+    nor of a class of its own."""
     if not isinstance(value, Tensor) or type(value) not in (Tensor, nn.Parameter) or value.is_complex():
         return False
     return (

@@ -1,5 +1,5 @@
-"""Network: what every network made from a Spec shares: its draw, its weights from a file, its freezing and
-its engine."""
+"""Network, the part that every network made from a Spec shares: its draw, its weights from a file, its
+freezing and its engine."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Network(nn.Module):
         fuse(self, engine, check=False)  # these forwards are known
 
     def build(self, spec: Spec) -> None:
-        """Makes the layers as attributes."""
+        """Make the layers as attributes."""
         raise NotImplementedError
 
     def begin(self, study: Mapping[str, Any], train: Any) -> None:
@@ -73,11 +73,11 @@ class Network(nn.Module):
         raise NotImplementedError
 
     def to_torch(self) -> fx.GraphModule:
-        """The same network of torch's own modules alone, see `fastbn.models.export`."""
+        """Return the same network of torch's own modules alone, see `fastbn.models.export`."""
         return to_torch(self)
 
     def lines(self) -> list[str]:
-        """The layers as a reader wants them: not their modules, of which 866 layers would print 1,900
+        """Return the layers as a reader wants them: not their modules, of which 866 layers would print 1,900
         lines."""
         return []
 
@@ -97,7 +97,7 @@ def network(
     weights: str | os.PathLike[str] | None = None,
     check: Callable[[Network], None] | None = None,
 ) -> Network:
-    """The network of a spec, of the class that its family names. check: as of `Network`."""
+    """Return the network of a spec, of the class that its family names. check: as of `Network`."""
     module, _, name = HOMES[spec.family].partition(":")
     kind: type[Network] = getattr(importlib.import_module(module), name)
     made = kind.__new__(kind)

@@ -140,7 +140,7 @@ class FastBNOnlyResNet(Network):
         return self.fc(torch.flatten(self.avgpool(out), 1))
 
     def lines(self) -> list[str]:
-        """The stages as built."""
+        """Return the stages as built."""
         spec, expansion = self.spec, BLOCKS[self.spec.block].expansion
         lines = [
             f"stem: {'3×3' if spec.family == 'cifar' else '7×7 stride 2, max-pool stride 2'}, 3→{spec.width}"
@@ -157,7 +157,7 @@ class FastBNOnlyResNet(Network):
 
 
 def _projection(layers: Layers, in_channels: int, channels: int, stride: int) -> nn.Sequential | None:
-    """A 1×1 convolution with its norm where the identity does not fit, else nothing."""
+    """Return a 1×1 convolution with its norm where the identity does not fit, else nothing."""
     if stride == 1 and in_channels == channels:
         return None
     return nn.Sequential(layers.conv(in_channels, channels, 1, stride), layers.norm(channels))

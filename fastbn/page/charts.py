@@ -38,7 +38,7 @@ class ChartValue:
 
 @dataclasses.dataclass(frozen=True)
 class Bar:
-    """A name and one value a measure. `kind` is its colour, 0 … 5."""
+    """A name and one value per measure. `kind` is its colour, 0 … 5."""
 
     name: str
     values: Sequence[ChartValue | None]
@@ -64,8 +64,8 @@ class Series:
 def bars(
     title: str, rows: Sequence[Bar], unit: str, measures: Sequence[str] = ("",), rule: float | None = None
 ) -> Html:
-    """Horizontal: a name above its bars, one for each measure it has, and a whisker where a value has an
-    interval. `rule` is a line to compare with. `unit` follows a value at once: " ms", "×"."""
+    """Draw horizontal bars: a name above its bars, one for each measure that it has, and a whisker where a
+    value has an interval. `rule` is a line to compare with. `unit` follows a value at once: " ms", "×"."""
     rows = [row for row in rows if any(row.values)]
     if not rows:
         return NOTHING
@@ -122,9 +122,9 @@ def lines(
     said: str = "",
     log_y: bool | None = None,
 ) -> Html:
-    """Series over two axes, both logarithmic or both linear from 0; `log_y` is y's own. x is ticked where
-    points are, if these are few and round. Points that a logarithm can't show are left out. `said` stands for
-    the chart instead of its points."""
+    """Draw series over two axes, both logarithmic or both linear from 0; `log_y` is y's own. x is ticked
+    where points are, if these are few and round. Points that a logarithm can't show are left out. `said`
+    stands for the chart instead of its points."""
     log_y = log if log_y is None else log_y
     if log or log_y:
         series = [dataclasses.replace(s, points=[p for p in s.points if min(p) > 0]) for s in series]
@@ -173,7 +173,7 @@ def histogram(
     x_label: str,
     y_label: str,
 ) -> Html:
-    """Outlines over the same bins, laid over each other: (name, kind, a height a bin) each, between
+    """Draw outlines over the same bins, laid over each other: (name, kind, a height per bin) each, between
     `edges`, one more than bins."""
     series, said = [], []
     for i, (name, kind, found) in enumerate(heights):
@@ -196,8 +196,8 @@ def strips(
     x_label: str,
     kind: int = 0,
 ) -> Html:
-    """A row a name: histograms over the same bins as shades, strongest where a row has its most. `edges`
-    is one longer than a row."""
+    """Draw a row per name: histograms over the same bins as shades, strongest where a row has its most.
+    `edges` is one longer than a row."""
     if not rows:
         return NOTHING
     margin = min(8 + GLYPH * max(len(name) for name, _ in rows), WIDTH * 0.45)
@@ -226,7 +226,8 @@ def strips(
 
 
 def roofline(title: str, series: Sequence[Series], bytes_per_second: float, flops_per_second: float) -> Html:
-    """Points (FLOP a byte, FLOP/s), not joined, under what the machine allows: min(bytes/s · x, FLOP/s)."""
+    """Draw points (FLOP per byte, FLOP/s), not joined, under what the machine allows: min(bytes/s · x,
+    FLOP/s)."""
     xs = [p[0] for s in series for p in s.points if min(p) > 0]
     if not xs:
         return NOTHING
@@ -269,8 +270,8 @@ def _band(s: Series, around: Sequence[tuple[float, tuple[float, float]]]) -> lis
 def _labels(
     labels: Sequence[str], spots: Sequence[tuple[float, float]], taken: list[tuple[float, float, float]]
 ) -> list[str]:
-    """Beside their points, at the first of four places that nothing has `taken`: (x, y, half the width) of
-    marks and labels."""
+    """Draw labels beside their points, at the first of four places that nothing has `taken`: (x, y, half the
+    width) of marks and labels."""
     drawn = []
     for label, (x, y) in zip(labels, spots, strict=False):
         half = GLYPH * len(label) / 2
@@ -296,7 +297,7 @@ def _dashes(s: Series) -> str:
 
 
 def _fit(name: str, room: float) -> str:
-    """A name that a line holds; its mark's tooltip and the chart's text have it whole."""
+    """Return a name cut to what a line holds; its mark's tooltip and the chart's text have it whole."""
     most = int(room / GLYPH)
     return name if len(name) <= most else f"{name[: most - 1]}…"
 

@@ -105,7 +105,7 @@ NUMERIC = re.compile(r"[<>≤≥~]? ?[-−+]?[\d.,]+(e[-+]\d+)?( ?(…|–|/) ?[
 
 
 def text(value: object) -> Html:
-    """Whatever it is as text, safe between tags and in a double-quoted attribute."""
+    """Return whatever it is as text, safe between tags and in a double-quoted attribute."""
     return Html(html.escape(CONTROL.sub("\ufffd", str(value)), quote=True))
 
 
@@ -114,7 +114,7 @@ def joined(parts: Iterable[Html]) -> Html:
 
 
 def anchor(title: str) -> str:
-    """A title as an id: lower-case words and hyphens."""
+    """Return a title as an id: lower-case words and hyphens."""
     return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
 
 
@@ -123,7 +123,7 @@ def paragraph(value: str, style: str = "") -> Html:
 
 
 def heading(value: str) -> Html:
-    """Within a section."""
+    """Return a heading within a section."""
     return Html(f"<h3>{text(value)}</h3>")
 
 
@@ -133,8 +133,8 @@ def listing(items: Iterable[str]) -> Html:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
-    """A row's first cell is its name. A column of numbers is set right; one in which no row has anything
-    is left out."""
+    """Return a table; a row's first cell is its name. A column of numbers is set right; one in which no row
+    has anything is left out."""
     used = [i for i, _ in enumerate(header) if i == 0 or any(row[i] not in ("", ABSENT) for row in rows)]
     if not rows:
         return NOTHING
@@ -151,20 +151,20 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
 
 
 def figure(chart: Html, title: str, caption: str = "") -> Html:
-    """A chart under its title, with what it shows and under which conditions; nothing where there is no
-    chart."""
+    """Return a chart under its title, with what it shows and under which conditions; nothing where there is
+    no chart."""
     said = f"<strong>{text(title)}</strong>{'<br />' if caption else ''}{text(caption)}"
     return Html(f"<figure><figcaption>{said}</figcaption>{chart}</figure>") if chart else NOTHING
 
 
 def figures(found: Sequence[Html]) -> Html:
-    """Side by side where the page is wide enough."""
+    """Return figures side by side where the page is wide enough."""
     kept = [one for one in found if one]
     return Html(f'<div class="figures">{joined(kept)}</div>') if kept else NOTHING
 
 
 def section(title: str, *parts: Html) -> Html:
-    """Under a heading of its own; nothing where every part is empty."""
+    """Return the parts under a heading of their own; nothing where every part is empty."""
     body = joined(parts)
     return (
         Html(f'<section id="{anchor(title)}"><h2>{text(title)}</h2>\n{body}\n</section>') if body else NOTHING
@@ -190,7 +190,7 @@ def standalone(chart: Html, title: str) -> str:
 
 
 def page(title: str, lead: str, sections: Sequence[Html]) -> str:
-    """The whole file. Sections that are empty are left out, of the list of contents too."""
+    """Return the whole file. Sections that are empty are left out, of the list of contents too."""
     kept = [one for one in sections if one]
     found = [re.match(r'<section id="([^"]*)"><h2>(.*?)</h2>', one) for one in kept]
     nav = " ".join(f'<a href="#{match[1]}">{match[2]}</a>' for match in found if match)

@@ -15,7 +15,7 @@ GAP = 1  # pixels between the images of a grid
 
 
 def grid(images: np.ndarray, columns: int) -> np.ndarray:
-    """Images (n, H, W, 3) or (n, H, W, 4) uint8 in rows of `columns`, as one (H', W', 4); what lies
+    """Return images (n, H, W, 3) or (n, H, W, 4) uint8 in rows of `columns`, as one (H', W', 4); what lies
     between is transparent."""
     n, height, width, depth = images.shape
     rows = -(-n // columns)
@@ -29,7 +29,7 @@ def grid(images: np.ndarray, columns: int) -> np.ndarray:
 
 
 def png(image: np.ndarray) -> bytes:
-    """(H, W, 4) uint8, red green blue alpha, as a PNG file."""
+    """Return (H, W, 4) uint8, red green blue alpha, as a PNG file."""
     height, width, _ = image.shape
     # each begins with its filter: none
     rows = np.concatenate([np.zeros((height, 1), np.uint8), image.reshape(height, -1)], 1)
@@ -42,7 +42,7 @@ def png(image: np.ndarray) -> bytes:
 
 
 def picture(image: np.ndarray, said: str) -> Html:
-    """An image (H, W, 4) uint8 as wide as its figure; `said` stands for it where it can't be seen."""
+    """Return an image (H, W, 4) uint8 as wide as its figure; `said` stands for it where it can't be seen."""
     found = base64.b64encode(png(image)).decode()
     return Html(
         f'<img class="pixels" alt="{text(said)}" width="{image.shape[1]}" '
@@ -51,7 +51,7 @@ def picture(image: np.ndarray, said: str) -> Html:
 
 
 def rows(pictures: Sequence[tuple[str, Html]]) -> Html:
-    """Pictures under each other, the name of each before it."""
+    """Return pictures under each other, the name of each before it."""
     return Html("".join(f'<p class="note row">{text(name)}</p>{own}' for name, own in pictures))
 
 

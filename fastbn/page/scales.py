@@ -1,4 +1,4 @@
-"""From numbers to places and words in a chart: scales, their round ticks, figures of three digits."""
+"""How numbers become places and words in a chart: scales, their round ticks, figures of three digits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """Data between low and high to units between start and end; linear or logarithmic."""
+    """A map of data between low and high to units between start and end; linear or logarithmic."""
 
     low: float
     high: float
@@ -24,7 +24,7 @@ class Scale:
         )
 
     def ticks(self, most: int = 6) -> list[float]:
-        """Round numbers within it, `most` at most and two at least, if there are."""
+        """Return round numbers within it, `most` at most and two at least, if there are."""
         if self.log:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             for steps, every in (
@@ -51,7 +51,8 @@ class Scale:
 
 
 def number(value: float) -> str:
-    """Three significant digits, without an exponent where that is short: 0.0123, 1.23, 1,230, 1.2e-07."""
+    """Return a number in three significant digits, without an exponent where that is short: 0.0123, 1.23,
+    1,230, 1.2e-07."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     if not 1e-4 <= abs(value) < 1e9:
@@ -65,8 +66,8 @@ def short(value: float) -> str:
 
 
 def domain(values: Sequence[float], log: bool) -> tuple[float, float]:
-    """What an axis spans to show these, in order: a quarter more on either side of a logarithm, else from
-    0 on."""
+    """Return what an axis spans to show these, in order: a quarter more on either side of a logarithm, else
+    from 0 on."""
     low, high = values[0], values[-1]
     if log:
         return low / 1.25, high * 1.25

@@ -20,8 +20,8 @@ SPARE = 0.05  # of the memory, which a plan leaves: allocators round up, librari
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """memory in bytes, free for a run; bytes_per_second of a copy; flops_per_second of matrix products, by
-    precision; seconds a launch."""
+    """A device's figures: memory in bytes, free for a run; bytes_per_second of a copy; flops_per_second of
+    matrix products, by precision; seconds a launch."""
 
     name: str
     type: str
@@ -36,7 +36,7 @@ class Device:
 def _gpu(
     name: str, capability: int, memory: float, terabytes: float, half: float, tf32: float, fp32: float
 ) -> Device:
-    """A GPU's data sheet: GB, TB/s, and dense TFLOP/s in half precision, TF32 and float32."""
+    """Return a GPU's data sheet: GB, TB/s, and dense TFLOP/s in half precision, TF32 and float32."""
     flops = {"mixed": half, "bf16": half, "tf32": tf32, "fp32": fp32}
     speeds = {precision: figure * 1e12 for precision, figure in flops.items()}
     return Device(
@@ -61,13 +61,13 @@ SHEETS = {
 
 
 def sheet(name: str) -> Device:
-    """A device by its data sheet. Raises UsageError for one that is not known."""
+    """Return a device by its data sheet. Raises UsageError for one that is not known."""
     return SHEETS[one_of("--on", name.lower(), SHEETS)]
 
 
 def here(device: torch.device, memory: float | None = None) -> Device:
-    """This machine's device, its speeds measured in half a second. memory: GB, where a run may not take
-    all that is free."""
+    """Return this machine's device, its speeds measured in half a second. memory: GB, where a run may not
+    take all that is free."""
     free = int(memory * GB) if memory is not None else free_memory(device)
     flops = {
         precision: _flops(device, precision)
@@ -81,8 +81,8 @@ def here(device: torch.device, memory: float | None = None) -> Device:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that a run may take: what CUDA has free once PyTorch has given back what it can (not the memory
-    of graphs, which counts as unused there); of a machine's memory what is available."""
+    """Return the bytes that a run may take: what CUDA has free once PyTorch has given back what it can (not
+    the memory of graphs, which counts as unused there); of a machine's memory what is available."""
     if device.type == "cuda":
         devices.free_unused(device)
         return torch.cuda.mem_get_info(device)[0]
@@ -111,7 +111,7 @@ def _flops(device: torch.device, precision: str) -> float:
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    """The least of five."""
+    """Return the least seconds of five calls."""
     found = []
     for _ in range(6):
         start = time.perf_counter()

@@ -28,7 +28,8 @@ TRADED = {
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """`graph` holds the regions and the stock nodes; `engine` and `why` say who carries the regions out."""
+    """What `explain` found: `graph` holds the regions and the stock nodes; `engine` and `why` say which
+    engine runs the regions."""
 
     model: str
     engine: str
@@ -90,7 +91,7 @@ class Explanation:
 
 
 def _percent(part: int, whole: int) -> str:
-    """Rounded down: 100% is all of them."""
+    """Return a share in percent, rounded down: 100% is all of them."""
     return f"{100 * part // whole}%"
 
 
@@ -121,8 +122,8 @@ def explain(
     batch: int = 1,
     verbose: bool = False,
 ) -> Explanation:
-    """What fuse(model) runs fused and what it leaves to stock PyTorch, for the model as it now is and the
-    device it is on.
+    """Return what fuse(model) runs fused and what it leaves to stock PyTorch, for the model as it now is and
+    the device it is on.
 
     image: (channels, height, width) of what it will read, and batch: how many at once. Some convolutions take
     another algorithm by their images' size, or one that needs less memory where packed weights would outweigh
@@ -169,8 +170,8 @@ def explain(
 
 
 def _outside(model: nn.Module, program: fx.GraphModule | None) -> int:
-    """How many convolutions run stock: those that a program calls, by themselves or within a part that runs
-    as it was written; all of a model that has none."""
+    """Return how many convolutions run stock: those that a program calls, by themselves or within a part that
+    runs as it was written; all of a model that has none."""
     called: list[nn.Module] = [model]
     if program is not None:
         modules = dict(program.named_modules(remove_duplicate=False))
@@ -181,7 +182,7 @@ def _outside(model: nn.Module, program: fx.GraphModule | None) -> int:
 
 
 def _products(model: nn.Module, engine: Engine, program: fx.GraphModule) -> tuple[int, int] | None:
-    """Of an image of a usual size; None where the model can read neither."""
+    """Return the products for an image of a usual size; None where the model can read neither."""
     channels = next((module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)), 3)
     for side in (LARGE, SMALL):
         try:

@@ -1,5 +1,5 @@
-"""What many devices send each other in a step and how long it takes: a model, from the number of parameters
-and a link.
+"""A model of what many devices send each other in a step, and how long that takes, from the number of
+parameters and a link.
 
     ring   2(K−1)·α + 2(K−1)/K·S/β        each device sends 2(K−1)/K·S bytes, the least there is
     tree   2⌈log₂K⌉·α + 2·S/β              up and down a binary tree, pipelined an all-reduce of S bytes over
@@ -23,7 +23,7 @@ DEVICES = (8, 64, 1024)
 
 @dataclasses.dataclass(frozen=True)
 class Link:
-    """Between one device and the others."""
+    """The link between one device and the others."""
 
     bandwidth: float  # bytes a second, β
     latency: float  # seconds a message, α
@@ -36,20 +36,20 @@ ASSUMED = Link(25e9, 10e-6)  # a 200 Gb/s port a device
 
 
 def sent_bytes(size: int, devices: int) -> float:
-    """By each device, for the all-reduce of a message of `size` bytes by a ring."""
+    """Return the bytes that each device sends, for the all-reduce of a message of `size` bytes by a ring."""
     return 2 * (devices - 1) / devices * size
 
 
 def seconds(size: int, devices: int, link: Link = ASSUMED) -> float:
-    """Of an all-reduce of a message of `size` bytes."""
+    """Return the seconds of an all-reduce of a message of `size` bytes."""
     ring = 2 * (devices - 1) * link.latency + sent_bytes(size, devices) / link.bandwidth
     tree = 2 * math.ceil(math.log2(devices)) * link.latency + 2 * size / link.bandwidth
     return min(ring, tree)
 
 
 def synchronised_seconds(channels: list[int], devices: int, link: Link = ASSUMED) -> float:
-    """Of --sync-bn's all-reduces in a step, one forward and one back a BatchNorm of so many channels, two
-    float64 a channel each."""
+    """Return the seconds of --sync-bn's all-reduces in a step: one forward and one back per BatchNorm of so
+    many channels, two float64 per channel each."""
     return sum(2 * seconds(2 * 8 * c, devices, link) for c in channels)
 
 
@@ -62,9 +62,8 @@ def table(
     sync_bn: bool = False,
     link: Link = ASSUMED,
 ) -> list[str]:
-    """Lines for people. message: bytes of a step's all-reduce; total: all parameters;
-    channels: of each BatchNorm; step:
-    seconds of one on one device."""
+    """Return lines for people. message: bytes of a step's all-reduce; total: all parameters; channels: of
+    each BatchNorm; step: seconds of one on one device."""
     sizes = message, 4 * total
     lines = [f"{'':>8}  {'fastbn':^38}  {'stock DDP, everything trains':^38}"]
     head = f"{'sent a step':>14}{'time':>12}{'of the step':>12}"

@@ -1,4 +1,4 @@
-"""The plan: how a step is carried out, decided from the graph before anything runs.
+"""The plan: how a step runs, decided from the graph before anything runs.
 
 The largest part of the forward that memory holds stays saved; what is before it is computed again by segments
 (engine/recomputation.py), cut where boundaries and the largest segment together are smallest. Nothing is
@@ -22,7 +22,7 @@ from fastbn.planning.step_memory import NetworkMemory
 
 @dataclasses.dataclass(frozen=True)
 class StepMemory:
-    """Bytes: what is there between steps, and a step's peak on top, of which `saved` waits for the
+    """A step's bytes: what is there between steps, and a step's peak on top, of which `saved` waits for the
     backward."""
 
     weights: int  # parameters, buffers, the engine's packed copies of frozen ones
@@ -38,7 +38,7 @@ class StepMemory:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How a step is carried out, what it takes, and what it may take."""
+    """How a step runs, what it takes, and what it may take."""
 
     batch: int
     bn_batch: int  # images that share their statistics: the batch, or a slice of it
@@ -70,8 +70,8 @@ class Plan:
 
 
 class Planner:
-    """Plans a network's steps within `memory` bytes. image: (channels, height, width); data: bytes of the
-    data set that lie there."""
+    """A planner of a network's steps within `memory` bytes. image: (channels, height, width); data: bytes of
+    the data set that lie there."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class Planner:
         self.budget = int(memory * (1 - SPARE))
 
     def plan(self, batch: int, bn_batch: int | None = None, budget: int | None = None) -> Plan:
-        """The plan that computes least again. Raises MachineError where not even segments of one block
+        """Return the plan that recomputes least. Raises MachineError where not even segments of one block
         fit."""
         budget = self.budget if budget is None else budget
         at_once = min(batch, bn_batch or batch)
@@ -118,12 +118,12 @@ class Planner:
         return found
 
     def smaller(self, plan: Plan) -> Plan:
-        """The next plan below one that ran out of memory in spite of itself: a step of four fifths. Raises
-        MachineError as `plan`."""
+        """Return the next plan below one that ran out of memory in spite of itself: a step of four fifths.
+        Raises MachineError as `plan`."""
         return self.plan(plan.batch, plan.bn_batch, plan.memory.peak - plan.memory.step // 5)
 
     def largest(self, budget: int | None = None) -> int:
-        """The largest batch that fits, everything computed again that can be; 0 if none does."""
+        """Return the largest batch that fits, everything recomputed that can be; 0 if none does."""
         budget = self.budget if budget is None else budget
 
         def fits(n: int) -> bool:
@@ -157,8 +157,8 @@ class Planner:
         return (n, *self.image)
 
     def _cut(self, n: int, kept: int) -> Recompute:
-        """The segments under which boundaries and the largest segment take least, of halvings of the
-        whole."""
+        """Return the segments under which boundaries and the largest segment take least, among halvings of
+        the whole."""
         size, best = self.dtypes[0].itemsize, (math.inf, Recompute(1, kept))
         region, shapes = self.regions(n)[0]
         held = recomputation.raw_bytes(region, shapes, size)
@@ -173,13 +173,13 @@ class Planner:
         return best[1]
 
     def regions(self, n: int) -> list[tuple[Region, dict[int, Shape]]]:
-        """With the shapes of their values for n images, the one that holds most first."""
+        """Return the regions with the shapes of their values for n images, the one that holds most first."""
         found = self.network.shapes(self._shape(n))
         return sorted(found, key=lambda pair: -sum(recomputation.raw_bytes(pair[0], pair[1], 1)))
 
     @functools.lru_cache(8)  # noqa: B019 (as long-lived as the planner)
     def _flops(self, n: int) -> int:
-        """Of a step's convolutions, forward and input gradients."""
+        """Return the FLOPs of a step's convolutions, forward and input gradients."""
         return sum(
             cost.flops
             for region, shapes in self.regions(n)

@@ -1,4 +1,4 @@
-"""What `--precision` means on a device."""
+"""The precisions of `--precision`, and what each means on a device."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ STORED = {"mixed": (torch.float16, torch.bfloat16), "bf16": (torch.bfloat16, tor
 
 
 def storage(precision: str) -> tuple[torch.dtype, torch.dtype]:
-    """What activations and their gradients are stored in. ('auto' is not resolved yet: float32.)"""
+    """Return the dtypes that activations and their gradients are stored in. ('auto' is not resolved yet:
+    float32.)"""
     return STORED.get(precision, (torch.float32, torch.float32))
 
 
 @contextlib.contextmanager
 def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
-    """Runs what it encloses in fp32 (never TF32), tf32, bf16 by autocast, or mixed (fastbn's float16
+    """Run what it encloses in fp32 (never TF32), tf32, bf16 by autocast, or mixed (fastbn's float16
     activations and bfloat16 gradients, the rest fp32). Raises MachineError where the device has no such
     thing."""
     check(precision, device)
@@ -41,7 +42,7 @@ def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
 
 
 def check(precision: str, device: torch.device) -> None:
-    """Raises MachineError for a precision that this version does not offer on this device."""
+    """Raise MachineError for a precision that this version does not offer on this device."""
     if precision == "tf32" and device.type != "cuda":
         raise MachineError(
             f"--precision tf32 needs a CUDA device, this run is on {device.type}; use fp32 or bf16"
@@ -54,9 +55,8 @@ def check(precision: str, device: torch.device) -> None:
 
 
 def automatic(model_engine: str, device: torch.device) -> str:
-    """Return what 'auto' means for a model's engine ('auto', 'stock',
-    …): mixed where the Triton engine runs it;
-    bf16, stock's best, where the engine failed its self-check on this GPU; else fp32."""
+    """Return what 'auto' means for a model's engine ('auto', 'stock', …): mixed where the Triton engine runs
+    it; bf16, stock's best, where the engine failed its self-check on this GPU; else fp32."""
     if model_engine in ("auto", "triton") and step_kernels.usable(device):
         return "mixed"
     return "bf16" if model_engine == "auto" and select.failed_check(device, torch.float16) else "fp32"

@@ -1,5 +1,5 @@
-"""What a region's step occupies, counted without a byte of it: the walk itself, carried out by an engine that
-only allocates.
+"""What a region's step occupies, counted without a byte of it: the walk itself is run by an engine that only
+allocates.
 
 Counted   activations, their gradients, masks, and what an engine allocates beside them while an operation
 runs.
@@ -23,8 +23,8 @@ from fastbn.graph.regions import Conv, Region, Shape
 
 
 class Meter:
-    """Bytes that are alive, and the most that were; and from which to which operation each tensor is in
-    use."""
+    """A count of the bytes that are alive, and the most that were; and of the operations between which each
+    tensor is in use."""
 
     def __init__(self) -> None:
         self.live = self.peak = self.operations = 0
@@ -37,7 +37,7 @@ class Meter:
         return self.spans[-1]
 
     def operate(self, *operands: Any) -> None:
-        """The next operation, and what it reads: ghosts, and activations of them."""
+        """Begin the next operation, and note what it reads: ghosts, and activations of them."""
         self.operations += 1
         for operand in operands:
             ghosts: Any = (
@@ -65,8 +65,8 @@ class Ghost:
 
 @dataclasses.dataclass(frozen=True)
 class Footprint:
-    """Bytes beyond a region's inputs: at the peak of its forward and of its backward (what was saved among
-    it), of what is saved between the two, and of its outputs."""
+    """A region's bytes beyond its inputs: at the peak of its forward and of its backward (what was saved
+    among it), of what is saved between the two, and of its outputs."""
 
     forward: int
     backward: int
@@ -83,8 +83,8 @@ def footprint(
     dtypes: tuple[torch.dtype, torch.dtype],
     again: tuple[range, ...] = (),
 ) -> Footprint:
-    """wanted: by input, whether it requires a gradient. dtypes: what activations and gradients are stored
-    in."""
+    """Return a region's footprint. wanted: by input, whether it requires a gradient. dtypes: what activations
+    and gradients are stored in."""
     meter = Meter()
     own: Any = _Allocating(meter, engine, dtypes)
     trains = [any(t is not None and t.requires_grad for t in (norm.weight, norm.bias)) for _, norm in modules]
@@ -125,7 +125,7 @@ def footprint(
 
 
 class _Allocating:
-    """Allocates what an engine does, operation by operation."""
+    """An engine that allocates what the real one does, operation by operation."""
 
     name = "allocating"
 
@@ -224,7 +224,7 @@ class _Allocating:
         return Ghost(self._meter, shape, self._gradients.itemsize, self._gradients)
 
     def _mask(self, shape: Shape, function: Function) -> Any:
-        """What a function's derivative needs: a bit an element, or n itself."""
+        """Return what a function's derivative needs: a bit per element, or n itself."""
         if not function.bit:
             return self._activation(shape)
         n, c, h, w = shape

@@ -1,4 +1,4 @@
-"""The time that a step can't be done under, on a device of known speeds.
+"""The least time that a step can take on a device of known speeds.
 
     seconds ≥ Σ over launches of max(bytes / bytes_per_second, FLOPs / flops_per_second) + launch
 
@@ -32,7 +32,7 @@ PRODUCTS = {  # for each of the convolution's own
 def costs(
     region: Region, shapes: dict[int, Shape], dtypes: tuple[torch.dtype, torch.dtype]
 ) -> list[traffic.Cost]:
-    """Launch by launch, of a forward and a backward."""
+    """Return the costs of a forward and a backward, launch by launch."""
     case = traffic.TrafficCase(
         region, tuple(shapes[i] for i in range(region.inputs)), dtypes[0].itemsize, dtypes[1].itemsize
     )
@@ -41,7 +41,7 @@ def costs(
 
 
 def seconds(planner: Planner, plan: Plan, precision: str, device: Device) -> float:
-    """Of a step by this plan."""
+    """Return the least seconds of a step by this plan."""
     rate, found = device.flops_per_second[precision], 0.0
     for region, shapes in planner.regions(plan.bn_batch):
         share, own = products(region, shapes, planner.network.engine), 0.0
@@ -54,7 +54,7 @@ def seconds(planner: Planner, plan: Plan, precision: str, device: Device) -> flo
 
 
 def line(planner: Planner, plan: Plan, precision: str, device: Device) -> str:
-    """What --explain says of it."""
+    """Return the line that --explain prints of it."""
     least = seconds(planner, plan, precision, device)
     return (
         f"at least {least * 1e3:,.{0 if least > 0.1 else 2}f} ms a step, at most {plan.batch / least:,.0f} "
@@ -64,7 +64,7 @@ def line(planner: Planner, plan: Plan, precision: str, device: Device) -> str:
 
 
 def products(region: Region, shapes: dict[int, Shape], engine: Engine) -> float:
-    """Products made for each of the convolutions' own, on average."""
+    """Return the products made for each of the convolutions' own, on average."""
     own = made = 0.0
     for join in region.joins:
         for conv in join.convs:

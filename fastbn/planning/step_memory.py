@@ -35,8 +35,8 @@ from fastbn.planning.region_memory import Footprint, footprint
 
 @dataclasses.dataclass(frozen=True)
 class Occupied:
-    """Bytes of a step: at its peak; of what the forward leaves for the backward, all regions'; and FLOPs
-    that the backward does again."""
+    """A step's bytes: at its peak; of what the forward leaves for the backward, all regions'; and the FLOPs
+    that the backward repeats."""
 
     peak: int
     saved: int
@@ -44,8 +44,8 @@ class Occupied:
 
 
 class Counted(TorchDispatchMode):
-    """Inside, `live` is the bytes of the storages that torch made and that still live; `peak` the most
-    that it was."""
+    """A context in which `live` is the bytes of the storages that torch made and that still live; `peak` the
+    most that it was."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class Counted(TorchDispatchMode):
 
 
 class NetworkMemory:
-    """A model as an engine sees it, to be asked what its steps occupy. It is read in the modes that it is
+    """A model as an engine sees it, which tells what its steps occupy. It is read in the modes that it is
     in."""
 
     def __init__(self, model: nn.Module, engine: Engine, program: fx.GraphModule | None = None):
@@ -95,7 +95,7 @@ class NetworkMemory:
 
     @staticmethod
     def of(model: nn.Module, fused: Fused, dtype: torch.dtype) -> NetworkMemory:
-        """A fused model's own, for activations of this dtype on the device where it is."""
+        """Return a fused model's own, for activations of this dtype on the device where it is."""
         device = next(model.parameters()).device
         _, program = fused.program(device, dtype)
         engine, _ = choose(fused.engine, device, dtype, fused.exact)
@@ -103,12 +103,13 @@ class NetworkMemory:
         return NetworkMemory(model, engine, program)
 
     def shapes(self, x: Shape) -> list[tuple[Region, dict[int, Shape]]]:
-        """Every region with the shapes of its values, for a batch of this shape."""
+        """Return every region with the shapes of its values, for a batch of this shape."""
         self._walked(x)
         return self._shapes[x]
 
     def multiplications(self, x: Shape) -> tuple[int, int]:
-        """Of every convolution's forward, for a batch of this shape: those in regions, and all."""
+        """Return the multiplications of every convolution's forward, for a batch of this shape: those in
+        regions, and all."""
         self._walked(x)
         fused = sum(
             math.prod(conv.weight_shape[1:]) * math.prod(shapes[join.value])
@@ -127,7 +128,7 @@ class NetworkMemory:
             self._shapes[x], self._stock[x] = walk.shapes, walk.products
 
     def packed_bytes(self, x: Shape, dtypes: tuple[torch.dtype, torch.dtype]) -> int:
-        """Of the frozen weights in the engine's own layouts, for images x."""
+        """Return the bytes of the frozen weights in the engine's own layouts, for images x."""
         total = 0
         shapes = {id(region): found for region, found in self.shapes(x)}
         for region in self._regions:
@@ -150,8 +151,9 @@ class NetworkMemory:
     def occupied(
         self, x: Shape, dtypes: tuple[torch.dtype, torch.dtype], policy: recomputation.Recompute | None = None
     ) -> Occupied:
-        """Of a step on a batch of float32 images x, from their making to the gradients. dtypes: what
-        activations and gradients are stored in. Raises Unfit for a shape that a region can't carry out."""
+        """Return what a step occupies on a batch of float32 images x, from their making to the gradients.
+        dtypes: what activations and gradients are stored in. Raises Unfit for a shape that a region can't
+        carry out."""
         before = [(p, p.grad) for p in self._program.parameters()]  # of what trains outside the regions
         try:
             with _apart(self._program), FakeTensorMode(allow_non_fake_inputs=True), Counted() as counted:
@@ -172,8 +174,8 @@ class NetworkMemory:
 
 @contextlib.contextmanager
 def _apart(program: fx.GraphModule) -> Iterator[None]:
-    """Inside, modules have copies of their buffers, and random numbers are as they were afterwards: stock
-    BatchNorms count batches on fake tensors too, and the model shall show no mark of it."""
+    """A context in which modules have copies of their buffers, and random numbers are as they were
+    afterwards: stock BatchNorms count batches on fake tensors too, and the model shall show no mark of it."""
     held = [(module._buffers, dict(module._buffers)) for module in program.modules() if module._buffers]
     for buffers, own in held:
         buffers.update({name: None if t is None else t.clone() for name, t in own.items()})
@@ -186,12 +188,12 @@ def _apart(program: fx.GraphModule) -> Iterator[None]:
 
 
 def _kind(conv: Conv) -> Any:
-    """What a packed weight's size hangs on."""
+    """Return what a packed weight's size depends on."""
     return dataclasses.astuple(dataclasses.replace(conv, name="", norm="", source=0, slot=0))
 
 
 class _Walk(fx.Interpreter):
-    """Runs a program on fake tensors, its regions replaced by what they occupy."""
+    """A run of a program on fake tensors, its regions replaced by what they occupy."""
 
     def __init__(
         self,
@@ -247,7 +249,7 @@ class _Walk(fx.Interpreter):
 
 @dataclasses.dataclass(frozen=True)
 class _Absent:
-    """What stands for a region."""
+    """The stand-in for a region."""
 
     counted: Counted
     found: Footprint
@@ -258,7 +260,7 @@ class _Absent:
 
 
 class _Region(torch.autograd.Function):
-    """A region that is not there: counts what it would occupy."""
+    """A region that is not there, which counts what it would occupy."""
 
     @staticmethod
     def forward(ctx: Any, region: _Absent, *tensors: Tensor) -> tuple[Tensor, ...]:

@@ -34,7 +34,7 @@ K = TypeVar("K")
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What a pass costs, or many: costs add up. `sum(costs, Cost())` is a cost."""
+    """The cost of a pass, or of many: costs add up. `sum(costs, Cost())` is a cost."""
 
     read: int = 0  # bytes of activations, gradients and masks
     written: int = 0
@@ -82,14 +82,14 @@ def total(passes: Iterable[TrafficPass]) -> Cost:
 
 
 def roofline(cost: Cost, bytes_per_second: float, flops_per_second: float) -> float:
-    """The seconds that a cost can't be done under: of a pass, or of a whole forward or backward, each by
-    itself."""
+    """Return the seconds that a cost can't be done under: of a pass, or of a whole forward or backward, each
+    by itself."""
     return max(cost.moved / bytes_per_second, cost.flops / flops_per_second)
 
 
 @dataclasses.dataclass(frozen=True)
 class TrafficCase:
-    """A region and what it is called with. A single bool holds for every input, or for every BatchNorm.
+    """A region and its call's shapes and dtypes. A single bool holds for every input, or for every BatchNorm.
 
     Its plans raise ValueError where a tuple is longer or shorter than that, Unfit for shapes that the region
     can't carry out."""
@@ -104,20 +104,20 @@ class TrafficCase:
 
     @functools.cached_property
     def elements(self) -> dict[int, int]:
-        """Of every value; a join's raw outputs have as many each as its z."""
+        """Return the number of elements of every value; a join's raw outputs have as many each as its z."""
         return {value: math.prod(shape) for value, shape in self.region.shapes(self.inputs).items()}
 
     def a(self, value: int) -> int:
-        """Bytes of a tensor of this value's shape in the forward's element size."""
+        """Return the bytes of a tensor of this value's shape in the forward's element size."""
         return self.elements[value] * self.activation
 
     def g(self, value: int) -> int:
-        """And in the backward's."""
+        """Return its bytes in the backward's element size."""
         return self.elements[value] * self.gradient
 
     def bits(self, join: Join) -> int:
-        """Bytes of what its derivative needs after an addition: a bit an element, or n itself; 0 if it
-        needs nothing."""
+        """Return the bytes of what its derivative needs after an addition: a bit per element, or n itself; 0
+        if it needs nothing."""
         return (
             -(-self.elements[join.value] // 8) if join.function.bit else self.a(join.value)
         ) * join.needs_mask
@@ -132,7 +132,7 @@ class TrafficCase:
         )
 
     def multiplied(self, conv: Conv, value: int) -> tuple[int, int]:
-        """The weight's bytes and the FLOPs of this join's convolution; its input's and its weight's
+        """Return the weight's bytes and the FLOPs of this join's convolution; its input's and its weight's
         gradients cost as many."""
         each = math.prod(conv.weight_shape[1:])
         return conv.channels * each * self.activation, 2 * each * self.elements[value]
@@ -147,7 +147,7 @@ def _each(name: str, keys: Sequence[K], given: bool | tuple[bool, ...]) -> dict[
 
 
 def fused(case: TrafficCase) -> TrafficPlan:
-    """The walk's plan, with an engine that reads and writes each tensor of an operation once.
+    """Return the walk's plan, with an engine that reads and writes each tensor of an operation once.
 
     forward   y = conv(z): the first reader of a z reads what makes it (its ys, the residual) and writes it if
               anything else reads it, with its mask if z is live; later ones read z. A z that no convolution
@@ -212,7 +212,7 @@ def fused(case: TrafficCase) -> TrafficPlan:
 
 
 def stock(case: TrafficCase, trains_weights: bool = False) -> TrafficPlan:
-    """PyTorch's own operations under autograd, channels-last, one pass after another.
+    """Return the plan of PyTorch's own operations under autograd, channels-last, one pass after another.
 
     forward   convolution reads x, writes y        BatchNorm reads y twice (statistics, then n), once where
               they are frozen; writes n addition reads two, writes one       ReLU reads its argument and
