@@ -408,6 +408,15 @@ def test_a_gpu_has_every_provider(monkeypatch):
 
 @pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
 @pytest.mark.skipif(not process.STATUS.exists(), reason="peak resident memory is read from /proc")
+def test_a_step_tells_its_peak():
+    provider = next(p for p in providers(TINY, CPU) if p.name.startswith("fastbn"))
+    found = memory.measure(provider, TINY)
+    assert found[memory.PEAK] >= found["later_less_idle_bytes"] > 0 and found["idle_bytes"] > 1e7
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
+@pytest.mark.skipif(not process.STATUS.exists(), reason="peak resident memory is read from /proc")
 def test_a_fresh_process_tells_its_peak():
     provider = next(p for p in providers(TINY, CPU) if p.name.startswith("fastbn"))
-    assert memory.fresh(provider, TINY)["peak_less_idle_bytes"] > 0
+    assert memory.fresh(provider, TINY)[memory.PEAK] > 0

@@ -1,4 +1,4 @@
-"""Looking inside trained networks: γ and β (affine), ReLUs (firing), what features see (features), curves,
+"""A look inside trained networks: γ and β (affine), ReLUs (firing), what features see (features), curves,
 pruning, the report.
 
     from fastbn.analysis import affine, axes, firing

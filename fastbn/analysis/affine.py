@@ -36,17 +36,17 @@ class Histogram:
 
     @property
     def counts(self) -> np.ndarray:
-        """(B,): of all layers."""
+        """Return (B,), the counts of all layers."""
         return self.layers.sum(0)
 
     @property
     def shares(self) -> np.ndarray:
-        """(B,): of all channels, by bin."""
+        """Return (B,), the shares of all channels, by bin."""
         return self.counts / self.counts.sum()
 
 
 def affine(model: nn.Module) -> Affine:
-    """Raises UsageError for a network without a BatchNorm2d that has γ and β."""
+    """Return γ and β of a network. Raises UsageError for one without a BatchNorm2d that has γ and β."""
     found = affine_norms(model)
     if not found:
         raise UsageError(
@@ -56,8 +56,8 @@ def affine(model: nn.Module) -> Affine:
 
 
 def edges(found: Sequence[Affine], which: str, bins: int = 40) -> np.ndarray:
-    """(bins + 1,): equal bins that hold every value of several networks, one edge on 0 where they lie on
-    both sides of it."""
+    """Return (bins + 1,), the edges of equal bins that hold every value of several networks, one edge on 0
+    where they lie on both sides of it."""
     values = np.concatenate([v for one in found for v in one.of(which)])
     low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
     if low == high:
@@ -69,24 +69,25 @@ def edges(found: Sequence[Affine], which: str, bins: int = 40) -> np.ndarray:
 
 
 def histogram(found: Affine, which: str, at: np.ndarray) -> Histogram:
-    """Of γ ("gamma") or β ("beta") between these edges (B + 1,); what lies outside is not counted."""
+    """Return the histogram of γ ("gamma") or β ("beta") between these edges (B + 1,); what lies outside is
+    not counted."""
     layers = np.stack([np.histogram(values, at)[0] for values in found.of(which)])
     return Histogram(at, layers, found.names)
 
 
 def small(found: Affine, threshold: float = SMALL) -> np.ndarray:
-    """(L,): the share of channels with |γ| < threshold, by layer."""
+    """Return (L,), the share of channels with |γ| < threshold, by layer."""
     return np.array([np.mean(np.abs(g) < threshold) for g in found.gamma])
 
 
 def small_overall(found: Affine, threshold: float = SMALL) -> float:
-    """Of all channels."""
+    """Return the share over all channels."""
     return float(np.mean(np.abs(np.concatenate(found.gamma)) < threshold))
 
 
 def course(lines: Sequence[dict[str, Any]], what: str) -> np.ndarray:
-    """(epochs, L): gamma_mean, gamma_std, gamma_small, beta_mean or beta_std after each epoch, as `fit`
-    recorded it.
+    """Return (epochs, L): gamma_mean, gamma_std, gamma_small, beta_mean or beta_std after each epoch, as
+    `fit` recorded it.
 
     Raises UsageError for a history without it.
     """
@@ -98,9 +99,9 @@ def course(lines: Sequence[dict[str, Any]], what: str) -> np.ndarray:
 
 
 def overall(lines: Sequence[dict[str, Any]], found: Affine, which: str) -> tuple[np.ndarray, np.ndarray]:
-    """(mean, standard deviation), (epochs,) each, of γ or β over all channels of all layers, from what was
-    recorded by layer: of parts with means m, deviations s and shares w, the whole's variance is Σ w·(s² + m²)
-    − (Σ w·m)²."""
+    """Return (mean, standard deviation), (epochs,) each, of γ or β over all channels of all layers, from what
+    was recorded by layer: of parts with means m, deviations s and shares w, the whole's variance is Σ w·(s² +
+    m²) − (Σ w·m)²."""
     mean, std = course(lines, f"{which}_mean"), course(lines, f"{which}_std")
     widths = np.array([len(g) for g in found.gamma])
     share = widths / widths.sum()

@@ -34,7 +34,7 @@ Models = Mapping[str, nn.Module]
 
 
 def histogram(models: Models, which: str = "gamma", bins: int = 40, ax: Axes | None = None) -> Axes:
-    """γ or β ("beta") of all layers, as shares of the channels: `affine.histogram`."""
+    """Draw γ or β ("beta") of all layers, as shares of the channels: `affine.histogram`."""
     found = {name: values.affine(model) for name, model in models.items()}
     at = values.edges(list(found.values()), which, bins)
     ax = _axes(ax)
@@ -44,7 +44,7 @@ def histogram(models: Models, which: str = "gamma", bins: int = 40, ax: Axes | N
 
 
 def small(models: Models, threshold: float = SMALL, ax: Axes | None = None) -> Axes:
-    """The share of |γ| < threshold by layer: `affine.small`."""
+    """Draw the share of |γ| < threshold by layer: `affine.small`."""
     ax = _axes(ax)
     for name, model in models.items():
         shares = values.small(values.affine(model), threshold)
@@ -55,7 +55,7 @@ def small(models: Models, threshold: float = SMALL, ax: Axes | None = None) -> A
 def course(
     histories: Mapping[str, Sequence[dict[str, Any]]], what: str = "gamma_mean", ax: Axes | None = None
 ) -> Axes:
-    """A statistic over training, a line a layer, a colour a history: `affine.course`."""
+    """Draw a statistic over training, a line per layer, a colour per history: `affine.course`."""
     ax = _axes(ax)
     for i, (name, lines) in enumerate(histories.items()):
         by_layer = values.course(lines, what)
@@ -65,7 +65,7 @@ def course(
 
 
 def firing(found: Mapping[str, Sequence[Firing]], what: str = "dead", ax: Axes | None = None) -> Axes:
-    """The share of channels that never ("dead") or always ("always") fire by layer, of what `firing`
+    """Draw the share of channels that never ("dead") or always ("always") fire by layer, of what `firing`
     found."""
     ax = _axes(ax)
     for name, own in found.items():
@@ -79,7 +79,8 @@ def curves(
     against: str = "epochs",
     ax: Axes | None = None,
 ) -> Axes:
-    """A metric against epochs, seconds or joules, mean ± standard deviation over seeds: `curves.curves`."""
+    """Draw a metric against epochs, seconds or joules, mean ± standard deviation over seeds:
+    `curves.curves`."""
     ax = _axes(ax)
     for curve in curves_of(runs, metric):
         x = curve.against(against)
@@ -92,7 +93,7 @@ def curves(
 
 
 def pruning(found: Mapping[str, Sequence[Cut]], what: str = "accuracy", ax: Axes | None = None) -> Axes:
-    """A column of the table by threshold (accuracy, parameters, flops, seconds, speed_up):
+    """Draw a column of the table by threshold (accuracy, parameters, flops, seconds, speed_up):
     `thresholds.arrays`."""
     ax = _axes(ax)
     for name, cuts in found.items():
@@ -102,7 +103,7 @@ def pruning(found: Mapping[str, Sequence[Cut]], what: str = "accuracy", ax: Axes
 
 
 def filters(model: nn.Module, columns: int = 8, ax: Axes | None = None) -> Axes:
-    """The first layer's filters, each by its own largest weight: `features.filters`."""
+    """Draw the first layer's filters, each by its own largest weight: `features.filters`."""
     weight = filters_of(model).weight
     return _pictures(weight / weight.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12), columns, ax)
 
@@ -115,8 +116,8 @@ def feature_maps(
     normalised: bool = True,
     ax: Axes | None = None,
 ) -> Axes:
-    """A layer's first channels, a row an image, by the largest value: `features.feature_maps`, after γ and
-    β or raw."""
+    """Draw a layer's first channels, a row per image, by the largest value: `features.feature_maps`, after γ
+    and β or raw."""
     found = maps_of(model, images, norm)
     shown = (found.normalised if normalised else found.raw)[:, :columns]
     grey = (shown / shown.abs().max().clamp(min=1e-12)).flatten(0, 1)[:, None].expand(-1, 3, -1, -1)
@@ -131,7 +132,7 @@ def exciting(
     count: int = 8,
     ax: Axes | None = None,
 ) -> Axes:
-    """The images that excite these channels most, a row a channel: `firing.exciting`."""
+    """Draw the images that excite these channels most, a row per channel: `firing.exciting`."""
     indices = exciting_of(model, images, layer, count).indices[list(channels)]
     shown = images.images.cpu()[indices.flatten()].permute(0, 3, 1, 2).float() / 127.5 - 1
     return _pictures(shown, indices.shape[1], ax)
@@ -156,7 +157,7 @@ def _named(ax: Axes, x: str, y: str) -> Axes:
 
 
 def _pictures(values: Tensor, columns: int, ax: Axes | None) -> Axes:
-    """(n, 3, H, W) in −1 … 1 in rows, one pixel of white between."""
+    """Return (n, 3, H, W) in −1 … 1 in rows, one pixel of white between."""
     n, _, height, width = values.shape
     rows = -(-n // columns)
     whole = torch.ones(rows * columns, 3, height + 1, width + 1)

@@ -26,13 +26,13 @@ class Curve:
     std: np.ndarray  # of the sample (n − 1); 0 for a single run
 
     def against(self, axis: str) -> np.ndarray | None:
-        """What the curve is drawn against: one of AXES."""
+        """Return what the curve is drawn against: one of AXES."""
         return {"epochs": self.epochs, "seconds": self.seconds, "joules": self.joules}[axis]
 
 
 def groups(runs: Sequence[FinishedRun]) -> list[tuple[str, list[FinishedRun]]]:
-    """Runs that differ in nothing but the seed, together, under a name that tells the groups apart: what
-    trains, and of which network where there are several."""
+    """Return runs that differ in nothing but the seed, together, under a name that tells the groups apart:
+    what trains, and of which network where there are several."""
     found: dict[tuple[tuple[str, str], ...], list[FinishedRun]] = {}
     for run in runs:
         found.setdefault(run.recipe, []).append(run)
@@ -46,8 +46,8 @@ def groups(runs: Sequence[FinishedRun]) -> list[tuple[str, list[FinishedRun]]]:
 
 
 def curves(runs: Sequence[FinishedRun], metric: str = "test_accuracy") -> list[Curve]:
-    """A curve a group of `groups`. metric: a key of metrics.jsonl; a group in which it is lacking is left
-    out."""
+    """Return a curve per group of `groups`. metric: a key of metrics.jsonl; a group in which it is lacking is
+    left out."""
     found = []
     for name, own in groups(runs):
         if any(metric not in line for run in own for line in run.lines):

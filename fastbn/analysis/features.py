@@ -1,4 +1,4 @@
-"""What the first layer looks for, and what a layer makes of given images: raw, and after γ and β."""
+"""The first layer's filters, and a layer's maps of given images: raw, and after γ and β."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class Filters:
 
 @dataclasses.dataclass(frozen=True)
 class Maps:
-    """What a convolution and its BatchNorm make of images, before any addition and ReLU."""
+    """The outputs of a convolution and its BatchNorm for images, before any addition and ReLU."""
 
     raw: Tensor  # (N, C, H, W): the convolution's output
     normalised: Tensor  # (N, C, H, W): after μ, σ, γ and β
 
 
 def filters(model: nn.Module) -> Filters:
-    """Of the first Conv2d in module order, and what its BatchNorm multiplies it by in eval mode. Raises
-    UsageError where there is none."""
+    """Return the filters of the first Conv2d in module order, and what its BatchNorm multiplies them by in
+    eval mode. Raises UsageError where there is none."""
     layers = [(name, m) for name, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.BatchNorm2d))]
     for i, (name, conv) in enumerate(layers):
         if isinstance(conv, nn.Conv2d):
@@ -44,8 +44,8 @@ def filters(model: nn.Module) -> Filters:
 
 
 def feature_maps(model: nn.Module, images: Tensor, norm: str) -> Maps:
-    """Of a batch of images (N, 3, H, W), normalised as in training, at the BatchNorm2d called `norm`, in eval
-    mode.
+    """Return the maps of a batch of images (N, 3, H, W), normalised as in training, at the BatchNorm2d called
+    `norm`, in eval mode.
 
     A stock pass of a copy, its BatchNorm hooked: the engine forms neither of the two by itself.
     Raises UsageError where no BatchNorm2d has that name.

@@ -1,6 +1,6 @@
-"""How often each ReLU fires over a data set, and what excites it most: read off the fused engine's own pass,
-at the activations that it forms on its way. Frozen copies are made of networks that train their convolutions,
-so these run fused too."""
+"""How often each ReLU fires over a data set, and what excites it most, is read off the fused engine's own
+pass, at the activations that it forms on its way. Frozen copies are made of networks that train their
+convolutions, so these run fused too."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Look = Callable[[str, Tensor], None]  # (the BatchNorm before the ReLU, its acti
 
 @dataclasses.dataclass(frozen=True)
 class Firing:
-    """Of one ReLU: how often each channel was above 0, over all images and places."""
+    """The firing of one ReLU: how often each channel was above 0, over all images and places."""
 
     name: str  # of the BatchNorm before it; of the branch's where it follows an addition
     fired: Tensor  # (C,) int64
@@ -38,12 +38,12 @@ class Firing:
 
     @property
     def dead(self) -> float:
-        """The share of channels that never fired."""
+        """Return the share of channels that never fired."""
         return float((self.fired == 0).double().mean())
 
     @property
     def always(self) -> float:
-        """The share of channels that fired for every image at every place."""
+        """Return the share of channels that fired for every image at every place."""
         return float((self.fired == self.seen).double().mean())
 
 
@@ -103,7 +103,7 @@ class _Watching:
 
 
 def watch(model: nn.Module, images: Images, look: Look, engine: str = "auto") -> None:
-    """One pass over the images in eval mode, on the model's device; `look` is shown each fused ReLU's
+    """Make one pass over the images in eval mode, on the model's device; `look` is shown each fused ReLU's
     activation, batch by batch.
 
     Raises UsageError for a network in which nothing can run fused, TypeError for one that torch.fx can't
@@ -131,7 +131,7 @@ def watch(model: nn.Module, images: Images, look: Look, engine: str = "auto") ->
 
 
 def firing(model: nn.Module, images: Images, engine: str = "auto") -> list[Firing]:
-    """Of every ReLU that runs fused, in the order in which they run. Raises as `watch`."""
+    """Return the firing of every ReLU that runs fused, in the order in which they run. Raises as `watch`."""
     fired: dict[str, Tensor] = {}
     seen: dict[str, int] = {}
 
@@ -144,7 +144,7 @@ def firing(model: nn.Module, images: Images, engine: str = "auto") -> list[Firin
 
 
 def exciting(model: nn.Module, images: Images, layer: str, count: int = 8, engine: str = "auto") -> Exciting:
-    """The `count` images that excite each channel of the ReLU behind this BatchNorm most. Raises
+    """Return the `count` images that excite each channel of the ReLU behind this BatchNorm most. Raises
     UsageError for another layer."""
     peaks: list[Tensor] = []
     names: dict[str, None] = {}

@@ -28,7 +28,7 @@ IMAGES = 4
 
 
 def dead(found: Sequence[Subject], tests: Sequence[Images]) -> Html:
-    """Which ReLUs never fire, and which always."""
+    """Return the section of the ReLUs that never fire, and of those that always do."""
     fired = [firing(s.model, test, _engine(s)) for s, test in zip(found, tests, strict=True)]
     whole = []
     for s, own, test in zip(found, fired, tests, strict=True):
@@ -65,7 +65,7 @@ def _always(own: Firing) -> float:
 
 
 def features(found: Sequence[Subject], tests: Sequence[Images], layer: str | None) -> Html:
-    """First-layer filters, feature maps of a layer, the images that excite it most."""
+    """Return the section of first-layer filters, feature maps of a layer, the images that excite it most."""
     first = [_filters(s) for s in found]
     maps = [_maps(s, test, layer or s.affine.names[0]) for s, test in zip(found, tests, strict=True)]
     most = [_exciting(s, test, layer or _last(s, test)) for s, test in zip(found, tests, strict=True)]
@@ -127,7 +127,7 @@ def _maps(s: Subject, test: Images, layer: str) -> Html:
 
 
 def _resized(images: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """(n, H, W, 3) to (n, *size, 3), by the nearest pixel."""
+    """Resize (n, H, W, 3) to (n, *size, 3), by the nearest pixel."""
     rows, columns = (np.arange(to) * have // to for to, have in zip(size, images.shape[1:3], strict=True))
     return images[:, rows][:, :, columns]
 
@@ -153,17 +153,17 @@ def _exciting(s: Subject, test: Images, layer: str) -> Html:
 
 
 def _last(s: Subject, test: Images) -> str:
-    """The BatchNorm before the last ReLU."""
+    """Return the BatchNorm before the last ReLU."""
     return firing(s.model, test.take([0]), _engine(s))[-1].name
 
 
 def _signed(values: Tensor) -> np.ndarray:
-    """(n, 3, H, W) in −1 … 1 to (n, H, W, 3) uint8, 0 in the middle."""
+    """Turn (n, 3, H, W) in −1 … 1 into (n, H, W, 3) uint8, 0 in the middle."""
     return ((values + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
 def pruning(found: Sequence[Subject], tests: Sequence[Images], thresholds: Sequence[float]) -> Html:
-    """Accuracy, size and speed by threshold, of the networks that can be pruned."""
+    """Return the section of accuracy, size and speed by threshold, of the networks that can be pruned."""
     parts, cuts, cut_ones = [], [], []
     for s, test in zip(found, tests, strict=True):
         if not isinstance(s.model, FastBNOnlyResNet):
@@ -237,7 +237,7 @@ def _row(cut: Cut, whole: Cut) -> list[str]:
 
 
 def _engine(s: Subject) -> str:
-    """Which engine watches: the run's own choice was made for training, where a network that trains its
-    convolutions has none."""
+    """Return the engine that watches: the run's own choice was made for training, where a network that trains
+    its convolutions has none."""
     fused = fused_forward(s.model)
     return fused.engine if fused else "auto"

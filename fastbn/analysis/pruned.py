@@ -1,4 +1,4 @@
-"""PrunedResNet: what is left of a ResNet when channels that are constant have gone. Plain torch modules.
+"""PrunedResNet is what is left of a ResNet when channels that are constant have gone: plain torch modules.
 
 A stream is the sequence of activations that additions join. Where a BatchNorm that feeds it has lost
 channels, its convolution computes

@@ -36,8 +36,8 @@ Unit = tuple[nn.Conv2d, nn.BatchNorm2d]
 
 
 def masked(model: nn.Module, threshold: float) -> nn.Module:
-    """A copy in which every γ of a BatchNorm2d with |γ| < threshold is exactly 0. Raises UsageError for a
-    threshold that is not a number of at least 0, and for a network without such γ."""
+    """Return a copy in which every γ of a BatchNorm2d with |γ| < threshold is exactly 0. Raises UsageError
+    for a threshold that is not a number of at least 0, and for a network without such γ."""
     if not threshold >= 0:
         raise UsageError(f"threshold must be a number of at least 0, got {threshold!r}")
     found = copy.deepcopy(model)
@@ -53,8 +53,8 @@ def masked(model: nn.Module, threshold: float) -> nn.Module:
 
 
 def prune(model: FastBNOnlyResNet, threshold: float = 0.01) -> PrunedResNet:
-    """The network without the channels that |γ| < threshold makes constant: smaller, plain, with the outputs
-    of `masked` to rounding.
+    """Return the network without the channels that |γ| < threshold makes constant: smaller, plain, with the
+    outputs of `masked` to rounding.
 
     Raises UsageError for a threshold that can't be, TypeError for a network of another kind (`masked` takes
     any)."""
@@ -84,20 +84,21 @@ class ChannelFeed:
         return len(self.kept) + self.one
 
     def lost(self, weight: Tensor) -> Tensor:
-        """(O, 1, KH, KW): a weight (O, C, KH, KW) summed over the channels that are not kept, by what they
-        are."""
+        """Return (O, 1, KH, KW): a weight (O, C, KH, KW) summed over the channels that are not kept, by what
+        they are."""
         constant = self.constant.index_fill(0, self.kept, 0.0)
         return torch.einsum("ochw,c->ohw", weight.double(), constant)[:, None]
 
     def taken_by(self, readers: Iterable[nn.Conv2d]) -> ChannelFeed:
-        """With its channel of ones, if one of these pads and reads a constant, or if nothing else is left."""
+        """Return it with its channel of ones, if one of these pads and reads a constant, or if nothing else
+        is left."""
         pads = any(conv.padding != (0, 0) and self.lost(conv.weight).any() for conv in readers)
         return dataclasses.replace(self, one=pads or not len(self.kept))
 
 
 @dataclasses.dataclass(frozen=True)
 class Joint:
-    """What one Sum is made of, before pruning."""
+    """The parts that one Sum is made of, before pruning."""
 
     branch: list[Unit]
     shortcut: list[Unit]  # a projection, or nothing
@@ -105,17 +106,17 @@ class Joint:
 
     @property
     def ends(self) -> list[nn.BatchNorm2d]:
-        """The BatchNorms that feed the stream here."""
+        """Return the BatchNorms that feed the stream here."""
         return [units[-1][1] for units in (self.branch, self.shortcut) if units]
 
     @property
     def readers(self) -> list[nn.Conv2d]:
-        """The convolutions that read the stream as it was before."""
+        """Return the convolutions that read the stream as it was before."""
         return [units[0][0] for units in (self.branch, self.shortcut) if units]
 
 
 def _joints(model: Any) -> list[Joint]:
-    """The stem's and then each block's."""
+    """Return the stem's joint and then each block's."""
     found = [Joint([(model.conv1, model.bn1)], [], False)]
     for i in range(len(model.spec.blocks)):
         for block in model.get_submodule(f"layer{i + 1}"):
@@ -130,8 +131,8 @@ def _joints(model: Any) -> list[Joint]:
 
 
 def _feeds(joints: list[Joint]) -> list[ChannelFeed]:
-    """The stream after each joint. From one projection to the next it has the same channels: those that
-    any BatchNorm feeds."""
+    """Return the stream after each joint. From one projection to the next it has the same channels: those
+    that any BatchNorm feeds."""
     starts = [i for i, joint in enumerate(joints) if not joint.identity]
     found: list[ChannelFeed] = []
     for start, end in zip(starts, [*starts[1:], len(joints)], strict=True):
@@ -172,7 +173,7 @@ def _build(model: Any) -> PrunedResNet:
 
 
 def _sum(joint: Joint, before: ChannelFeed, after: ChannelFeed) -> Sum:
-    """A joint's, between the stream before and after it."""
+    """Return a joint's Sum, between the stream before and after it."""
     constant = torch.zeros(len(after.constant), dtype=torch.float64)
     sources = []
     for units in (joint.branch, joint.shortcut):
@@ -193,7 +194,7 @@ def _sum(joint: Joint, before: ChannelFeed, after: ChannelFeed) -> Sum:
 
 
 def _chain(units: list[Unit], feed: ChannelFeed) -> list[Unit]:
-    """The same convolutions in a row, without what is constant before, between and after them."""
+    """Return the same convolutions in a row, without what is constant before, between and after them."""
     found = []
     for i, (conv, norm) in enumerate(units):
         kept = _alive(norm).nonzero().flatten()
@@ -206,7 +207,7 @@ def _chain(units: list[Unit], feed: ChannelFeed) -> list[Unit]:
 
 
 def _unit(conv: nn.Conv2d, norm: nn.BatchNorm2d, before: ChannelFeed, after: ChannelFeed) -> Unit:
-    """A convolution and its BatchNorm with the channels that are left on either side."""
+    """Return a convolution and its BatchNorm with the channels that are left on either side."""
     pads = conv.padding != (0, 0)
     weight = torch.zeros(after.width, before.width, *conv.kernel_size, dtype=torch.float64)
     weight[: len(after.kept)] = _columns(conv.weight.double(), before, pads)[after.kept]
@@ -232,8 +233,8 @@ def _unit(conv: nn.Conv2d, norm: nn.BatchNorm2d, before: ChannelFeed, after: Cha
 
 
 def _columns(weight: Tensor, before: ChannelFeed, pads: bool) -> Tensor:
-    """A weight (O, C, KH, KW) with the input channels that are left; the one of ones is read by what was
-    lost, or not at all."""
+    """Return a weight (O, C, KH, KW) with the input channels that are left; the one of ones is read by what
+    was lost, or not at all."""
     ones = before.lost(weight) if pads else torch.zeros_like(weight[:, :1])
     return torch.cat([weight[:, before.kept], *([ones] if before.one else [])], 1)
 

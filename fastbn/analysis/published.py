@@ -1,4 +1,4 @@
-"""What the paper reports for a run's network, for the report to set beside it: the figures of
+"""The paper's figures for a run's network, for the report to set beside it: those of
 fastbn.experiments.paper."""
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ DISABLED = 1 / 3  # "around a third of the random features", by |γ| < 0.01
 
 
 def published(config: dict[str, Any]) -> float | None:
-    """The accuracy that the paper's figures show for a run's depth, width and what trains, on CIFAR-10
+    """Return the accuracy that the paper's figures show for a run's depth, width and what trains, on CIFAR-10
     after 160 epochs; a fraction."""
     wide = config["depth"] == 14 and config.get("width", 16) in WIDTHS
     if (

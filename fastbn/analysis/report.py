@@ -20,10 +20,9 @@ def render(
     layer: str | None = None,
     thresholds: Sequence[float] = THRESHOLDS,
 ) -> str:
-    """The page of these runs. tests: a test set a group of runs (of `subjects`), or None: without the
-    sections that need one.
-    layer: the BatchNorm whose feature maps and most exciting images are shown, instead of the first and the
-    last.
+    """Return the page of these runs. tests: a test set per group of runs (of `subjects`), or None: without
+    the sections that need one. layer: the BatchNorm whose feature maps and most exciting images are shown,
+    instead of the first and the last.
 
     Raises UsageError where a network has no γ and β, or no such layer.
     """

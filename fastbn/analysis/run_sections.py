@@ -83,7 +83,7 @@ def result(found: Sequence[Subject]) -> Html:
 
 
 def _published(found: Sequence[Subject]) -> Html:
-    """What the paper reports of these networks, after 160 epochs of all of CIFAR-10."""
+    """Return what the paper reports of these networks, after 160 epochs of all of CIFAR-10."""
     said = []
     for s in found:
         known = published(s.run.config)
@@ -101,7 +101,7 @@ def _published(found: Sequence[Subject]) -> Html:
 
 
 def courses(found: Sequence[Subject]) -> Html:
-    """Accuracy against each axis, loss against epochs."""
+    """Return the section of accuracy against each axis, loss against epochs."""
     drawn = []
     for metric, axis in [("test_accuracy", axis) for axis in AXES] + [
         ("train_accuracy", "epochs"),
@@ -191,7 +191,7 @@ def _by_layer(subject: Subject, found: Sequence[Subject], which: str) -> Html:
 
 
 def _trajectories(found: Sequence[Subject]) -> Html:
-    """Of the runs that recorded them."""
+    """Return the courses of the runs that recorded them."""
     recorded = [s for s in found if all("norms" in line for line in s.run.lines)]
     if not recorded:
         return NOTHING
@@ -220,8 +220,8 @@ def _trajectories(found: Sequence[Subject]) -> Html:
 
 
 def recipe(found: Sequence[Subject]) -> Html:
-    """Every setting and condition: what all share in a sentence, the rest by group; what all leave open is
-    left out."""
+    """Return the section of every setting and condition: what all share in a sentence, the rest by group;
+    what all leave open is left out."""
     names = list(dict.fromkeys(name for s in found for name in s.run.config))
     skipped = ("out", "resume", "explain", "download", "data_dir", "track")
     rows = [

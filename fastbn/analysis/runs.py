@@ -1,4 +1,4 @@
-"""A finished run's folder, read: its settings, its epochs, its result, its network, its test set."""
+"""A reader of a finished run's folder: its settings, its epochs, its result, its network, its test set."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class FinishedRun:
 
     @functools.cached_property
     def model(self) -> Network:
-        """On the CPU. Raises UsageError for a checkpoint that is damaged, and for a network without γ and
-        β."""
+        """Return the network, on the CPU. Raises UsageError for a checkpoint that is damaged, and for a
+        network without γ and β."""
         model = load(self.path, weights=self.weights)
         if not affine_norms(model):
             raise UsageError(
@@ -64,14 +64,14 @@ class FinishedRun:
 
     @property
     def recipe(self) -> tuple[tuple[str, str], ...]:
-        """Every setting but those in which repetitions may differ."""
+        """Return every setting but those in which repetitions may differ."""
         return tuple(
             (name, json.dumps(value)) for name, value in sorted(self.config.items()) if name not in ONLY
         )
 
     def test_set(self, data_dir: str | None = None, limit: int | None = None) -> Images:
-        """The run's own, where it lies now; of as many images as it was tested on, or `limit`. Raises
-        UsageError where it is missing, or is no set of images in memory."""
+        """Return the run's own test set, where it lies now; of as many images as it was tested on, or
+        `limit`. Raises UsageError where it is missing, or is no set of images in memory."""
         family = self.model.spec.family
         test = test_set(self.config, family, self.path, data_dir=data_dir, may_download=False)
         if not isinstance(test, Images):
@@ -85,7 +85,8 @@ TRAINS = {"bn": "BatchNorm only", "all": "everything"}
 
 
 def read(path: str | os.PathLike[str], weights: str | None = None) -> FinishedRun:
-    """Raises UsageError, in one line, for a folder that is missing, no run's, half written or damaged."""
+    """Read a run's folder. Raises UsageError, in one line, for one that is missing, no run's, half written or
+    damaged."""
     folder = Path(path)
     if not files.is_folder(folder):
         raise UsageError(f"{folder}: no such folder; give one that python -m fastbn.train wrote")

@@ -1,4 +1,4 @@
-"""What the report's sections are about: groups of runs, and of each one run that is looked into."""
+"""The subjects of the report's sections: groups of runs, and of each one run that is looked into."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Subject:
 
     @property
     def run(self) -> FinishedRun:
-        """The one that is looked into."""
+        """Return the run that is looked into."""
         return self.runs[0]
 
     @property
@@ -39,5 +39,5 @@ def subjects(runs: Sequence[FinishedRun]) -> list[Subject]:
 
 
 def spread_out(count: int, most: int) -> list[int]:
-    """At most `most` of 0 … count − 1, evenly, the first and the last among them."""
+    """Return at most `most` of 0 … count − 1, evenly, the first and the last among them."""
     return sorted({round(i) for i in np.linspace(0, count - 1, min(count, most))})

@@ -1,4 +1,4 @@
-"""What pruning costs and gains by threshold: accuracy, parameters, FLOPs and the time of a forward,
+"""The costs and gains of pruning by threshold: accuracy, parameters, FLOPs and the time of a forward,
 measured beside the whole network."""
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def by_threshold(
     batch_size: int = 128,
     rounds: int = 7,
 ) -> list[Cut]:
-    """The whole network first, then pruned at each threshold: what they reach on the test set and take.
+    """Return the whole network first, then pruned at each threshold: what they reach on the test set and
+    take.
 
     All run stock in eval mode; their forwards of one batch take turns, the medians of `rounds` are kept, and
     of two memory layouts each has its faster one. Raises as `prune`."""
@@ -79,7 +80,7 @@ def by_threshold(
 
 
 def arrays(cuts: Sequence[Cut]) -> dict[str, np.ndarray]:
-    """The table by column; the whole network's threshold is 0."""
+    """Return the table by column; the whole network's threshold is 0."""
     columns = [field.name for field in dataclasses.fields(Cut)]
     return {
         name: np.array([0.0 if (v := getattr(cut, name)) is None else v for cut in cuts]) for name in columns
@@ -87,14 +88,15 @@ def arrays(cuts: Sequence[Cut]) -> dict[str, np.ndarray]:
 
 
 def flops(model: nn.Module, images: Tensor) -> int:
-    """Of a forward of these images: a multiplication and an addition are two; taps on the padding count."""
+    """Return the FLOPs of a forward of these images: a multiplication and an addition are two; taps on the
+    padding count."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(images)
     return counter.get_total_flops()
 
 
 def _seconds(networks: Sequence[nn.Module], images: Tensor, rounds: int) -> list[float]:
-    """Of an image's forward by each network."""
+    """Return the seconds of an image's forward by each network."""
     times: dict[tuple[int, torch.memory_format], list[float]] = {}
     with torch.inference_mode():
         for turn in range(rounds + 1):

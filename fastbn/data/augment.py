@@ -20,7 +20,7 @@ from fastbn.errors import UsageError
 
 @dataclass(frozen=True, eq=False)
 class Epoch:
-    """What one epoch draws for n samples."""
+    """The draws of one epoch for n samples."""
 
     order: Tensor  # (n,) int64, a permutation: batch k is order[k·B : (k+1)·B]
     # (n, 2) int64 in [0, 2·pad]: sample i's crop starts at this row and column of its padded image
@@ -37,7 +37,7 @@ class Epoch:
 
 
 def draw_epoch(n: int, seed: int, epoch: int, pad: int, flip: bool, brightness: bool = False) -> Epoch:
-    """The draws of an epoch for n samples, on the CPU. Without `pad` every offset is 0; without `flip`
+    """Return the draws of an epoch for n samples, on the CPU. Without `pad` every offset is 0; without `flip`
     nothing is mirrored."""
     offsets, flips = torch.zeros(n, 2, dtype=torch.int64), torch.zeros(n, dtype=torch.bool)
     if pad:
@@ -57,8 +57,8 @@ def draw_epoch(n: int, seed: int, epoch: int, pad: int, flip: bool, brightness: 
 
 
 def batch(images: Images, indices: Tensor, epoch: Epoch | None, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The images at `indices` (B,) int64, normalised and, given an epoch's draws, cropped, mirrored and
-    brightened: (B, 3, H, W), channels last.
+    """Return the images at `indices` (B,) int64, normalised and, given an epoch's draws, cropped, mirrored
+    and brightened: (B, 3, H, W), channels last.
 
     Indices and draws lie on the images' device; nothing is copied to or awaited by the host.
     The padding is zero after normalisation. `epoch=None`: as they are, for evaluation.
@@ -86,7 +86,7 @@ def batch(images: Images, indices: Tensor, epoch: Epoch | None, dtype: torch.dty
 
 
 def _brightened(x: Tensor, images: Images, light: Tensor) -> Tensor:
-    """(B, 3, H, W) with `light` (B,) added in units of [0, 1], and what leaves them cut off."""
+    """Return (B, 3, H, W) with `light` (B,) added in units of [0, 1], and what leaves them cut off."""
     light = light[:, None, None].to(x.dtype)
     parts = []
     # numbers of the host: nothing is copied to the device
@@ -96,7 +96,7 @@ def _brightened(x: Tensor, images: Images, light: Tensor) -> Tensor:
 
 
 def _crop(images: Images, indices: Tensor, epoch: Epoch) -> Tensor:
-    """(B, H, 3·W) int32: the bytes of the cropped and mirrored images, 256 where the crop leaves the
+    """Return (B, H, 3·W) int32: the bytes of the cropped and mirrored images, 256 where the crop leaves the
     image."""
     _, height, width, _ = images.images.shape
     offsets, flips = epoch.offsets[indices], epoch.flips[indices]

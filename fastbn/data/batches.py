@@ -58,11 +58,11 @@ class Batches:
         return self._count
 
     def to(self, device: torch.device | str) -> Batches:
-        """The same pairs for another device."""
+        """Return the same pairs for another device."""
         return self if torch.device(device) == self.device else Batches(self._pairs, device, self.name)
 
     def begin(self, seed: int, epoch: int) -> None:
-        """Nothing is drawn: the iterable has its own order."""
+        """Begin an epoch; nothing is drawn: the iterable has its own order."""
 
     def batches(
         self, size: int, first: int = 0, share: tuple[int, int] = (0, 1)
@@ -82,7 +82,7 @@ class Batches:
             )
 
     def load(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """What `batches` yielded: it lies on the device."""
+        """Return what `batches` yielded: it lies on the device."""
         images, labels = inputs
         return images, labels
 
@@ -95,7 +95,7 @@ class Batches:
         return images.to(self.device).contiguous(memory_format=layout), labels.to(self.device, torch.int64)
 
     def _cut(self, size: int, share: tuple[int, int]) -> Iterator[tuple[Tensor, Tensor]]:
-        """A pass, `size` samples at a time, the ragged last part kept."""
+        """Yield a pass, `size` samples at a time, the ragged last part kept."""
         if share[1] > 1:
             raise UsageError(
                 f"{self.name} has an order of its own in each of the {share[1]} ranks; pass fastbn.Images, "
@@ -114,7 +114,7 @@ class Batches:
             yield _joined(waiting)
 
     def _checked(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The pairs of a pass. Raises UsageError for what is none."""
+        """Yield the pairs of a pass. Raises UsageError for what is none."""
         for pair in self._pairs:
             if (
                 not isinstance(pair, (tuple, list))
@@ -144,7 +144,7 @@ class Batches:
 
 
 def _told(pairs: object) -> int | None:
-    """How many samples a DataLoader gives per pass, where it can tell."""
+    """Return how many samples a DataLoader gives per pass, where it can tell."""
     if (
         not isinstance(pairs, DataLoader)
         or pairs.batch_size is None
@@ -162,7 +162,7 @@ def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def _kind(value: object) -> str:
-    """What something is, in a few words."""
+    """Return what something is, in a few words."""
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
     return f"a {type(value).__name__}" + (f" of {len(value)}" if isinstance(value, (tuple, list)) else "")

@@ -1,4 +1,4 @@
-"""Reads CIFAR-10 and CIFAR-100 in either official form; every file is verified before a byte of it is
+"""A reader of CIFAR-10 and CIFAR-100 in either official form; every file is verified before a byte of it is
 used."""
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ MOST = 1 << 28  # bytes of a file whose official size is not known here; the lar
 
 
 def find(spec: Cifar, data_dir: str | Path) -> CifarForm | None:
-    """The form whose folder lies in `data_dir`, whole or not; None where neither does."""
+    """Return the form whose folder lies in `data_dir`, whole or not; None where neither does."""
     return next((form for form in spec.forms if is_folder(Path(data_dir) / form.folder)), None)
 
 
 def read_cifar(spec: Cifar, data_dir: str | Path) -> tuple[Images, Images]:
-    """(train, test) from the official folder in `data_dir`; UsageError where it is absent or a file is not
-    the official one."""
+    """Return (train, test) from the official folder in `data_dir`; UsageError where it is absent or a file is
+    not the official one."""
     form = find(spec, data_dir)
     if form is None:
         raise UsageError(
@@ -38,7 +38,7 @@ def read_cifar(spec: Cifar, data_dir: str | Path) -> tuple[Images, Images]:
 
 
 def verify(path: Path, file: File, remedy: str | None = None) -> bytes:
-    """The file's content, once its size and MD5 are the official ones."""
+    """Return the file's content, once its size and MD5 are the official ones."""
     remedy = remedy or f"delete the folder {path.parent} and download it again"
     try:
         with opened(path, MOST if file.size is None else None) as content:
@@ -84,8 +84,8 @@ def _read_split(spec: Cifar, form: CifarForm, folder: Path, files: tuple[File, .
 
 
 def _read_records(blob: bytes, path: Path, label_bytes: int) -> tuple[np.ndarray, np.ndarray]:
-    """(n, 3072) uint8 and (n,) int64 from records of `label_bytes` labels, of which the last counts, and
-    the pixels."""
+    """Return (n, 3072) uint8 and (n,) int64 from records of `label_bytes` labels, of which the last counts,
+    and the pixels."""
     record = label_bytes + PIXELS
     if not blob or len(blob) % record:
         raise UsageError(

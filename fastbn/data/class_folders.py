@@ -27,7 +27,8 @@ LARGE = 1 << 22
 
 
 def read_folder(data_dir: str | Path, size: int = 32) -> tuple[Images, Images]:
-    """(train, test) of class folders: RGB, the shorter side resized to `size`, the centre cut out square.
+    """Return (train, test) of class folders: RGB, the shorter side resized to `size`, the centre cut out
+    square.
 
     Raises UsageError, naming the file or folder, for a broken image, an empty class, none, or classes that
     differ."""
@@ -89,7 +90,7 @@ def _read(where: Path, listing: dict[str, list[str]], size: int, name: str) -> I
 
 
 def pillow() -> Any:
-    """PIL.Image; MachineError where it is not installed."""
+    """Return PIL.Image; MachineError where it is not installed."""
     try:
         from PIL import Image
     except ImportError:
@@ -103,7 +104,7 @@ _large = threading.Lock()
 
 
 def _load(image_module: Any, path: Path, size: int) -> torch.Tensor:
-    """(size, size, 3) uint8."""
+    """Return an image as (size, size, 3) uint8."""
     try:
         with opened(path, MOST_BYTES) as file, open_image(file) as image:
             width, height = image.size

@@ -1,5 +1,5 @@
-"""How many classes labels may stand for where nothing names them: the labels themselves decide, and one that
-is damaged must not."""
+"""The limit on classes where nothing names them: the labels themselves decide, and one that is damaged must
+not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which data set a run trains on, decided once and said in its first line."""
+"""The choice of the data set that a run trains on, made once and said in its first line."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CIFARS = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """A data set and how it was come by."""
+    """A data set, and how it was chosen."""
 
     train: Images | Stream
     test: Images | Stream
@@ -40,7 +40,7 @@ def load(
     default_dir: str | Path | None = DEFAULT_DIR,
     timeout: float = TIMEOUT,
 ) -> Loaded:
-    """The data set called `dataset`, one of DATASETS.
+    """Return the data set called `dataset`, one of DATASETS.
 
     "auto" is CIFAR-10 where it lies in `data_dir` or can be downloaded there, else the embedded digits; a
     damaged CIFAR-10 is an error all the same. Any other name is that set or a UsageError. Only `default_dir`

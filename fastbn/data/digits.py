@@ -23,8 +23,8 @@ SHA256 = "09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22"  # o
 
 
 def load_digits() -> tuple[Images, Images]:
-    """(train, test): 1,437 and 360 images of 32×32, always the same ones. Shifts only: a mirrored digit is
-    another sign."""
+    """Return (train, test): 1,437 and 360 images of 32×32, always the same ones. Shifts only: a mirrored
+    digit is another sign."""
     content = _published()
     # (1797, 65): 64 levels of ink, 0 … 16, and the digit
     table = np.loadtxt(io.StringIO(gzip.decompress(content).decode()), delimiter=",")
@@ -45,7 +45,7 @@ def load_digits() -> tuple[Images, Images]:
 
 
 def _published() -> bytes:
-    """The file's bytes. Raises UsageError where they are not as they were published."""
+    """Return the file's bytes. Raises UsageError where they are not as they were published."""
     try:
         with as_file(files("fastbn.data").joinpath("digits.csv.gz")) as path:
             content = read(path, 1 << 20)
@@ -60,8 +60,8 @@ def _published() -> bytes:
 
 
 def _enlarge(levels: np.ndarray) -> np.ndarray:
-    """(n, 8, 8) levels 0 … 16 -> (n, 32, 32) uint8, bilinear, pixel centres aligned; exact, so the same bytes
-    everywhere.
+    """Enlarge (n, 8, 8) levels 0 … 16 to (n, 32, 32) uint8, bilinear, pixel centres aligned; exact, so the
+    same bytes everywhere.
 
     The weights are eighths: with them as integers every sum is a whole number of at most 8·8·16, and the last
     step rounds it."""

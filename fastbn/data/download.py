@@ -1,5 +1,5 @@
-"""Downloads CIFAR's archives: streamed to a `.part`, verified, renamed; a kill leaves nothing that looks
-finished."""
+"""The download of CIFAR's archives: streamed to a `.part`, verified, renamed; a kill leaves nothing that
+looks finished."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MOST = 1 << 30  # bytes that are downloaded, and unpacked; CIFAR's archives have
 
 
 class DownloadFailed(UsageError):
-    """The network, or what it delivered, failed; `reason` is the short of it."""
+    """An error of the network, or of what it delivered; `reason` is the short of it."""
 
     def __init__(self, message: str, reason: str):
         super().__init__(message)
@@ -44,8 +44,7 @@ class DownloadFailed(UsageError):
 def download(
     url: str, target: str | Path, md5: str, progress: bool = True, connect_seconds: float = CONNECT_SECONDS
 ) -> None:
-    """Fetches `url` to `target`, which appears only whole and with the given MD5; DownloadFailed
-    otherwise."""
+    """Fetch `url` to `target`, which appears only whole and with the given MD5; DownloadFailed otherwise."""
     target = Path(target)
     part = target.with_name(target.name + ".part")
     by_hand = f"download it by other means and put {target.name} into {target.parent}"
@@ -63,8 +62,8 @@ def download(
 
 
 def fetch_cifar(spec: Cifar, data_dir: str | Path, progress: bool = True) -> None:
-    """Puts the official folder of python batches into `data_dir`: from the archive where it lies there,
-    else by download."""
+    """Put the official folder of python batches into `data_dir`: from the archive where it lies there, else
+    by download."""
     data_dir = Path(data_dir)
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
@@ -110,7 +109,7 @@ class _SecureHandler(urllib.request.HTTPSHandler):
 
 
 def _stream(url: str, part: Path, progress: bool, connect_seconds: float) -> str:
-    """Writes what `url` delivers to `part`, flushed to the disk, and returns its MD5."""
+    """Write what `url` delivers to `part`, flushed to the disk, and return its MD5."""
     digest = hashlib.md5(usedforsecurity=False)
     request = urllib.request.Request(url, headers={"User-Agent": "fastbn"})
     with (
@@ -145,7 +144,7 @@ def _new(path: Path) -> BinaryIO:
 
 @contextlib.contextmanager
 def _bar(url: str, total: int | None, progress: bool) -> Iterator[Any]:
-    """A bar on a terminal; elsewhere a line at the start and one at the end."""
+    """Give a bar on a terminal; elsewhere a line at the start and one at the end."""
     terminal = progress and sys.stderr.isatty()
     if progress and not terminal:
         print(
@@ -165,7 +164,8 @@ def _bar(url: str, total: int | None, progress: bool) -> Iterator[Any]:
 
 
 def _unpack(spec: Cifar, archive: Path, data_dir: Path) -> None:
-    """The expected members, by name, into a scratch folder; verified; then the folder is renamed at once."""
+    """Unpack the expected members, by name, into a scratch folder; verified; then the folder is renamed at
+    once."""
     form = spec.forms[0]
     wanted = {f"{form.folder}/{file.name}": file for file in form.train + form.test + form.others}
     scratch = data_dir / f".{form.folder}.part"
@@ -198,7 +198,7 @@ def _unpack(spec: Cifar, archive: Path, data_dir: Path) -> None:
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """One process at a time; a file system without locks goes without."""
+    """Let one process in at a time; a file system without locks goes without."""
     # nothing of it is changed, whatever it is
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     with os.fdopen(os.open(path, flags, 0o666), "rb") as file:

@@ -1,4 +1,4 @@
-"""What training and evaluation take their batches from.
+"""Feeds, from which training and evaluation take their batches.
 
 A feed yields, for each batch, a few tensors on the device: as little as can be (indices, of a set that lies
 there whole), and turns them into images and labels where the step runs, so that a step that is one CUDA graph
@@ -31,11 +31,11 @@ class Feed(Protocol):
 
     @property
     def sample(self) -> tuple[int, ...]:
-        """The shape of one sample as the network takes it: (3, H, W) of images."""
+        """Return the shape of one sample as the network takes it: (3, H, W) of images."""
 
     @property
     def nbytes(self) -> int:
-        """Of what lies on the device between steps."""
+        """Return the bytes of what lies on the device between steps."""
 
     @property
     def device(self) -> torch.device: ...
@@ -45,18 +45,18 @@ class Feed(Protocol):
     def to(self, device: torch.device | str) -> Feed: ...
 
     def begin(self, seed: int, epoch: int) -> None:
-        """Draws an epoch's order and augmentation."""
+        """Draw an epoch's order and augmentation."""
 
     def batches(self, size: int, first: int = 0, share: tuple[int, int] = (0, 1)) -> Iterator[Inputs]:
-        """The epoch's batches of `size` from the `first` on, the ragged last one kept; of each the part of
-        rank share[0] of share[1]."""
+        """Yield the epoch's batches of `size` from the `first` on, the ragged last one kept; of each the part
+        of rank share[0] of share[1]."""
 
     def load(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """(x, labels) of what `batches` yielded: x (n, …) as the network takes it, labels (n,) int64. The
-        host waits for nothing."""
+        """Return (x, labels) of what `batches` yielded: x (n, …) as the network takes it, labels (n,) int64.
+        The host waits for nothing."""
 
     def held_out(self, size: int, share: tuple[int, int] = (0, 1)) -> Iterator[tuple[Tensor, Tensor]]:
-        """(x, labels) of every sample in order, without draws, `size` at a time; of these batches each
+        """Yield (x, labels) of every sample in order, without draws, `size` at a time; of these batches each
         share[1]th, from share[0] on."""
 
 

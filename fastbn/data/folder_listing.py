@@ -84,14 +84,14 @@ def _listing(folder: Path) -> dict[str, list[str]]:
 
 
 def _kind(path: Path) -> str:
-    """What a file is called by that is no image: its suffix."""
+    """Return what a file is called by that is no image: its suffix."""
     if path.is_dir():
         return "folders"
     return path.suffix.lower()[:12] or "without a suffix"
 
 
 def _counted(kinds: Counter[str]) -> str:
-    """The kinds with their numbers, the most frequent first."""
+    """Return the kinds with their numbers, the most frequent first."""
     names = [
         f"{kind}: {count:,}" for kind, count in sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
     ]

@@ -22,7 +22,7 @@ FORMATS = ("PNG", "JPEG", "MPO", "BMP", "DIB", "WEBP", "GIF", "TIFF", "PPM", "JP
 
 @functools.cache
 def _formats() -> tuple[str, ...]:
-    """Those of FORMATS that the installed Pillow knows."""
+    """Return those of FORMATS that the installed Pillow knows."""
     from PIL import Image
 
     Image.init()

@@ -93,14 +93,14 @@ class Images:
         return self if images is self.images else self._with(images, self.labels.to(device))
 
     def take(self, indices: Any) -> Images:
-        """The images at `indices` (n,), in that order."""
+        """Return the images at `indices` (n,), in that order."""
         indices = torch.as_tensor(indices, dtype=torch.int64, device=self.device)
         if indices.ndim != 1 or not len(indices):
             raise UsageError(f"indices must be a list of at least one, got shape {tuple(indices.shape)}")
         return self._with(self.images[indices], self.labels[indices])
 
     def prepared(self, augment: str | None = None, pixels: str = "standard") -> Images:
-        """The same images, augmented otherwise in training, and normalised otherwise.
+        """Return the same images, augmented otherwise in training, and normalised otherwise.
 
         augment: flip, crop and brightness joined by "+", or "none"; None: as now. crop pads by an eighth of
         the side where the set pads nothing; brightness adds up to ±0.5 to an image's pixels in [0, 1], cut
@@ -116,8 +116,8 @@ class Images:
         return other
 
     def limit(self, n: int | None) -> Images:
-        """`n` images drawn from the set, always the same ones and a smaller draw within a larger; None or
-        n ≥ N: all."""
+        """Return `n` images drawn from the set, always the same ones and a smaller draw within a larger; None
+        or n ≥ N: all."""
         if n is None or n >= len(self):
             return self
         if n < 1:
@@ -128,7 +128,7 @@ class Images:
         return self.take(draws.permutation(0, f"limit/{self.name}", len(self))[:n])
 
     def split(self, n: int, seed: int) -> tuple[Images, Images]:
-        """(the rest, `n` held out for validation), drawn by the seed; both keep the set's order."""
+        """Return (the rest, `n` held out for validation), drawn by the seed; both keep the set's order."""
         if not 1 <= n < len(self):
             raise UsageError(
                 f"cannot hold {n} images out of the {len(self)} of {self.name}; ask for 1 … {len(self) - 1}"
@@ -137,8 +137,8 @@ class Images:
         return self.take(order[n:].sort().values), self.take(order[:n].sort().values)
 
     def table(self, dtype: torch.dtype) -> Tensor:
-        """(3·257,) what byte v of channel c becomes, at 257·c + v: (v/255 − mean)/std, and 0 at v = 256, the
-        padding.
+        """Return (3·257,), what byte v of channel c becomes, at 257·c + v: (v/255 − mean)/std, and 0 at v =
+        256, the padding.
 
         Computed on the CPU in float32 and rounded once to `dtype`, so every device trains on the same bits.
         """

@@ -1,4 +1,4 @@
-"""Reads the pickles of CIFAR's python batches, and nothing else: a dictionary of lists, bytes and byte
+"""A reader of the pickles of CIFAR's python batches, and nothing else: a dictionary of lists, bytes and byte
 arrays.
 
 A pickle can name any function to be called. Here the four names that these files need resolve to stand-ins
@@ -23,8 +23,8 @@ MOST_LABEL = 1 << 31  # what a set's classes are numbered below, whatever they a
 
 
 def read_batch(blob: bytes, where: str, labels_key: str) -> tuple[np.ndarray, np.ndarray]:
-    """(N, 3072) uint8 rows and (N,) int64 labels of one batch; UsageError, naming `where`, for anything
-    unexpected."""
+    """Return (N, 3072) uint8 rows and (N,) int64 labels of one batch; UsageError, naming `where`, for
+    anything unexpected."""
     try:
         content = _Unpickler(io.BytesIO(blob), encoding="bytes").load()
     except UsageError as error:
@@ -66,7 +66,7 @@ def _is_label(value: object) -> bool:
 
 
 class _Dtype:
-    """Stands in for numpy.dtype: its name is all that is kept."""
+    """A stand-in for numpy.dtype: its name is all that is kept."""
 
     def __init__(self, name: Any = "", *_: Any):
         self.name = name.decode("latin1") if isinstance(name, bytes) else str(name)
@@ -76,7 +76,7 @@ class _Dtype:
 
 
 class _Array:
-    """Stands in for numpy.ndarray: keeps the pickled state, checked, as the array it would become."""
+    """A stand-in for numpy.ndarray, which keeps the pickled state, checked, as the array it would become."""
 
     shape: tuple[int, ...] = ()
     dtype = ""

@@ -1,7 +1,7 @@
 """Image sets that fit neither in memory nor on the device, streamed: read and decoded in processes of their
 own, cropped by the device.
 
-    from fastbn.data.stream import read_imagenet
+    from fastbn.data.imagenet import read_imagenet
     train, test = read_imagenet("imagenet")      # class folders or WebDataset shards
 
     folders, shards, members, index   where each sample's bytes lie: a Source, of either layout

@@ -35,7 +35,7 @@ class Broken:
             )
 
     def say(self, said: set[str]) -> None:
-        """Names on stderr those that are new, up to NAMED of all that were ever `said`, which grows."""
+        """Name on stderr those that are new, up to NAMED of all that were ever `said`, which grows."""
         for name, reason in self._reasons.items():
             if name not in said and len(said) <= NAMED:
                 said.add(name)

@@ -1,4 +1,4 @@
-"""Which part of an image a sample is. What is drawn depends on (seed, epoch, sample) alone: not on batch,
+"""The part of an image that a sample is. What is drawn depends on (seed, epoch, sample) alone: not on batch,
 worker or rank.
 
 Imports no torch: workers decide this, so that only that part is kept of what they decode.
@@ -59,14 +59,14 @@ class CentreCrop:
         return Crop((top, left, tall, wide), (first, start, last - first, end - start), False)
 
     def _span(self, side: int, shorter: int) -> tuple[float, float]:
-        """Where the crop starts and how long it is along a side, in pixels of the image; rounded where
+        """Return where the crop starts and how long it is along a side, in pixels of the image; rounded where
         torchvision rounds."""
         resized = round(self.size * 8 / 7) * side // shorter
         return round((resized - self.size) / 2) * side / resized, self.size * side / resized
 
 
 def random_box(u: Sequence[float], height: int, width: int) -> tuple[int, int, int, int]:
-    """(top, left, height, width) from UNIFORMS numbers in [0, 1), as torchvision's
+    """Return (top, left, height, width) from UNIFORMS numbers in [0, 1), as torchvision's
     RandomResizedCrop.get_params: the first of ten tries that fits, else the largest central box whose ratio
     is allowed."""
     low, high = math.log(RATIO[0]), math.log(RATIO[1])
@@ -87,7 +87,7 @@ def random_box(u: Sequence[float], height: int, width: int) -> tuple[int, int, i
 
 
 def most_bytes(size: int) -> int:
-    """The most that one sample's region takes, whatever the image: its shorter side is at most
+    """Return the most bytes that one sample's region takes, whatever the image: its shorter side is at most
     REDUCTION·size, and a margin."""
     side = REDUCTION * size
     return 3 * (side + 4) * (math.ceil(side * RATIO[1]) + 4)

@@ -13,8 +13,8 @@ from fastbn.files import is_folder
 
 
 def read_folders(root: Path) -> tuple[SampleSource, SampleSource]:
-    """(train, val). Classes are the folders' names in alphabetical order. Raises UsageError as read_folder
-    does."""
+    """Return (train, val). Classes are the folders' names in alphabetical order. Raises UsageError as
+    read_folder does."""
     test_dir = next((root / name for name in ("val", "test") if is_folder(root / name)), root / "val")
     train, test = class_folders(root / "train", test_dir)
     return _source(root / "train", train), _source(test_dir, test)

@@ -22,7 +22,8 @@ class Member(NamedTuple):
 
 
 def members(path: str) -> tuple[list[Member], str]:
-    """The whole members, in order, and what is wrong with the shard: empty, or why there are no more."""
+    """Return the whole members, in order, and what is wrong with the shard: empty, or why there are no
+    more."""
     found: list[Member] = []
     try:
         with opened(path) as file, open_tar(file) as tar:

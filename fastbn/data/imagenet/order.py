@@ -12,7 +12,7 @@ WINDOW = 8192  # samples; some 900 MB of ImageNet's files, which the system keep
 
 
 class Order(NamedTuple):
-    """Which sample comes when, and in which order their bytes are best fetched."""
+    """The order of an epoch's samples, and the one in which their bytes are best fetched."""
 
     samples: np.ndarray  # (n,) int64, a permutation
     # (n,) int64: the same samples as they lie in their shards; None: no order is better
@@ -21,9 +21,9 @@ class Order(NamedTuple):
 
 
 def draw(n: int, seed: int, epoch: int, shard: np.ndarray | None, window: int = WINDOW) -> Order:
-    """Without shards a permutation. With `shard` (n,), increasing, the shard of each sample: the shards in a
-    drawn order, and each sample moved by less than `window` places, so that each shard is read once from end
-    to end."""
+    """Draw an order: without shards a permutation. With `shard` (n,), increasing, the shard of each sample:
+    the shards in a drawn order, and each sample moved by less than `window` places, so that each shard is
+    read once from end to end."""
     if shard is None:
         return Order(draws.permutation(seed, f"epoch/{epoch}/order", n), None, 0)
     names, numbers = np.unique(shard, return_inverse=True)

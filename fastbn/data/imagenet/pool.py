@@ -86,15 +86,15 @@ class Pool:
         self._waiting: deque[DecodeJob] = deque()
 
     def submit(self, task: Any, first: bool = False) -> DecodeJob:
-        """Hands a task in, behind the others or before them. It is pickled: fastbn.data.imagenet.worker
-        has what is known there."""
+        """Hand a task in, behind the others or before them. It is pickled: fastbn.data.imagenet.worker has
+        what is known there."""
         job = DecodeJob(task)
         self._waiting.insert(0 if first else len(self._waiting), job)
         self._send()
         return job
 
     def result(self, job: DecodeJob) -> Any:
-        """Its result, waited for."""
+        """Return a job's result, waited for."""
         while not job.done:
             if not self._workers:
                 job.result, job.done = perform(job.task, self.memory), True
@@ -138,7 +138,7 @@ class Pool:
         job.result, job.done = result, True
 
     def _silent(self, worker: Worker) -> MachineError:
-        """What is said of a worker that does not answer; all are killed."""
+        """Return what is said of a worker that does not answer; all are killed."""
         self.close()
         waited = (
             f"a process that reads images (process {worker.process.pid}) has not answered for "
@@ -149,7 +149,7 @@ class Pool:
         )
 
     def _ended(self, worker: Worker) -> MachineError:
-        """What is said of a worker that ended; the others end too."""
+        """Return what is said of a worker that ended; the others end too."""
         code = worker.process.wait()
         self.close()
         how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
@@ -159,7 +159,7 @@ class Pool:
 
 
 def _close(workers: list[Worker]) -> None:
-    """Ends the processes, in the middle of what they do."""
+    """End the processes, in the middle of what they do."""
     for worker in workers:
         worker.socket.close()
         worker.process.kill()
@@ -180,18 +180,18 @@ class Crew:
         )
 
     def take(self) -> Pool:
-        """A pool of one's own, with nothing in work."""
+        """Return a pool of one's own, with nothing in work."""
         if self._resting:
             return self._resting.pop()
         return Pool(self.workers, max(2, 4 * self.workers), self._slot_bytes, self.timeout)
 
     def put_back(self, pool: Pool) -> None:
-        """To be taken again. A pool with something in work is closed instead."""
+        """Put a pool back, to be taken again. A pool with something in work is closed instead."""
         self._resting.append(pool)
 
 
 def cores() -> int:
-    """The cores that this process may use, shared among the processes that a launcher started on this
+    """Return the cores that this process may use, shared among the processes that a launcher started on this
     machine."""
     ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")
     return max(1, len(os.sched_getaffinity(0)) // max(1, int(ranks) if ranks.isdecimal() else 1))

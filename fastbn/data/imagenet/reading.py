@@ -40,7 +40,8 @@ class Chunk:
 
 
 class BatchReading:
-    """Reads the samples `indices` (n,) of a source, a view's part of each; `replace`: as in training."""
+    """A reading of the samples `indices` (n,) of a source, a view's part of each; `replace`: as in
+    training."""
 
     def __init__(
         self, source: SampleSource, indices: np.ndarray, view: View, size: int, broken: Broken, replace: bool
@@ -51,7 +52,7 @@ class BatchReading:
     def batches(
         self, pool: Pool, upload: Upload, parts: Sequence[np.ndarray], ahead: Ahead
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """(x, labels) of each part: places (k,) in `indices`."""
+        """Yield (x, labels) of each part: places (k,) in `indices`."""
         coming = (
             (j, k, part[k : k + CHUNK]) for j, part in enumerate(parts) for k in range(0, len(part), CHUNK)
         )
@@ -86,7 +87,7 @@ class BatchReading:
         )
 
     def _complete(self, pool: Pool, chunk: Chunk) -> None:
-        """Waits until each sample has its row, or, in evaluation, was found broken."""
+        """Wait until each sample has its row, or, in evaluation, was found broken."""
         while chunk.missing:
             assert chunk.job is not None
             broken = []
@@ -104,7 +105,7 @@ class BatchReading:
                 self._submit(pool, chunk)
 
     def _gather(self, pool: Pool, chunk: Chunk, buffer: PixelBuffer, rows: list[tuple[float, ...]]) -> None:
-        """Moves the chunk's pixels from its slot to the buffer."""
+        """Move the chunk's pixels from its slot to the buffer."""
         base = chunk.slot * pool.slot_bytes
         moved = buffer.append(torch.from_numpy(pool.memory[base : base + chunk.end])) - base
         for place, row in zip(chunk.places, chunk.rows, strict=True):

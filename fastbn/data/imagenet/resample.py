@@ -1,4 +1,5 @@
-"""Boxes of images of differing sizes -> one size, mirrored, normalised: bilinear, by gathering pixels.
+"""The resampling of boxes of images of differing sizes to one size, mirrored, normalised: bilinear, by
+gathering pixels.
 
 y = top + (i + ½)·height/S − ½ within the image, x likewise     (F.interpolate with align_corners=False,
 of the box) out = (bilinear(y, x)/255 − mean)/std
@@ -16,9 +17,9 @@ AT_ONCE = 1 << 21  # output pixels: bounds the memory for indices
 
 
 def resample(content: Tensor, rows: Tensor, size: int) -> Tensor:
-    """content: uint8, every image's pixels (h, w, 3) from its first byte on, a multiple of 3; rows (n, ROW)
-    float64, beside it. Returns (n, 3, size, size) float32, channels last. A sample's bits don't depend on its
-    neighbours."""
+    """Resample. content: uint8, every image's pixels (h, w, 3) from its first byte on, a multiple of 3; rows
+    (n, ROW) float64, beside it. Returns (n, 3, size, size) float32, channels last. A sample's bits don't
+    depend on its neighbours."""
     pixels = content[: len(content) // 3 * 3].view(-1, 3)
     std = torch.tensor(IMAGENET_STD, dtype=torch.float64)
     scale = (1 / (255 * std)).float().to(content.device, non_blocking=True)
@@ -38,7 +39,7 @@ def resample(content: Tensor, rows: Tensor, size: int) -> Tensor:
 
 
 def _bilinear(pixels: Tensor, rows: Tensor, size: int) -> Tensor:
-    """(n, size, size, 3) float32, 0 … 255."""
+    """Return (n, size, size, 3) float32, 0 … 255."""
     first, height, width = rows[:, :3, None].long().unbind(1)  # (n, 1)
     top, left, tall, wide, flip = rows[:, 3:8, None].unbind(1)
     centres = (torch.arange(size, device=rows.device, dtype=torch.float64) + 0.5) / size
@@ -60,7 +61,7 @@ def _bilinear(pixels: Tensor, rows: Tensor, size: int) -> Tensor:
 
 
 def _taps(position: Tensor, length: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The two pixels beside each position (n, size) of a side, whose pixel k covers k … k + 1, and the
+    """Return the two pixels beside each position (n, size) of a side, whose pixel k covers k … k + 1, and the
     second one's weight."""
     last = (length - 1).double()
     centre = torch.minimum((position - 0.5).clamp(min=0), last)

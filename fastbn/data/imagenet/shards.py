@@ -33,8 +33,8 @@ LARGEST = (1 << 63) - 1  # label that an index holds; it is refused, as any that
 
 
 def find_shards(root: Path) -> tuple[list[str], list[str]]:
-    """The names of the training shards in `root`, and of the others: those of val, else validation, else
-    test."""
+    """Return the names of the training shards in `root`, and of the others: those of val, else validation,
+    else test."""
     names = sorted(path.name for path in root.glob("*.tar"))
     train, test = (
         next(
@@ -51,7 +51,8 @@ def find_shards(root: Path) -> tuple[list[str], list[str]]:
 
 
 def read_shards(root: Path, crew: Crew) -> tuple[SampleSource, SampleSource]:
-    """(train, val). Every header is read once, by the workers; the index is then kept in the cache folder.
+    """Return (train, val). Every header is read once, by the workers; the index is then kept in the cache
+    folder.
 
     Raises UsageError where one of the two has no shards or too many samples that lack an image or a class,
     and for a class that is not below 1,000 or 32 times the number of different ones."""
@@ -68,7 +69,7 @@ def read_shards(root: Path, crew: Crew) -> tuple[SampleSource, SampleSource]:
 
 
 def _known(sources: list[SampleSource]) -> int:
-    """How many classes the labels stand for."""
+    """Return how many classes the labels stand for."""
     labels = torch.from_numpy(np.concatenate([source.labels for source in sources]))
     highest = int(labels.max())
     if highest >= FEW and highest >= most_classes(labels):
@@ -147,7 +148,7 @@ def _scan(root: Path, names: list[str], crew: Crew) -> dict[str, np.ndarray]:
 
 
 def _samples(group: Callable[..., Any], found: list[Member]) -> list[tuple[str, Member | None, int | None]]:
-    """(key, image, class) of each sample in a shard, None for what it lacks."""
+    """Return (key, image, class) of each sample in a shard, None for what it lacks."""
     files = ({"fname": member.name, "data": member, "__url__": ""} for member in found)
     return [
         (
@@ -165,5 +166,5 @@ def _label(member: Any) -> int | None:
 
 
 def _last(found: list[Member]) -> str:
-    """The key of the last sample."""
+    """Return the key of the last sample."""
     return re.sub(r"[.][^/]*$", "", found[-1].name) if found else ""

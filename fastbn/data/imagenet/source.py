@@ -1,4 +1,4 @@
-"""Where the bytes of each sample of a set lie, and its label: class folders and shards alike."""
+"""The places of the bytes of each sample of a set, and its label: class folders and shards alike."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class SampleSource:
         return Location(self._path(int(self.shard[i])), int(self.start[i]), int(self.size[i]))
 
     def describe(self, i: int) -> str:
-        """A sample's name for people."""
+        """Return a sample's name for people."""
         if self.shard is None or self.keys is None:
             return self._path(i)
         return f"{shown(os.fsdecode(self.keys[i]))} in {self._path(int(self.shard[i]))}"

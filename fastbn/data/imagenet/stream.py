@@ -70,12 +70,12 @@ class Stream:
         return f"Stream({self.name!r}, {what}, {self.device})"
 
     def to(self, device: torch.device | str) -> Stream:
-        """The same set, its batches on another device."""
+        """Return the same set, its batches on another device."""
         return self if torch.device(device) == self.device else self._with(device=device)
 
     def limit(self, n: int | None) -> Stream:
-        """`n` samples drawn from the set, always the same ones and a smaller draw within a larger; None or
-        n ≥ N: all."""
+        """Return `n` samples drawn from the set, always the same ones and a smaller draw within a larger;
+        None or n ≥ N: all."""
         if n is None or n >= len(self):
             return self
         if n < 1:
@@ -88,7 +88,7 @@ class Stream:
         )
 
     def split(self, n: int, seed: int) -> tuple[Stream, Stream]:
-        """(the rest, `n` held out for validation), drawn by the seed."""
+        """Return (the rest, `n` held out for validation), drawn by the seed."""
         if not 1 <= n < len(self):
             raise UsageError(
                 f"cannot hold {n} images out of the {len(self)} of {self.name}; ask for 1 … {len(self) - 1}"
@@ -99,16 +99,16 @@ class Stream:
         )
 
     def begin(self, seed: int, epoch: int) -> None:
-        """Draws the epoch's order, and what its crops are drawn by."""
+        """Draw the epoch's order, and what its crops are drawn by."""
         shard = None if self.source.shard is None else self.source.shard[self.indices]
         self._drawn = draw(len(self), seed, epoch, shard), RandomCrop(seed, epoch, self.size)
 
     def batches(
         self, size: int, first: int = 0, share: tuple[int, int] = (0, 1)
     ) -> Iterator[tuple[Tensor, ...]]:
-        """(x, labels) of the epoch's batches of `size` samples from the `first` on, the ragged last one kept;
-        of each the part of rank share[0] of share[1], which is empty where a last batch has fewer samples
-        than there are ranks. What is skipped is not read."""
+        """Yield (x, labels) of the epoch's batches of `size` samples from the `first` on, the ragged last one
+        kept; of each the part of rank share[0] of share[1], which is empty where a last batch has fewer
+        samples than there are ranks. What is skipped is not read."""
         assert self._drawn is not None, "begin() draws the epoch first"
         (order, view), (rank, ranks) = self._drawn, share
         starts = range(first * size, len(self), size)
@@ -131,13 +131,13 @@ class Stream:
         yield from self._read(reading, [order.samples[span] for span in spans], ahead)
 
     def load(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """What `batches` yielded: it lies on the device."""
+        """Return what `batches` yielded: it lies on the device."""
         x, labels = inputs
         return x, labels
 
     def held_out(self, size: int, share: tuple[int, int] = (0, 1)) -> Iterator[tuple[Tensor, Tensor]]:
-        """(x, labels) of every sample in order, the centre of each, `size` at a time; of these batches each
-        share[1]th, from share[0] on. Those that can't be read are left out."""
+        """Yield (x, labels) of every sample in order, the centre of each, `size` at a time; of these batches
+        each share[1]th, from share[0] on. Those that can't be read are left out."""
         rank, ranks = share
         parts = [np.arange(start, min(start + size, len(self))) for start in range(0, len(self), size)][
             rank::ranks
@@ -171,8 +171,8 @@ class Stream:
 def read_imagenet(
     data_dir: str | Path, size: int = 224, workers: int | None = None, timeout: float = TIMEOUT
 ) -> tuple[Stream, Stream]:
-    """(train, val) from class folders or WebDataset shards, whichever lies in `data_dir`; nothing is decoded
-    yet.
+    """Return (train, val) from class folders or WebDataset shards, whichever lies in `data_dir`; nothing is
+    decoded yet.
 
     size: the side of the crops in pixels. workers: processes that decode, this machine's cores by default; 0:
     none, for tests.

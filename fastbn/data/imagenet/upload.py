@@ -26,7 +26,7 @@ class PixelBuffer:
             self.copied, self.read = torch.cuda.Event(), torch.cuda.Event()
 
     def append(self, pixels: Tensor) -> int:
-        """Where the bytes (k,) now start."""
+        """Return where the bytes (k,) now start."""
         start, end = self.used, self.used + len(pixels)
         if end > len(self.bytes):
             larger = torch.empty(
@@ -40,7 +40,7 @@ class PixelBuffer:
 
 
 class Upload:
-    """Takes batches to the device in turn."""
+    """The way of batches to the device, in turn."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -49,7 +49,7 @@ class Upload:
         self._copies = torch.cuda.Stream(device) if self._cuda else None
 
     def begin(self) -> PixelBuffer:
-        """An empty buffer for the next batch; waits until the copy of the batch before the last is
+        """Return an empty buffer for the next batch; waits until the copy of the batch before the last is
         through."""
         buffer = self._buffers[0]
         self._buffers.append(self._buffers.pop(0))
@@ -59,7 +59,7 @@ class Upload:
         return buffer
 
     def finish(self, buffer: PixelBuffer, rows: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """(x, labels) on the device of the samples in rows (n, ROW); the host waits for nothing."""
+        """Return (x, labels) on the device of the samples in rows (n, ROW); the host waits for nothing."""
         if self._copies is None:
             pixels = buffer.bytes[: buffer.used]
             if self.device.type == "xla":  # which would compile for each batch's number of bytes

@@ -1,4 +1,4 @@
-"""A worker process: takes tasks from a socket, puts pixels into memory that it shares with the parent.
+"""A worker process, which takes tasks from a socket, puts pixels into memory that it shares with the parent.
 Imports no torch.
 
 It is a program of its own rather than a fork: no device, thread or lock of the parent's comes along, and a
@@ -67,7 +67,7 @@ class Decode(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """What a task that could not be done says."""
+    """The answer of a task that could not be done."""
 
     reason: str
 
@@ -82,7 +82,7 @@ class Members(NamedTuple):
 
 
 def read(location: Location) -> bytes:
-    """The bytes there; raises OSError where there are fewer."""
+    """Return the bytes there; raises OSError where there are fewer."""
     if location.size < 0:
         return files.read(location.path, MOST_BYTES)
     if location.size > MOST_BYTES:
