@@ -35,17 +35,17 @@ class Cost:
     ptx: str
 
     def count(self, *prefixes: str) -> int:
-        """How many instructions' names begin with one of these."""
+        """Return how many instructions' names begin with one of these."""
         return sum(n for name, n in self.counts.items() if name.startswith(prefixes))
 
     @property
     def matrix(self) -> int:
-        """The matrix unit's instructions, which every generation names otherwise."""
+        """Return the number of the matrix unit's instructions, which every generation names otherwise."""
         return self.count("HMMA", "HGMMA", "UTCHMMA", "UTCQMMA", "UTCOMMA")
 
     @property
     def wide_loads(self) -> int:
-        """Loads of 16 bytes a thread, into registers or into shared memory."""
+        """Return the number of loads of 16 bytes a thread, into registers or into shared memory."""
         return sum(
             n
             for name, n in self.counts.items()
@@ -60,7 +60,7 @@ def compile_and_count(
     options: Mapping[str, Any],
     capability: int,
 ) -> Cost:
-    """Compiles a @triton.jit function for `capability` (90: sm_90) and reads its machine code. Needs no GPU.
+    """Compile a @triton.jit function for `capability` (90: sm_90) and read its machine code. Needs no GPU.
 
     signature   what the arguments are: "*fp32", "i32", "fp32", …; pointers are taken to be aligned, as those
                 of whole tensors are, and an integer divisible by 16 is "i32:16"
@@ -114,6 +114,6 @@ def compile_and_count(
 
 
 def disassembler(*arguments: str) -> str:
-    """What Triton's own cuobjdump says."""
+    """Return what Triton's own cuobjdump says."""
     command = [triton.knobs.nvidia.cuobjdump.path, *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout

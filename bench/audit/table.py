@@ -20,12 +20,12 @@ class Row:
 
     @property
     def multiplies(self) -> bool:
-        """Whether the matrix unit is what it is about."""
+        """Tell whether the matrix unit is what it is about."""
         return self.launch["PRECISION"] is not None and self.launch["KH"] != 0
 
     @property
     def title(self) -> str:
-        """The kernel, its channels, and its image's width or its convolution's taps."""
+        """Return the kernel, its channels, and its image's width or its convolution's taps."""
         own, c = self.launch, self.launch["C"]
         name = own.kernel.__name__.removesuffix("_kernel")
         if own["PAIR"]:
@@ -37,7 +37,7 @@ class Row:
 
     @property
     def form(self) -> str:
-        """What is formed on the way in; on the way back, what is added and masked."""
+        """Return what is formed on the way in; on the way back, what is added and masked."""
         own = self.launch
         if own["FORM"] is not None:
             parts = [
@@ -62,7 +62,7 @@ class Row:
 
     @property
     def pixel(self) -> float:
-        """Warp-instructions an output pixel, of all its channels."""
+        """Return the warp-instructions per output pixel, of all its channels."""
         own = self.launch
         columns = 1.0
         if own["PAIR"]:
@@ -76,7 +76,7 @@ class Row:
         return self.cost.instructions * dict(own.options)["num_warps"] * columns / pixels
 
     def line(self) -> str:
-        """The table's."""
+        """Return the table's line."""
         cost, warps = self.cost, dict(self.launch.options)["num_warps"]
         figures = (
             cost.registers, cost.spills, f"{cost.shared / 1024:.0f}", warps,
@@ -101,7 +101,7 @@ def compiled_rows(
     wanted: Callable[[Row], bool] = lambda row: True,
     **switches: bool,
 ) -> Iterator[Row]:
-    """A training step's launches compiled, those that are wanted, one of each title and form."""
+    """Yield a training step's launches compiled, those that are wanted, one of each title and form."""
     seen: set[tuple[str, str]] = set()
     for found in launches(family, dtype, capability, **switches):
         row = Row(found)
@@ -113,7 +113,7 @@ def compiled_rows(
 
 
 def summary(rows: Iterable[Row]) -> str:
-    """The worst of them."""
+    """Return the worst of them in words."""
     costs = [row.cost for row in rows]
     spilled, shared = max(cost.spills for cost in costs), max(cost.shared for cost in costs)
     return f"{len(costs)} kernels, at most {spilled} B spilled and {shared / 1024:.0f} KiB shared"

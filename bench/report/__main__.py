@@ -31,7 +31,7 @@ LEAD = (
 
 
 def read(paths: Sequence[Path]) -> list[Record]:
-    """The records among these files, each file once. Raises UsageError if there is none, or for a file
+    """Return the records among these files, each file once. Raises UsageError if there is none, or for a file
     that can't be read."""
     records, left_out = [], []
     for path in dict.fromkeys(path.resolve() for path in paths):
@@ -54,7 +54,7 @@ def read(paths: Sequence[Path]) -> list[Record]:
 
 
 def conditions(records: Sequence[Record]) -> Html:
-    """Everything under which the figures hold, by the number they carry."""
+    """Return the section of everything under which the figures hold, by the number they carry."""
     return section("Conditions", *(_conditions(record, place) for place, record in enumerate(records, 1)))
 
 
@@ -74,7 +74,7 @@ def _conditions(record: Record, place: int) -> Html:
 
 
 def render(records: Sequence[Record]) -> str:
-    """The page of these records."""
+    """Return the page of these records."""
     parts = (headline, steps, kernels, memory, scaling, runs, energy, conditions)
     return page("fastbn beside stock PyTorch", LEAD, [part(records) for part in parts])
 

@@ -1,4 +1,4 @@
-"""What the rows say: which provider is the best of its kind, and by how much fastbn is ahead of it.
+"""The comparison of rows: which provider is the best of its kind, and by how much fastbn is ahead of it.
 
 Only rows of one record and one (level, case) are set against each other; a provider that failed is never the
 best."""
@@ -17,8 +17,8 @@ KINDS = ("fastbn", "bn", "all", "")
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What was measured side by side: the rows of one case of a record, and that record with its place
-    among them (from 1)."""
+    """The rows that were measured side by side: the rows of one case of a record, and that record with its
+    place among them (from 1)."""
 
     record: Record
     place: int
@@ -26,22 +26,22 @@ class Case:
     rows: list[Row]
 
     def has(self, kind: str) -> bool:
-        """Whether any provider of this kind was tried."""
+        """Tell whether any provider of this kind was tried."""
         return any(_is(row, kind) for row in self.rows)
 
     def best(self, kind: str) -> Row | None:
-        """The fastest of this kind, or of all stock providers for "stock", that did not fail, if there is
-        one."""
+        """Return the fastest of this kind, or of all stock providers for "stock", that did not fail, if there
+        is one."""
         timed = [row for row in self.rows if measured(row) and row.seconds and _is(row, kind)]
         return min(timed, key=lambda row: row.seconds or math.inf, default=None)
 
     def label(self, row: Row) -> str:
-        """A provider's name, with its precision where the case holds several."""
+        """Return a provider's name, with its precision where the case holds several."""
         mixed = len({own.precision for own in self.rows}) > 1 and row.precision not in row.provider
         return f"{row.provider}, {row.precision}" if mixed else row.provider
 
     def ratio(self, kind: str) -> tuple[float, float, float] | None:
-        """How often fastbn's best fits into stock's best of this kind, and the same from quartile to
+        """Return how often fastbn's best fits into stock's best of this kind, and the same from quartile to
         quartile, at worst and at best."""
         ours, theirs = self.best("fastbn"), self.best(kind)
         if not (ours and theirs and ours.seconds and theirs.seconds):
@@ -50,8 +50,8 @@ class Case:
         return theirs.seconds / ours.seconds, low, (theirs.q3 or theirs.seconds) / (ours.q1 or ours.seconds)
 
     def saved(self, row: Row) -> int | None:
-        """Bytes kept for the backward: of this row, else of the same provider and case where memory was
-        measured by itself."""
+        """Return the bytes kept for the backward: of this row, else of the same provider and case where
+        memory was measured by itself."""
         beside = [
             r for r in self.record.rows if (r.case, r.provider) == (row.case, row.provider) and measured(r)
         ]
@@ -71,8 +71,8 @@ def _is(row: Row, kind: str) -> bool:
 
 
 def cases(records: Sequence[Record], level: str) -> list[Case]:
-    """In the order recorded; within a case fastbn first, then by what trains, the fastest first, those
-    that failed last."""
+    """Return the cases in the order recorded; within a case fastbn first, then by what trains, the fastest
+    first, those that failed last."""
     found = []
     for place, record in enumerate(records, 1):
         rows = [row for row in record.rows if row.level == level]
@@ -87,7 +87,7 @@ def _order(row: Row) -> tuple[int, bool, float]:
 
 
 def share_of_roofline(row: Row, machine: dict[str, float]) -> float | None:
-    """As recorded, else least time by the machine's own rates over the time measured."""
+    """Return the share as recorded, else least time by the machine's own rates over the time measured."""
     if row.roofline_share is not None or not row.seconds:
         return row.roofline_share
     counted = (

@@ -41,7 +41,7 @@ def _run(case: Case) -> Html:
 
 
 def same_accuracy(case: Case) -> str:
-    """In words: what BN-only training reaches in which time, and the first time at which training
+    """Say in words what BN-only training reaches in which time, and the first time at which training
     everything is recorded as that good."""
     done = [row for row in case.rows if measured(row) and row.accuracy is not None and row.seconds]
     everything = [row for row in done if row.trains == "all"]
@@ -72,7 +72,7 @@ def same_accuracy(case: Case) -> str:
 
 
 def _curves(case: Case) -> Html:
-    """Accuracy against seconds, where a provider has more than its end."""
+    """Draw accuracy against seconds, where a provider has more than its end."""
     points: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for row in sorted(case.rows, key=_time):
         if measured(row) and row.seconds and row.accuracy is not None:

@@ -1,5 +1,5 @@
-"""How the report says a measurement: figures, spreads, conditions, failures, the colour of a kind of
-provider."""
+"""The words in which the report says a measurement: figures, spreads, conditions, failures, the colour of a
+kind of provider."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ AGAINST = {"bn": "the best stock BN-only step", "all": "the best stock step that
 
 
 def under(case: Case) -> str:
-    """The conditions of a figure in one line; all of them stand at the page's end."""
+    """Return the conditions of a figure in one line; all of them stand at the page's end."""
     found = case.record.conditions
     parts = [
         found.get("device"),
@@ -38,7 +38,7 @@ def figure_of(value: float | None, scale: float = 1.0, unit: str = "") -> str:
 
 
 def milliseconds(row: Row) -> str:
-    """With a space that no line breaks at."""
+    """Return milliseconds with a space that no line breaks at."""
     return f"{number(1e3 * (row.seconds or 0.0))}\u00a0ms"
 
 

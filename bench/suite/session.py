@@ -34,11 +34,11 @@ class Suite:
         return dataclasses.replace(found, rows=self.rows)
 
     def everyone(self, case: Case) -> list[providers.Provider]:
-        """Who takes a step of this case."""
+        """Return who takes a step of this case."""
         return providers.providers(case, self.device, case in self.grid.compiled)
 
     def few(self, case: Case) -> list[providers.Provider]:
-        """Who takes a step of a case of a curve."""
+        """Return who takes a step of a case of a curve."""
         return providers.few(providers.providers(case, self.device), providers.likely_best(self.device))
 
     @functools.cache  # noqa: B019 - a suite lives as long as its process
@@ -61,7 +61,7 @@ class Suite:
 
     @functools.cache  # noqa: B019
     def kernels(self, blocks: Blocks, operation: str) -> dict[str, Results]:
-        """By state of the caches."""
+        """Return an operation's results by state of the caches."""
         found: dict[str, Results] = {}
         measured = kernels.measure(blocks, operation, self.device, self.machine, self.grid.rounds)
         for (cache, name), (row, samples) in measured.items():
@@ -72,7 +72,7 @@ class Suite:
 
     @functools.cache  # noqa: B019
     def runs(self, run: Run) -> dict[str, list[Measured]]:
-        """By provider, an epoch after the other."""
+        """Return a run's rows by provider, an epoch after the other."""
         found = runs.measure(run, self.device)
         self.rows += [each.row for epochs in found.values() for each in epochs]
         return found
@@ -86,7 +86,7 @@ SUITE = pytest.StashKey[Suite]()  # where a pytest config keeps it
 
 
 def play(benchmark: Any, measured: Measured, what: str = "") -> None:
-    """One provider's test: its samples as the benchmark's rounds; red where it failed. `what` is said
+    """Play one provider's test: its samples as the benchmark's rounds; red where it failed. `what` is said
     beside the case."""
     row = measured.row
     if row.hopeless:

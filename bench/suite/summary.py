@@ -32,8 +32,8 @@ def lines(record: Record) -> list[str]:
 
 
 def _row(row: Row, beside: list[Row]) -> str:
-    """As in: fastbn native    79.70 ms (79.10 … 80.20)    1606 images/s   22% of roofline  1.82× stock-bn
-    …  2.32× stock-full …"""
+    """Return a row as in: fastbn native 79.70 ms (79.10 … 80.20) 1606 images/s 22% of roofline 1.82× stock-bn
+    … 2.32× stock-full …"""
     if row.failed or not row.seconds:
         return f"{row.provider:32} {'' if row.hopeless else 'failed: '}{row.failed}"
     spread = (

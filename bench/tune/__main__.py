@@ -20,7 +20,7 @@ from bench.records.conditions import write
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0: written; 2: no GPU for the Triton engine's, or a wrong argument."""
+    """Return 0: written; 2: no GPU for the Triton engine's, or a wrong argument."""
     parser = argparse.ArgumentParser(
         "python -m bench.tune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

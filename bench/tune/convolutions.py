@@ -1,6 +1,6 @@
-"""Which kernel carries a convolution out on a GPU, and how the one tap by tap is cut, measured by layer in
-float16: rolling rows where they can, tap by tap in several cuts, and the library's with BatchNorm in passes
-beside it.
+"""The table of which kernel runs a convolution on a GPU, and how the one tap by tap is cut, measured by layer
+in float16: rolling rows where they can, tap by tap in several cuts, and the library's with BatchNorm in
+passes beside it.
 
 A layer's forward reads what scale, shift and ReLU make of a raw output, and keeps nothing of it; its gradient
 is masked by that ReLU. Both end their BatchNorms, since how a kernel is cut is what there is to merge. What
@@ -36,7 +36,7 @@ PASSES = ("forward", "backward")
 
 
 def layers() -> list[tuning_table.TunedLayer]:
-    """Of the networks that the project is measured by."""
+    """Return the layers of the networks that the project is measured by."""
     found: dict[tuning_table.TunedLayer, None] = {}
     for family, sizes in NETWORKS.items():
         for depth, size in sizes:
@@ -60,7 +60,7 @@ def case(layer: tuning_table.TunedLayer, images: int) -> operations.Case:
 
 
 def candidates(layer: tuning_table.TunedLayer, way: str) -> list[Candidate]:
-    """The rule's own cut tap by tap first."""
+    """Return the candidates, the rule's own cut tap by tap first."""
     backward, conv = way == "backward", case(layer, 1).conv()
     rule = tuning.cut(
         *(layer.channels, layer.in_channels)[:: 1 if backward else -1], torch.float16, CAPABILITY
@@ -71,8 +71,8 @@ def candidates(layer: tuning_table.TunedLayer, way: str) -> list[Candidate]:
 
 
 def tiles(rule: Tile, written: int) -> list[Tile]:
-    """The rule's first; twice the warps; more channels, so that fewer programs form what they read; more
-    and fewer pixels."""
+    """Return cuts, the rule's first; twice the warps; more channels, so that fewer programs form what they
+    read; more and fewer pixels."""
     m, n = rule.block_m, rule.block_n
     others = [(m, n, 8), (m, 2 * n, 4), (m, 2 * n, 8), (m, 4 * n, 8), (2 * m, n, 8), (m // 2, n, 4)]
     cuts = [
@@ -83,13 +83,13 @@ def tiles(rule: Tile, written: int) -> list[Tile]:
 
 
 def compiled(layer: tuning_table.TunedLayer, images: int) -> None:
-    """Every candidate once."""
+    """Compile every candidate once."""
     for way in _passes(layer):
         called(candidates(layer, way), _Make(layer, way, images))
 
 
 def row(layer: tuning_table.TunedLayer, images: int, rounds: int) -> dict[str, Any]:
-    """The fastest algorithm for a layer, its cuts, and what every candidate took."""
+    """Return the fastest algorithm for a layer, its cuts, and what every candidate took."""
     middle: dict[str, dict[Candidate, float]] = {}
     left_out = []
     for way in _passes(layer):
@@ -115,8 +115,8 @@ def row(layer: tuning_table.TunedLayer, images: int, rounds: int) -> dict[str, A
 
 
 def _best(name: str, middle: dict[Candidate, float]) -> tuple[float, Tile | None]:
-    """The least microseconds of an algorithm in a pass, and with which cut; infinitely many where it has
-    none."""
+    """Return the least microseconds of an algorithm in a pass, and with which cut; infinitely many where it
+    has none."""
     own = [(us, cut) for (algorithm, cut), us in middle.items() if algorithm == name]
     return min(own, key=lambda each: each[0], default=(math.inf, None))
 
@@ -127,12 +127,12 @@ def _plain(candidate: Candidate) -> dict[str, Any]:
 
 
 def _passes(layer: tuning_table.TunedLayer) -> tuple[str, ...]:
-    """No gradient of the images themselves is wanted."""
+    """Return a layer's passes: no gradient of the images themselves is wanted."""
     return PASSES if layer.in_channels % 8 == 0 else PASSES[:1]
 
 
 class _Make:
-    """The call of a candidate."""
+    """The maker of a candidate's call."""
 
     def __init__(self, layer: tuning_table.TunedLayer, way: str, images: int):
         self._layer, self._way = layer, way

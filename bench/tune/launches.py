@@ -1,5 +1,6 @@
-"""Whether a GPU's kernels begin before the one before them has ended (kernels/triton/early_launch.py), by a
-deep network's step: where that is faster and each of the step's bits is the same."""
+"""Early launches: whether a GPU's kernels begin before the one before them has ended
+(kernels/triton/early_launch.py), by a deep network's step: where that is faster and each of the step's bits
+is the same."""
 
 from __future__ import annotations
 

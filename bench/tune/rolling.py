@@ -1,4 +1,4 @@
-"""How the rolling kernels are cut on a GPU, measured by shape, pass and width of storage.
+"""The cuts of the rolling kernels on a GPU, measured by shape, pass and width of storage.
 
 The rule's own choice (engine/triton/tuning.py) against a few others a shape: bands of the other height, twice
 the warps, bands of one row where an image has few, and of eight where it has many, which leave half as much
@@ -25,7 +25,7 @@ SHAPES = ((16, 32), (32, 16), (64, 8), (64, 56))  # channels, size
 
 
 def keys() -> list[Key]:
-    """Every shape, forward and backward, half and float32."""
+    """Return every shape, forward and backward, half and float32."""
     return [
         Key(CAPABILITY, backward, *shape, wide)
         for shape in SHAPES
@@ -35,7 +35,7 @@ def keys() -> list[Key]:
 
 
 def candidates(key: Key) -> list[Choice]:
-    """The rule's own first."""
+    """Return the candidates, the rule's own first."""
     choice = tuning.rule(key)
     bands = [2 if choice.rows == 4 else 4, *{16: [8], 64: [1]}.get(key.channels, [])]
     others = [dataclasses.replace(choice, rows=rows) for rows in bands]
@@ -43,12 +43,12 @@ def candidates(key: Key) -> list[Choice]:
 
 
 def compiled(key: Key, images: int) -> None:
-    """Every candidate once."""
+    """Compile every candidate once."""
     called(candidates(key), _Make(key, images))
 
 
 def row(key: Key, images: int, rounds: int) -> dict[str, Any]:
-    """The fastest choice for a shape, and what every candidate took."""
+    """Return the fastest choice for a shape, and what every candidate took."""
     make = _Make(key, images)
     middle, left_out = compete(candidates(key), make, TOLERANCE[make.dtype], rounds)
     best = min(middle, key=lambda choice: middle[choice])
@@ -66,7 +66,7 @@ def row(key: Key, images: int, rounds: int) -> dict[str, Any]:
 
 
 class _Make:
-    """The call of a choice: of two layers, for how one is cut is what the next has to merge."""
+    """The maker of a choice's call: of two layers, for how one is cut is what the next has to merge."""
 
     def __init__(self, key: Key, images: int):
         self.key, self.dtype = key, torch.float32 if key.wide else torch.float16

@@ -27,7 +27,7 @@ def tune(
     parts: tuple[str, ...] = PARTS,
     seconds: float = float("inf"),
 ) -> Iterator[Any]:
-    """The table, again after every row. What there is no time for stays as it was, and is named."""
+    """Yield the table, again after every row. What there is no time for stays as it was, and is named."""
     deadline = time.monotonic() + seconds
     table: dict[str, Any] = json.loads(tuning_table.TABLE.read_text(encoding="utf-8"))
     for part in parts:

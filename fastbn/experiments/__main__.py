@@ -26,8 +26,8 @@ PAGE, RECORDS = "docs/reproduction.md", ("bench/results", "reproduction")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 done; 1 a run failed (the table says which); 2 a wrong argument; 130 and 143 stopped
-    by a signal, after saving."""
+    """Run the command and return its exit code: 0 done; 1 a run failed (the table says which); 2 a wrong
+    argument; 130 and 143 stopped by a signal, after saving."""
     return command_line.run(lambda: _main(list(sys.argv[1:] if arguments is None else arguments)))
 
 
@@ -64,7 +64,7 @@ def _main(words: list[str]) -> int:
 
 
 def listing() -> str:
-    """A line a preset."""
+    """Return a line per preset."""
     width = max(map(len, PRESETS))
     return "\n".join(
         f"{one.name:{width}}  {one.title} ({len(one.lines)} lines, {one.seeds} seeds)"
@@ -73,8 +73,8 @@ def listing() -> str:
 
 
 def show(one: Preset) -> str:
-    """Everything that a preset says: its study, where it differs, each line as the trainer's command with
-    its published figures."""
+    """Return everything that a preset says: its study, where it differs, each line as the trainer's command
+    with its published figures."""
     lines = [
         f"{one.name}: {one.title}",
         f"source: {one.source}",
@@ -128,7 +128,7 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 def _table(chosen: Preset, expanded: list[Job], asked: argparse.Namespace) -> int:
-    """Prints the table, and keeps it beside the runs."""
+    """Print the table, and keep it beside the runs."""
     text, place = table(chosen, expanded, asked.quick), folder(Path(asked.out), chosen, asked.quick)
     if files.is_folder(place):
         try:

@@ -1,5 +1,5 @@
-"""Questions that the studies leave: BatchNorm first and then everything, lower layers alone, other norms.
-No published figures."""
+"""Presets for questions that the studies leave: BatchNorm first and then everything, lower layers alone,
+other norms. No published figures."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ PLACES = {
 
 
 def three_places(runs: Sequence[Run]) -> Drawing:
-    """Our own result: where about as many parameters train."""
+    """Draw our own result: where about as many parameters train."""
     found = {train: finished("trained-parameters", train, runs) for train in PLACES}
     rows = []
     for i, (train, some) in enumerate(found.items()):
@@ -109,7 +109,7 @@ def three_places(runs: Sequence[Run]) -> Drawing:
 
 
 def to_accuracy(runs: Sequence[Run]) -> Drawing:
-    """The best accuracy so far by epoch: read across for the epochs that an accuracy takes."""
+    """Draw the best accuracy so far by epoch: read across for the epochs that an accuracy takes."""
     modes = {"14 all": "everything", "14 bn": "BatchNorm", "14 random=2": "two random weights a channel"}
     found = {name: finished("paper-depth", name, runs) for name in modes}
     found["14 output"] = finished("paper-what-trains", "14 output", runs)

@@ -1,6 +1,5 @@
-"""Carries an experiment's runs out as processes of the ordinary trainer, one on each GPU at a time, or one
-after the other; with
---replicas a process trains several seeds of a line side by side."""
+"""The launch of an experiment's runs as processes of the ordinary trainer, one on each GPU at a time, or one
+after the other; with --replicas a process trains several seeds of a line side by side."""
 
 from __future__ import annotations
 
@@ -26,7 +25,8 @@ DIVERGED = 3
 
 
 def devices() -> list[str | None]:
-    """CUDA_VISIBLE_DEVICES of the processes that may run side by side; [None] where there is no GPU."""
+    """Return CUDA_VISIBLE_DEVICES of the processes that may run side by side; [None] where there is no
+    GPU."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [name.strip() for name in visible.split(",") if name.strip()] or [None]
@@ -51,7 +51,7 @@ def _own(path: str, flags: int) -> int:
 
 
 def run(jobs: Sequence[Job], places: Sequence[str | None], replicas: int = 1) -> int:
-    """Runs what is not done yet, so many seeds of a line in a process; what was begun is resumed. Returns how
+    """Run what is not done yet, so many seeds of a line in a process; what was begun is resumed. Returns how
     many failed. Raises Stopped after its processes have saved."""
     waiting = [job for job in jobs if outcome(job).state != "done"]
     done = {job.out for job in jobs} - {job.out for job in waiting}
@@ -96,15 +96,15 @@ def run(jobs: Sequence[Job], places: Sequence[str | None], replicas: int = 1) ->
 
 
 def _start_of(job: Job, jobs: Sequence[Job]) -> object:
-    """The folder of the run that this one starts from."""
+    """Return the folder of the run that this one starts from."""
     return next(
         (other.out for other in jobs if other.line.name == job.line.after and other.seed == job.seed), None
     )
 
 
 def _launch(jobs: Sequence[Job], place: str | None) -> subprocess.Popen[bytes]:
-    """The trainer's process, or that of several runs side by side; what is no run's own goes to the first
-    one's log."""
+    """Start the trainer's process, or that of several runs side by side; what is no run's own goes to the
+    first one's log."""
     words = [sys.executable, "-m", "fastbn.train" if len(jobs) == 1 else "fastbn.experiments.replicas"]
     for job in jobs:
         with log_of(job.out), contextlib.suppress(FileNotFoundError):
@@ -134,7 +134,8 @@ def _fail(job: Job, why: str) -> None:
 
 @contextlib.contextmanager
 def _stopping(running: dict[subprocess.Popen[bytes], tuple[list[Job], str | None]]) -> Iterator[None]:
-    """SIGINT and SIGTERM become Stopped; the processes are then told to save and end, and waited for."""
+    """A context in which SIGINT and SIGTERM become Stopped; the processes are then told to save and end, and
+    waited for."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Stopped(number)

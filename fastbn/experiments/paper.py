@@ -38,7 +38,7 @@ def digitised(value: float) -> tuple[Figure, ...]:
 
 
 def depths(train: str, values: tuple[float, ...] = ()) -> tuple[Line, ...]:
-    """A line a depth, of one mode."""
+    """Return a line per depth, of one mode."""
     figures = [digitised(value) for value in values] or [()] * len(DEPTHS)
     return tuple(
         Line(f"{depth} {train}", {**CIFAR, "depth": depth, "train": train}, figure)
@@ -75,7 +75,7 @@ def widths(train: str, values: tuple[float, ...]) -> tuple[Line, ...]:
 
 
 def varied(option: str, values: tuple[str, ...]) -> tuple[Line, ...]:
-    """BN only at three depths, by one option."""
+    """Return BN only at three depths, by one option."""
     return tuple(
         Line(f"{depth} {value}", {**CIFAR, "depth": depth, "train": "bn", option: value})
         for depth in (14, 56, 110)

@@ -1,5 +1,5 @@
-"""What a preset is: runs of the ordinary trainer as data, with the published figures beside them. Imports
-no torch."""
+"""A preset: runs of the ordinary trainer as data, with the published figures beside them. Imports no
+torch."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Preset:
     examples: int | None = None
 
     def cut(self, quick: bool) -> tuple[Line, ...]:
-        """Its lines, or those of the quick cut with its settings."""
+        """Return its lines, or those of the quick cut with its settings."""
         if not quick:
             return self.lines
         kept = [line for line in self.lines if line.name in self.quick.lines]
@@ -94,7 +94,7 @@ class Job:
 
 
 def command(settings: Mapping[str, Any]) -> list[str]:
-    """Settings as the trainer's arguments."""
+    """Return settings as the trainer's arguments."""
     words: list[str] = []
     for name, value in settings.items():
         flag = "--" + name.replace("_", "-")
@@ -106,20 +106,20 @@ def command(settings: Mapping[str, Any]) -> list[str]:
 
 
 def folder(root: Path, preset: Preset, quick: bool) -> Path:
-    """Where an experiment's runs and its table lie."""
+    """Return the folder of an experiment's runs and its table."""
     return root / (f"{preset.name}-quick" if quick else preset.name)
 
 
 def run_name(line: str, seed: int) -> str:
-    """The name of a run's folder."""
+    """Return the name of a run's folder."""
     return f"{re.sub(r'[^0-9A-Za-z.@+=-]+', '-', line)}-s{seed}"
 
 
 def jobs(
     preset: Preset, root: Path, quick: bool = False, seeds: int | None = None, more: Sequence[str] = ()
 ) -> list[Job]:
-    """The runs that a preset expands to, those of the first seed first. `more`: arguments for every one of
-    them, over the preset's."""
+    """Return the runs that a preset expands to, those of the first seed first. `more`: arguments for every
+    one of them, over the preset's."""
     count = seeds or (1 if quick else preset.seeds)
     found: dict[tuple[str, int], Job] = {}
     for seed in range(count):
@@ -133,14 +133,14 @@ def jobs(
 
 
 def beside(job: Job, replicas: int) -> tuple[str, int]:
-    """What the runs that one process trains side by side have in common: a line, and each so many seeds of
-    it."""
+    """Return what the runs that one process trains side by side have in common: a line, and each so many
+    seeds of it."""
     return job.line.name, job.seed // replicas
 
 
 def shard(jobs: Sequence[Job], i: int, n: int, replicas: int = 1) -> list[Job]:
-    """The i-th of n parts of an experiment, i from 0; a run, the one that it starts from and its replicas
-    lie in the same part."""
+    """Return the i-th of n parts of an experiment, i from 0; a run, the one that it starts from and its
+    replicas lie in the same part."""
     firsts = list(dict.fromkeys(beside(job, replicas) for job in jobs if job.line.after is None))
     chains = {group: k for k, group in enumerate(firsts)}
     for job in jobs:

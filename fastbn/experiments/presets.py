@@ -14,5 +14,5 @@ PRESETS: dict[str, Preset] = {
 
 
 def preset(name: str) -> Preset:
-    """The preset of that name; UsageError, naming the nearest, where there is none."""
+    """Return the preset of that name; UsageError, naming the nearest, where there is none."""
     return PRESETS[one_of("preset", name, PRESETS)]

@@ -54,7 +54,7 @@ class Run:
 
     @property
     def steps_per_epoch(self) -> int:
-        """0 where no epoch is over, or nothing trained."""
+        """Return the steps per epoch; 0 where no epoch is over, or nothing trained."""
         return int(self.epochs[-1]["step"]) // len(self.epochs) if self.epochs else 0
 
     def holds(self, examples: int) -> bool:

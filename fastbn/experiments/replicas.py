@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes as the trainer's; where runs ended differently that of the last failure. One that fails
-    does not end the others."""
+    """Run the command and return an exit code as the trainer's; where runs ended differently that of the last
+    failure. One that fails does not end the others."""
     return command.run(lambda: _main(list(sys.argv[1:] if arguments is None else arguments)))
 
 
@@ -39,7 +39,7 @@ def _main(words: list[str]) -> int:
 
 
 def parsed(words: Sequence[str]) -> list[Config]:
-    """The settings of each run. Raises UsageError where they differ in more than they may."""
+    """Return the settings of each run. Raises UsageError where they differ in more than they may."""
     parts: list[list[str]] = [[]]
     for word in words:
         if word == "--":
@@ -70,7 +70,7 @@ def _parsed(words: Sequence[str]) -> Config:
 
 
 def train(configs: Sequence[Config], logs: Sequence[TextIO]) -> int:
-    """Trains them all; the exit code."""
+    """Train them all and return the exit code."""
     from fastbn.devices import choose_device
     from fastbn.run.build import spec_of
     from fastbn.run.data import data

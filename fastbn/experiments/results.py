@@ -1,4 +1,5 @@
-"""What a run's folder says of it: finished, under way, failed or not begun, and its figures in percent."""
+"""The state of a run as its folder tells it: finished, under way, failed or not begun, and its figures in
+percent."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ ERROR = "error.txt"  # the line with which a run ended that did not finish
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """`state` is done, partial, failed or open; `last` the last epoch's metrics, {} where there are none."""
+    """A run's state: `state` is done, partial, failed or open; `last` the last epoch's metrics, {} where
+    there are none."""
 
     state: str
     last: dict[str, Any]
@@ -31,7 +33,8 @@ class Outcome:
 
 
 def outcome(job: Job) -> Outcome:
-    """Raises UsageError where the folder holds a run with other settings, or a damaged one."""
+    """Return a run's outcome. Raises UsageError where the folder holds a run with other settings, or a
+    damaged one."""
     config, result = job.out / "config.json", job.out / "summary.json"
     found = saved.settings(saved.json_file(config, REMEDY), config, REMEDY) if files.look(config) else {}
     summary = saved.summary(result, ("test_accuracy",), REMEDY) if files.look(result) else {}
@@ -61,7 +64,7 @@ def outcome(job: Job) -> Outcome:
 
 
 def figure(job: Job, found: Outcome, of: str) -> float | None:
-    """A figure of a finished run in percent: a metric of its last epoch, or the share of γ below 0.01;
+    """Return a figure of a finished run in percent: a metric of its last epoch, or the share of γ below 0.01;
     None where it has none."""
     if of == "gamma_below_0.01":
         return _small_gammas(job.out)
@@ -70,7 +73,7 @@ def figure(job: Job, found: Outcome, of: str) -> float | None:
 
 
 def _small_gammas(run: Path) -> float:
-    """The share of |γ| below 0.01 in percent."""
+    """Return the share of |γ| below 0.01 in percent."""
     return 100.0 * float((gammas(run).abs() < 0.01).double().mean())
 
 
@@ -87,7 +90,7 @@ def gammas(run: Path) -> Tensor:
 
 
 def _said(path: Path) -> str:
-    """The line in an error.txt."""
+    """Return the line in an error.txt."""
     try:
         return files.shown(files.read(path, files.SMALL).decode("utf-8", "replace").strip())
     except OSError as error:

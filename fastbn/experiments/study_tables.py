@@ -110,7 +110,7 @@ def _row(one: Preset, line: Line, kind: str, runs: Sequence[Run]) -> list[str]:
 
 
 def _inside(value: float, published: Sequence[Figure]) -> str:
-    """Two published figures of one line span a range; one figure has none."""
+    """Return the range that two published figures of one line span; one figure has none."""
     low, high = (end(figure.value for figure in published) for end in (min, max))
     return "—" if low == high else f"{'inside' if low <= value <= high else 'outside'} {low:g} … {high:g}"
 

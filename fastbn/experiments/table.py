@@ -20,8 +20,8 @@ HEAD = "| line | figure, % | seeds | ours | published | difference |\n|---|---|-
 
 
 def table(preset: Preset, jobs: Sequence[Job], quick: bool) -> str:
-    """Markdown. Works for what is there: runs that are not finished are counted, and the furthest is
-    shown."""
+    """Return the table in Markdown. It works for what is there: runs that are not finished are counted, and
+    the furthest is shown."""
     found = [(job, outcome(job)) for job in jobs]
     less = quick or bool(preset.mark)
     rows = [
@@ -56,7 +56,7 @@ def table(preset: Preset, jobs: Sequence[Job], quick: bool) -> str:
 
 
 def _rows(line: Line, found: list[tuple[Job, Outcome]], less: bool) -> list[str]:
-    """A row for each kind of figure that a line has published, one at least."""
+    """Return a row for each kind of figure that a line has published, one at least."""
     kinds = list(
         dict.fromkeys(
             [*(published.of for published in line.published), *([] if line.published else ["test_accuracy"])]
@@ -87,7 +87,7 @@ def _ours(values: list[float]) -> str:
 
 
 def _unfinished(found: list[tuple[Job, Outcome]], kind: str) -> str:
-    """What there is to say of a line of which no run is finished."""
+    """Return what there is to say of a line of which no run is finished."""
     failed = [result.error for _, result in found if result.state == "failed"]
     if failed:
         return f"failed: {failed[0]}"

@@ -1,5 +1,5 @@
-"""Word vectors from a GloVe text file: a word and its numbers a line. The first reading leaves a binary copy
-that is memory-mapped.
+"""Word vectors from a GloVe text file: a word and its numbers per line. The first reading leaves a binary
+copy that is memory-mapped.
 
 Source   Pennington, Socher, Manning 2014, GloVe: Global Vectors for Word Representation.
 """
@@ -27,7 +27,7 @@ MOST_WORDS = 1 << 30  # bytes of the copy's words
 
 
 def read_glove(path: str | Path, width: int) -> tuple[dict[str, int], np.ndarray]:
-    """(word -> row, (V, width) float32, memory-mapped where a copy could be kept).
+    """Return (word -> row, (V, width) float32, memory-mapped where a copy could be kept).
 
     The copy lies beside the file as FILE.fastbn.npy, its words as FILE.fastbn.json, and is made anew when the
     file's size or time has changed, and, with a word, when it is damaged: its SHA-256 is verified at each
@@ -59,8 +59,8 @@ def read_glove(path: str | Path, width: int) -> tuple[dict[str, int], np.ndarray
 
 
 def _kept(matrix: Path, index: Path, stamp: list[int]) -> tuple[list[str], np.ndarray] | None:
-    """The copy's words and vectors; None where there is none, one of another file, or, with a word, a damaged
-    one."""
+    """Return the copy's words and vectors; None where there is none, one of another file, or, with a word, a
+    damaged one."""
     try:
         content = files.read_json(index, MOST_WORDS)
         if content["stamp"] != stamp:
@@ -86,7 +86,7 @@ def _kept(matrix: Path, index: Path, stamp: list[int]) -> tuple[list[str], np.nd
 
 
 def _digest(words: list[str], vectors: np.ndarray) -> str:
-    """The SHA-256 of the words and the vectors."""
+    """Return the SHA-256 of the words and the vectors."""
     digest = hashlib.sha256(json.dumps([words, vectors.shape]).encode())
     digest.update(vectors.data)
     return digest.hexdigest()
@@ -127,7 +127,7 @@ def _parse(path: Path) -> tuple[list[str], np.ndarray]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines that hold something, numbered from 1."""
+    """Yield the lines that hold something, numbered from 1."""
     with files.opened(path) as file:
         for number, line in enumerate(iter(lambda: file.readline(LONGEST + 1), b""), 1):
             if len(line) > LONGEST:

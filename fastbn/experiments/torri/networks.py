@@ -61,8 +61,8 @@ class LSTM(Network):
 
     @torch.no_grad()
     def begin(self, study: Mapping[str, Any], train: Any) -> None:
-        """With `vectors`, a GloVe file, the embedding of every word that the file knows becomes its vector;
-        the other words keep their seeded one."""
+        """Begin with a file's vectors: with `vectors`, a GloVe file, the embedding of every word that the
+        file knows becomes its vector; the other words keep their seeded one."""
         if "vectors" not in study:
             return
         place, vectors = read_glove(study["vectors"], self.spec.embedding)

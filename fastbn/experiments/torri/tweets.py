@@ -35,7 +35,7 @@ WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*|\d+|[#<>:;()!?]+")
 
 
 def tokens(text: str) -> list[str]:
-    """The words of a tweet: lower case; links, names and numbers each as one word."""
+    """Return the words of a tweet: lower case; links, names and numbers each as one word."""
     text = re.sub(r"https?://\S+|www\.\S+", " link ", text.lower())
     text = re.sub(r"@\w+", " user ", text)
     return ["number" if word.isdecimal() else word for word in WORD.findall(text)]
@@ -89,13 +89,13 @@ class Tweets:
         )
 
     def limit(self, n: int | None) -> Tweets:
-        """`n` of them, always the same ones; None or n ≥ N: all."""
+        """Return `n` of them, always the same ones; None or n ≥ N: all."""
         if n is None or n >= len(self):
             return self
         return self.take(torch.from_numpy(draws.permutation(0, f"limit/{self.name}", len(self))[:n]))
 
     def split(self, n: int, seed: int) -> tuple[Tweets, Tweets]:
-        """(the rest, `n` held out), drawn by the seed."""
+        """Return (the rest, `n` held out), drawn by the seed."""
         if not 1 <= n < len(self):
             raise UsageError(f"cannot hold {n} tweets out of {len(self)}; ask for 1 … {len(self) - 1}")
         order = torch.from_numpy(draws.permutation(seed, f"split/{self.name}", len(self)))
@@ -124,8 +124,8 @@ class Tweets:
 
 
 def read_tweets(data_dir: str | Path, min_count: int = MIN_COUNT) -> tuple[Tweets, Tweets]:
-    """(train, test) of the one CSV in `data_dir` (or that file): four in five and one in five, always the
-    same ones. The vocabulary is the training tweets' words that occur at least `min_count` times.
+    """Return (train, test) of the one CSV in `data_dir` (or that file): four in five and one in five, always
+    the same ones. The vocabulary is the training tweets' words that occur at least `min_count` times.
 
     Up to 1% of broken rows are skipped, counted on stderr; raises UsageError beyond, naming the first, and
     where there is no such file."""
@@ -166,7 +166,7 @@ def _csv(path: Path) -> Path:
 
 
 def _rows(path: Path) -> tuple[list[str], list[int]]:
-    """The texts and labels of the sound rows."""
+    """Return the texts and labels of the sound rows."""
     texts, labels, broken, first = [], [], 0, ""
     try:
         with io.TextIOWrapper(opened(path), encoding="iso-8859-1", newline="") as file:
@@ -198,7 +198,7 @@ def _rows(path: Path) -> tuple[list[str], list[int]]:
 
 
 def _lines(file: TextIO) -> Iterator[str]:
-    """The lines of a file. Raises csv.Error for one that is longer than any row."""
+    """Yield the lines of a file. Raises csv.Error for one that is longer than any row."""
     while line := file.readline(LINE + 1):
         if len(line) > LINE:
             raise csv.Error(f"a line is longer than {LINE:,} characters")
