@@ -1,12 +1,11 @@
 """fastbn trains BatchNorm and only BatchNorm, fast.
 
-    model = fastbn.FastBNOnlyResNet(depth=866)                    # images (N, 3, H,
-    W) -> logits; only γ and β require grad
-    history = fastbn.fit(model, train, test, epochs=10)           # fastbn.Images in, a list of dicts out
-    fastbn.fuse(fastbn.freeze(any_network))                       # the same engine for a network of yours
+    model = fastbn.FastBNOnlyResNet(depth=866)           # images (N, 3, H, W) -> logits; only γ and β train
+    history = fastbn.fit(model, train, test, epochs=10)  # fastbn.Images, or a DataLoader; a dict per epoch
+    fastbn.evaluate(model, test)["accuracy"]             # and fastbn.predict(model, images): logits
+    fastbn.fuse(fastbn.freeze(any_network))              # the same engine for a network of yours
     print(fastbn.explain(model))
-    smaller = fastbn.prune(model,
-    0.01)                           # without the channels that |γ| < 0.01 makes constant
+    smaller = fastbn.prune(model, 0.01)                  # without channels that |γ| < 0.01 makes constant
 
 Names are handed on lazily, so that the command line's help does not pay for torch's import.
 """
@@ -16,6 +15,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from fastbn import training
 from fastbn.experiments import registry
 from fastbn.version import VERSION
 
@@ -31,15 +31,18 @@ if TYPE_CHECKING:
     from fastbn.trainable import freeze
     from fastbn.training.checkpoint import load
     from fastbn.training.fit import fit
+    from fastbn.training.prediction import evaluate, predict
     from fastbn.training.replicas import fit_replicas
 
 registry.register()
+training.KEEPER[:] = ["fastbn.run.library:keep"]
 __version__ = VERSION
 __all__ = [
     "FastBNOnlyResNet",
     "Images",
     "adapt",
     "apply_patch",
+    "evaluate",
     "explain",
     "fit",
     "fit_replicas",
@@ -47,6 +50,7 @@ __all__ = [
     "freeze",
     "fuse",
     "load",
+    "predict",
     "prune",
     "save",
     "to_exported",
@@ -59,6 +63,7 @@ _HOME = {
     "Images": "data.images",
     "adapt": "adapt",
     "apply_patch": "patches.apply",
+    "evaluate": "evaluate",
     "explain": "planning.explain",
     "fit": "training.fit",
     "fit_replicas": "training.replicas",
@@ -66,6 +71,7 @@ _HOME = {
     "freeze": "trainable",
     "fuse": "engine",
     "load": "training.checkpoint",
+    "predict": "training.prediction",
     "prune": "analysis.pruning",
     "save": "patches.apply",
     "to_exported": "models.export",

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from fastbn.errors import UsageError
+from fastbn.errors import UnknownSetting, UsageError
 from fastbn.files import shown
 
 ENGINES = ("auto", "triton", "native", "reference", "stock")
@@ -50,6 +50,15 @@ def one_of(what: str, value: object, known: Iterable[str]) -> str:
     raise UsageError(
         f"{what} must be one of {', '.join(names)}, got {said}" + (f"; nearest: {near[0]}" if near else "")
     )
+
+
+def unknown_setting(what: str, given: Iterable[str], known: Iterable[str]) -> UnknownSetting:
+    """Return the error for settings that `what` does not take: it names the first, and the nearest that it
+    does take."""
+    name, names = next(iter(given)), list(known)
+    near = difflib.get_close_matches(name[:60], names, n=1)
+    said = f"; nearest: {near[0]}" if near else f"; it has {', '.join(names)}"
+    return UnknownSetting(f"{what} has no setting {shown(name, 60)!r}{said}")
 
 
 def augmentations(how: str | None) -> tuple[str, ...] | None:

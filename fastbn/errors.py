@@ -31,6 +31,10 @@ class UsageError(OneLine, ValueError):
     agreed = False  # whether every rank raised it together: the first alone says it then
 
 
+class UnknownSetting(UsageError, TypeError):
+    """The caller gave a setting by a name that is none; a TypeError too, as Python's own is."""
+
+
 class MachineError(OneLine, RuntimeError):
     """This machine lacks what was asked for: an engine, a device, disk space; or another rank was lost
     (exit code 2)."""

@@ -1,15 +1,32 @@
-"""python -m fastbn.evaluate RUN: brings a trained network back from its few KB and tests it."""
+"""python -m fastbn.evaluate RUN brings a trained network back from its few KB and tests it.
+
+In a program the module is called: fastbn.evaluate(model, data), see `fastbn.training.prediction.evaluate`."""
 
 from __future__ import annotations
 
 import argparse
+import sys
+import types
 from collections.abc import Sequence
+from typing import Any
 
 from fastbn import choices, command
 from fastbn.data.names import DATASETS
 from fastbn.errors import UsageError
 from fastbn.parser import Parser
 from fastbn.threads import wait_briefly
+
+
+class _Callable(types.ModuleType):
+    """The module, and what it is called for in a program: fastbn.evaluate(model, data)."""
+
+    def __call__(self, *arguments: Any, **settings: Any) -> dict[str, float]:
+        from fastbn.training.prediction import evaluate
+
+        return evaluate(*arguments, **settings)
+
+
+sys.modules[__name__].__class__ = _Callable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

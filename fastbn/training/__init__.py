@@ -1,1 +1,4 @@
-"""Training: the loop, the step, the run's folder and its checkpoint."""
+"""Training: the loop, the step, what changes in it, the checkpoint."""
+
+# "module:function" of what keeps a training in a folder, filled from above: see saving.kept
+KEEPER: list[str] = []

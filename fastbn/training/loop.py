@@ -7,7 +7,7 @@ A course asks for its steps and does not take them: who follows it does, and may
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -24,6 +24,9 @@ from fastbn.training.schedule import learning_rate
 from fastbn.training.signals import StopRequest
 from fastbn.training.step import TrainingStep
 from fastbn.training.totals import Totals
+
+# is called with the model and an epoch's metrics; True ends the training
+Callback = Callable[[nn.Module, dict[str, Any]], object]
 
 
 class Turn(NamedTuple):
@@ -48,15 +51,11 @@ class TrainingLoop:
         was_training: bool,
         saver: Saver | None = None,
         log: Callable[[dict[str, Any]], None] | None = None,
+        callbacks: Sequence[Callback] = (),
     ):
         self.step, self.recipe, self.history = step, step.recipe, list[dict[str, Any]]()
-        self._held_out, self._bar, self._was_training, self._saver, self._log = (
-            held_out,
-            bar,
-            was_training,
-            saver,
-            log,
-        )
+        self._held_out, self._bar, self._was_training = held_out, bar, was_training
+        self._saver, self._log, self._callbacks = saver, log, callbacks
 
     def turns(self, request: StopRequest) -> Iterator[Turn | None]:
         """Every step from where the saver says on, to be taken before the next is asked for. None: nothing to
@@ -86,6 +85,12 @@ class TrainingLoop:
             if self._log:
                 self._log(line)
             self._bar.finish(line)
+            # all of them are called, and the first rank's answers count
+            ends = any([callback(step.model, line) is True for callback in self._callbacks])
+            ended: bool = ranks.told(ends) if self._callbacks else False
+            if ended:
+                self._bar.say(f"stopped   after epoch {position.epoch}, by a callback")
+                return
 
     def close(self) -> None:
         """The model's tensors have storage of their own again, and its mode is as before."""
@@ -137,7 +142,8 @@ class TrainingLoop:
                 if request.signal is not None and step.exchange.ranks.count == 1:
                     self._stop(position, request.signal, moved=False)
 
-            found = evaluate(step.model, held, pause=pause, share=step.exchange.ranks.share)
+            loss, share = step.custom.loss_of, step.exchange.ranks.share
+            found = evaluate(step.model, held, pause=pause, share=share, loss=loss)
             heard = step.exchange.evaluated(found, request.signal)
             if heard is not None:
                 self._stop(position, heard, moved=False)

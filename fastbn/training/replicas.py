@@ -11,12 +11,14 @@ gives out a step of each at a time. Elsewhere they take turns, which is no faste
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from fastbn.choices import unknown_setting
 from fastbn.data.feed import feed
 from fastbn.data.images import Images
 from fastbn.errors import Diverged, MachineError, Stopped, UsageError
@@ -133,7 +135,10 @@ def lanes(device: torch.device, count: int) -> Iterator[list[contextlib.Abstract
 
 
 def _recipes(settings: dict[str, Any], count: int) -> list[Recipe]:
-    """A recipe for each of so many models."""
+    """Return a recipe for each of so many models."""
+    known = {field.name for field in dataclasses.fields(Recipe)}
+    if unknown := [name for name in settings if name not in known]:
+        raise unknown_setting("fit_replicas", unknown, sorted(known))
     for name, value in settings.items():
         if isinstance(value, list) and len(value) != count:
             raise UsageError(

@@ -7,7 +7,6 @@ import functools
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastbn import devices
@@ -22,6 +21,7 @@ from fastbn.recipe import ResolvedRecipe
 from fastbn.training.cuda_graph import Captured
 from fastbn.training.distributed.exchange import Exchange
 from fastbn.training.distributed.ranks import ALONE, Ranks
+from fastbn.training.state.custom import OWN, Custom, TorchOptimizer
 from fastbn.training.state.flat import Flat
 from fastbn.training.state.optimizer import Optimizer
 from fastbn.training.state.running_statistics import Running
@@ -40,6 +40,7 @@ class TrainingStep:
         ranks: Ranks = ALONE,
         planner: Planner | None = None,
         say: Callable[[str], None] = lambda line: None,
+        custom: Custom = OWN,
     ):
         self.model, self.feed = model, feed
         self.exchange = Exchange(ranks, feed.device)
@@ -49,7 +50,12 @@ class TrainingStep:
             batch = min(recipe.batch_size, len(feed))  # which may hold fewer
             self.plan = planner.plan(max(1, batch // ranks.count), recipe.bn_batch)
         self.flat, self.running = Flat(model), Running(model)
-        self.optimizer = Optimizer(recipe, self.flat.vector, self.flat.mask)
+        self.custom = custom
+        self.optimizer: Optimizer | TorchOptimizer
+        if custom.optimizer is None:
+            self.optimizer = Optimizer(recipe, self.flat.vector, self.flat.mask)
+        else:
+            self.optimizer = TorchOptimizer(self.flat, custom.optimizer)
         self._shared = False
         self._take = self._taking()
 
@@ -72,6 +78,8 @@ class TrainingStep:
 
     def dissolve(self) -> None:
         """Gives the model's tensors storage of their own again."""
+        if isinstance(self.optimizer, TorchOptimizer):
+            self.optimizer.dissolve()
         self.flat.dissolve()
         self.running.dissolve()
         del self._take  # with what it recorded, which a cycle through this step would keep
@@ -83,7 +91,7 @@ class TrainingStep:
             return OneGraph(self._compute, [*self.model.parameters(), *self.model.buffers()])
         return (
             Captured(self._compute, self.feed.device)
-            if _capturable(self.model, self.feed.device)
+            if not self.custom.names() and _capturable(self.model, self.feed.device)
             else self._compute
         )
 
@@ -130,9 +138,10 @@ class TrainingStep:
         found: list[StepResult] = []
         for part in zip(*(given.tensor_split(slices) for given in inputs), strict=True):
             x, labels = self.feed.load(*part)
+            x = self.custom.augmented(x)
             with recomputing(recompute):
                 logits = logits_of(self.model(x), len(self.feed.classes))
-            loss = F.cross_entropy(at_least_float32(logits), labels)
+            loss = self.custom.loss_of(at_least_float32(logits), labels)
             loss = loss if slices == 1 else loss * (len(labels) / n)  # its part in the batch's mean
             self.exchange.weighed(loss).backward()
             self.flat.gather(add=bool(found))

@@ -1,1 +1,1 @@
-"""What a step changes, each in one vector: parameters, their gradient, the optimizer's state, statistics."""
+"""What a step changes, each in one vector, and what a caller brings in its place."""
