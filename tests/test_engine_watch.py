@@ -17,7 +17,7 @@ from torch.optim.swa_utils import update_bn
 
 from bench.oracle.networks import images
 from bench.oracle.stock import assert_same, fused, run, stock, tolerance
-from fastbn.engine import fuse, fused_forward
+from fastbn.engine import checked, fuse, fused_forward
 from fastbn.graph.trace import tracer as tracing
 from fastbn.planning.explain import explain
 
@@ -259,20 +259,20 @@ def test_tracing_leaves_no_mark(kind):
     )
 
 
-KEPT = []
+KEPT = threading.local()  # which nobody can look into
 
 
 def test_a_tensor_that_somebody_else_keeps():
     class Keeps(Part):
         def forward(self, x):
-            KEPT.append(self.body(x))
-            return KEPT[-1]
+            KEPT.tensors.append(self.body(x))
+            return KEPT.tensors[-1]
 
-    KEPT.clear()
+    KEPT.tensors = []
     ours = fused(net(Whole(Keeps())))
     with pytest.warns(UserWarning, match="keeps a tensor beyond the call"):
         ours(images(3))
-    assert len(KEPT) == 1 and isinstance(KEPT[0], torch.Tensor)
+    assert len(KEPT.tensors) == 1 and isinstance(KEPT.tensors[0], torch.Tensor)
 
 
 # ------ autograd functions
@@ -643,16 +643,62 @@ def test_what_nobody_sees_is_compared():
         assert torch.allclose(unchecked(images(3)), 1.5 * stock(model)(images(3)))
 
 
-def test_the_comparison_takes_one_image_once_a_mode():
-    seen = []
+def test_the_comparison_takes_a_part_once_a_mode():
+    seen = threading.local()
+    seen.batches = []
 
     class Counted(Part):
         def forward(self, x):
-            seen.append(x.shape[0] if isinstance(x, torch.Tensor) else "traced")
+            seen.batches.append(x.shape[0] if isinstance(x, torch.Tensor) else "traced")
             return self.body(x)
 
     ours = fused(net(Counted(3)))
     for training in (True, True, False, False):
         ours.train(training)
         ours(images(16))
-    assert seen == ["traced", 1, 1]  # one trace serves both modes
+    assert seen.batches == ["traced", 2, 2]  # one trace serves both modes
+
+
+class Flat(Part):
+    """A head of a fixed size: no part of an image will do."""
+
+    def __init__(self):
+        super().__init__(3)
+        self.head = nn.Linear(4 * 8 * 8, 3)
+
+    def forward(self, x):
+        return self.head(self.body(x).flatten(1))
+
+
+class Projected(Flat):
+    """A BatchNorm that refuses one image."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = nn.BatchNorm1d(3)
+
+    def forward(self, x):
+        return self.last(super().forward(x))
+
+
+@pytest.mark.parametrize("kind", [lambda: Part(3), lambda: Whole(Part()), Flat, Projected])
+@pytest.mark.parametrize("batch", [3, 8, 16])
+def test_the_comparison_costs_less_than_a_forward(kind, batch, monkeypatch):
+    """In pixels that the first convolution reads, of all trials together."""
+    read = []
+    own = nn.Conv2d.forward
+    model = fused(net(kind()))
+    monkeypatch.setattr(checked, "_trial", counting(checked._trial, read))
+    model(images(batch))
+    monkeypatch.undo()
+    assert nn.Conv2d.forward is own and read
+    if kind is not Projected or batch > 3:  # where three images must all be seen
+        assert sum(read) < images(batch).numel()
+
+
+def counting(trial, read):
+    def counted(model, run, tensors):
+        read.append(tensors[0].numel())
+        return trial(model, run, tensors)
+
+    return counted

@@ -3,29 +3,34 @@ there (a closure, a global)."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from fastbn.graph.trace import modes
 from fastbn.graph.trace.arguments import Form
 from fastbn.graph.trace.copies import copy_for_trial
 from fastbn.graph.trace.draws import preserved, random_state, restore
 from fastbn.graph.trace.outputs import Unformed, leaves
+from fastbn.graph.trace.outside import Outside, of_model
 from fastbn.graph.trace.tracer import Traced
 
-LEAST = 8  # of a batch this large, one image is enough
+# of a batch: at most so many images, of them one pixel of so many in each direction
+PARTS = ((2, 2), (1, 1), (2, 1))
 
 
 @dataclasses.dataclass
 class Trial:
-    """What a forward gave, and what it left in the buffers."""
+    """What a forward gave, and what it left in the buffers and of the random numbers."""
 
     outputs: list[Any]
     buffers: dict[str, Tensor]
+    drawn: Any
 
 
 def difference(
@@ -36,15 +41,34 @@ def difference(
     takes half inputs to float32 parameters)."""
     # those around a call (a checkpoint's) count what is saved
     unheard = torch.autograd.graph.saved_tensors_hooks(_same, _same)
-    with preserved(), unheard, warnings.catch_warnings():
+    outside = of_model(list(model.modules()), forward)
+    with preserved(), unheard, _unmarked(model, outside), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for given in (_part(tensors), tensors):
+        for given in (*_parts(tensors), tensors):
             try:
-                found = _compared(model, forward, traced, form, given)
+                found = _compared(model, forward, traced, form, given, outside)
             except _Refused:
                 continue  # it may want more than a part
             return found
     return ""
+
+
+@contextlib.contextmanager
+def _unmarked(model: nn.Module, outside: Outside) -> Iterator[None]:
+    """Inside, forwards may write to what the copies share with the model: gradients, globals, modes."""
+    modes_before = modes.modes()
+    gradients = [(p, p.grad) for p in model.parameters()]
+    for parameter, gradient in gradients:
+        if gradient is not None:
+            parameter.grad = None
+    try:
+        yield
+    finally:
+        modes.put_back(modes_before)
+        outside.put_back()
+        for parameter, gradient in gradients:
+            if parameter.grad is not gradient:
+                parameter.grad = gradient
 
 
 def _same(tensor: Tensor) -> Tensor:
@@ -56,8 +80,14 @@ class _Refused(Exception):
 
 
 def _compared(
-    model: nn.Module, forward: Callable[..., Any], traced: Traced, form: Form, tensors: list[Any]
+    model: nn.Module,
+    forward: Callable[..., Any],
+    traced: Traced,
+    form: Form,
+    tensors: list[Any],
+    outside: Outside,
 ) -> str:
+    outside.put_back()
     drawn = random_state()
     try:
         expected = _trial(copy_for_trial(model), lambda own, given: _call(forward, own, form, given), tensors)
@@ -66,10 +96,13 @@ def _compared(
     except Exception as error:
         raise _Refused from error
     restore(drawn)
+    outside.put_back()
     try:
         found = _trial(copy_for_trial(model), lambda own, given: _interpreted(own, traced, given), tensors)
     except Exception as error:
         return f"it raises {type(error).__name__}: {error}"
+    if found.drawn != expected.drawn:
+        return "it draws other random numbers"
     if len(found.outputs) != len(expected.outputs):
         return "it returns another number of tensors"
     for mine, other in zip(found.outputs, expected.outputs, strict=True):
@@ -87,7 +120,8 @@ def _trial(model: nn.Module, run: Callable[[nn.Module, list[Any]], Any], tensors
         for item in tensors
     ]
     result = run(model, given)
-    return Trial(leaves(result), dict(model.named_buffers()))
+    drawn = random_state()
+    return Trial(leaves(result), dict(model.named_buffers()), (drawn[0], bytes(drawn[1].numpy())))
 
 
 def _call(forward: Callable[..., Any], model: nn.Module, form: Form, tensors: list[Any]) -> Any:
@@ -101,19 +135,29 @@ def _interpreted(model: nn.Module, traced: Traced, tensors: list[Any]) -> Any:
     return fx.Interpreter(model, graph=traced.graph).run(*tensors)
 
 
-def _part(tensors: list[Any]) -> list[Any]:
-    """One image of a batch, where all the tensors are of one."""
-    sizes = {len(item) for item in tensors if isinstance(item, Tensor) and item.dim()}
-    if (
-        len(sizes) != 1
-        or min(sizes) < LEAST
-        or any(item.dim() == 0 for item in tensors if isinstance(item, Tensor))
-    ):
-        return tensors
-    return [
-        item[:1].detach().requires_grad_(item.requires_grad) if isinstance(item, Tensor) else item
-        for item in tensors
-    ]
+def _parts(tensors: list[Any]) -> Iterator[list[Any]]:
+    """Parts of a batch: a corner of two images, an image, two images, while all that is tried, by the
+    model's forward and by the trace, costs less than one forward of the batch. A forward may refuse one:
+    a head of a fixed size, a BatchNorm of one value a channel."""
+    first = next((item for item in tensors if isinstance(item, Tensor) and item.dim()), None)
+    if first is None or not len(first):
+        return
+    spent = 0.0
+    for images, step in PARTS:
+        number = min(images, len(first))
+        share = number / step**2 / len(first)
+        if spent + 2 * share < 1:
+            yield [_cut(item, len(first), number, step) for item in tensors]
+            spent += share  # it was refused, by the model's own forward
+
+
+def _cut(item: Any, batch: int, images: int, step: int) -> Any:
+    if not isinstance(item, Tensor) or item.dim() == 0:
+        return item
+    part = item[:images] if len(item) == batch else item
+    if step > 1 and part.dim() == 4:
+        part = part[..., : -(-part.shape[-2] // step), : -(-part.shape[-1] // step)]
+    return part.detach().requires_grad_(item.requires_grad)
 
 
 def _alike(mine: Any, other: Any) -> bool:

@@ -95,7 +95,9 @@ class Reading:
                 first = changed
         self._changes[first] += anew
         if self._changes[first] > OFTEN:
-            self.written[first[0]] = f"self.{first[1]} changes from call to call"
+            readers = programs[0].guards.readers.get(first)
+            for path in readers or [first[0]]:
+                self.written[path] = f"{'' if readers else 'self.'}{first[1]} changes from call to call"
         return None
 
     def keep(self, state: Any, program: Program) -> Program:

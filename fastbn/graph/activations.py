@@ -69,7 +69,7 @@ NAMES = frozenset({"identity", "gelu_tanh", *(spelling.name for spelling in SPEL
 def of_module(module: nn.Module) -> Function | None:
     """The activation function that a module computes, and nothing else."""
     for spelling in SPELLINGS:
-        if type(module) is spelling.module:
+        if type(module) is spelling.module and "forward" not in vars(module):
             return spelling.read(spelling.name, getattr(module, spelling.parameter or "training"))
     return None
 

@@ -177,6 +177,8 @@ def _unfit(node: fx.Node, conv: nn.Module, barred: set[fx.Node]) -> str | None:
     """Why a convolution can run by no engine, whatever reads it."""
     if type(conv) is not nn.Conv2d:
         return f"{type(conv).__name__} is not nn.Conv2d"
+    if "forward" in vars(conv):
+        return "its forward was replaced"
     if conv.weight.requires_grad or (conv.bias is not None and conv.bias.requires_grad):
         return "its weight or bias trains"
     if conv.padding_mode != "zeros":

@@ -24,7 +24,9 @@ def passes(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     if node.op == "call_module" and len(node.args) == 1 and not node.kwargs:
         module = modules[str(node.target)]
         return is_identity(module) or (
-            isinstance(module, nn.modules.dropout._DropoutNd) and not module.training
+            isinstance(module, nn.modules.dropout._DropoutNd)
+            and not module.training
+            and "forward" not in vars(module)
         )
     if node.op == "call_function" and node.target in DROPOUTS and len(node.args) == 1:
         given = node.kwargs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import types
 from typing import Any
@@ -10,6 +11,9 @@ import torch
 from torch import nn
 
 from fastbn.graph.trace.values import CONTAINERS, constant, mapped, plain
+
+
+SIMPLE = {type(None), bool, int, float, str}  # most of a module's attributes
 
 
 def copy_for_trial(model: nn.Module) -> nn.Module:
@@ -43,6 +47,11 @@ def copy_for_trial(model: nn.Module) -> nn.Module:
 
 
 def _own(value: Any, made: dict[nn.Module, nn.Module]) -> Any:
+    kind = type(value)
+    if kind in SIMPLE:
+        return value
+    if kind in (dict, collections.OrderedDict) and not value:
+        return kind()  # as are most of a module's, those of its hooks
     if isinstance(value, nn.Module):
         return made.get(value, value)
     if isinstance(value, torch.Tensor):

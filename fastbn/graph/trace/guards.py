@@ -7,8 +7,9 @@ import operator
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from fastbn.graph.trace.outside import print_of
 from fastbn.graph.trace.values import MISSING, Opaque, constant, fingerprint
 
 IS_TENSOR = "a tensor"  # which is looked up at each call: that there is one is all that a trace fixes
@@ -24,6 +25,9 @@ class Guards:
         self._names: list[str] = []
         self._values: list[Any] = []
         self._paths: list[str] = []
+        self.readers: dict[tuple[str, str], list[str]] = {}  # by what was read first: the paths of all
+        # the last: what can't change, so that it need not be looked into
+        self._outside: list[tuple[str, Mapping[str, Any], str, str, Any, Any]] = []
         self._deep: list[tuple[str, Mapping[str, Any], str, Any]] = []  # whose contents are compared
         # tensors of which Python read a size, a dtype, a device
         self._facts: list[tuple[str, Mapping[str, Any], str, Any]] = []
@@ -42,6 +46,15 @@ class Guards:
         else:
             self._deep.append((path, mapping, name, _print(value)))
         self._seen.add((id(mapping), name))
+
+    def add_outside(
+        self, paths: list[str], mapping: Mapping[str, Any], name: str, title: str, expected: Any
+    ) -> None:
+        """Expect a value that is no module's: a global, a closure's. paths: of the modules that read it."""
+        value = mapping.get(name, MISSING)
+        fixed = value if constant(value) or isinstance(value, (Tensor, nn.Module)) else self
+        self._outside.append((paths[0], mapping, name, title, expected, fixed))
+        self.readers[paths[0], title] = paths
 
     def add_facts(self, path: str, mapping: Mapping[str, Any], name: str) -> None:
         """Expect a tensor of the size, dtype and device that it now has."""
@@ -63,6 +76,10 @@ class Guards:
         for path, held, name, expected in self._deep:
             if not _equal(held.get(name, MISSING), expected):
                 return path, name
+        for path, held, name, title, expected, fixed in self._outside:
+            value = held.get(name, MISSING)
+            if value is not fixed and print_of(value) != expected:
+                return path, title
         for path, held, name, expected in self._facts:
             if _facts(held.get(name)) != expected:
                 return path, name

@@ -34,6 +34,26 @@ def modes() -> dict[str, Any]:
     return found | {f"autocast on {device}": autocast(device) for device in DEVICES}
 
 
+def put_back(before: dict[str, Any]) -> None:
+    """Set the modes that a forward sets by a call, as they were before it was left in its middle."""
+    now = modes()
+    torch.set_grad_enabled(before["the grad mode"])
+    if now["the default dtype"] != before["the default dtype"]:
+        torch.set_default_dtype(before["the default dtype"])
+    if now["float32's precision"] != before["float32's precision"]:
+        torch.set_float32_matmul_precision(before["float32's precision"])
+    if now["deterministic algorithms"] != before["deterministic algorithms"]:
+        torch.use_deterministic_algorithms(before["deterministic algorithms"])
+    flags = torch.backends.cudnn
+    if now["cuDNN's flags"] != before["cuDNN's flags"]:
+        flags.enabled, flags.benchmark, flags.deterministic = before["cuDNN's flags"]
+    for device in DEVICES:
+        if now[f"autocast on {device}"] != (dtype := before[f"autocast on {device}"]):
+            torch.set_autocast_enabled(device, dtype is not None)
+            if dtype is not None:
+                torch.set_autocast_dtype(device, dtype)
+
+
 def _kind(place: int) -> type:
     return type(torch._C._get_function_stack_at(place))
 

@@ -3,12 +3,16 @@ dictionary of somebody's own."""
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from torch import Tensor, fx
 
 from fastbn.graph.trace.values import PLAIN, mapped, plain
+
+UNWRITTEN = (np.generic, enum.Enum)  # which the code that fx writes has no names for
 
 
 class Unformed(Exception):
@@ -24,7 +28,9 @@ class Slot:
 
 def formed(tracer: fx.Tracer, value: Any) -> Any:
     """The argument of an output node. Raises Unformed."""
-    if isinstance(value, (fx.Proxy, Tensor, *PLAIN)):
+    if isinstance(value, (fx.Proxy, Tensor)) or (
+        isinstance(value, PLAIN) and not isinstance(value, UNWRITTEN)
+    ):
         return tracer.create_arg(value)
     if type(value) in (list, tuple):
         return type(value)([formed(tracer, item) for item in value])
@@ -37,7 +43,7 @@ def formed(tracer: fx.Tracer, value: Any) -> Any:
             return places.setdefault(id(item), (Slot(len(places)), item))[0]
         return item if isinstance(item, PLAIN) else _inside(item, taken)
 
-    template = _inside(value, taken)
+    template = value if isinstance(value, PLAIN) else _inside(value, taken)
     args = tuple(tracer.create_arg(item) for _, item in places.values())
     places.clear()  # a cycle through `taken` would keep it
     return tracer.create_node("call_function", maker(template), args, {})

@@ -26,10 +26,11 @@ from fastbn.graph.match import IN_PLACE, may_view, mutates
 from fastbn.graph.trace import modes as modes_of_trace
 from fastbn.graph.trace.draws import preserved, python_state, restore_python
 from fastbn.graph.trace.guards import Guards
-from fastbn.graph.trace.modes import modes
+from fastbn.graph.trace.modes import modes, put_back
 from fastbn.graph.trace.outputs import Unformed, formed
+from fastbn.graph.trace.outside import Outside
 from fastbn.graph.trace.recorded import leavings, recorded
-from fastbn.graph.trace.watched import Shadows, leaf
+from fastbn.graph.trace.watched import Shadows, expect_leaf, leaf
 
 LOCK = threading.RLock()  # one trace at a time; a model that is not being traced never waits for it
 # write to the running statistics they are given
@@ -46,8 +47,10 @@ AHEAD = {
     "is_contiguous",
     "stride",
 }
+WRITTEN: dict[type, Callable[[Any], Any]] = {int: int.__int__, float: float.__float__, str: str.__str__}
 # where every Function's apply looks at its arguments, by whatever name it was called
 APPLY = inspect.getfile(torch._functorch.utils)
+_INSIDE = (str(torch.__path__[0]), __file__.rpartition("/")[0], "<")
 OUTSIDE = {
     nn.Module._call_impl.__code__: "calls a module that is not among its submodules",
     inspect.unwrap(checkpoint).__code__: "runs a part under torch.utils.checkpoint",
@@ -90,6 +93,11 @@ class _Proxy(fx.Proxy):
         if sys._getframe(1).f_code.co_filename == APPLY:
             self.tracer.refuse("calls the apply of a torch.autograd.Function")
         return type(self)
+
+    def __hash__(self) -> int:
+        if not sys._getframe(1).f_code.co_filename.startswith(_INSIDE):
+            self.tracer.refuse("looks something up by a tensor or its size")
+        return object.__hash__(self)
 
 
 for operation in IN_PLACE:
@@ -145,6 +153,8 @@ class Tracer(fx.Tracer):
         self._pending: list[str] = []  # refusals that have been raised, and that Python code may have caught
         self._born: list[tuple[weakref.ref[fx.Proxy], str]] = []
         self._modes = modes()
+        self._beside: dict[Any, Outside] = {}  # by the function that is a forward
+        self._readers: dict[Any, list[str]] = {}
 
     def run(self, call: Callable[[Callable[[], fx.Proxy]], tuple[tuple[Any, ...], dict[str, Any]]]) -> Traced:
         """Trace the model's forward. call: makes its arguments, from placeholders. Raises Untraceable."""
@@ -155,6 +165,7 @@ class Tracer(fx.Tracer):
                 self._forward(call)
             except (Seen, Exception) as error:
                 reason = self._reason(error)
+            put_back(self._modes)
         self._attributes.clear()
         left = leavings(self._born)
         if reason or left:
@@ -165,22 +176,43 @@ class Tracer(fx.Tracer):
         number = iter(range(sys.maxsize))
         args, kwargs = call(lambda: self.create_proxy("placeholder", f"x{next(number)}", (), {}))
         shadow: Any = self.shadows.of(self.model)
-        value = self._watching(lambda: self._own(shadow, *args, **kwargs))
+        value = self._watching(self.model, self._own, lambda: self._own(shadow, *args, **kwargs))
+        for module in self.modules.values():
+            if name := self.shadows.written_past(module) or self.shadows.written_to_class():
+                self.refuse(f"writes to {name}")
+        for own, paths in self._readers.items():
+            outside = self._beside[own]
+            for place, expected in zip(outside.places, outside.before, strict=True):
+                guards = self.shadows.guards
+                guards.add_outside(paths, place.mapping, place.name, place.title, expected)
         try:
             self.create_node("output", "output", (formed(self, value),), {})
         except Unformed as unformed:
             raise Seen(f"{self._line(None)}: {unformed}") from None
 
-    def _watching(self, forward: Callable[[], Any]) -> Any:
-        """Run a forward; raise Seen where it left something behind, or caught a refusal."""
+    def _watching(self, module: nn.Module, own: Any, forward: Callable[[], Any]) -> Any:
+        """Run a module's forward; raise Seen where it left something behind, or caught a refusal."""
         before, count = python_state(), len(self._pending)
-        value = forward()
+        key = getattr(own, "__func__", own), type(module)
+        if key not in self._beside:
+            self._beside[key] = Outside([own], [type(module)])
+        outside = self._beside[key]
+        try:
+            value = forward()
+        finally:
+            if changed := outside.changed():
+                outside.put_back()
+        if changed:
+            self.refuse(f"changes {changed}")
+        self._readers.setdefault(key, []).append(self.shadows.paths[module])
         if len(self._pending) > count:
             raise Seen(self._pending[-1])
         if python_state() != before:
             self.refuse("draws from Python's or numpy's random numbers")
         if name := self.shadows.rewritten():
             self.refuse(f"changes self.{name}")
+        if name := self.shadows.written_past(module):
+            self.refuse(f"writes to self.{name}")
         return value
 
     def refuse(self, why: str) -> None:
@@ -200,16 +232,18 @@ class Tracer(fx.Tracer):
             )
             self._path.append(path)
             try:
-                return self._watching(lambda: shadow.forward(*args, **kwargs))
+                own = vars(module).get("forward", type(module).forward)
+                return self._watching(module, own, lambda: shadow.forward(*args, **kwargs))
             except (Seen, Exception) as error:
                 self.written[path] = self._reason(error)
             finally:
                 self._path.pop()
             del self._pending[pending:]
             restore_python(drawn)
-            torch.set_grad_enabled(grad)
+            put_back(self._modes | {"the grad mode": grad})
             self._erase(mark)
             self.shadows.take_back()
+        expect_leaf(self.shadows.guards, self.shadows.paths, module)
         return self.create_proxy("call_module", path, args, kwargs)
 
     def _erase(self, mark: fx.Node) -> None:
@@ -254,6 +288,9 @@ class Tracer(fx.Tracer):
             self.refuse(f"hands a {type(a).__name__} to an operation")
         if isinstance(a, tuple) and hasattr(a, "_fields"):
             return self.create_node("call_function", type(a), tuple(map(self.create_arg, a)), {})
+        for kind, plainly in WRITTEN.items():
+            if isinstance(a, kind) and type(a) not in (bool, kind):
+                return plainly(a)  # numpy's and enum's, whose repr is no code
         return fx.proxy.TracerBase.create_arg(self, a)
 
     def _outside(self, tensor: Tensor) -> fx.Node:
@@ -319,6 +356,3 @@ def where(place: types.FrameType | types.TracebackType | None) -> str:
         if not name.startswith(_INSIDE):
             best = name, line
     return f"{best[0].rpartition('/')[2]}:{best[1]}" if best else ""
-
-
-_INSIDE = (str(torch.__path__[0]), __file__.rpartition("/")[0], "<")

@@ -86,7 +86,7 @@ def fingerprint(value: Any, depth: int = 0) -> Any:
         return type(value), frozenset(map(inner, value))
     if isinstance(value, CONTAINERS):
         return type(value), tuple(map(inner, value)), _state(value, inner)
-    if plain(value):
+    if plain(value) or isinstance(value, types.SimpleNamespace):
         return type(value), _state(value, inner)
     raise Opaque("a tensor in a container" if isinstance(value, Tensor) else f"a {type(value).__name__}")
 

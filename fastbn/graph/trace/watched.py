@@ -7,16 +7,23 @@ nothing."""
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import types
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, fx, nn
 
+from fastbn.graph import activations
+from fastbn.graph.behaviour import settings
 from fastbn.graph.trace.guards import Guards
 from fastbn.graph.trace.values import Opaque, constant, copied, fingerprint
 
+INSIDE = (str(torch.__path__[0]), __file__.rpartition("/")[0])  # what may read a shadow's dictionary
 OWN = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
+PASSED = (nn.Identity, nn.modules.dropout._DropoutNd)
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.RMSNorm)
 
 
@@ -42,6 +49,8 @@ class Watched:
 
     def __getattribute__(self, name: str) -> Any:
         value = super().__getattribute__(name)
+        if name == "__dict__" and not sys._getframe(1).f_code.co_filename.startswith(INSIDE):
+            object.__getattribute__(self, "shadows").watcher.refuse("reads self.__dict__")
         if name in OWN or name == "shadows" or name.startswith("__"):
             return value
         return object.__getattribute__(self, "shadows").read(self, name, value)
@@ -78,6 +87,7 @@ class Shadows:
             for name, t in vars(module)[where].items()
         }
         self._kinds: dict[type, type] = {}
+        self._given: dict[type, set[str]] = {}  # the names that such a class is made with
         self._of = {id(module): self._shadow(module) for module in self.paths}
         self._module = {id(self._of[id(module)]): module for module in self.paths}
         for module in self.paths:
@@ -105,6 +115,7 @@ class Shadows:
             self._kinds[kind] = type(kind)(
                 kind.__name__, (Watched, kind), {"shadows": self, "__module__": kind.__module__}
             )
+            self._given[kind] = set(vars(self._kinds[kind]))
         return self._kinds[kind]
 
     def of(self, module: nn.Module) -> nn.Module:
@@ -176,6 +187,28 @@ class Shadows:
             module, where, name = self.tensors[id(tensor)]
             self.guards.add_facts(self.paths[module], vars(module)[where], name)
 
+    def written_past(self, module: nn.Module) -> str:
+        """Name an attribute of a module's shadow that was written past its __setattr__, and take it back."""
+        shadow, own = vars(self._of[id(module)]), vars(module)
+        pairs = [(shadow, own)] + [(shadow[place], own[place]) for place in ("_parameters", "_buffers")]
+        for found, expected in pairs:
+            for name in found.keys() | expected.keys():
+                same = found.get(name) is expected.get(name)
+                if not same and name not in OWN and not (name == "forward" and "forward" not in found):
+                    if name in expected:
+                        found[name] = expected[name]
+                    else:
+                        del found[name]
+                    return str(name)
+        return ""
+
+    def written_to_class(self) -> str:
+        """Name an attribute that was set on a shadow's class."""
+        for kind, made in self._kinds.items():
+            for name in vars(made).keys() - self._given[kind]:
+                return f"{kind.__name__}.{name}"
+        return ""
+
     def rewritten(self) -> str:
         """Name an attribute whose copy has been changed since it was handed out."""
         for key, (made, before) in self._handed.items():
@@ -190,6 +223,17 @@ class Shadows:
     def take_back(self) -> None:
         """Forget the copies that were handed out, and with them how they were changed."""
         self._handed.clear()
+
+
+def expect_leaf(guards: Guards, paths: dict[nn.Module, str], module: nn.Module) -> None:
+    """Expect of a module that is not traced what a match reads of it: its own forward, its settings."""
+    for own in module.modules():
+        named = activations.of_module(own) is not None
+        if isinstance(own, (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, *PASSED)) or named:
+            names = ["forward"] if isinstance(own, PASSED) else ["forward", *settings(own)]
+            for name in names:
+                with contextlib.suppress(Opaque):  # such a module does not match
+                    guards.add(paths[own], vars(own), name)
 
 
 def leaf(module: nn.Module) -> bool:
