@@ -12,7 +12,6 @@ from torch import nn
 
 from fastbn.graph.trace.values import CONTAINERS, constant, mapped, plain
 
-
 SIMPLE = {type(None), bool, int, float, str}  # most of a module's attributes
 
 
