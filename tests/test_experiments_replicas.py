@@ -123,7 +123,8 @@ def test_one_that_fails_fails_alone(whole, tmp_path):
     rates = {"s1": ["--lr", "1e30"]}
     assert main(words(tmp_path / "a", *whole[0], **rates)) == 3
     assert (
-        "fastbn: diverged: the loss" in log(tmp_path / "a", 1)
+        "fastbn: diverged: the loss" in (said := log(tmp_path / "a", 1))
+        and "; no checkpoint was saved" in said
         and not (tmp_path / "a" / "s1" / "summary.json").exists()
     )
     held = RunFolder(tmp_path / "b" / "s2")

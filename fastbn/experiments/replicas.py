@@ -98,7 +98,9 @@ def train(configs: Sequence[Config], logs: Sequence[TextIO]) -> int:
 
     def ended(k: int, error: UsageError | MachineError | Diverged | None) -> None:
         run, log = runs[k]
-        if error is not None:
+        if isinstance(error, Diverged) and run.folder is not None:
+            failed(Diverged(f"{error}; {run.folder.kept()}"), log)
+        elif error is not None:
             failed(error, log)
         else:
             done(run, courses[k].history, log)

@@ -97,8 +97,9 @@ def read(path: str | os.PathLike[str]) -> Patch:
     frozen: Mapping[str, str] = said["frozen"]["tensors"]
     try:
         masks = {name: _mask(name, tensors, frozen) for name in said["entries"]}
+        trains = set(said["trains"])
         for name, t in tensors.items():
-            check_values(name, t, name in said["trains"])
+            check_values(name, t, name in trains)
         if both := tensors.keys() & frozen.keys() - masks.keys():
             raise UsageError(f"{shown(min(both), 80)} is stored, and of the base too; use another copy")
         if lost := [name for name in said["trains"] if name not in tensors]:
