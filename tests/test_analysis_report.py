@@ -14,7 +14,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from runs import checkpoint, metrics, train
+from runs import REPOSITORY, checkpoint, metrics, train
 
 import fastbn
 from fastbn.analysis import runs as runs_of
@@ -232,6 +232,30 @@ def test_without_data(pair, tmp_path, capfd):
         "recipe-and-machine",
     ]
     assert "without dead features" in content and "1 run" in capfd.readouterr().out
+
+
+def test_the_headline_over_seeds_is_their_mean(found, pair):
+    accuracies = [metrics(out)[-1]["test_accuracy"] for out in pair[:2]]
+    said = (
+        f"{statistics.fmean(accuracies):.4f} ± {statistics.stdev(accuracies):.4f} over 2 seeds after 2 epochs"
+    )
+    assert f"BatchNorm only, 2 seeds: test accuracy {said}." in found
+    assert f"Everything: test accuracy {metrics(pair[2])[-1]['test_accuracy']:.4f} after 2 epochs." in found
+
+
+@pytest.mark.parametrize("name", ["resnet14-cifar10-bn-s0", "torri-lstm-bn-s0"])
+def test_a_network_that_ships_without_its_epochs(name, tmp_path):
+    """As a folder and as a file; of BatchNorms over images and over words."""
+    place, out = REPOSITORY / "pretrained" / name, tmp_path / "x.html"
+    for path in (place, place / "checkpoint.safetensors"):
+        assert main([str(path), "--no-data", "-o", str(out)]) == 0
+        content = out.read_text(encoding="utf-8")
+        assert [one.get("id") for one in tree(content).iter("section")] == [
+            SECTIONS[0],
+            SECTIONS[2],
+            SECTIONS[6],
+        ]
+        assert "a network without the epochs of its run" in content
 
 
 def test_an_earlier_run_has_no_trajectories(pair, tmp_path):

@@ -11,12 +11,12 @@ import numpy as np
 from torch import nn
 
 from fastbn.errors import UsageError
-from fastbn.training.affine_statistics import SMALL, affine_norms, vectors
+from fastbn.training.affine_statistics import SMALL, AnyBatchNorm, affine_norms, vectors
 
 
 @dataclasses.dataclass(frozen=True)
 class Affine:
-    """Every BatchNorm2d with γ and β, in module order."""
+    """Every BatchNorm with γ and β, in module order."""
 
     names: list[str]
     gamma: list[np.ndarray]  # (C,) float64 each
@@ -46,11 +46,11 @@ class Histogram:
 
 
 def affine(model: nn.Module) -> Affine:
-    """Return γ and β of a network. Raises UsageError for one without a BatchNorm2d that has γ and β."""
-    found = affine_norms(model)
+    """Return γ and β of a network. Raises UsageError for one without a BatchNorm that has γ and β."""
+    found = affine_norms(model, AnyBatchNorm)
     if not found:
         raise UsageError(
-            f"{type(model).__name__} has no BatchNorm2d with γ and β: there is nothing to look into"
+            f"{type(model).__name__} has no BatchNorm with γ and β: there is nothing to look into"
         )
     return Affine([name for name, _ in found], *vectors([norm for _, norm in found]))
 

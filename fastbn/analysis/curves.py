@@ -46,13 +46,15 @@ def groups(runs: Sequence[FinishedRun]) -> list[tuple[str, list[FinishedRun]]]:
 
 
 def curves(runs: Sequence[FinishedRun], metric: str = "test_accuracy") -> list[Curve]:
-    """Return a curve per group of `groups`. metric: a key of metrics.jsonl; a group in which it is lacking is
-    left out."""
+    """Return a curve per group of `groups`. metric: a key of metrics.jsonl; a group in which it is lacking,
+    or that has no epochs, is left out."""
     found = []
     for name, own in groups(runs):
         if any(metric not in line for run in own for line in run.lines):
             continue
         length = min(len(run.lines) for run in own)
+        if not length:
+            continue
         values = np.array([[line[metric] for line in run.lines[:length]] for run in own])
         seconds = (
             np.array([[line["seconds"] for line in run.lines[:length]] for run in own]).cumsum(1).mean(0)

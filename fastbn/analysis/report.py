@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 
 from fastbn.analysis import network_sections, run_sections
@@ -29,7 +30,8 @@ def render(
     found = subjects(runs)
     for subject in found:
         subject.affine  # noqa: B018 (what has no γ and β is told before any work)
-    parts = [run_sections.result(found), run_sections.courses(found), run_sections.gamma_and_beta(found)]
+    epochs = [run_sections.courses(found)] if any(run.lines for run in runs) else []
+    parts = [run_sections.result(found), *epochs, run_sections.gamma_and_beta(found)]
     if tests is not None:
         parts += [
             network_sections.dead(found, tests),
@@ -45,14 +47,22 @@ def _title(found: Sequence[Subject]) -> str:
     return networks[0] if len(networks) == 1 else f"{len(found)} runs side by side"
 
 
+def _reached(subject: Subject) -> str:
+    """Return what a group of runs reached: over several seeds, the mean and its deviation."""
+    ended = [run.summary for run in subject.runs if run.summary]
+    if not ended:
+        return "a network without the epochs of its run"
+    accuracies, epochs = [own["test_accuracy"] for own in ended], ended[0]["epochs"]
+    if len(ended) == 1:
+        return f"test accuracy {accuracies[0]:.4f} after {epochs} epochs"
+    mean, deviation = statistics.fmean(accuracies), statistics.stdev(accuracies)
+    return f"test accuracy {mean:.4f} ± {deviation:.4f} over {len(ended)} seeds after {epochs} epochs"
+
+
 def _lead(found: Sequence[Subject], tests: Sequence[Images] | None) -> str:
     said = []
     for s in found:
-        own = s.run.summary
-        said.append(
-            f"{s.name[0].upper()}{s.name[1:]}: test accuracy {own['test_accuracy']:.4f} after "
-            f"{own['epochs']} epochs."
-        )
+        said.append(f"{s.name[0].upper()}{s.name[1:]}: {_reached(s)}.")
     if tests is None:
         said.append(f"Made without the test set, so without {', '.join(DATA)}.")
     return " ".join(said)

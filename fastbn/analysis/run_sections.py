@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -55,16 +56,16 @@ def result(found: Sequence[Subject]) -> Html:
     counted = {"parameters", "trained_parameters"}
     for subject in found:
         for run in subject.runs:
-            last, own = run.lines[-1], run.summary
-            joules = [line.get("energy_joules") for line in run.lines]
+            last, own = (run.lines or [{}])[-1], run.summary
+            joules = [line.get("energy_joules") for line in run.lines] or [None]
             rows.append(
                 [
                     f"{subject.name}, seed {run.config['seed']}",
-                    f"{last['test_accuracy']:.4f}",
+                    f"{last['test_accuracy']:.4f}" if last else ABSENT,
                     number(last["test_loss"]) if "test_loss" in last else ABSENT,
-                    f"{last['train_accuracy']:.4f}",
-                    str(own["epochs"]),
-                    number(sum(line["seconds"] for line in run.lines)),
+                    f"{last['train_accuracy']:.4f}" if last else ABSENT,
+                    str(own.get("epochs", ABSENT)),
+                    number(sum(line["seconds"] for line in run.lines)) if last else ABSENT,
                     number(own["images_per_second"]) if "images_per_second" in own else ABSENT,
                     f"{own['peak_memory_bytes'] / 1e6:,.0f} MB" if "peak_memory_bytes" in own else ABSENT,
                     ABSENT if None in joules else number(sum(j for j in joules if j is not None)),
@@ -87,7 +88,7 @@ def _published(found: Sequence[Subject]) -> Html:
     said = []
     for s in found:
         known = published(s.run.config)
-        if known is not None:
+        if known is not None and s.run.summary:
             limit = s.run.config.get("limit_train")
             under = f"{s.run.summary['epochs']} epochs" + (f" of {limit:,} images" if limit else "")
             here = f"here {s.run.summary['test_accuracy']:.3f} after {under}"
@@ -192,7 +193,7 @@ def _by_layer(subject: Subject, found: Sequence[Subject], which: str) -> Html:
 
 def _trajectories(found: Sequence[Subject]) -> Html:
     """Return the courses of the runs that recorded them."""
-    recorded = [s for s in found if all("norms" in line for line in s.run.lines)]
+    recorded = [s for s in found if s.run.lines and all(_recorded(line) for line in s.run.lines)]
     if not recorded:
         return NOTHING
     drawn = []
@@ -217,6 +218,11 @@ def _trajectories(found: Sequence[Subject]) -> Html:
         title = f"Deviation of γ by layer over training: {s.name}"
         drawn.append(figure(lines(title, series, "epochs", "standard deviation of γ"), title))
     return figures(drawn)
+
+
+def _recorded(line: dict[str, Any]) -> bool:
+    """Return whether an epoch's metrics have γ and β by layer."""
+    return bool(line.get("norms", {}).get("gamma_mean"))
 
 
 def recipe(found: Sequence[Subject]) -> Html:

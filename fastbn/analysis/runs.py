@@ -15,8 +15,9 @@ from fastbn.errors import UsageError
 from fastbn.models.families import resolve
 from fastbn.models.network import Network
 from fastbn.run.data import test_set
-from fastbn.training.affine_statistics import affine_norms
+from fastbn.training.affine_statistics import AnyBatchNorm, affine_norms
 from fastbn.training.checkpoint import CHECKPOINT, load
+from fastbn.training.checkpoint import read as read_checkpoint
 
 FILES = ("config.json", "metrics.jsonl", CHECKPOINT, "summary.json")
 DAMAGED = "it is damaged, or of another version of fastbn"
@@ -26,6 +27,9 @@ ONLY = ("seed", "out", "data_dir", "download", "resume", "explain", "track", "th
 
 @dataclasses.dataclass(frozen=True)
 class FinishedRun:
+    """What a finished run left; of a network that ships without its epochs, `lines` and `summary` are
+    empty."""
+
     path: Path
     config: dict[str, Any]
     lines: list[dict[str, Any]]  # of metrics.jsonl, an epoch each
@@ -37,12 +41,12 @@ class FinishedRun:
         """Return the network, on the CPU. Raises UsageError for a checkpoint that is damaged, and for a
         network without γ and β."""
         model = load(self.path, weights=self.weights)
-        if not affine_norms(model):
+        if not affine_norms(model, AnyBatchNorm):
             raise UsageError(
-                f"{self.path}: its network has no BatchNorm2d layer with γ and β; there is nothing to look "
-                "into"
+                f"{self.path}: its network has no BatchNorm2d layer with γ and β, nor another BatchNorm; there "
+                "is nothing to look into"
             )
-        said, layers = model.spec.asdict(), len(affine_norms(model))
+        said, layers = model.spec.asdict(), len(affine_norms(model))  # of the kind that metrics.jsonl tells
         if any(self.config.get(name, said[name]) != said[name] for name in ("depth", "family", "width")):
             raise UsageError(f"{self.path}: config.json and {CHECKPOINT} are of two networks; {DAMAGED}")
         if any(len(values) != layers for line in self.lines for values in line.get("norms", {}).values()):
@@ -85,9 +89,11 @@ TRAINS = {"bn": "BatchNorm only", "all": "everything"}
 
 
 def read(path: str | os.PathLike[str], weights: str | None = None) -> FinishedRun:
-    """Read a run's folder. Raises UsageError, in one line, for one that is missing, no run's, half written or
-    damaged."""
+    """Read a run's folder, or a file or folder that holds its network alone. Raises UsageError, in one line,
+    for one that is missing, no run's, half written or damaged."""
     folder = Path(path)
+    if files.is_file(folder):
+        return _network(folder, weights)
     if not files.is_folder(folder):
         raise UsageError(f"{folder}: no such folder; give one that python -m fastbn.train wrote")
     missing = [name for name in FILES if not os.path.lexists(folder / name)]
@@ -96,6 +102,8 @@ def read(path: str | os.PathLike[str], weights: str | None = None) -> FinishedRu
             f"{folder} holds no run (none of {', '.join(FILES)}); give a folder that python -m fastbn.train "
             "wrote"
         )
+    if CHECKPOINT not in missing and len(missing) == len(FILES) - 1:
+        return _network(folder, weights)
     if missing:
         raise UsageError(
             f"{folder}: a half-written run, {' and '.join(missing)} not there; finish it with --resume "
@@ -103,8 +111,7 @@ def read(path: str | os.PathLike[str], weights: str | None = None) -> FinishedRu
         )
     path = folder / "config.json"
     config = saved.settings(saved.json_file(path, DAMAGED), path, DAMAGED)
-    if lacking := [key for key in ("depth", "dataset", "train", "seed") if config.get(key) is None]:
-        raise UsageError(f"{path} says nothing of {', '.join(lacking)}; {DAMAGED}")
+    _complete(config, path)
     summary = saved.summary(folder / "summary.json", ("test_accuracy", "epochs"), DAMAGED)
     needed = ("epoch", "seconds", "test_accuracy", "train_accuracy")
     lines = saved.lines(folder / "metrics.jsonl", needed, remedy="the folder is damaged or half written")
@@ -119,3 +126,16 @@ def read(path: str | os.PathLike[str], weights: str | None = None) -> FinishedRu
             f"finish it with --resume --out {folder}"
         )
     return FinishedRun(folder, config, lines, summary, weights)
+
+
+def _network(path: Path, weights: str | None) -> FinishedRun:
+    """Return what a checkpoint alone says of its run: the settings in its header."""
+    config = read_checkpoint(path)[1].get("config", {})
+    _complete(config, path)
+    return FinishedRun(path, config, [], {}, weights)
+
+
+def _complete(config: dict[str, Any], where: Path) -> None:
+    """Raise UsageError where a run's settings do not say which network was trained on what."""
+    if lacking := [key for key in ("depth", "dataset", "train", "seed") if config.get(key) is None]:
+        raise UsageError(f"{where} says nothing of {', '.join(lacking)}; {DAMAGED}")

@@ -30,7 +30,7 @@ from fastbn.run.untrained import measure
 from fastbn.trainable import trainable
 from fastbn.training.checkpoint import CHECKPOINT, save
 from fastbn.training.distributed.ranks import Ranks, started
-from fastbn.training.fit import follow, prepared
+from fastbn.training.fit import feeds, follow, prepared
 from fastbn.training.loop import TrainingLoop
 from fastbn.training.progress import Progress
 
@@ -76,7 +76,7 @@ class TrainingRun:
 
     def loop(self, bar: Progress, ranks: Ranks) -> TrainingLoop:
         """Return the training of the network, ready to be followed."""
-        sets, recipe = (self.train, self.loaded.test, self.val), self.settings.recipe
+        sets, recipe = feeds(self.model, self.train, self.loaded.test, self.val), self.settings.recipe
         replicas = self.beside["replicas"]
         return prepared(self.model, *sets, recipe, bar, self.saver, self.log, ranks, replicas)
 

@@ -11,12 +11,17 @@ SMALL = 0.01  # the paper's threshold: below it a channel counts as disabled
 DIGITS = 4  # significant ones: 866 layers are then some 30 KB an epoch
 
 
-def affine_norms(model: nn.Module) -> list[tuple[str, nn.BatchNorm2d]]:
-    """(name, module) of every BatchNorm2d that has γ and β, in module order."""
-    return [(name, m) for name, m in model.named_modules() if isinstance(m, nn.BatchNorm2d) and m.affine]
+AnyBatchNorm = nn.modules.batchnorm._BatchNorm
 
 
-def vectors(norms: list[nn.BatchNorm2d]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def affine_norms(
+    model: nn.Module, kind: type[AnyBatchNorm] = nn.BatchNorm2d
+) -> list[tuple[str, AnyBatchNorm]]:
+    """Return (name, module) of every BatchNorm of this kind that has γ and β, in module order."""
+    return [(name, m) for name, m in model.named_modules() if isinstance(m, kind) and m.affine]
+
+
+def vectors(norms: list[AnyBatchNorm]) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """(γ, β) of each, (C,) float64."""
     widths = np.cumsum([norm.num_features for norm in norms])[:-1]
     return _host([norm.weight for norm in norms], widths), _host([norm.bias for norm in norms], widths)

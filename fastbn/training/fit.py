@@ -118,15 +118,14 @@ def fit(
     custom = dataclasses.replace(custom, loss=loss, augment=augment)
     ranks = joined(next(model.parameters()).device) if ranks is None else ranks
     bar = Progress(0, progress and ranks.first)
-    source = feed(train, next(model.parameters()).device, "train")
+    source, held_out = feeds(model, train, test, val)
     resolved = ranks.agree(lambda: resolve(recipe or asked, model, source, ranks, bar.say))
     if custom.names():
         bar.say(custom.said())
-    held = None if test is None else feed(test, source.device, "test")
-    with kept(out, resume, model, source, held, resolved, custom, ranks, saver) as keeper:
+    with kept(out, resume, model, source, held_out.get("test"), resolved, custom, ranks, saver) as keeper:
         told = callbacks_of(callbacks)
         loop = prepared(
-            model, source, held, val, resolved, bar, keeper, log, ranks, custom=custom, callbacks=told
+            model, source, held_out, resolved, bar, keeper, log, ranks, custom=custom, callbacks=told
         )
         return follow(loop)
 
@@ -148,6 +147,23 @@ def asked_of(settings: dict[str, Any], model: nn.Module) -> tuple[Recipe, Custom
         "lr": float(made.param_groups[0]["lr"]),
     }  # which plans as much memory
     return Recipe(**own), Custom(optimizer=made)
+
+
+def feeds(
+    model: nn.Module,
+    train: Images | Stream | Iterable[Any],
+    test: Images | Stream | Iterable[Any] | None,
+    val: Images | Stream | Iterable[Any] | None,
+) -> tuple[Feed, dict[str, Feed]]:
+    """Return what `fit` was given as feeds on the model's device: to train on, and those held out by name.
+    Raises UsageError for what is no set of images."""
+    device = next(model.parameters()).device
+    held_out = {
+        name: feed(images, device, name)
+        for name, images in (("val", val), ("test", test))
+        if images is not None
+    }
+    return feed(train, device, "train"), held_out
 
 
 def resolve(
@@ -187,9 +203,8 @@ def follow(loop: TrainingLoop) -> list[dict[str, Any]]:
 
 def prepared(
     model: nn.Module,
-    train: Feed | Images | Stream | Iterable[Any],
-    test: Feed | Images | Stream | Iterable[Any] | None,
-    val: Images | Stream | Iterable[Any] | None,
+    source: Feed,
+    held_out: dict[str, Feed],
     recipe: ResolvedRecipe,
     bar: Progress,
     saver: Saver | None = None,
@@ -199,18 +214,11 @@ def prepared(
     custom: Custom = OWN,
     callbacks: Sequence[Callback] = (),
 ) -> TrainingLoop:
-    """Return the training that `fit` describes, its step planned; to be closed.
+    """Return the training that `fit` describes on `feeds`, its step planned; to be closed.
 
     replicas: how many networks, this among them, train at the same time and share the device's memory."""
     spare(model)
-    device = next(model.parameters()).device
-    held_out = {
-        name: feed(images, device, name)
-        for name, images in (("val", val), ("test", test))
-        if images is not None
-    }
-    source = feed(train, device, "train")
-    devices.check_recipe(recipe.bn_stats, device)
+    devices.check_recipe(recipe.bn_stats, source.device)
     bar.epochs, was_training = recipe.epochs, model.training
     ranks.agree(functools.partial(agree.check, ranks, source, recipe))
     training_mode(model, recipe.bn_stats)

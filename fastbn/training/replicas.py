@@ -19,12 +19,11 @@ import torch
 from torch import nn
 
 from fastbn.choices import unknown_setting
-from fastbn.data.feed import feed
 from fastbn.data.images import Images
 from fastbn.errors import Diverged, MachineError, Stopped, UsageError
 from fastbn.planning import precision
 from fastbn.recipe import Recipe
-from fastbn.training.fit import prepared, resolve
+from fastbn.training.fit import feeds, prepared, resolve
 from fastbn.training.loop import TrainingLoop
 from fastbn.training.progress import Progress
 from fastbn.training.signals import stop_request
@@ -69,8 +68,9 @@ def fit_replicas(
         courses: list[TrainingLoop] = []
         for k, (model, recipe) in enumerate(zip(models, _recipes(settings, len(models)), strict=True)):
             bar = Progress(0, progress, f"replica {k + 1}/{len(models)}  ")
-            resolved = resolve(recipe, model, feed(train, device))
-            courses.append(prepared(model, train, test, val, resolved, bar, replicas=len(models)))
+            source, held_out = feeds(model, train, test, val)
+            resolved = resolve(recipe, model, source)
+            courses.append(prepared(model, source, held_out, resolved, bar, replicas=len(models)))
             stack.callback(courses[k].close)
         side_by_side(courses, ended)
     return found
