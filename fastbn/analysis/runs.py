@@ -43,8 +43,8 @@ class FinishedRun:
         model = load(self.path, weights=self.weights)
         if not affine_norms(model, AnyBatchNorm):
             raise UsageError(
-                f"{self.path}: its network has no BatchNorm2d layer with γ and β, nor another BatchNorm; there "
-                "is nothing to look into"
+                f"{self.path}: its network has no BatchNorm2d layer with γ and β, nor another "
+                "BatchNorm; there is nothing to look into"
             )
         said, layers = model.spec.asdict(), len(affine_norms(model))  # of the kind that metrics.jsonl tells
         if any(self.config.get(name, said[name]) != said[name] for name in ("depth", "family", "width")):
