@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from fastbn.models.export import fold_bn, to_exported, to_onnx, to_torch
     from fastbn.models.resnet import FastBNOnlyResNet
     from fastbn.patches.apply import apply_patch, save
+    from fastbn.patches.switch import Patches
     from fastbn.planning.explain import explain
     from fastbn.trainable import freeze
     from fastbn.training.checkpoint import load
@@ -40,6 +41,7 @@ __version__ = VERSION
 __all__ = [
     "FastBNOnlyResNet",
     "Images",
+    "Patches",
     "adapt",
     "apply_patch",
     "evaluate",
@@ -61,6 +63,7 @@ __all__ = [
 _HOME = {
     "FastBNOnlyResNet": "models.resnet",
     "Images": "data.images",
+    "Patches": "patches.switch",
     "adapt": "adapt",
     "apply_patch": "patches.apply",
     "evaluate": "evaluate",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fastbn.engine.interface import Coefficients, NormTarget, NormVectors, ProcessGroup, Statistics
 
 
-def uses_batch(norm: nn.BatchNorm2d) -> bool:
+def uses_batch(norm: nn.modules.batchnorm._BatchNorm) -> bool:
     """Whether it normalises by the batch's own statistics, as nn.BatchNorm2d decides it."""
     return norm.training or (norm.running_mean is None and norm.running_var is None)
 

@@ -142,7 +142,7 @@ class Fused:
             isinstance(value, fx.Proxy) for value in (*args, *kwargs.values())
         ):
             return self._stock(args, kwargs)
-        why, program, tensors = self._prepared(args, kwargs)
+        why, program, tensors = self.prepared(args, kwargs)
         if program is None:
             if why:
                 self._warn(why)
@@ -150,7 +150,7 @@ class Fused:
         assert program.module is not None
         return program.module(*tensors)
 
-    def _prepared(
+    def prepared(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[str, Program | None, list[Any]]:
         """The program of a call and its tensors; or why there is none, "" where nobody need know."""

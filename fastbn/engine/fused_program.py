@@ -57,7 +57,7 @@ def build(
             held = (
                 _Constant(trace.constants[name])
                 if name in trace.constants
-                else _Attribute(model.get_submodule(owner), name)
+                else Attribute(model.get_submodule(owner), name)
             )
             root[f"attribute{len(root)}"] = held
             env[item] = program.call_module(f"attribute{len(root) - 1}")
@@ -102,7 +102,7 @@ def _conv(name: str, norm: str, conv: nn.Conv2d, source: int, slot: int) -> Conv
     )
 
 
-class _Attribute(nn.Module):
+class Attribute(nn.Module):
     """A parameter or a buffer, looked up at each call: .to() and users exchange them."""
 
     def __init__(self, owner: nn.Module, name: str):

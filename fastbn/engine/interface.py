@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 @dataclasses.dataclass(eq=False)
 class NormVectors:
     """A BatchNorm at work: n = scale·y + shift with scale = γ·r, shift = β − μ·scale, r = (σ² + ε)^-½.
-    Views of (4, C)."""
+    Views of (4, C), or of (4, T, C) where samples have tasks."""
 
     vectors: Tensor  # (4, C): mean, rstd, scale, shift
     batch: bool  # whether μ and σ² are the batch's own (their gradient flows) or frozen
     # while the vectors are not yet written: what the engine will write them from, when it reads them first
     pending: Any = None
+    # (N,) int32, in evaluation: which of T tasks each sample is of; the vectors then are (4, T, C)
+    tasks: Tensor | None = None
 
     @property
     def mean(self) -> Tensor:
@@ -136,6 +138,7 @@ class Engine(Protocol):
 
     name: str
     groups: bool  # whether it takes statistics of a group
+    tasks: bool  # whether each sample may be normalised by vectors of a task of its own, in evaluation
     halves: bool  # whether it takes a BatchNorm without a convolution, and a convolution without a BatchNorm
     functions: frozenset[str]  # the names of the activation functions that it has
 

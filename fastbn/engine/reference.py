@@ -44,6 +44,7 @@ BITS = {
 class Reference:
     name = "reference"
     groups = True
+    tasks = True
     halves = True
     functions = activations.NAMES
 
@@ -107,9 +108,9 @@ class Reference:
         return y, formed
 
     def form(self, activation: LazyActivation, keep_mask: bool) -> Formed:
-        z = _affine(activation.ys[0], activation.norms[0].scale, activation.norms[0].shift)
+        z = _affine(activation.ys[0], activation.norms[0])
         for y, norm in zip(activation.ys[1:], activation.norms[1:], strict=True):
-            z += _affine(y, norm.scale, norm.shift)
+            z += _affine(y, norm)
         if activation.residual is not None:
             z += activation.residual
         dtype = activation.ys[0].dtype
@@ -149,10 +150,13 @@ def _rows(t: Tensor) -> Tensor:
     return _wide(t).permute(0, 2, 3, 1).reshape(-1, t.shape[1])
 
 
-def _affine(y: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """scale·y + shift by channel, in float32 or float64."""
+def _affine(y: Tensor, norm: NormVectors) -> Tensor:
+    """scale·y + shift by channel, of each sample's own task where there are tasks, in float32 or float64."""
     n, c, h, w = y.shape
-    return torch.addcmul(shift, _rows(y), scale).view(n, h, w, c).permute(0, 3, 1, 2)
+    rows, scale, shift = _rows(y), norm.scale, norm.shift
+    if norm.tasks is not None:
+        rows, scale, shift = rows.view(n, h * w, c), scale[norm.tasks, None], shift[norm.tasks, None]
+    return torch.addcmul(shift, rows, scale).view(n, h, w, c).permute(0, 3, 1, 2)
 
 
 def _statistics(y: Tensor) -> Statistics:
@@ -189,7 +193,7 @@ def _masked(dz: Tensor, mask: Mask, ours: bool) -> Tensor:
         return ds if formulas.inside == 1 else ds.mul_(formulas.inside)
     if mask.saved is not None:
         return pointwise.backward(function, _wide(dz), _wide(mask.saved)).to(dz.dtype)
-    n = _affine(mask.ys[0], mask.norms[0].scale, mask.norms[0].shift)
+    n = _affine(mask.ys[0], mask.norms[0])
     if function == RELU:
         return pointwise.backward(function, dz, n.to(mask.ys[0].dtype).to(dz.dtype))
     return pointwise.backward(function, _wide(dz), n).to(dz.dtype)

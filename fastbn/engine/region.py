@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from fastbn.engine import batchnorm, recomputation, walk
 from fastbn.engine.function import RegionFunction
-from fastbn.engine.interface import Engine, ProcessGroup
+from fastbn.engine.interface import Engine, NormTarget, NormVectors, ProcessGroup
 from fastbn.engine.module_state import ModuleState
 from fastbn.engine.weight_cache import Packing, WeightCache
 from fastbn.errors import UsageError
@@ -98,6 +98,35 @@ class FusedRegion(nn.Module):
                     stacklevel=2,
                 )
             return self._stock[0](*inputs)
+        return self._walked(inputs, shapes, None)
+
+    def served(self, inputs: tuple[Tensor, ...], tasks: Tensor, vectors: Tensor) -> tuple[Tensor, ...]:
+        """The outputs in evaluation, each sample's normalised by its own task.
+
+        tasks: (N,) int32. vectors: (4, T, channels), every task's as `eval_vectors` makes them. No BatchNorm
+        takes the batch's statistics. Raises Unfit where the engine has no such operation."""
+        if not self.engine.tasks:
+            raise Unfit(f"the {self.engine.name} engine has no vectors by task")
+        self._held.look()
+        shapes = self._check(inputs)
+        if any(len(x) != len(tasks) for x in inputs):
+            raise Unfit("a region's input has not one image a sample")
+        return self._walked(inputs, shapes, (tasks, vectors))
+
+    @torch.no_grad()
+    def eval_vectors(self) -> Tensor:
+        """Every BatchNorm's μ, r, scale and shift, by its running statistics as they now are: (4, channels)."""
+        like = next(t for conv, norm in self.pairs for t in (norm.running_mean, conv.weight) if t is not None)
+        wide = torch.promote_types(like.dtype, torch.float32)
+        vectors = torch.empty((4, self.region.channels), dtype=wide, device=like.device)
+        for conv, (module, norm) in zip(self.region.convs, self.pairs, strict=True):
+            own = NormVectors(vectors[:, conv.span], False)
+            batchnorm.normalise(None, NormTarget(norm, module.bias, own), 1)
+        return vectors
+
+    def _walked(
+        self, inputs: tuple[Tensor, ...], shapes: dict[int, Shape], tasks: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, ...]:
         device, dtype = inputs[0].device.type, storage_dtype(inputs[0])
         is_mixed = _mixes(inputs[0])
         gradients = _MIXED.get() or dtype if is_mixed else dtype
@@ -117,12 +146,16 @@ class FusedRegion(nn.Module):
                 gradients,
                 group=group,
                 held=self._held,
+                tasks=tasks,
             )
             if torch.is_grad_enabled():
                 call.live = self._live(cast)
                 if (policy := recomputation.policy()) is not None:
                     call.again = self._spans(shapes, dtype.itemsize, policy)
-            if call.live.isdisjoint(self.region.outputs):
+            if tasks is not None:
+                with torch.no_grad():
+                    outputs = tuple(walk.serve(call, cast))
+            elif call.live.isdisjoint(self.region.outputs):
                 with torch.no_grad():
                     outputs = tuple(self._replays.forward(call, cast).outputs)
             else:

@@ -47,6 +47,8 @@ class Call:
     parts: list[SavedPart] = dataclasses.field(default_factory=list)  # what the forward saved, in order
     group: ProcessGroup | None = None  # whose batches BatchNorm takes as one
     held: ModuleState | None = None  # the modules as they were read for this call
+    # each sample's task, (N,) int32, and every task's vectors, (4, T, channels): in evaluation
+    tasks: tuple[Tensor, Tensor] | None = None
 
 
 def live_values(region: Region, inputs: list[bool], trains: list[bool]) -> frozenset[int]:
@@ -121,7 +123,8 @@ class _Forward:
             ys, ready = [], []
             for conv in join.convs:
                 (conv_module, norm_module), packed, batch = self._convs[conv]
-                norm = NormVectors(self._vectors[:, conv.span], batch)
+                norm = NormVectors(self._vectors[..., conv.span], batch)
+                norm.tasks = self._call.tasks[0] if self._call.tasks else None
                 target = (
                     NormTarget(norm_module, conv_module.bias, norm, self._call.group) if statistics else None
                 )
@@ -184,6 +187,15 @@ class _Forward:
     def _drop_unless(self, uses: dict[int, int], value: int) -> None:
         if uses[value] == 0:
             del self.values[value]
+
+
+def serve(call: Call, inputs: list[Tensor]) -> list[Tensor]:
+    """The region's outputs in evaluation, each sample's by the vectors of its own task."""
+    assert call.tasks is not None
+    call.batch.extend(False for _ in call.modules)
+    walk = _Forward(call, call.tasks[1], dict(enumerate(inputs)), ())
+    walk.run(call.region.joins, call.region.uses(), False)
+    return [walk.form(value) for value in call.region.outputs]
 
 
 def forward(call: Call, inputs: list[Tensor]) -> tuple[list[Tensor], Tensor, list[Tensor]]:

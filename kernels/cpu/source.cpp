@@ -4,7 +4,7 @@
 #include "strips.h"
 
 template <typename S>
-void form(const Source& s, size_t first, int pixels, int C, float* to, int K) {
+static void form_some(const Source& s, size_t first, int pixels, int C, float* to, int K) {
     const size_t at = first * C;
     const S *y = static_cast<const S*>(s.y) + at, *r = static_cast<const S*>(s.y_r ? s.y_r : s.residual);
     if (!s.scale) {
@@ -44,6 +44,21 @@ void form(const Source& s, size_t first, int pixels, int C, float* to, int K) {
         if (r || s.mask || s.z) run(F, std::false_type{});
         else run(F, std::true_type{});
     });
+}
+
+// Pixels of one image have one task.
+template <typename S>
+void form(const Source& s, size_t first, int pixels, int C, float* to, int K) {
+    if (!s.tasks) return form_some<S>(s, first, pixels, C, to, K);
+    for (int done = 0, here; done < pixels; done += here) {
+        const size_t at = first + done, image = at / s.rows, left = (image + 1) * s.rows - at;
+        here = left < static_cast<size_t>(pixels - done) ? static_cast<int>(left) : pixels - done;
+        const ptrdiff_t own = static_cast<ptrdiff_t>(s.tasks[image]) * s.stride;
+        Source of_task = s;
+        of_task.scale += own, of_task.shift += own;
+        if (s.rscale) of_task.rscale += own, of_task.rshift += own;
+        form_some<S>(of_task, at, here, C, to + static_cast<ptrdiff_t>(done) * K, K);
+    }
 }
 
 template void form<float>(const Source&, size_t, int, int, float*, int);

@@ -37,7 +37,9 @@ class GeometryStruct(ctypes.Structure):
 
 
 class SourceStruct(ctypes.Structure):
-    _fields_ = _fields("y scale shift y_r rscale rshift residual z mask", "function half", "slope")
+    _fields_ = _fields(
+        "y scale shift y_r rscale rshift residual z mask tasks", "function half rows stride", "slope"
+    )
 
 
 class NormStruct(ctypes.Structure):

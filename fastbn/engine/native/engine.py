@@ -44,6 +44,7 @@ SCALE, SHIFT = 2, 3  # rows of a Norm's vectors
 class Native:
     name = "native"
     groups = True
+    tasks = True
     halves = True
     functions = activations.NAMES
 
@@ -233,8 +234,15 @@ class Native:
         elif keep_mask:  # n itself
             mask = activation(self._buffers, (n, c, h, w), y.dtype)
         read = abi.SourceStruct(
-            abi.FUNCTIONS.index(function.name), _half(y), function.slope, y=_at(y), z=_at(z), mask=_at(mask)
+            function=abi.FUNCTIONS.index(function.name),
+            half=_half(y),
+            slope=function.slope,
+            y=_at(y),
+            z=_at(z),
         )
+        read.mask = _at(mask)
+        if norm.tasks is not None:  # of a row of vectors for each task, those of one norm's channels
+            read.tasks, read.rows, read.stride = _at(norm.tasks), h * w, norm.vectors.stride(1)
         read.scale, read.shift = _rows_at(norm.vectors, SCALE, SHIFT)
         if len(source.ys) > 1:
             read.y_r = _at(source.ys[1])

@@ -57,6 +57,7 @@ class TritonWeight:
 
 class Triton:
     name = "triton"
+    tasks = False
     halves = False
     functions = frozenset({IDENTITY.name, RELU.name})
     groups = False  # its kernels merge and use the statistics of a launch in the next one
