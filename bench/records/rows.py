@@ -18,7 +18,7 @@ import torch
 from bench.records.conditions import RESULTS, conditions, write
 
 FORMAT = 1
-LEVELS = ("kernel", "step", "run", "scaling", "memory", "plan", "ranks", "xla")
+LEVELS = ("kernel", "step", "run", "scaling", "memory", "plan", "ranks", "xla", "patches")
 # how the reason of a provider begins whose one step took so long that no more were asked for
 HOPELESS = "not timed, hopeless"
 

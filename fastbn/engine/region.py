@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -98,7 +98,7 @@ class FusedRegion(nn.Module):
                     stacklevel=2,
                 )
             return self._stock[0](*inputs)
-        return self._walked(inputs, shapes, None)
+        return self._walked(inputs, shapes)
 
     def served(self, inputs: tuple[Tensor, ...], tasks: Tensor, vectors: Tensor) -> tuple[Tensor, ...]:
         """The outputs in evaluation, each sample's normalised by its own task.
@@ -111,11 +111,11 @@ class FusedRegion(nn.Module):
         shapes = self._check(inputs)
         if any(len(x) != len(tasks) for x in inputs):
             raise Unfit("a region's input has not one image a sample")
-        return self._walked(inputs, shapes, (tasks, vectors))
+        return self._walked(inputs, shapes, [tasks, vectors])
 
     @torch.no_grad()
     def eval_vectors(self) -> Tensor:
-        """Every BatchNorm's μ, r, scale and shift, by its running statistics as they now are: (4, channels)."""
+        """Return μ, r, scale and shift of every BatchNorm by its running statistics, (4, channels)."""
         like = next(t for conv, norm in self.pairs for t in (norm.running_mean, conv.weight) if t is not None)
         wide = torch.promote_types(like.dtype, torch.float32)
         vectors = torch.empty((4, self.region.channels), dtype=wide, device=like.device)
@@ -125,7 +125,7 @@ class FusedRegion(nn.Module):
         return vectors
 
     def _walked(
-        self, inputs: tuple[Tensor, ...], shapes: dict[int, Shape], tasks: tuple[Tensor, Tensor] | None
+        self, inputs: tuple[Tensor, ...], shapes: dict[int, Shape], tasks: Sequence[Tensor] = ()
     ) -> tuple[Tensor, ...]:
         device, dtype = inputs[0].device.type, storage_dtype(inputs[0])
         is_mixed = _mixes(inputs[0])
@@ -146,18 +146,15 @@ class FusedRegion(nn.Module):
                 gradients,
                 group=group,
                 held=self._held,
-                tasks=tasks,
+                by_task=bool(tasks),
             )
-            if torch.is_grad_enabled():
+            if torch.is_grad_enabled() and not tasks:
                 call.live = self._live(cast)
                 if (policy := recomputation.policy()) is not None:
                     call.again = self._spans(shapes, dtype.itemsize, policy)
-            if tasks is not None:
+            if call.live.isdisjoint(self.region.outputs):
                 with torch.no_grad():
-                    outputs = tuple(walk.serve(call, cast))
-            elif call.live.isdisjoint(self.region.outputs):
-                with torch.no_grad():
-                    outputs = tuple(self._replays.forward(call, cast).outputs)
+                    outputs = tuple(self._replays.forward(call, [*cast, *tasks]).outputs)
             else:
                 outputs = RegionFunction.apply(self._replays.forward, call, frozen, *cast, *self._held.affine)
             if is_mixed:

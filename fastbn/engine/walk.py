@@ -47,8 +47,9 @@ class Call:
     parts: list[SavedPart] = dataclasses.field(default_factory=list)  # what the forward saved, in order
     group: ProcessGroup | None = None  # whose batches BatchNorm takes as one
     held: ModuleState | None = None  # the modules as they were read for this call
-    # each sample's task, (N,) int32, and every task's vectors, (4, T, channels): in evaluation
-    tasks: tuple[Tensor, Tensor] | None = None
+    # whether two more inputs follow the region's, in evaluation: each sample's task, (N,) int32, and every
+    # task's vectors, (4, T, channels)
+    by_task: bool = False
 
 
 def live_values(region: Region, inputs: list[bool], trains: list[bool]) -> frozenset[int]:
@@ -103,8 +104,9 @@ class _Forward:
         vectors: Tensor,
         values: dict[int, Tensor | LazyActivation],
         parts: Iterable[SavedPart],
+        tasks: Tensor | None = None,
     ):
-        self._call, self._vectors = call, vectors
+        self._call, self._vectors, self._tasks = call, vectors, tasks
         self._wanted = set(parts)
         self._joins = {join.value: join for join in call.region.joins}
         self._convs = dict(
@@ -123,8 +125,7 @@ class _Forward:
             ys, ready = [], []
             for conv in join.convs:
                 (conv_module, norm_module), packed, batch = self._convs[conv]
-                norm = NormVectors(self._vectors[..., conv.span], batch)
-                norm.tasks = self._call.tasks[0] if self._call.tasks else None
+                norm = NormVectors(self._vectors[..., conv.span], batch, tasks=self._tasks)
                 target = (
                     NormTarget(norm_module, conv_module.bias, norm, self._call.group) if statistics else None
                 )
@@ -189,19 +190,12 @@ class _Forward:
             del self.values[value]
 
 
-def serve(call: Call, inputs: list[Tensor]) -> list[Tensor]:
-    """The region's outputs in evaluation, each sample's by the vectors of its own task."""
-    assert call.tasks is not None
-    call.batch.extend(False for _ in call.modules)
-    walk = _Forward(call, call.tasks[1], dict(enumerate(inputs)), ())
-    walk.run(call.region.joins, call.region.uses(), False)
-    return [walk.form(value) for value in call.region.outputs]
-
-
 def forward(call: Call, inputs: list[Tensor]) -> tuple[list[Tensor], Tensor, list[Tensor]]:
     """The region's outputs; every BatchNorm's vectors (4, channels); and what the backward reads:
     `saved_parts`, flat. Running statistics are committed."""
     region = call.region
+    if call.by_task:
+        return _by_task(call, inputs[: region.inputs], *inputs[region.inputs :])
     wide = torch.promote_types(inputs[0].dtype, torch.float32)
     vectors = inputs[0].new_empty((4, region.channels), dtype=wide)
     call.batch.extend(batchnorm.uses_batch(norm) for _, norm in call.modules)
@@ -210,6 +204,16 @@ def forward(call: Call, inputs: list[Tensor]) -> tuple[list[Tensor], Tensor, lis
     walk.run(region.joins, region.uses(), True)
     outputs = [walk.form(value) for value in region.outputs]
     return outputs, vectors, [tensor for part in call.parts for tensor in walk.saved[part]]
+
+
+def _by_task(
+    call: Call, inputs: list[Tensor], tasks: Tensor, vectors: Tensor
+) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+    """As forward; nothing is kept for a backward."""
+    call.batch.extend(False for _ in call.modules)
+    walk = _Forward(call, vectors, dict(enumerate(inputs)), (), tasks)
+    walk.run(call.region.joins, call.region.uses(), False)
+    return [walk.form(value) for value in call.region.outputs], vectors.new_empty(0), []
 
 
 @dataclasses.dataclass(frozen=True)

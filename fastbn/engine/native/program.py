@@ -76,7 +76,9 @@ class _Program:
         self._buffers = buffers
         tape = Tape()
         own = dataclasses.replace(call, engine=onto(tape), batch=[], parts=[])
-        given = [activation(tape, tuple(x.shape), x.dtype) for x in inputs]
+        count = call.region.inputs
+        given = [activation(tape, tuple(x.shape), x.dtype) for x in inputs[:count]]
+        given += [tape.empty(tuple(x.shape), x.dtype) for x in inputs[count:]]
         outputs, vectors, saved = walk.forward(own, given)
         tape.adopt(vectors)
         turn = len(tape.calls)
