@@ -1,4 +1,4 @@
-"""python -m bench.patches --depth 50: what it takes to switch patches, and to serve several tasks in one batch.
+"""python -m bench.patches --depth 50: what it takes to switch patches, and to serve several in one batch.
 
 Switching: `Patches.use` beside `load_state_dict` of the same tensors. Serving, in evaluation: a batch all of
 one task by the network's own forward; the same batch of several tasks by `Patches.forward`; the same task by

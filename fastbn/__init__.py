@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from fastbn.models.export import fold_bn, to_exported, to_onnx, to_torch
     from fastbn.models.resnet import FastBNOnlyResNet
     from fastbn.patches.apply import apply_patch, save
+    from fastbn.patches.merge import merge_patches
+    from fastbn.patches.summary import diff_patches, inspect
     from fastbn.patches.switch import Patches
     from fastbn.planning.explain import explain
     from fastbn.trainable import freeze
@@ -44,6 +46,7 @@ __all__ = [
     "Patches",
     "adapt",
     "apply_patch",
+    "diff_patches",
     "evaluate",
     "explain",
     "fit",
@@ -51,7 +54,9 @@ __all__ = [
     "fold_bn",
     "freeze",
     "fuse",
+    "inspect",
     "load",
+    "merge_patches",
     "predict",
     "prune",
     "save",
@@ -66,6 +71,7 @@ _HOME = {
     "Patches": "patches.switch",
     "adapt": "adapt",
     "apply_patch": "patches.apply",
+    "diff_patches": "patches.summary",
     "evaluate": "evaluate",
     "explain": "planning.explain",
     "fit": "training.fit",
@@ -73,7 +79,9 @@ _HOME = {
     "fold_bn": "models.export",
     "freeze": "trainable",
     "fuse": "engine",
+    "inspect": "patches.summary",
     "load": "training.checkpoint",
+    "merge_patches": "patches.merge",
     "predict": "training.prediction",
     "prune": "analysis.pruning",
     "save": "patches.apply",

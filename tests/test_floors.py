@@ -21,7 +21,8 @@ FLOORS = (  # from the ground up; docs/architecture.md says what lives where
     {"adapt", "training"},
     {"patches"},
     {"run"},
-    {"", "__main__", "analysis", "analyze", "doctor", "evaluate", "experiments", "train", "train_xla"},
+    {"", "__main__", "analysis", "analyze", "doctor", "evaluate", "experiments", "patch", "train",
+     "train_xla"},
 )  # fmt: skip
 PLACE = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 

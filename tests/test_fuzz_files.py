@@ -14,11 +14,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from hub_nets import drawn
 from run_mutations import of_bytes, of_json, of_path, of_value, seeded
 
-from fastbn import analyze, evaluate
+from fastbn import analyze, apply_patch, evaluate, freeze, patch, save
+from fastbn import command as command_line
 from fastbn.data import datasets
 from fastbn.experiments.__main__ import main as experiments
+from fastbn.patches.patch import PATCH
 from fastbn.train import main
 from fastbn.training import checked_file
 
@@ -107,6 +111,48 @@ def in_experiments(name):
     return made
 
 
+def in_patches(folder):
+    shutil.copytree(in_patches.made, folder / "patches")
+    return folder / "patches" / "patch.safetensors"
+
+
+def shown(folder):
+    return patch.main(["show", str(folder / "patches" / "patch.safetensors")])
+
+
+def applied(folder):
+    path = folder / "patches" / "patch.safetensors"
+    return command_line.run(lambda: 0 if apply_patch(drawn("timm's"), path) else 1)
+
+
+def merged(folder):
+    files = [str(folder / "patches" / name) for name in ("patch.safetensors", "other.safetensors")]
+    return patch.main(["merge", *files, "--out", str(folder / "merged.safetensors")])
+
+
+def signed_patch(content, rng):
+    """A patch that says or holds something else, under a digest that is right."""
+    path = signed.scratch
+    path.write_bytes(content)
+    _, tensors, header = checked_file.verified(path, (PATCH,), "a patch", 1 << 30)
+    if rng.randrange(2):
+        header = of_value(header, rng)
+    else:
+        name = rng.choice(sorted(tensors))
+        altered = (
+            lambda t: t.reshape(-1)[:-1],
+            lambda t: t.int(),
+            lambda t: t.float().log().neg(),
+            lambda t: t.bool(),
+            lambda t: t.to(torch.float8_e5m2),
+            lambda t: -t.abs() - 1,
+        )
+        tensors["unknown" if rng.randrange(6) == 0 else name] = rng.choice(altered)(tensors.pop(name))
+    checked_file.write(path, tensors, header, PATCH)
+    return path.read_bytes()
+
+
+PATCHES = (shown, applied, merged)
 CHECKPOINT = (resume, evaluated, started_from)
 KINDS |= {
     "config.json": Kind(in_run("config.json"), (resume, reported), (of_bytes, of_json, of_json)),
@@ -114,6 +160,8 @@ KINDS |= {
     "summary.json": Kind(in_run("summary.json"), (reported,), (of_bytes, of_json)),
     "checkpoint": Kind(in_run("checkpoint.safetensors"), CHECKPOINT, (of_bytes,), exact=True),
     "signed checkpoint": Kind(in_run("checkpoint.safetensors"), CHECKPOINT, (signed,)),
+    "patch": Kind(in_patches, PATCHES, (of_bytes,), exact=True),
+    "signed patch": Kind(in_patches, PATCHES, (signed_patch,)),
     "lock": Kind(in_run("lock"), (resume,), (of_bytes,)),
     **{
         f"experiment's {name}": Kind(in_experiments(name), (tabled,), (of_bytes, of_json))
@@ -134,6 +182,11 @@ def finished(tmp_path_factory):
     )  # the data are sound, and most of the time
     folder = tmp_path_factory.mktemp("fuzz")
     in_run.finished, signed.scratch = folder / "run", folder / "scratch.safetensors"
+    in_patches.made = folder / "patches"
+    in_patches.made.mkdir()
+    for name in ("patch", "other"):
+        trained = freeze(drawn("timm's"), "bn+output+random=1")
+        save(trained, in_patches.made / f"{name}.safetensors", task=name, classes=["a", 2])
     in_run.arguments = ["--depth", "8", "--width", "2", "--dataset", "digits", "--engine", "stock"]
     in_run.arguments += ["--limit-train", "16", "--limit-test", "8", "--batch-size", "16"]
     assert main([*in_run.arguments, "--epochs", "1", "--out", str(folder / "run")]) == 0

@@ -46,12 +46,19 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> str:
     path = Path(path)
     most = BESIDE + TIMES * sum(value.nbytes for value in model.state_dict().values())
     with access("weights file", path):
-        try:
-            content = files.read(path, most)
-        except OSError as error:
-            raise UsageError(f"weights file {path}: {reason(error)}; give another") from error
-        put(model, _tensors(_read(path, content), path), path)
+        content, found = read_state(path, most)
+        put(model, found, path)
     return hashlib.sha256(content).hexdigest()
+
+
+def read_state(path: Path, most: int) -> tuple[bytes, dict[str, Tensor]]:
+    """A file of at most so many bytes, as `load_weights` takes it, and the state dict that it holds. Raises
+    UsageError."""
+    try:
+        content = files.read(path, most)
+    except OSError as error:
+        raise UsageError(f"weights file {path}: {reason(error)}; give another") from error
+    return content, _tensors(_read(path, content), path)
 
 
 def put(model: nn.Module, found: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -80,19 +80,30 @@ def apply_patch(model: nn.Module, path: str | os.PathLike[str], strict: bool = T
         values = placed(own, patch, strict)
     except UsageError as error:
         raise UsageError(f"{shown(path)}: {error}") from None
-    tensors = parts_of(own).tensors
+    write_onto(own, values)
+    return model
+
+
+def write_onto(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Copy values into the network's tensors of these names."""
+    tensors = parts_of(model).tensors
     with torch.no_grad():
         for name, value in values.items():
             tensors[name].copy_(value)
-    return model
 
 
 def placed(model: nn.Module, patch: Patch, strict: bool) -> dict[str, Tensor]:
     """What each tensor that a patch changes becomes, by name: of the network's dtype, on its device. Raises
     UsageError as `apply_patch`; warns of what is passed over."""
-    tensors = parts_of(model).tensors
+    return fitted(parts_of(model).tensors, patch, strict, lambda: fingerprint(model, patch.frozen))
+
+
+def fitted(
+    tensors: Mapping[str, Tensor], patch: Patch, strict: bool, digest: Callable[[], str]
+) -> dict[str, Tensor]:
+    """As placed, of a network's tensors by name. digest: their SHA-256 as a checkpoint has it."""
     misfits = _misfits(tensors, patch)
-    wrong = [*misfits.values(), *_other_base(model, tensors, patch, misfits.keys())]
+    wrong = [*misfits.values(), *_other_base(tensors, patch, misfits.keys(), digest)]
     if wrong:
         said = shown(wrong[0], 300) + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else "")
         if strict:
@@ -113,7 +124,7 @@ def _cast(name: str, value: Tensor, target: Tensor, mask: Tensor | None) -> Tens
     return target.masked_scatter(mask.view(target.shape).to(target.device), own)
 
 
-def _misfits(tensors: dict[str, Tensor], patch: Patch) -> dict[str, str]:
+def _misfits(tensors: Mapping[str, Tensor], patch: Patch) -> dict[str, str]:
     """By name, in the network's order, a sentence for each tensor that the patch or the network alone has, or
     that they have in other shapes or kinds of dtypes."""
     known = {name: (tuple(t.shape), t.is_floating_point()) for name, t in patch.tensors.items()}
@@ -135,11 +146,11 @@ def _misfits(tensors: dict[str, Tensor], patch: Patch) -> dict[str, str]:
 
 
 def _other_base(
-    model: nn.Module, tensors: dict[str, Tensor], patch: Patch, misfits: Collection[str]
+    tensors: Mapping[str, Tensor], patch: Patch, misfits: Collection[str], digest: Callable[[], str]
 ) -> list[str]:
     """What differs between the network's frozen weights and the patch's base, misfits aside."""
     if patch.of_checkpoint:
-        same = misfits or fingerprint(model, patch.frozen) == patch.sha256
+        same = misfits or digest() == patch.sha256
         return [] if same else ["the frozen weights have another SHA-256 than those that it was made from"]
     fitting = {name: t for name, t in tensors.items() if name not in misfits}
     masks = {name: mask.view(fitting[name].shape) for name, mask in patch.masks.items() if name in fitting}

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastbn import files
 from fastbn.errors import UsageError
 from fastbn.files import shown
 from fastbn.models.families import Spec
@@ -24,7 +25,7 @@ from fastbn.models.network import network
 from fastbn.patches import header
 from fastbn.patches.contents import COUNTER, RUNNING, check_values, dtype_name, shape_name, shape_of
 from fastbn.training import checked_file
-from fastbn.training.checkpoint import WeightSource, check, split
+from fastbn.training.checkpoint import CHECKPOINT, WeightSource, check, split
 from fastbn.version import VERSION
 
 PATCH = "fastbn-patch-1"
@@ -87,8 +88,9 @@ def read(path: str | os.PathLike[str]) -> Patch:
     """Read a patch, checked. Raises UsageError, one line, for a file that is missing, damaged or no patch, or
     that says or holds what no patch does.
 
-    A file that `fastbn.save` wrote of a FastBNOnlyResNet is one too."""
+    A file that `fastbn.save` wrote of a FastBNOnlyResNet is one too, and the folder of a run."""
     where = Path(path)
+    where = where / CHECKPOINT if files.is_folder(where) else where
     kinds = (PATCH, checked_file.FORMAT)
     kind, tensors, said = checked_file.verified(where, kinds, "a patch", MOST_BYTES)
     if kind == checked_file.FORMAT:
