@@ -55,8 +55,9 @@ def alone(name, path, train="bn", dtype=torch.float64):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("train", ["bn", "bn+output", "bn+random=1"])
-@pytest.mark.parametrize("engine", ["reference", None])
+@pytest.mark.parametrize(
+    "train, engine", [("bn", None), ("bn+output", "reference"), ("bn+random=1", "reference")]
+)
 @torch.no_grad()
 def test_each_sample_as_its_own_task(name, train, engine, files):
     """Six samples of four tasks, the base among them, in float64."""
