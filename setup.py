@@ -17,6 +17,7 @@ TEST = [
         "types-tqdm",
         "build",
     ),
+    "triton; sys_platform == 'linux'",  # its interpreter runs the GPU's kernels
     *("pillow>=10", "webdataset>=0.2.100", *ANALYSIS, *EXPORT),
 ]
 
@@ -49,8 +50,7 @@ setup(
         "torch>=2.9",
         "numpy>=1.26",
         "safetensors>=0.4.3",
-        "tqdm>=4.66",
-        "triton; sys_platform == 'linux'",
+        "tqdm>=4.66",  # triton comes with PyTorch's CUDA builds; a CPU build needs none
     ],
     extras_require={
         "test": TEST,
@@ -59,10 +59,12 @@ setup(
         "energy": ["nvidia-ml-py"],
         "analysis": ANALYSIS,
         "export": EXPORT,
+        "docs": ["mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.26"],
     },
     classifiers=[
         "Programming Language :: Python :: 3",
         "Operating System :: POSIX :: Linux",
+        "Operating System :: MacOS",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
 )

@@ -13,6 +13,7 @@ Names are handed on lazily, so that the command line's help does not pay for tor
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 from fastbn import training
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from fastbn.training.prediction import evaluate, predict
     from fastbn.training.replicas import fit_replicas
 
+if sys.platform == "win32":  # no file locks, no fork
+    raise ImportError("fastbn runs on Linux and macOS, and this is Windows; install it inside WSL 2")
 registry.register()
 training.KEEPER[:] = ["fastbn.run.library:keep"]
 __version__ = VERSION
