@@ -16,9 +16,9 @@ import pytest
 from runs import REPOSITORY, python
 
 from fastbn.data.names import DATASETS
-from fastbn.experiments import launch
+from fastbn.experiments import hours, launch
 from fastbn.experiments.__main__ import listing, main, show
-from fastbn.experiments.preset import GRADES, Line, jobs, shard
+from fastbn.experiments.preset import GRADES, Line, Preset, Quick, jobs, shard
 from fastbn.experiments.presets import PRESETS
 from fastbn.experiments.results import outcome
 from fastbn.experiments.table import table
@@ -95,6 +95,30 @@ def test_a_preset_is_sound(name, quick, tmp_path):
         for setting, value in job.line.settings.items():
             assert config.asdict()[setting] == value
     assert all(f"--train {line.settings['train']}" in show(preset) for line in preset.lines)
+
+
+def test_hours_are_a_step_of_each_line_measured_here(monkeypatch, capfd):
+    small = {"depth": 8, "width": 4, "dataset": "cifar10", "epochs": 18}
+    lines = (
+        Line("bn", small),
+        Line("large", {**small, "batch_size": 2048}),
+        Line("usual", {"depth": 8, "width": 4, "dataset": "digits"}),
+        Line("none", {**small, "train": "none"}),
+        Line("words", {"family": "lstm", "dataset": "tweets"}),
+    )
+    preset = Preset("small", "", "", "", lines, Quick(("bn",), {"epochs": 1, "limit_train": 6_400}))
+    monkeypatch.setattr(hours, "measured", lambda step, batch, repeats: 0.004 * batch)
+    monkeypatch.setitem(PRESETS, "small", preset)
+    assert main(["show", "small", "--hours"]) == 0
+    out = capfd.readouterr().out
+    # 50,000 images of 4 ms, 18 epochs: an hour; 1,437 of them, 15 epochs
+    for line in ("bn: 1.0 hours a seed", "large: 1.0 hours a seed", "usual: 1 minutes", "none: 0 minutes"):
+        assert f"    {line}" in out
+    assert "words: not estimated, its data are words" in out
+    assert "6.1 hours in all on this machine, 3 seeds" in out
+    assert main(["show", "small", "--hours", "--quick"]) == 0
+    out = capfd.readouterr().out
+    assert "0 minutes in all on this machine, one seed" in out and "    large:" not in out
 
 
 def test_published_figures():

@@ -47,7 +47,7 @@ def _main(words: list[str]) -> int:
         chosen = preset(asked.name)
         if asked.what == "show":
             command_line.show(show(chosen))
-            return DONE
+            return _hours(chosen, asked.quick) if asked.hours else DONE
         for flag, number in (("--seeds", asked.seeds), ("--replicas", getattr(asked, "replicas", 1))):
             if number is not None and number < 1:
                 raise UsageError(f"{flag} must be at least 1, got {number}")
@@ -89,6 +89,23 @@ def show(one: Preset) -> str:
         lines.append(f"    python -m fastbn.train {shlex.join(command(line.settings))}{after}")
     cut = shlex.join(command(one.quick.settings))
     return "\n".join([*lines, "", f"--quick: the lines {', '.join(one.quick.lines)}, one seed, with {cut}"])
+
+
+def _hours(chosen: Preset, quick: bool) -> int:
+    """Say how long the experiment takes here: each line as it is measured, then the whole."""
+    from fastbn.threads import wait_briefly
+
+    wait_briefly()  # before torch is imported
+    from fastbn import devices
+    from fastbn.experiments.hours import hours, said
+
+    command_line.show("\nhours, a step of each line measured here, without the tests after each epoch:")
+    total = hours(chosen, quick, lambda line: command_line.show(f"    {line}"))
+    seeds, load, processors = 1 if quick else chosen.seeds, devices.load(), devices.processors()
+    busy = f"; it is busy now, {load:.1f} processes want {processors} processors" if load > processors else ""
+    how = f"{seeds} seeds one after the other" if seeds > 1 else "one seed"
+    command_line.show(f"{said(total)} in all on this machine, {how}{busy}")
+    return DONE
 
 
 def _run(chosen: Preset, expanded: list[Job], asked: argparse.Namespace) -> int:
@@ -144,15 +161,20 @@ def _table(chosen: Preset, expanded: list[Job], asked: argparse.Namespace) -> in
 def _parser() -> Parser:
     examples = (
         ("list", "every experiment"),
-        ("show paper-width", "its lines, its study's figures, and the command of each line"),
+        ("show paper-width --hours", "its lines, its study's figures, its hours on this machine"),
         ("run paper-width --quick", "a cut of minutes, and its table"),
     )
     parser = Parser("experiments", examples, description="The papers' experiments, one command each.")
     kinds = parser.add_subparsers(dest="what", required=True, metavar="list|show|run|table")
     kinds.add_parser("list", help="every preset")
-    kinds.add_parser("show", help="one preset: its study, its lines, its published figures").add_argument(
-        "name"
+    shown = kinds.add_parser("show", help="one preset: its study, its lines, its published figures")
+    shown.add_argument("name")
+    shown.add_argument(
+        "--hours",
+        action="store_true",
+        help="and how long it takes on this machine: a step of each line is measured",
     )
+    shown.add_argument("--quick", action="store_true", help="with --hours: of the cut that run --quick makes")
     for what, help in (
         ("run", "run what is not done yet, then the table"),
         ("table", "the table of what is there"),
