@@ -6,7 +6,6 @@ import json
 import math
 import re
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -183,7 +182,7 @@ def test_a_person_is_told_what_to_do_next(tmp_path, monkeypatch, capfd):
 def test_nothing_is_said_where_the_machine_is_not_busy(device, threads, load, monkeypatch):
     monkeypatch.setattr(devices, "load", lambda: load)
     monkeypatch.setattr(devices, "processors", lambda: 2)
-    assert messages.busy(SimpleNamespace(device=device, threads=threads)) == []
+    assert messages.busy(device, threads) == []
 
 
 def test_a_test_loss_that_is_no_number_is_no_success(tmp_path, monkeypatch, capfd):

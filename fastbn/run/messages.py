@@ -48,10 +48,10 @@ def opening(
     ]
 
 
-def busy(run: ResolvedRun) -> list[str]:
+def busy(device: str, threads: int) -> list[str]:
     """Return what a run on several threads says where the machine has more to do than processors to do it."""
     processors, load = devices.processors(), devices.load()
-    if run.device != "cpu" or run.threads == 1 or load <= processors:
+    if device != "cpu" or threads == 1 or load <= processors:
         return []
     said = f"{load:.1f} processes want {processors} processors, and threads wait for one another"
     return [f"busy      {said}: --threads 1 may be several times faster"]

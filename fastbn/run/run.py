@@ -147,7 +147,8 @@ def ready(
     saver = None
     if folder is not None:
         note += rank_messages.other_ranks(run.recipe, before, ranks)
-        for line in [*messages.opening(run, loaded, model, note, ranks, replicas), *messages.busy(run)]:
+        busy = messages.busy(run.device, run.threads)
+        for line in [*messages.opening(run, loaded, model, note, ranks, replicas), *busy]:
             speak.say(line)
         saver = FolderSaver(folder, run.settings() | {"ranks": ranks.count})
         if tracker is not None:
