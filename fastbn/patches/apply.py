@@ -114,14 +114,14 @@ def fitted(
 
 
 def _cast(name: str, value: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
-    """A patch's value as the network holds it."""
-    own = value.to(target.device, target.dtype)
-    if bool((torch.isfinite(own).cpu() != torch.isfinite(value)).any()):
+    """A patch's value as the network holds it. Made on the CPU: another device has to copy alone."""
+    own = value.to(target.dtype)
+    if bool((torch.isfinite(own) != torch.isfinite(value)).any()):
         dtype = dtype_name(own.dtype)
         raise UsageError(f"{shown(name, 80)} holds values too large for the network's {dtype}; cast it up")
-    if mask is None:
-        return own
-    return target.masked_scatter(mask.view(target.shape).to(target.device), own)
+    if mask is not None:
+        own = target.detach().cpu().masked_scatter(mask.view(target.shape), own)
+    return own.to(target.device)
 
 
 def _misfits(tensors: Mapping[str, Tensor], patch: Patch) -> dict[str, str]:

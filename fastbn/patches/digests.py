@@ -31,8 +31,9 @@ def digest(name: str, t: Tensor) -> str:
 
 
 def without_entries(t: Tensor, mask: Tensor | None) -> Tensor:
-    """A frozen tensor with zeros where entries of it train."""
-    return t if mask is None else t.detach().masked_fill(mask.to(t.device), 0)
+    """A frozen tensor on the CPU, with zeros where entries of it train."""
+    own = t.detach().cpu()
+    return own if mask is None else own.masked_fill(mask.cpu(), 0)
 
 
 def lines(frozen: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> tuple[dict[str, str], str]:
