@@ -21,8 +21,8 @@ from fastbn.experiments.presets import PRESETS
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 TEXTS = {path.name: path.read_text(encoding="utf-8") for path in PAGES}
-# pages whose blocks other tests run: test_trainers, .ci/networks, test_ranks_ddp
-ELSEWHERE = {"trainers.md", "hub.md", "many-devices.md"}
+# pages whose blocks other tests run: test_trainers, .ci/networks, test_ranks_ddp, test_patches_page
+ELSEWHERE = {"trainers.md", "hub.md", "many-devices.md", "patches.md"}
 
 
 def blocks(name: str, kind: str) -> list[str]:
@@ -84,7 +84,7 @@ def test_the_commands_run(name, tmp_path):
         assert done.returncode == 0, f"{module} {' '.join(words)}: {done.stderr[-500:]}"
 
 
-SHORT = ["networks.md", "patches.md"]
+SHORT = ["networks.md"]
 
 
 @pytest.mark.parametrize("name", [*SHORT, pytest.param("index.md", marks=pytest.mark.slow)])
