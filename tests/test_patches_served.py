@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from hub_nets import NETWORKS, drawn
+from nets import resnet
 from test_patches import trained
 from torch import nn
 
@@ -250,3 +251,19 @@ def test_training_goes_on_with_a_patch_in(files, tmp_path):
     patches.add("more", tmp_path / "more.safetensors")
     with patches.use("more"):
         assert torch.equal(model(x()), want)
+
+
+def test_the_projects_own_networks_and_inference_mode(tmp_path):
+    """A file of a FastBNOnlyResNet is a patch; a network that took one in inference mode still trains."""
+    fastbn.save(trained(resnet(8, 4), seed=1), tmp_path / "a.safetensors")
+    model = fastbn.fuse(resnet(8, 4).eval(), "reference")
+    with torch.inference_mode():
+        patches = with_patches(model, {"a": tmp_path / "a.safetensors"})
+        batch = x(4, torch.float32)
+        found = patches.forward(batch, ["a", None, "a", None])
+    assert patches.served == "together"
+    want = fastbn.load(tmp_path / "a.safetensors", "reference").eval()(batch)
+    torch.testing.assert_close(found[[0, 2]], want[[0, 2]], rtol=1e-5, atol=1e-5)
+    model.train()(batch).square().mean().backward()
+    with torch.no_grad():
+        model.bn1.weight.sub_(model.bn1.weight.grad)

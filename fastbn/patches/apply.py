@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from fastbn.errors import UsageError
 from fastbn.files import shown
 from fastbn.models.init import fingerprint
+from fastbn.models.load_weights import BESIDE, TIMES
 from fastbn.models.network import Network
 from fastbn.patches import digests, header
 from fastbn.patches.contents import dtype_name, parts_of, shape_name, shape_of, unwrapped
-from fastbn.patches.patch import Patch, read
+from fastbn.patches.patch import MOST_BYTES, Patch, read
 from fastbn.training import checkpoint
 
 
@@ -74,14 +75,20 @@ def apply_patch(model: nn.Module, path: str | os.PathLike[str], strict: bool = T
         net = timm.create_model("resnet18", pretrained=True, num_classes=102)
         fastbn.apply_patch(net, "flowers.safetensors").eval()
     """
-    patch = read(path)
     own = unwrapped(model)
+    patch = patch_for(own, path)
     try:
         values = placed(own, patch, strict)
     except UsageError as error:
         raise UsageError(f"{shown(path)}: {error}") from None
     write_onto(own, values)
     return model
+
+
+def patch_for(model: nn.Module, path: str | os.PathLike[str]) -> Patch:
+    """Read a patch that is no larger than one of this network can be. Raises UsageError as `read`."""
+    own = sum(t.nbytes for t in parts_of(model).tensors.values())
+    return read(path, min(MOST_BYTES, BESIDE + TIMES * own))
 
 
 def write_onto(model: nn.Module, values: Mapping[str, Tensor]) -> None:

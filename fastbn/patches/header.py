@@ -15,6 +15,7 @@ from fastbn.saved import SHA256, text
 MOST_METADATA = 1 << 16  # characters of its JSON
 DEEPEST = 8  # lists and objects in each other
 SIDE = r"(?:0|[1-9][0-9]{0,9})"  # one extent of a shape
+DIGESTS = {"float64": 4, "float32": 3, "bfloat16": 2}  # of a line: of the tensor, and of its roundings
 LINE = re.compile(rf"[a-z][a-z0-9_]{{1,30}} (?:scalar|{SIDE}(?:x{SIDE}){{0,7}})(?: [0-9a-f]{{12}}){{1,4}}")
 KEYS = ("fastbn", "network", "trains", "entries", "frozen", "metadata")
 
@@ -41,7 +42,7 @@ def check(said: Any, where: str, remedy: str = "use another copy") -> None:
     if not SHA256.fullmatch(frozen["sha256"]) or not _names(list(tensors)):
         raise wrong("does not give the frozen weights' SHA-256")
     for name, line in tensors.items():
-        if type(line) is not str or not LINE.fullmatch(line):
+        if type(line) is not str or not LINE.fullmatch(line) or not _complete(line):
             raise wrong(f"says of {shown(name, 60)} {shown(repr(line), 60)}, which is no digest")
     check_metadata(said["metadata"], f"{where}: its header")
 
@@ -55,6 +56,11 @@ def check_metadata(metadata: Any, where: str) -> None:
         )
     if (long := len(json.dumps(metadata))) > MOST_METADATA:
         raise UsageError(f"{where}: metadata of {long:,} characters is more than {MOST_METADATA:,}; say less")
+
+
+def _complete(line: str) -> bool:
+    dtype, _, *digests = line.split()
+    return len(digests) == DIGESTS.get(dtype, 1)
 
 
 def _names(value: Any) -> bool:

@@ -76,6 +76,10 @@ class Patch:
         """Write the file, in whole or not at all. Raises MachineError where it can't be written, UsageError
         for values or metadata that no patch has."""
         header.check(self.said(), os.fspath(path))
+        if (large := sum(t.nbytes for t in self.tensors.values())) > MOST_BYTES // 2:
+            raise UsageError(
+                f"a patch of {large:,} bytes is too large; fastbn.freeze the network before it trains"
+            )
         for name, t in self.tensors.items():
             check_values(name, t, name in self.trains)
         own = {name: t.detach().to("cpu").contiguous().clone() for name, t in self.tensors.items()}
@@ -84,15 +88,15 @@ class Patch:
         checked_file.write(Path(path), own, self.said(), PATCH)
 
 
-def read(path: str | os.PathLike[str]) -> Patch:
-    """Read a patch, checked. Raises UsageError, one line, for a file that is missing, damaged or no patch, or
-    that says or holds what no patch does.
+def read(path: str | os.PathLike[str], most: int = MOST_BYTES) -> Patch:
+    """Read a patch of at most so many bytes, checked. Raises UsageError, one line, for a file that is
+    missing, damaged or no patch, or that says or holds what no patch does.
 
     A file that `fastbn.save` wrote of a FastBNOnlyResNet is one too, and the folder of a run."""
     where = Path(path)
     where = where / CHECKPOINT if files.is_folder(where) else where
     kinds = (PATCH, checked_file.FORMAT)
-    kind, tensors, said = checked_file.verified(where, kinds, "a patch", MOST_BYTES)
+    kind, tensors, said = checked_file.verified(where, kinds, "a patch", most)
     if kind == checked_file.FORMAT:
         return _of_checkpoint(*checked_file.checkpoint(tensors, said, where), where)
     header.check(said, shown(path))

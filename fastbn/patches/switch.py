@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from fastbn.engine.module_state import addresses
 from fastbn.errors import UsageError
 from fastbn.files import shown
-from fastbn.patches.apply import placed
+from fastbn.patches.apply import patch_for, placed
 from fastbn.patches.contents import unwrapped
-from fastbn.patches.patch import read
 from fastbn.patches.serving import Serving
 
 Vectors = dict[torch.dtype, Tensor]  # all that a patch changes, one flat vector a dtype
@@ -61,8 +60,8 @@ class Patches:
         that is taken."""
         if name in self._vectors or not isinstance(name, str):
             raise UsageError(f"a patch's name is a text that no other has, got {shown(repr(name), 80)}")
-        patch = read(path)
-        with self.use(None):
+        patch = patch_for(self.model, path)
+        with torch.inference_mode(False), self.use(None):
             try:
                 values = placed(self.model, patch, strict)
             except UsageError as error:
@@ -165,8 +164,8 @@ class Patches:
         if len(places) > 1:
             raise UsageError(f"Patches needs a network on one device, found {sorted(map(str, places))}")
         device = next(iter(places), torch.device("cpu"))
-        self._flat = {dtype: torch.empty(size, dtype=dtype, device=device) for dtype, size in sizes.items()}
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
+            self._flat = {dtype: torch.empty(n, dtype=dtype, device=device) for dtype, n in sizes.items()}
             for t, own in zip(self._held, self.views(self._flat).values(), strict=True):
                 own.copy_(t)
                 t.data = own
