@@ -1,12 +1,15 @@
-"""Damage to files, drawn by a seed; and the bounds within which whatever reads them has to say no."""
+"""Damage to files, drawn by a seed: to bytes, to what lies at a path, to a JSON file's values; and the bounds
+within which whatever reads them has to say no."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import resource
 import signal
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -34,9 +37,23 @@ NUMBERS = [
 WORDS = [-1, 0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 1 << 40, (1 << 62) + 1, (1 << 63) - 1]
 
 
+TEXTS = ("", "x", "a\nb\x1b[31m", "../../etc/passwd", "/dev/zero")
+BAD_VALUES = (None, True, -1, 0, 1 << 40, 10**30, 1e400, float("nan"), *TEXTS, [], {}, [[]], [1, "x"])
+
+
+def draws_of(*parts) -> np.random.Generator:
+    """Draws of its own for whatever these parts name."""
+    return np.random.default_rng(zlib.crc32("/".join(map(str, parts)).encode()))
+
+
+def one(choices, draws: np.random.Generator):
+    """One of these."""
+    return choices[int(draws.integers(len(choices)))]
+
+
 def mutated(blob: bytes, draws: np.random.Generator) -> bytes:
     """A copy with some damage: bits, bytes, numbers, lengths."""
-    data = bytearray(blob)
+    data = bytearray(blob or draws.bytes(1))
     n = max(1, len(data))
     start = (
         int(draws.integers(n)) if draws.integers(3) else int(draws.integers(min(n, 600)))
@@ -76,12 +93,44 @@ def mutated(blob: bytes, draws: np.random.Generator) -> bytes:
     return bytes(data)
 
 
+def of_value(value, draws: np.random.Generator):
+    """A JSON value with one place in it altered: another value or type, a key gone, one more, one renamed."""
+    parent, key = one(list(_places(value)), draws)
+    kind = int(draws.integers(6))
+    if kind == 0 and isinstance(parent, dict):
+        del parent[key]
+    elif kind == 1 and isinstance(parent, dict):
+        parent["unknown"] = one(BAD_VALUES, draws)
+    elif kind == 2 and isinstance(parent, dict):
+        parent[key + "x"] = parent.pop(key)
+    else:
+        parent[key] = one(BAD_VALUES, draws)
+    return value
+
+
+def _places(value):
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, each in list(inside):
+        yield value, key
+        yield from _places(each)
+
+
+def of_json(content: bytes, draws: np.random.Generator) -> bytes:
+    """A line of the text altered as a value."""
+    lines = content.decode().splitlines() if content.count(b"\n{") else [content.decode()]
+    at = int(draws.integers(len(lines)))
+    lines[at] = json.dumps(of_value(json.loads(lines[at]), draws))
+    return ("\n".join(lines) + "\n").encode()
+
+
 PLACES = ["fifo", "folder", "device", "dangling", "loop", "sparse"]
 
 
 def put(path: Path, place: str) -> None:
-    """Something else than a file in its place; "sparse": one that has 2 TB and takes no room."""
+    """Nothing, or something else than a file, in its place; "sparse": one that has 2 TB and takes no room."""
     path.unlink()
+    if place == "gone":
+        return
     if place == "fifo":
         os.mkfifo(path)
     elif place == "folder":
@@ -93,13 +142,17 @@ def put(path: Path, place: str) -> None:
         path.symlink_to({"device": "/dev/zero", "dangling": "/nowhere/at/all", "loop": path}[place])
 
 
+class TooLong(BaseException):
+    """No error that a command may take for one of a file's."""
+
+
 @contextlib.contextmanager
 def bounded():
-    """Inside, more than so many seconds raise TimeoutError; more than so much memory is an AssertionError at
-    the end, at the latest."""
+    """Inside, more than so many seconds raise TooLong; more than so much memory is an AssertionError at the
+    end, at the latest."""
 
     def late(*_):
-        raise TimeoutError(f"more than {MOST_SECONDS} s")
+        raise TooLong(f"more than {MOST_SECONDS} s")
 
     before = signal.signal(signal.SIGALRM, late)
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)

@@ -13,16 +13,13 @@ import zlib
 import numpy as np
 import safetensors.torch
 import torch
+from damage import one
 from data_stream import Image
 
 SIDES = [1, 2, 9_000, 60_000, 600_000, 5_000_000, 80_000_000, (1 << 31) - 1]
 LABELS = [b"3", b"999", b"1000", b"65536", b"999999999", b"9" * 19, b"9" * 30, b"-1", b"nan"]
 VALUES = [float("nan"), float("inf"), float("-inf"), -1.0, 1e300]
 NAMES = ["a\nb\x1b[31m", "x" * 100_000, "", "module."]
-
-
-def one(choices, draws):
-    return choices[int(draws.integers(len(choices)))]
 
 
 def shard(content, draws):

@@ -7,16 +7,14 @@ KINDS is a registry: a kind of file has a way to make it, ways to damage it, and
 import dataclasses
 import functools
 import json
-import resource
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from damage import PLACES, bounded, draws_of, mutated, of_json, of_value, one, put
 from hub_nets import drawn
-from run_mutations import of_bytes, of_json, of_path, of_value, seeded
 
 from fastbn import analyze, apply_patch, evaluate, freeze, patch, save
 from fastbn import command as command_line
@@ -28,8 +26,6 @@ from fastbn.training import checked_file
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SECONDS = 20
-BYTES = 1 << 30  # above what the process holds
 CODES = (0, 2)
 EVERY, SLOW = 180, 3000  # mutations in all
 
@@ -41,7 +37,7 @@ class Kind:
 
     made: Callable[[Path], Path]
     commands: tuple[Callable[[Path], int], ...]  # each takes the folder
-    damage: tuple[Callable[..., bytes], ...] = (of_bytes,)  # (its content, a random.Random) -> other content
+    damage: tuple[Callable[..., bytes], ...] = (mutated,)  # (its content, draws) -> other content
     exact: bool = (
         False  # whether it is signed: a file that was altered and is read all the same is the same file
     )
@@ -80,16 +76,16 @@ def started_from(folder):
     )
 
 
-def signed(content, rng):
+def signed(content, draws):
     """A checkpoint whose header says something else, under a digest that is right."""
     path = signed.scratch
     path.write_bytes(content)
     tensors, header = checked_file.read(path)
-    if rng.randrange(4):
-        header = of_value(header, rng)
+    if draws.integers(4):
+        header = of_value(header, draws)
     else:
-        name = rng.choice(sorted(tensors))
-        kind = rng.randrange(4)
+        name = one(sorted(tensors), draws)
+        kind = int(draws.integers(4))
         if kind == 0:
             tensors["unknown"] = tensors.pop(name)
         elif kind == 1:
@@ -130,15 +126,15 @@ def merged(folder):
     return patch.main(["merge", *files, "--out", str(folder / "merged.safetensors")])
 
 
-def signed_patch(content, rng):
+def signed_patch(content, draws):
     """A patch that says or holds something else, under a digest that is right."""
     path = signed.scratch
     path.write_bytes(content)
     _, tensors, header = checked_file.verified(path, (PATCH,), "a patch", 1 << 30)
-    if rng.randrange(2):
-        header = of_value(header, rng)
+    if draws.integers(2):
+        header = of_value(header, draws)
     else:
-        name = rng.choice(sorted(tensors))
+        name = one(sorted(tensors), draws)
         altered = (
             lambda t: t.reshape(-1)[:-1],
             lambda t: t.int(),
@@ -147,7 +143,8 @@ def signed_patch(content, rng):
             lambda t: t.to(torch.float8_e5m2),
             lambda t: -t.abs() - 1,
         )
-        tensors["unknown" if rng.randrange(6) == 0 else name] = rng.choice(altered)(tensors.pop(name))
+        other = one(altered, draws)(tensors.pop(name))
+        tensors[name if draws.integers(6) else "unknown"] = other
     checked_file.write(path, tensors, header, PATCH)
     return path.read_bytes()
 
@@ -155,16 +152,16 @@ def signed_patch(content, rng):
 PATCHES = (shown, applied, merged)
 CHECKPOINT = (resume, evaluated, started_from)
 KINDS |= {
-    "config.json": Kind(in_run("config.json"), (resume, reported), (of_bytes, of_json, of_json)),
-    "metrics.jsonl": Kind(in_run("metrics.jsonl"), (resume, reported), (of_bytes, of_json)),
-    "summary.json": Kind(in_run("summary.json"), (reported,), (of_bytes, of_json)),
-    "checkpoint": Kind(in_run("checkpoint.safetensors"), CHECKPOINT, (of_bytes,), exact=True),
+    "config.json": Kind(in_run("config.json"), (resume, reported), (mutated, of_json, of_json)),
+    "metrics.jsonl": Kind(in_run("metrics.jsonl"), (resume, reported), (mutated, of_json)),
+    "summary.json": Kind(in_run("summary.json"), (reported,), (mutated, of_json)),
+    "checkpoint": Kind(in_run("checkpoint.safetensors"), CHECKPOINT, (mutated,), exact=True),
     "signed checkpoint": Kind(in_run("checkpoint.safetensors"), CHECKPOINT, (signed,)),
-    "patch": Kind(in_patches, PATCHES, (of_bytes,), exact=True),
+    "patch": Kind(in_patches, PATCHES, (mutated,), exact=True),
     "signed patch": Kind(in_patches, PATCHES, (signed_patch,)),
-    "lock": Kind(in_run("lock"), (resume,), (of_bytes,)),
+    "lock": Kind(in_run("lock"), (resume,), (mutated,)),
     **{
-        f"experiment's {name}": Kind(in_experiments(name), (tabled,), (of_bytes, of_json))
+        f"experiment's {name}": Kind(in_experiments(name), (tabled,), (mutated, of_json))
         for name in ("config.json", "metrics.jsonl")
     },
 }
@@ -204,28 +201,6 @@ def finished(tmp_path_factory):
     monkeypatch.undo()
 
 
-class TooLong(Exception):
-    pass
-
-
-def bounded(act):
-    """act(), ended where it takes too long; and what it took of memory above what there was."""
-
-    def late(number, frame):
-        raise TooLong
-
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    handler = signal.signal(signal.SIGALRM, late)
-    signal.alarm(SECONDS)
-    try:
-        code = act()
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, handler)
-    assert 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) < BYTES
-    return code
-
-
 def contents(folder):
     return {
         path: path.read_bytes()
@@ -236,20 +211,21 @@ def contents(folder):
 
 def tried(name, number, folder, capfd):
     """One mutation of a kind, and one command that reads it; whether it was refused."""
-    kind, rng = KINDS[name], seeded("files", name, number)
+    kind, draws = KINDS[name], draws_of("files", name, number)
     folder.mkdir()
     path = kind.made(folder)
     victim = folder / "victim"
     victim.write_text("the user's")
     sound = path.read_bytes()
-    if rng.randrange(12):
-        content = rng.choice(kind.damage)(sound, rng)
+    if draws.integers(12):
+        content = one(kind.damage, draws)(sound, draws)
         path.write_bytes(content)
     else:
         content = None
-        of_path(path, rng)
-    before, command = contents(folder), rng.choice(kind.commands)
-    code = bounded(lambda: command(folder))
+        put(path, one(["gone", *(place for place in PLACES if place != "sparse")], draws))
+    before, command = contents(folder), one(kind.commands, draws)
+    with bounded():
+        code = command(folder)
     err = capfd.readouterr().err
     said = f"{name} {number}: {command.__name__} -> {code}: {err[-500:]}"
     assert code in CODES and "Traceback" not in err, said
