@@ -33,7 +33,7 @@ def build_driver(compiler: list[str], program: Path) -> None:
 
 
 class Emulator(Tape):
-    """Stands in for an engine's kernels: a call that the engine writes down is carried out at once,
+    """Stands in for an engine's kernels: a call that the engine writes down runs at once,
     elsewhere."""
 
     def __init__(self, command: list[str]) -> None:

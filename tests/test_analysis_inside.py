@@ -85,7 +85,7 @@ def test_every_engine_and_every_relu_of_a_resnet():
     assert len(found["auto"]) == 13  # one a convolution of the 14 layers
     for one, other in zip(found["auto"], found["reference"], strict=True):
         assert (one.name, one.seen) == (other.name, other.seen)
-        # float32: a ReLU that hangs on a rounding
+        # float32: a ReLU that depends on a rounding
         assert (one.fired - other.fired).abs().max() <= 0.01 * one.seen
     assert model.training and all(
         torch.equal(value, before[name]) for name, value in model.state_dict().items()

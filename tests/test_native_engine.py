@@ -38,7 +38,7 @@ NETS = {
 
 @pytest.mark.parametrize("name", NETS)
 def test_gradients_without_a_flip(name):
-    """β = ±6: no ReLU hangs on a rounding. 2e-5 is float32's own; Winograd's F(4×4) transforms cost a few
+    """β = ±6: no ReLU depends on a rounding. 2e-5 is float32's own; Winograd's F(4×4) transforms cost a few
     bits more: 1e-4."""
     model = flip_free(NETS[name]()).float()
     x = images(5, 33, 31, dtype=torch.float32, grad=True)

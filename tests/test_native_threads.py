@@ -132,7 +132,7 @@ def test_a_forked_process_computes_on(three_threads):
 
 
 def test_the_callers_rounding_holds_in_every_thread(three_threads):
-    """torch.set_flush_denormal is the calling thread's: the others follow it, or bits would hang on who
+    """torch.set_flush_denormal is the calling thread's: the others follow it, or bits would depend on who
     takes what."""
     engine = native.Native()
     both_passes(engine)()  # the threads are there

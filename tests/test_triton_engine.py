@@ -37,7 +37,7 @@ def gradients(model, x):
     "name", [pytest.param(name, marks=pytest.mark.slow if "imagenet" in name else ()) for name in NETS]
 )
 def test_gradients_without_a_flip(name):
-    """β = ±6: no ReLU hangs on a rounding. 2e-5 is float32's own."""
+    """β = ±6: no ReLU depends on a rounding. 2e-5 is float32's own."""
     model = flip_free(NETS[name]()).float()
     # sixteen rows for the last BatchNorms: of two, stock itself is off by 1e-3
     size = (4, 33, 33) if "imagenet" in name else (2, 7, 5)

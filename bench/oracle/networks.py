@@ -31,7 +31,7 @@ def scattered(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def flip_free(model: nn.Module) -> nn.Module:
-    """β = ±6: no ReLU's sign hangs on a rounding, so float32 gradients can be held to float32's error."""
+    """β = ±6: no ReLU's sign depends on a rounding, so float32 gradients can be held to float32's error."""
     with torch.no_grad():
         for norm in norms(model):
             channel = torch.arange(norm.num_features, device=norm.bias.device)

@@ -1,4 +1,4 @@
-"""python -m bench.tune: measures what carries convolutions out and writes the tables that the engines ship.
+"""python -m bench.tune: measures the kernels that run convolutions and writes the tables that the engines ship.
 
 --engine native   on this CPU: fastbn/engine/native/algorithms.json, which algorithm for which shape; of
 its instruction set alone

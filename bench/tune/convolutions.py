@@ -4,7 +4,7 @@ passes beside it.
 
 A layer's forward reads what scale, shift and ReLU make of a raw output, and keeps nothing of it; its gradient
 is masked by that ReLU. Both end their BatchNorms, since how a kernel is cut is what there is to merge. What
-is fastest in both together carries it out."""
+is fastest in both together runs it."""
 
 from __future__ import annotations
 

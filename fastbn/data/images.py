@@ -29,7 +29,7 @@ class Images:
     name    enters the seeded draws of `limit` and `split`
     flip, pad   the augmentation in training: random mirroring; a random crop of the image padded by `pad`
     zeros (0: none)
-    default_epochs  how long to train where nobody says
+    default_epochs  how long to train by default
 
     Raises UsageError for a wrong dtype, shape or label.
 

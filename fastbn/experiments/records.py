@@ -22,7 +22,7 @@ from fastbn.experiments.results import REMEDY
 from fastbn.models import families
 
 SMALL_GAMMA = "gamma_below_0.01"
-OF_THE_RUN = (  # settings that say where and how a run is carried out, not what it measures
+OF_THE_RUN = (  # settings that say where and how a run runs, not what it measures
     "seed", "out", "data_dir", "download", "resume", "engine", "exact_conv", "device", "threads", "precision",
     "memory", "rank_timeout", "explain", "on", "devices", "step_seconds", "track",
 )  # fmt: skip

@@ -35,7 +35,7 @@ class Explanation:
     engine: str
     why: str
     graph: Graph
-    algorithms: dict[str, int]  # how many convolutions each carries out
+    algorithms: dict[str, int]  # how many convolutions each runs
     fused: bool  # whether the model was given the engine
     convolutions: tuple[int, int] = (0, 0)  # how many run fused, and how many there are
     # the same of the convolutions' multiplications; None where they can't be counted

@@ -1,8 +1,8 @@
 """The plan: how a step runs, decided from the graph before anything runs.
 
-The largest part of the forward that memory holds stays saved; what is before it is computed again by segments
+The largest part of the forward that memory holds stays saved; what is before it is recomputed by segments
 (engine/recomputation.py), cut where boundaries and the largest segment together are smallest. Nothing is
-computed again that need not be."""
+recomputed that need not be."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Plan:
     recompute: Recompute | None
     memory: StepMemory
     budget: int
-    again: float  # FLOPs computed again, as a share of the step's own
+    again: float  # FLOPs recomputed, as a share of the step's own
 
     @property
     def how(self) -> str:
@@ -118,7 +118,7 @@ class Planner:
         return found
 
     def smaller(self, plan: Plan) -> Plan:
-        """Return the next plan below one that ran out of memory in spite of itself: a step of four fifths.
+        """Return the next plan below one that ran out of memory all the same: a step of four fifths.
         Raises MachineError as `plan`."""
         return self.plan(plan.batch, plan.bn_batch, plan.memory.peak - plan.memory.step // 5)
 

@@ -153,7 +153,7 @@ class NetworkMemory:
     ) -> Occupied:
         """Return what a step occupies on a batch of float32 images x, from their making to the gradients.
         dtypes: what activations and gradients are stored in. Raises Unfit for a shape that a region can't
-        carry out."""
+        run."""
         before = [(p, p.grad) for p in self._program.parameters()]  # of what trains outside the regions
         try:
             with _apart(self._program), FakeTensorMode(allow_non_fake_inputs=True), Counted() as counted:

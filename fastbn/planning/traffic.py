@@ -92,7 +92,7 @@ class TrafficCase:
     """A region and its call's shapes and dtypes. A single bool holds for every input, or for every BatchNorm.
 
     Its plans raise ValueError where a tuple is longer or shorter than that, Unfit for shapes that the region
-    can't carry out."""
+    can't run."""
 
     region: Region
     inputs: tuple[Shape, ...]
