@@ -1,9 +1,9 @@
-"""python -m bench.tune: measures the kernels that run convolutions and writes the tables that the engines ship.
+"""python -m bench.tune: measures the kernels that run convolutions, and writes the engines' tables.
 
---engine native   on this CPU: fastbn/engine/native/algorithms.json, which algorithm for which shape; of
-its instruction set alone
---engine triton   on this GPU: fastbn/engine/triton/tuning.json, which kernel takes which convolution, how
-                  they are cut, and whether they begin early; written after every row
+--engine native   on this CPU: fastbn/engine/native/algorithms.json, which algorithm for which shape; of its
+                  instruction set alone
+--engine triton   on this GPU: fastbn/engine/triton/tuning.json, which kernel runs which convolution, how they
+                  are cut, and whether they begin early; written after every row
 """
 
 from __future__ import annotations
@@ -24,18 +24,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "python -m bench.tune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--engine", choices=("native", "triton"), default="triton" if torch.cuda.is_available() else "native"
-    )
+    engine = "triton" if torch.cuda.is_available() else "native"
+    parser.add_argument("--engine", choices=("native", "triton"), default=engine)
     parser.add_argument("--images", type=int, help="a batch; 64 on a CPU, 128 on a GPU")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--dry-run", action="store_true", help="print only")
-    parser.add_argument(
-        "--only", choices=("rolling", "convolutions", "launches"), help="triton: one part of the table"
-    )
-    parser.add_argument(
-        "--seconds", type=float, default=float("inf"), help="triton: begin no row after these"
-    )
+    parts = ("rolling", "convolutions", "launches")
+    parser.add_argument("--only", choices=parts, help="triton: one part of the table")
+    what = "triton: begin no row after these"
+    parser.add_argument("--seconds", type=float, default=float("inf"), help=what)
     asked = parser.parse_args(arguments)
     if asked.engine == "native":
         from bench.tune import native
