@@ -45,8 +45,13 @@ def train(dtype=torch.float64, engine="auto", only="bn", recompute=None, **setti
         flip_free(model)
     fuse(model, engine)
     kind = Double if dtype == torch.float64 else Resident
+
+    def feed(images, device, what):
+        """Of its own kind; a feed is one already."""
+        return images if isinstance(images, Resident) else kind(images)
+
     with (
-        mock.patch.object(fit_module, "feed", lambda images, device, what: kind(images)),
+        mock.patch.object(fit_module, "feed", feed),
         # so that every rank has some
         mock.patch.object(loop, "evaluate", functools.partial(evaluate, batch_size=5)),
         recomputing(recompute),
