@@ -120,7 +120,7 @@ def test_every_later_step_is_played(threads, no_walk):
     torch.set_num_threads(threads)
     try:
         model, same = pair(NETS["basic"]())
-        x = images(5, 17, 15, dtype=torch.float32)
+        x = images(3, 9, 8, dtype=torch.float32)
         expected = [step(same, x) for _ in range(3)]
         found = [step(model, x)]
         no_walk()
