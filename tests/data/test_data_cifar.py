@@ -198,7 +198,7 @@ def test_the_real_test_images(tmp_path):
     """Ten thousand official test images, a thousand a class; their channel means are published to three
     digits."""
     given = os.environ.get("FASTBN_CIFAR10")
-    script = Path(__file__).resolve().parents[2] / "shared/data/cifar10/unpack.py"
+    script = Path(__file__).resolve().parents[3] / "shared/data/cifar10/unpack.py"
     if given:
         folder = Path(given)
     elif script.exists():

@@ -80,9 +80,9 @@ def test_in_a_fresh_process(tmp_path):
             fastbn.fuse(model, engine)
             with torch.no_grad():
                 outputs.append(model(x()).numpy().tobytes().hex())
-    here = Path(__file__).parent
-    code = [sys.executable, "-c", PROCESS.format(tests=str(here), files=files)]
-    done = subprocess.run(code, capture_output=True, text=True, timeout=120, cwd=here.parent)
+    tests = Path(__file__).parents[1]
+    code = [sys.executable, "-c", PROCESS.format(tests=str(tests), files=files)]
+    done = subprocess.run(code, capture_output=True, text=True, timeout=120, cwd=tests.parent)
     assert done.stdout.split() == outputs, done.stderr
 
 

@@ -391,7 +391,7 @@ def test_pickle_is_never_executed(tmp_path, writer, suffix):
     assert not trace.exists()
 
 
-# `python tests/test_weights.py` prints what this machine draws, for the test in another process.
+# `python tests/models/test_weights.py` prints what this machine draws, for the test in another process.
 
 if __name__ == "__main__":
     print(json.dumps({"capability": torch.backends.cpu.get_cpu_capability(), **fingerprints()}))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("bench", "docs", "examples", "fastbn", "kernels", "tests")
 PROSE = re.compile(r'^ *"""[^"]*(?:"[^"]+)*?"""|(?:^|\s)# .*$', re.M)
 KINDS = (".py", ".md", ".cpp", ".h", ".json", ".sh")

@@ -25,8 +25,8 @@ from fastbn.engine.native.algorithms import algorithm
 from fastbn.errors import MachineError
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
-ROOT = Path(__file__).resolve().parent.parent
-PROGRAM = "tests/test_engine_played.py::test_a_program_touches_nothing_beside_its_memory"
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = "tests/native/test_engine_played.py::test_a_program_touches_nothing_beside_its_memory"
 NETS = {
     "cifar 14": lambda: resnet(14, 16),
     "cifar 8, odd width": lambda: resnet(8, 12),
@@ -350,7 +350,7 @@ def operations_pass(environment: dict[str, str]) -> None:
         "-x",
         "-p",
         "no:cacheprovider",
-        "tests/test_native_operations.py",
+        "tests/native/test_native_operations.py",
         PROGRAM,
     ]
     done = subprocess.run(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 DATA = {"fastbn/data/digits.csv.gz", "fastbn/data/DIGITS.md", "fastbn/py.typed"}
 DATA |= {"fastbn/engine/native/algorithms.json", "fastbn/engine/triton/tuning.json"}
 pytestmark = pytest.mark.slow

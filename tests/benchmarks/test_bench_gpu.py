@@ -27,7 +27,7 @@ from fastbn.engine.triton.tuning import LIBRARY, ROLLING, TAPS
 if interpreted.DEVICE != "cpu":
     pytest.skip("on a GPU the stages are run whole", allow_module_level=True)
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 ENVELOPE = {"format", "conditions", "machine", "stage", "finished", "left_out", "rows"}
 
 

@@ -20,7 +20,7 @@ from fastbn.data.imagenet.source import Location
 from fastbn.data.imagenet.worker import Decode, Members
 from fastbn.errors import MachineError
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def task(path, n=3):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))  # bench/ is not installed
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # bench/ is not installed
 
 from bench.records.rows import FORMAT, Record, Row
 from bench.report import readme

@@ -13,7 +13,7 @@ from fastbn.experiments.records import read, run_of
 from fastbn.training import checked_file
 
 NETWORKS = sorted(path.parent for path in (REPOSITORY / "pretrained").glob("*/checkpoint.safetensors"))
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 WITHIN = 0.0005  # five of 10,000 images: what another CPU's rounding may move
 
 pytestmark = pytest.mark.slow

@@ -233,7 +233,7 @@ def test_a_kill_in_mid_download_leaves_nothing_that_counts(server, tiny, tmp_pat
         "import sys; sys.path.insert(0, sys.argv[1]); from fastbn.data.download import download;"
         "download(sys.argv[2], sys.argv[3], '0' * 32, progress=False)"
     )
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     target = tmp_path / "tiny.tar.gz"
     process = subprocess.Popen([sys.executable, "-c", code, str(root), f"{server.url}/stalls", str(target)])
     deadline = time.monotonic() + 30

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FLOORS = (  # from the ground up; docs/architecture.md says what lives where
     {"access", "archives", "choices", "command", "devices", "draws", "environment", "errors", "files",
      "options", "page", "parser", "threads", "version", "xla"},
