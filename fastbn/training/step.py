@@ -42,6 +42,7 @@ class TrainingStep:
         say: Callable[[str], None] = lambda line: None,
         custom: Custom = OWN,
     ):
+        custom.check(feed.device)
         self.model, self.feed = model, feed
         self.exchange = Exchange(ranks, feed.device)
         self.recipe, self._planner, self._say = recipe, planner, say

@@ -18,6 +18,7 @@ from fastbn.errors import Diverged, Stopped, UsageError
 from fastbn.evaluate import main as evaluate_main
 from fastbn.recipe import Recipe
 from fastbn.trainable import freeze, trainable
+from fastbn.training.state.custom import Custom
 from fastbn.training.step import TrainingStep
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -179,6 +180,12 @@ def test_the_plain_way_is_said(capfd):
     assert (
         "step      augment and optimizer of your own: taken the plain way, no CUDA graph, its update" in err
     )
+
+
+def test_xla_takes_nothing_of_the_caller_s():
+    Custom().check(torch.device("xla"))
+    with pytest.raises(UsageError, match="augment of your own can't be part of XLA's one graph"):
+        Custom(augment=lambda x: x).check(torch.device("xla"))
 
 
 def test_a_loss_that_is_no_number_moves_nothing():

@@ -94,6 +94,7 @@ def test_an_installed_wheel_trains(built, tmp_path):
         "--limit-test",
         "32",
     ]
+    assert python(str(site / "bin" / "fastbn"), "--version").stdout.startswith("fastbn ")
     done = python("-m", "fastbn.train", *sizes, "--out", "run")
     assert done.returncode == 0 and "ResNet-8 on digits" in done.stdout, done.stderr
     done = python("-m", "fastbn.evaluate", "run")

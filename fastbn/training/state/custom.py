@@ -40,6 +40,14 @@ class Custom:
         }
         return [name for name, is_given in given.items() if is_given]
 
+    def check(self, device: torch.device) -> None:
+        """Raise UsageError on XLA, where a step is one graph and nothing of it is the host's."""
+        if self.names() and device.type == "xla":
+            raise UsageError(
+                f"{' and '.join(self.names())} of your own can't be part of XLA's one graph a step; train on "
+                "a CPU or a GPU, or leave it out"
+            )
+
     def said(self) -> str:
         """Return what a training says of it: what can't be combined with it."""
         what = " and ".join(self.names())
