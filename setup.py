@@ -42,7 +42,7 @@ setup(
         "fastbn": ["py.typed"],
         "fastbn.engine.native": ["algorithms.json"],
         "fastbn.engine.triton": ["tuning.json"],
-        "fastbn.kernels.cpu": ["*.cpp", "*.h"],
+        "fastbn.kernels.cpu": ["*.cpp", "*.h", "*/*.cpp", "*/*.h"],
         "fastbn.data": ["digits.csv.gz", "DIGITS.md"],
     },
     entry_points={"console_scripts": ["fastbn=fastbn.__main__:main"]},

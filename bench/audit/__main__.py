@@ -3,7 +3,7 @@
     python -m bench.audit [--capability 90] [--family cifar|imagenet] [--dtype bf16] [--only rolling]
                           [--dependent]
     python -m bench.audit --write      bf16 on sm_90 in full, the other capabilities in two lines each,
-                                       into kernels/README.md
+                                       into docs/kernels.md
 
 The launches are the engine's own, noted on fake tensors as it walks a network forward and backward
 (launches.py). Where loops are unrolled the machine code holds each instruction once for each time it runs:
@@ -25,12 +25,12 @@ from bench.records.conditions import ROOT
 # Ampere, Ada, Hopper, Blackwell; 86, 89 and 120 with 99 KB of shared memory
 CAPABILITIES = (80, 86, 89, 90, 100, 120)
 SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB of shared memory that a program can have
-README = ROOT / "kernels" / "README.md"
+PAGE = ROOT / "docs" / "kernels.md"
 MARKERS = "<!-- the audit's -->", "<!-- the audit's end -->"
 
 
 def report(capabilities: Iterable[int]) -> Iterator[str]:
-    """Yield what kernels/README.md holds between its markers, by line."""
+    """Yield what docs/kernels.md holds between its markers, by line."""
     yield "On sm_90, CIFAR's, activations and gradients in bf16:\n"
     yield HEAD
     for row in compiled_rows("cifar", "bf16", 90):
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="kernels whose names have this in them")
     what = "launched to begin early, as kernels/triton/early_launch.py says"
     parser.add_argument("--dependent", action="store_true", help=what)
-    parser.add_argument("--write", action="store_true", help="write kernels/README.md's tables")
+    parser.add_argument("--write", action="store_true", help="write docs/kernels.md's tables")
     what = "with --write: the others' capabilities"
     parser.add_argument("--elsewhere", type=int, nargs="*", default=CAPABILITIES, help=what)
     asked = parser.parse_args()
@@ -60,7 +60,7 @@ def main() -> None:
         for line in report(asked.elsewhere):
             print(line, file=sys.stderr)
             lines.append(line)
-        between.write(README, MARKERS, "\n".join(lines))
+        between.write(PAGE, MARKERS, "\n".join(lines))
         return
     print(HEAD)
     rows = []

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from triton.runtime.jit import JITFunction
 
-from fastbn.engine.fused_program import read
-from fastbn.engine.triton import engine as triton_engine
-from fastbn.engine.triton import tuning_table
+from fastbn.engine.program.build import read
+from fastbn.engine.triton.engine import Triton
+from fastbn.engine.triton.tuning_table import shipped
 from fastbn.models.resnet import FastBNOnlyResNet
 
 # depth, image size; CIFAR-866 launches what CIFAR-20 does
@@ -31,7 +31,7 @@ OPTIONS = ("num_warps", "num_stages", "maxnreg", "enable_fp_fusion", "launch_pdl
 BATCH = 128  # a multiple of 16, like the usual ones: an argument's divisibility is part of what is compiled
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Launch:
     """One launch, as the compiler sees it."""
 
@@ -80,24 +80,26 @@ def kind(value: Tensor | float) -> str:
     return "fp32"
 
 
-def launches(family: str, dtype: str, capability: int, **switches: bool) -> dict[Launch, int]:
-    """Return a step's distinct launches, in order, and how many of each there are. switches: `dependent`, as
-    tuning_table has it; off."""
+def launches(family: str, dtype: str, capability: int, dependent: bool = False) -> dict[Launch, int]:
+    """Return a step's distinct launches, in order, and how many of each there are. dependent: whether they
+    begin early."""
+    tuning = dataclasses.replace(shipped(), early=frozenset({capability} if dependent else ()))
+    engine = Triton(capability, tuning=tuning, precision=PRECISIONS.get(dtype, "ieee"))
     found: collections.Counter[Launch] = collections.Counter()
     for network in NETWORKS[family]:
-        with noted(lambda kernel, given: found.update([launch(kernel, given)]), dtype, **switches):
-            walk(family, *network, [BATCH], DTYPES[dtype], capability)
+        with noted(lambda kernel, given: found.update([launch(kernel, given)])):
+            walk(family, *network, [BATCH], DTYPES[dtype], engine)
     return dict(found)
 
 
 def walk(
-    family: str, depth: int, size: int, batches: Iterable[int], dtype: torch.dtype, capability: int
+    family: str, depth: int, size: int, batches: Iterable[int], dtype: torch.dtype, engine: Triton
 ) -> None:
     """Take a network forward on fake images of these batches, and backward where gradients are enabled."""
     model = FastBNOnlyResNet(depth, family=family, engine="stock").train(torch.is_grad_enabled())
     model.fc = nn.Identity()  # which stays PyTorch's, and asks for its own dtype
     with FakeTensorMode(allow_non_fake_inputs=True):
-        _, program = read(model, {}, triton_engine.Triton(capability), {})
+        _, program = read(model, {}, engine, {})
         for batch in batches:
             y = program(torch.empty((batch, 3, size, size), dtype=dtype))
             if torch.is_grad_enabled():
@@ -105,16 +107,11 @@ def walk(
 
 
 @contextlib.contextmanager
-def noted(take: Callable[[Any, dict[str, Any]], None], kind: str, dependent: bool = False) -> Iterator[None]:
-    """Inside, `take` is given each launch's kernel and arguments, and nothing is launched. `kind`: that of
-    the network's numbers, whose products float32's precision follows."""
+def noted(take: Callable[[Any, dict[str, Any]], None]) -> Iterator[None]:
+    """Inside, `take` is given each launch's kernel and arguments, and nothing is launched."""
 
     def run(kernel: Any, *args: Any, grid: Any, warmup: bool, **given: Any) -> None:
         take(kernel, dict(zip(kernel.arg_names, args, strict=False)) | given)
 
-    with (
-        mock.patch.object(JITFunction, "run", run),
-        mock.patch.object(tuning_table, "dependent", lambda device: dependent),
-        mock.patch.object(triton_engine, "_precision", lambda like: PRECISIONS.get(kind, "ieee")),
-    ):
+    with mock.patch.object(JITFunction, "run", run):
         yield

@@ -42,7 +42,7 @@ class Row:
         if own["FORM"] is not None:
             parts = [
                 ("z", "scale-shift", "+ residual", "+ projection")[own["FORM"]],
-                "ReLU" if own["RELU"] else "",
+                "ReLU" if own["FUNCTION"] == "relu" else "",
             ]
             written = [name for name in ("z", "mask") if own.reads(f"{name}_ptr")]
             return " ".join([*filter(None, parts), *(["→", *written] if written else [])])
@@ -99,11 +99,11 @@ def compiled_rows(
     dtype: str,
     capability: int,
     wanted: Callable[[Row], bool] = lambda row: True,
-    **switches: bool,
+    dependent: bool = False,
 ) -> Iterator[Row]:
     """Yield a training step's launches compiled, those that are wanted, one of each title and form."""
     seen: set[tuple[str, str]] = set()
-    for found in launches(family, dtype, capability, **switches):
+    for found in launches(family, dtype, capability, dependent):
         row = Row(found)
         # another differs in an argument that costs nothing, as the stride
         if (row.title, row.form) not in seen and wanted(row):

@@ -14,7 +14,6 @@ import multiprocessing
 import os
 import time
 from typing import Any
-from unittest import mock
 
 import torch
 import triton
@@ -22,11 +21,9 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import MockTensor
 
-from bench.audit.launches import DTYPES, noted, walk
+from bench.audit.launches import DTYPES, PRECISIONS, noted, walk
 from bench.gpu.measure import Sink
-from fastbn.engine import region
-from fastbn.engine.executor import Walks
-from fastbn.engine.triton import tuning_table
+from fastbn.engine.context import mixed, unrecorded
 from fastbn.engine.triton.engine import Triton
 
 # depth, size, batches; CIFAR-866 launches what CIFAR-20 does
@@ -71,12 +68,13 @@ def launched(family: str, kind: str, training: bool, capability: int) -> dict[Ta
         found[kernel.__module__, kernel.__name__, tuple(sorted(held.items(), key=lambda one: one[0]))] = None
 
     with (
-        noted(take, kind, tuning_table.dependent(capability)),
-        mock.patch.object(Triton, "replays", lambda engine: Walks()),
-        region.mixed() if kind == "mixed" else contextlib.nullcontext(),
+        noted(take),
+        unrecorded(),
+        mixed() if kind == "mixed" else contextlib.nullcontext(),
         torch.set_grad_enabled(training),
     ):
-        walk(family, depth, size, batches, DTYPES.get(kind, torch.float32), capability)
+        engine = Triton(capability, precision=PRECISIONS.get(kind, "ieee"))
+        walk(family, depth, size, batches, DTYPES.get(kind, torch.float32), engine)
     return found
 
 

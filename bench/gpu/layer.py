@@ -14,8 +14,10 @@ from torch import Tensor
 from bench.gpu.measure import CAPABILITY, DEVICE
 from bench.oracle import operations
 from bench.suite.clock import Call, captured
+from fastbn.engine.algorithm import Algorithm
 from fastbn.engine.interface import BackpropPath, LazyActivation, Mask
 from fastbn.engine.triton.engine import Triton
+from fastbn.engine.triton.tuning_table import Tuning
 from fastbn.graph.activations import RELU
 
 
@@ -65,10 +67,12 @@ class Layer:
         )
         return Tensors(y, ds, own, F.relu(y))
 
-    def fused_forward(self, by: str, t: Tensors, ends: bool = False) -> Call:
+    def fused_forward(
+        self, by: Algorithm, t: Tensors, ends: bool = False, tuning: Tuning | None = None
+    ) -> Call:
         """Return the engine's forward. ends: its BatchNorm is made ready too, by a launch of its own. The
         images themselves are read where their channels are no activation's."""
-        engine, conv = Triton(CAPABILITY, by), self.case.conv()
+        engine, conv = Triton(CAPABILITY, by, tuning), self.case.conv()
         packed = engine.pack(conv, self.weight, self.dtype)
         read = LazyActivation((t.y,), (self.norm,), None, RELU)
 
@@ -80,10 +84,12 @@ class Layer:
 
         return run
 
-    def fused_gradient(self, by: str, t: Tensors, ends: bool = False) -> Call:
+    def fused_gradient(
+        self, by: Algorithm, t: Tensors, ends: bool = False, tuning: Tuning | None = None
+    ) -> Call:
         """Return the engine's gradient. ends: dγ, dβ and the coefficients are made too, by a launch of its
         own."""
-        engine, conv = Triton(CAPABILITY, by), self.case.conv()
+        engine, conv = Triton(CAPABILITY, by, tuning), self.case.conv()
         path = BackpropPath(conv, engine.pack(conv, self.weight, self.dtype), t.ds, t.own, self.coefficients)
         mask = Mask(RELU, None, (t.y,), (self.norm,), (self.affine,))
 
@@ -95,10 +101,10 @@ class Layer:
 
         return run
 
-    def two_forwards(self, by: str, t: Tensors) -> Call:
+    def two_forwards(self, by: Algorithm, t: Tensors, tuning: Tuning | None = None) -> Call:
         """Return this layer's forward twice, as channels allow: the second ends the first one's BatchNorm, in
         whatever way the engine does it."""
-        engine, conv = Triton(CAPABILITY, by), self.case.conv()
+        engine, conv = Triton(CAPABILITY, by, tuning), self.case.conv()
         second = operations.target(self.case.oc, seed=40, device=str(DEVICE))
         packed = engine.pack(conv, self.weight, self.dtype)
         read = LazyActivation((t.y,), (self.norm,), None, RELU)
@@ -110,9 +116,9 @@ class Layer:
 
         return run
 
-    def two_gradients(self, by: str, t: Tensors) -> Call:
+    def two_gradients(self, by: Algorithm, t: Tensors, tuning: Tuning | None = None) -> Call:
         """Return the gradient of both."""
-        engine, conv = Triton(CAPABILITY, by), self.case.conv()
+        engine, conv = Triton(CAPABILITY, by, tuning), self.case.conv()
         packed = engine.pack(conv, self.weight, self.dtype)
         masks = [Mask(RELU, None, (y,), (self.norm,), (self.affine,)) for y in (t.y, t.own)]
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 
@@ -80,13 +78,11 @@ def offers_mixed() -> bool:
     return True
 
 
-@contextlib.contextmanager
-def begun_early(early: bool) -> Iterator[None]:
-    """Inside, the engine's kernels begin before the one before them has ended
-    (kernels/triton/early_launch.py) where they can, or none does."""
-    from fastbn.engine.triton import tuning_table
+def engine(early: bool) -> Any:
+    """Return the engine whose kernels begin before the one before them has ended
+    (kernels/triton/early_launch.py) where they can, or of which none does."""
+    from fastbn.engine.triton.engine import Triton
+    from fastbn.engine.triton.tuning_table import shipped
 
-    with mock.patch.object(
-        tuning_table, "dependent", lambda device: early and device >= tuning_table.DEPENDENT
-    ):
-        yield
+    begin = frozenset({CAPABILITY} if early else ())
+    return Triton(CAPABILITY, tuning=dataclasses.replace(shipped(), early=begin))

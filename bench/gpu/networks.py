@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.gpu.measure import DEVICE, begun_early, offers_mixed
+from bench.gpu.measure import DEVICE, engine, offers_mixed
 from bench.gpu.training import as_alone, captured
 from bench.oracle.errors import relative
 from bench.oracle.networks import flip_free, images, scattered
 from bench.oracle.stock import flat_gradient, run, upstream
 from fastbn import FastBNOnlyResNet, fuse
-from fastbn.engine.region import mixed
+from fastbn.engine.context import mixed
 
 SIZES = {"cifar": (16, 32), "imagenet": (4, 64)}  # batch and height of the images
 FP32, CALLS, DX = torch.float32, 4, "input's gradient"
@@ -155,9 +155,8 @@ def repeats(
     model = network(8 if small else depth, family, small)
     x, runs = inputs(family, small, 1, True), []
     for early_too in (False, early):
-        fused = fuse(copy.deepcopy(model), "triton")
-        with begun_early(early_too):
-            runs.append([left(fused, x, dtype) for _ in range(2 if small else calls)])
+        fused = fuse(copy.deepcopy(model), engine(early_too))
+        runs.append([left(fused, x, dtype) for _ in range(2 if small else calls)])
     for call, (first, second) in enumerate(zip(*runs, strict=True)):
         for what in first:
             yield f"elements that differ, {what}, call {call}", (first[what] != second[what]).sum().item(), 1

@@ -10,20 +10,21 @@ from torch import fx
 
 from bench.suite.cases import Case
 from bench.suite.providers import Provider
-from fastbn.engine.fused_program import read
-from fastbn.engine.reference import Reference
+from fastbn.engine.program.build import read
+from fastbn.engine.reference.engine import Reference
 from fastbn.engine.region import FusedRegion
 from fastbn.planning import traffic
+from fastbn.planning.cost import Cost, roofline, total
 
 BYTES = {"fp32": 4, "amp-fp16": 2, "amp-bf16": 2, "bf16": 2, "mixed": 2}  # an element of what is stored
 
 
-def least_seconds(cost: traffic.Cost, machine: dict[str, float], precision: str) -> float:
+def least_seconds(cost: Cost, machine: dict[str, float], precision: str) -> float:
     """Return the seconds that this cost can't be done under, by the machine's own rates in this precision; of
     a CPU by float32's, in which fastbn computes there whatever it stores."""
     wide = machine["matmul_flops_per_second"]
     products = wide if precision == "fp32" else machine.get("matmul_bf16_flops_per_second", wide)
-    return traffic.roofline(cost, machine["copy_bytes_per_second"], products)
+    return roofline(cost, machine["copy_bytes_per_second"], products)
 
 
 @functools.lru_cache(64)
@@ -65,7 +66,7 @@ def plan(case: Case, provider: Provider) -> traffic.TrafficPlan:
 def figures(case: Case, provider: Provider) -> dict[str, int]:
     """Return a Row's moved_bytes, flops and launches."""
     found = plan(case, provider)
-    cost = traffic.total(found.forward + found.backward)
+    cost = total(found.forward + found.backward)
     return {"moved_bytes": cost.moved, "flops": cost.flops, "launches": cost.launches}
 
 
@@ -73,7 +74,7 @@ def roofline_share(case: Case, provider: Provider, seconds: float, machine: dict
     """Return the least time of forward and backward, over the time that the whole step took."""
     found = plan(case, provider)
     least = sum(
-        least_seconds(traffic.total(passes), machine, provider.precision)
+        least_seconds(total(passes), machine, provider.precision)
         for passes in (found.forward, found.backward)
     )
     return least / seconds

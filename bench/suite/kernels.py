@@ -37,6 +37,7 @@ from fastbn.engine.select import choose
 from fastbn.graph.activations import RELU
 from fastbn.graph.regions import Conv, Join, Region
 from fastbn.planning import traffic
+from fastbn.planning.cost import Cost, total
 
 OPERATIONS = ("conv2", "conv1", "∇conv2", "∇conv1", "form")
 # before each clocked call: a buffer larger than any cache is written; or the very call is made
@@ -94,7 +95,7 @@ def region(channels: int) -> Region:
     return Region(1, tuple(joins), (4,))
 
 
-def cost(blocks: Blocks, operation: str, fused: bool) -> traffic.Cost:
+def cost(blocks: Blocks, operation: str, fused: bool) -> Cost:
     """Return what one operation costs by the traffic model."""
     size = costs.BYTES[blocks.precision]
     case = traffic.TrafficCase(
@@ -109,7 +110,7 @@ def cost(blocks: Blocks, operation: str, fused: bool) -> traffic.Cost:
         "form": (["1.b_bn form"], ["1.b_bn", "1.b_bn add", "1.b_bn relu"]),
     }[operation][0 if fused else 1]
     passes = plan.backward if operation.startswith("∇") else plan.forward
-    return traffic.total(each for each in passes if each.name in names)
+    return total(each for each in passes if each.name in names)
 
 
 def fused(operation: str, own: Engine, given: Inputs) -> Results:

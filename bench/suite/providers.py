@@ -23,6 +23,7 @@ from bench.suite.cases import Case
 from bench.suite.clock import Call
 from bench.suite.steps import AUTOCAST, WHOLE, Ready
 from fastbn.engine import fused_forward
+from fastbn.engine.interface import Execution
 from fastbn.engine.select import choose
 from fastbn.errors import MachineError
 
@@ -91,7 +92,8 @@ def providers(case: Case, device: torch.device, compiled: bool = False) -> list[
     assert engine is not None
     precision = "amp-bf16" if case.precision == "bf16" else case.precision
     found.append(Provider(f"fastbn {engine.name}", "bn", "auto", precision=precision))
-    if cuda and engine.name == "triton":  # a step that is launches alone, as fastbn.fit captures it
+    # a step that is launches alone, as fastbn.fit captures it
+    if cuda and engine.execution is Execution.CUDA_GRAPH:
         found.append(dataclasses.replace(found[-1], name=f"{found[-1].name} graph", way="graph"))
     return found
 

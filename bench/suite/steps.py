@@ -19,7 +19,7 @@ from bench.suite.clock import Call, captured
 from fastbn import freeze, fuse
 from fastbn.choices import PRECISIONS
 from fastbn.data.feed import Resident
-from fastbn.engine.region import mixed
+from fastbn.engine.context import mixed
 from fastbn.models.resnet import BasicBlock, Bottleneck
 from fastbn.recipe import Recipe
 from fastbn.training.replicas import lanes

@@ -52,8 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     parts = (asked.only,) if asked.only else triton.PARTS
     for found in triton.tune(asked.images or 128, asked.rounds, parts, asked.seconds):
         _write(tuning_table.TABLE, found, asked.dry_run)
-        tuning_table.rolls.cache_clear()
-        tuning_table.ways.cache_clear()
+        tuning_table.shipped.cache_clear()
     return 0
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from typing import Any
-from unittest import mock
 
 import torch
 
@@ -26,7 +25,7 @@ from fastbn.devices import free_unused
 from fastbn.engine.triton import tuning, tuning_table
 from fastbn.engine.triton.engine import Triton
 from fastbn.engine.triton.tuning import LIBRARY, ROLLING, TAPS
-from fastbn.engine.triton.tuning_table import Way
+from fastbn.engine.triton.tuning_table import Way, shipped
 from fastbn.graph.regions import Conv
 from fastbn.kernels.triton.conv import Tile
 from fastbn.planning.step_memory import NetworkMemory
@@ -141,12 +140,6 @@ class _Make:
 
     def __call__(self, candidate: Candidate) -> Call:
         algorithm, cut = candidate
-        own = (self._own.fused_gradient if self._way == "backward" else self._own.fused_forward)(
-            algorithm, self._tensors, True
-        )
-
-        def call() -> torch.Tensor:
-            with mock.patch.object(tuning, "ways", lambda: {self._layer: Way(algorithm, cut, cut)}):
-                return own()
-
-        return call
+        layer = self._own.fused_gradient if self._way == "backward" else self._own.fused_forward
+        measured = dataclasses.replace(shipped(), ways={self._layer: Way(algorithm, cut, cut)})
+        return layer(algorithm, self._tensors, True, measured)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.gpu.layer import repeated
-from bench.gpu.measure import CAPABILITY, DEVICE, begun_early
+from bench.gpu.measure import CAPABILITY, DEVICE, engine
 from bench.gpu.networks import autocast, network
 from bench.suite.clock import device_seconds, interleaved
 from fastbn import fuse
@@ -27,15 +27,14 @@ def row(images: int, rounds: int, depth: int = 110, size: int = 32) -> dict[str,
     model, calls = network(depth, "cifar"), {}
     x, dz = torch.randn(images, 3, size, size, device=DEVICE), torch.randn(images, 10, device=DEVICE)
 
-    def step(fused: nn.Module, early: bool) -> list[Tensor]:
-        with begun_early(early):
-            with autocast(torch.float16):
-                z = fused(x)
-            trained = [p for p in fused.parameters() if p.requires_grad]
-            return [z.detach(), *torch.autograd.grad(z, trained, dz.to(z)), *fused.buffers()]
+    def step(fused: nn.Module) -> list[Tensor]:
+        with autocast(torch.float16):
+            z = fused(x)
+        trained = [p for p in fused.parameters() if p.requires_grad]
+        return [z.detach(), *torch.autograd.grad(z, trained, dz.to(z)), *fused.buffers()]
 
     for way, early in WAYS.items():
-        own = functools.partial(step, fuse(copy.deepcopy(model), "triton"), early)
+        own = functools.partial(step, fuse(copy.deepcopy(model), engine(early)))
         calls[way] = repeated([own], True)
     seconds = interleaved(calls, rounds, DEVICE, clock=device_seconds)
     differ = 0

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from typing import Any
-from unittest import mock
 
 import torch
 
@@ -19,7 +18,7 @@ from bench.suite.clock import Call
 from bench.tune.compete import TOLERANCE, called, compete
 from fastbn.engine.triton import tuning
 from fastbn.engine.triton.tuning import ROLLING
-from fastbn.engine.triton.tuning_table import Choice, Key
+from fastbn.engine.triton.tuning_table import Choice, Key, shipped
 
 SHAPES = ((16, 32), (32, 16), (64, 8), (64, 56))  # channels, size
 
@@ -76,12 +75,5 @@ class _Make:
         self._tensors = self._layer.tensors(0)
 
     def __call__(self, choice: Choice) -> Call:
-        own = (self._layer.two_gradients if self.key.backward else self._layer.two_forwards)(
-            ROLLING, self._tensors
-        )
-
-        def call() -> torch.Tensor:
-            with mock.patch.object(tuning, "rolls", lambda: {self.key: choice}):
-                return own()
-
-        return call
+        layer = self._layer.two_gradients if self.key.backward else self._layer.two_forwards
+        return layer(ROLLING, self._tensors, dataclasses.replace(shipped(), rolls={self.key: choice}))

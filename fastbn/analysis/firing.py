@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from fastbn.data.augment import batch
 from fastbn.data.images import Images
-from fastbn.engine.executor import Walks
 from fastbn.engine.fuse import Fused, fuse
-from fastbn.engine.fused_program import read
-from fastbn.engine.interface import Engine, Formed, LazyActivation, NormTarget, NormVectors
+from fastbn.engine.interface import Engine, Execution, Formed, LazyActivation, NormTarget, NormVectors
+from fastbn.engine.program.build import read
 from fastbn.engine.select import choose
 from fastbn.errors import UsageError
 from fastbn.graph.activations import RELU
@@ -60,15 +59,14 @@ class _Watching:
     """An engine that shows each ReLU's activation as it is formed, and is the engine itself in everything
     else."""
 
+    execution = Execution.EAGER  # a replay would show nothing
+
     def __init__(self, engine: Engine, look: Look):
         self._engine, self._look = engine, look
         self._names: dict[NormVectors, str] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
-
-    def replays(self) -> Walks:
-        return Walks()  # a replay would show nothing
 
     def convolve(
         self,

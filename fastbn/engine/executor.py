@@ -1,104 +1,24 @@
-"""A region's walks as CUDA graphs: recorded once an input shape and state of the modules, replayed by every
-later call.
+"""What carries a region's walks out, and carries the like of what it has seen out faster: the executor.
 
-At depth 866 a step of the walk is 1,732 launches, each a tenth of a millisecond of Python and a few
-microseconds of GPU. A key's first call runs as it is, and compiles what is not yet compiled; nothing runs
-twice, so warming up leaves no trace in any state.
-
-What a forward left for its backward lies in the graphs' own memory. A recorded pair is therefore lent to a
-forward, and comes back
-when autograd lets go of what was saved: after the backward, or when the result dies. Overlapping forwards
-record pairs of their own."""
+Walks are carried out eagerly, replayed as CUDA graphs (triton/cuda_graphs.py), or played as programs of the
+native library (native/program.py); the region chooses by what its engine says of itself."""
 
 from __future__ import annotations
 
-import collections
-import contextlib
-import contextvars
 import dataclasses
-import gc
-import warnings
-import weakref
-from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fastbn.engine import walk
-from fastbn.engine.interface import Record
 from fastbn.engine.triton import tf32
 from fastbn.engine.walk import RegionGradients
-from fastbn.errors import is_out_of_memory
 
-_UNRECORDED: contextvars.ContextVar[bool] = contextvars.ContextVar("unrecorded", default=False)
 KEYS = 4  # states of which recordings are kept: each holds a step's memory
 
 
-class Recorder:
-    """Records CUDA graphs, on a stream of its own (one that others use must not be captured) and in one
-    pool of memory."""
-
-    def __init__(self, device: torch.device):
-        self._device, self._stream, self._pool = (
-            device,
-            torch.cuda.Stream(device),
-            torch.cuda.graph_pool_handle(),
-        )
-
-    def __call__(self, launches: Callable[[], None]) -> Callable[[], None]:
-        graph = torch.cuda.CUDAGraph()
-        capture = torch.cuda.graph(
-            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-        )
-        with torch.cuda.device(self._device), uncollected(), capture:
-            launches()
-        return graph.replay
-
-
-@contextlib.contextmanager
-def uncollected() -> Iterator[None]:
-    """Inside, no garbage is collected: a graph among it that is destroyed while another is captured spoils
-    the capture."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
-
-
-@contextlib.contextmanager
-def unrecorded() -> Iterator[None]:
-    """Inside, regions walk and record nothing: who encloses them records them with all that is around
-    them."""
-    token = _UNRECORDED.set(True)
-    try:
-        yield
-    finally:
-        _UNRECORDED.reset(token)
-
-
-def _capturable(device: torch.device) -> bool:
-    return device.type == "cuda" and not torch.cuda.is_current_stream_capturing()
-
-
-@dataclasses.dataclass
-class Made:
-    """What a forward made. `lease` (1,) keeps what it saved from being overwritten for as long as that tensor
-    lives; where nothing is lent it is there too, for checkpointing counts what is saved."""
-
-    outputs: list[Tensor]
-    vectors: Tensor
-    saved: list[Tensor]
-    call: walk.Call
-    recorded: Replayed | None = None
-    lease: Tensor = dataclasses.field(default_factory=lambda: torch.empty(1, dtype=torch.uint8))
-
-
-class Replayed(Protocol):
+class Recording(Protocol):
     """What carried a forward out, for its backward."""
 
     def backward(
@@ -107,129 +27,36 @@ class Replayed(Protocol):
         """As walk.backward, or None where it has to be walked."""
 
 
-class Replays(Protocol):
-    """What an engine keeps of one region's walks, so as to carry their like out faster."""
+@dataclasses.dataclass
+class ForwardResult:
+    """What a forward made. `lease` (1,) keeps what it saved from being overwritten for as long as that tensor
+    lives; where nothing is lent it is there too, for checkpointing counts what is saved."""
 
-    def forward(self, call: walk.Call, inputs: list[Tensor]) -> Made:
+    outputs: list[Tensor]
+    vectors: Tensor
+    saved: list[Tensor]
+    call: walk.Call
+    recording: Recording | None = None
+    lease: Tensor = dataclasses.field(default_factory=lambda: torch.empty(1, dtype=torch.uint8))
+
+
+class Executor(Protocol):
+    """Carries out one region's walks, and keeps what it needs to do so faster."""
+
+    def forward(self, call: walk.Call, inputs: list[Tensor]) -> ForwardResult:
         """As walk.forward."""
 
 
-class Walks:
-    """Keeps nothing."""
-
-    def forward(self, call: walk.Call, inputs: list[Tensor]) -> Made:
-        return Made(*walk.forward(call, inputs), call)
+def walked(call: walk.Call, inputs: list[Tensor]) -> ForwardResult:
+    """Walk forward, operation by operation."""
+    return ForwardResult(*walk.forward(call, inputs), call)
 
 
-class Graphs:
-    """CUDA graphs."""
+class Eager:
+    """The executor that walks each time, and keeps nothing."""
 
-    def __init__(
-        self,
-        recorder: Callable[[torch.device], Record] = Recorder,
-        usable: Callable[[torch.device], bool] = _capturable,
-    ):
-        self._recorder, self._usable = recorder, usable
-        self._free: collections.OrderedDict[Any, list[Recorded]] = collections.OrderedDict()
-
-    def forward(self, call: walk.Call, inputs: list[Tensor]) -> Made:
-        """walk.forward, replayed where this call's like has been seen."""
-        device = inputs[0].device
-        if _UNRECORDED.get() or not self._usable(device):
-            return Made(*walk.forward(call, inputs), call)
-        key = key_of(call, inputs)
-        if key not in self._free:
-            self._free[key] = []
-            while len(self._free) > KEYS:
-                self._free.popitem(last=False)
-            return Made(*walk.forward(call, inputs), call)
-        self._free.move_to_end(key)
-        free = self._free[key]
-        recorded = free.pop() if free else self._recorded(call, inputs)
-        if recorded is None:
-            return Made(*walk.forward(call, inputs), call)
-        lent = np.empty(1, np.uint8)
-        weakref.finalize(lent, free.append, recorded).atexit = False
-        outputs = recorded.forward(inputs)
-        return Made(
-            outputs, recorded.vectors, recorded.saved, recorded.call, recorded, torch.from_numpy(lent)
-        )
-
-    def _recorded(self, call: walk.Call, inputs: list[Tensor]) -> Recorded | None:
-        """None where memory does not hold it: nothing has run yet, and this call is walked, and all that
-        follow."""
-        try:
-            return Recorded(call, inputs, self._recorder(inputs[0].device))
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-        self._free.clear()
-        self._usable = lambda device: False
-        first, last = call.region.convs[0].name, call.region.convs[-1].norm
-        warnings.warn(
-            f"fastbn launches {first} to {last} one by one: memory does not hold a recording of it too",
-            stacklevel=2,
-        )
-        return None
-
-
-class Recorded:
-    """A forward and its backwards, one for each set of outputs that gradient comes from, in memory of
-    their own."""
-
-    def __init__(self, call: walk.Call, inputs: list[Tensor], record: Record):
-        self.call = dataclasses.replace(call, batch=[])
-        self._record = record
-        self._inputs = [x.clone(memory_format=torch.preserve_format) for x in inputs]
-        self._backwards: dict[tuple[bool, ...], Callable[[], None] | None] = {}
-        self._gradients: dict[tuple[bool, ...], list[Tensor | None]] = {}
-        self._found: dict[tuple[bool, ...], RegionGradients] = {}
-        self._replay = record(self._forward)
-
-    def _forward(self) -> None:
-        self.call.batch.clear()
-        self._made, self.vectors, self.saved = walk.forward(self.call, self._inputs)
-
-    def forward(self, inputs: list[Tensor]) -> list[Tensor]:
-        """The outputs, in fresh memory."""
-        for own, x in zip(self._inputs, inputs, strict=True):
-            own.copy_(x)
-        self._replay()
-        return [z.clone(memory_format=torch.preserve_format) for z in self._made]
-
-    def backward(
-        self, gradients: list[Tensor | None], vectors: Tensor, saved: list[Tensor]
-    ) -> RegionGradients | None:
-        """walk.backward of what the last forward left, in fresh memory. Its first run is not recorded: it
-        compiles. None where what
-        autograd kept is not what lies here: its hooks may have put a copy, or a recomputation, in its place.
-        """
-        if vectors.data_ptr() != self.vectors.data_ptr():
-            return None
-        which = tuple(g is not None for g in gradients)
-        if which not in self._backwards:
-            self._backwards[which] = None
-            return walk.backward(self.call, gradients, self.vectors, [*self.saved])
-        replay = self._backwards[which]
-        if replay is None:
-            own = [None if g is None else g.clone(memory_format=torch.preserve_format) for g in gradients]
-            self._gradients[which] = own
-
-            def run() -> None:
-                self._found[which] = walk.backward(self.call, own, self.vectors, [*self.saved])
-
-            replay = self._backwards[which] = self._record(run)
-        for place, g in zip(self._gradients[which], gradients, strict=True):
-            if place is not None and g is not None:
-                place.copy_(g)
-        replay()
-        return _fresh(self._found[which])
-
-
-def _fresh(found: RegionGradients) -> RegionGradients:
-    """Copies."""
-    copies = {value: g.clone(memory_format=torch.preserve_format) for value, g in found.inputs.items()}
-    return RegionGradients(copies, found.affine.clone(), found.reached)
+    def forward(self, call: walk.Call, inputs: list[Tensor]) -> ForwardResult:
+        return walked(call, inputs)
 
 
 def key_of(call: walk.Call, inputs: list[Tensor]) -> Any:

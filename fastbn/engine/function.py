@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastbn.engine import walk
-from fastbn.engine.executor import Made, Replayed
+from fastbn.engine.executor import ForwardResult, Recording
 from fastbn.engine.module_state import FrozenWeights, versions
 
 
@@ -17,14 +17,14 @@ class RegionFunction(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        run: Callable[[walk.Call, list[Tensor]], Made],
+        run: Callable[[walk.Call, list[Tensor]], ForwardResult],
         call: walk.Call,
         frozen: FrozenWeights,
         *tensors: Tensor | None,
     ) -> tuple[Tensor, ...]:
         inputs: Any = tensors[: call.region.inputs]
         made = run(call, list(inputs))
-        ctx.call, ctx.recorded, ctx.frozen = made.call, made.recorded, frozen
+        ctx.call, ctx.recording, ctx.frozen = made.call, made.recording, frozen
         ctx.dtypes = [None if t is None else t.dtype for t in tensors]
         ctx.save_for_backward(made.lease, made.vectors, *made.saved)
         # else views of rows, which autograd lets nobody edit in place
@@ -77,8 +77,8 @@ def _backward(ctx: Any, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | 
         None if g is None else g.to(call.gradients).contiguous(memory_format=torch.channels_last)
         for g in gradients
     ]
-    recorded: Replayed | None = ctx.recorded
-    replayed = recorded.backward(given, vectors, saved) if recorded else None
+    recording: Recording | None = ctx.recording
+    replayed = recording.backward(given, vectors, saved) if recording else None
     found = walk.backward(call, given, vectors, saved) if replayed is None else replayed
     needs, dtypes = ctx.needs_input_grad[3:], ctx.dtypes
     every = [found.inputs.get(value) for value in range(call.region.inputs)]

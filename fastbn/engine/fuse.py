@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import functools
 import inspect
-import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -15,13 +14,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from fastbn.engine import select
-from fastbn.engine.checked import difference
-from fastbn.engine.fused_program import build
 from fastbn.engine.interface import Engine
 from fastbn.engine.native import build as native_build
 from fastbn.engine.native.engine import STORAGE
 from fastbn.engine.onednn_workaround import spare
-from fastbn.engine.readings import Program, Reading
+from fastbn.engine.program.build import build
+from fastbn.engine.program.calls import copy_that_called, imaginary, passed_over, unbound
+from fastbn.engine.program.compare import difference
+from fastbn.engine.program.readings import Program, Reading
 from fastbn.engine.region import refuse_stock, storage_dtype
 from fastbn.engine.weight_cache import WeightCache
 from fastbn.graph.regions import Graph
@@ -31,20 +31,20 @@ from fastbn.graph.trace.guards import Guards
 from fastbn.graph.trace.modes import autocast
 from fastbn.graph.trace.tracer import Tracer, Untraceable
 
-CALL = nn.Module._call_impl.__code__
-FRAMES = 8  # at most, between a module's call and its forward
 FORMS = 4  # of calls, after which floating point arguments are read at each call
 MOST_FORMS = 64
 READINGS = 16  # sets of submodules whose programs are kept
 
 
-def fuse(model: nn.Module, engine: str = "auto", exact: bool = False, check: bool = True) -> nn.Module:
+def fuse(
+    model: nn.Module, engine: str | Engine = "auto", exact: bool = False, check: bool = True
+) -> nn.Module:
     """Gives a model the engine, in place, and returns it: wherever a convolution with a frozen weight meets a
     BatchNorm, an addition, a ReLU, they run as one. Parameters, buffers, names and results stay what they
     are.
 
-    engine: 'auto' (by the input's device and dtype, at the first forward), 'native', 'reference', or 'stock',
-    which undoes fuse.
+    engine: 'auto' (by the input's device and dtype, at the first forward), 'native', 'reference', 'stock',
+    which undoes fuse; or an engine of one's own making.
     exact: without Winograd, whose transforms cost a few of float32's last bits, and make one NaN a tile of
     NaNs.
     check: compare the traced network with the model's own forward at the first call in each mode, on a part
@@ -83,32 +83,21 @@ def fused_forward(model: nn.Module) -> Fused | None:
     return given
 
 
-def unbound(engine: str, exact: bool, check: bool) -> Callable[..., Any]:
-    """A fused forward as a function of the model, for wrappers that bind one anew (accelerate's), also to
-    the model's copies."""
-
-    def fused_of(model: nn.Module) -> Fused:
-        own = vars(model).get("_fused_forward")
-        if not isinstance(own, Fused) or own.model is not model:
-            own = vars(model)["_fused_forward"] = Fused(model, engine, exact, check)
-        return own
-
-    def forward(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return fused_of(model)(*args, **kwargs)
-
-    forward.fused_of = fused_of  # type: ignore[attr-defined]
-    return forward
-
-
 class Fused:
     """A model's fused forward. It reads the model anew when what it read no longer holds."""
 
     traced_through = True  # what traces a model around this one traces this one's own forward
 
     def __init__(
-        self, model: nn.Module, engine: str, exact: bool = False, check: bool = True, before: Any = None
+        self,
+        model: nn.Module,
+        engine: str | Engine,
+        exact: bool = False,
+        check: bool = True,
+        before: Any = None,
     ):
-        self.model, self.engine, self.exact, self.check, self.before = model, engine, exact, check, before
+        self.model, self.choice, self.exact, self.check, self.before = model, engine, exact, check, before
+        self.engine: str = engine if isinstance(engine, str) else engine.name
         self.why = ""  # why the engine was chosen, known after the first forward
         self.form: Form | None = None  # of the last call
         # by engine; the programs for training and for evaluation share them
@@ -121,14 +110,16 @@ class Fused:
 
     # deepcopy and pickle carry the model and the choice, not what was read
     def __getstate__(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("model", "engine", "exact", "check", "before")}
+        own = {name: getattr(self, name) for name in ("model", "exact", "check", "before")}
+        return own | {"engine": self.choice}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
 
     @functools.cached_property
     def __func__(self) -> Callable[..., Any]:
-        return unbound(self.engine, self.exact, self.check)
+        choice = self.choice, self.exact, self.check  # without a reference to this model
+        return unbound(lambda model: Fused(model, *choice))
 
     @property
     def __self__(self) -> nn.Module:
@@ -136,7 +127,7 @@ class Fused:
 
     @torch._dynamo.disable
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if (copy := self._called_by()) is not None:
+        if (copy := copy_that_called(self)) is not None:
             return self._of_a_copy(copy, args, kwargs)
         if torch._C._get_tracing_state() is not None or any(
             isinstance(value, fx.Proxy) for value in (*args, *kwargs.values())
@@ -166,14 +157,14 @@ class Fused:
         given = [t for t in tensors if isinstance(t, Tensor)]
         if not given:
             return "its forward was called without a tensor", None, []
-        if _imaginary(given) or reading.imaginary():
+        if imaginary(given) or reading.imaginary():
             return "", None, []
-        if why := self._why_stock(reading):
+        if why := passed_over(reading):
             return why, None, []
         device = given[0].device
         like = next((x for x in given if x.is_floating_point()), next(self.model.parameters(), given[0]))
         dtype = storage_dtype(like)
-        if self.engine == "auto" and (why := select.stock_instead(device, dtype)):
+        if self.choice == "auto" and (why := select.stock_instead(device, dtype)):
             return "" if why == select.XLA else why, None, []
         program = self._program(device, dtype, form, reading)
         self.form = form
@@ -214,25 +205,17 @@ class Fused:
         return self._program(device, dtype, form, self._look())
 
     def _program(self, device: torch.device, dtype: torch.dtype, form: Form, reading: Reading) -> Program:
-        engine, self.why = select.choose(self.engine, device, dtype, self.exact)
+        engine, self.why = select.choose(self.choice, device, dtype, self.exact)
         assert engine is not None
         if (
             engine is select.REFERENCE
-            and self.engine == "auto"
+            and self.choice == "auto"
             and dtype in STORAGE
             and native_build.failed()
         ):
             select.warn_of_reference(self.why)
-        state = (
-            engine,
-            device,
-            form,
-            torch.is_grad_enabled(),
-            torch.is_inference_mode_enabled(),
-            autocast(device.type),
-            reading.trains(),
-            reading.drops(),
-        )
+        modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), autocast(device.type)
+        state = engine, device, form, modes, reading.trains(), reading.drops()
         program = reading.program(state)
         if program is None:
             with self._lock:
@@ -306,41 +289,11 @@ class Fused:
                 self._reading = reading
         return reading
 
-    def _why_stock(self, reading: Reading) -> str:
-        """What an engine would pass over: hooks on what it fuses, and torch.func's transforms."""
-        if nn.modules.module._has_any_global_hook():
-            return "a global module hook is registered"
-        if torch._C._are_functorch_transforms_active():
-            return "a transform of torch.func is active"
-        name = reading.hooked()
-        return f"{name} has a hook" if name else ""
-
-    def _called_by(self) -> nn.Module | None:
-        """The copy of the model by which this was called, if it was one that shares the model's attributes
-        (a DataParallel replica)."""
-        frame = sys._getframe(2)
-        for _ in range(FRAMES):
-            if frame.f_code is CALL:
-                caller = frame.f_locals["self"]
-                return caller if caller is not self.model and vars(caller).get("forward") is self else None
-            if frame.f_back is None:
-                return None
-            frame = frame.f_back
-        return None
-
     def _of_a_copy(self, copy: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not getattr(copy, "_is_replica", False):
-            vars(copy)["forward"] = Fused(copy, self.engine, self.exact, self.check, self.before)
+            vars(copy)["forward"] = Fused(copy, self.choice, self.exact, self.check, self.before)
             return vars(copy)["forward"](*args, **kwargs)
         self._warn(
             "it is a replica of torch.nn.DataParallel, made anew at each call; use DistributedDataParallel"
         )
         return self.own(copy, *args, **kwargs)
-
-
-def _imaginary(tensors: list[Tensor]) -> bool:
-    """Whether tensors have shapes and no contents: on "meta", or fake."""
-    if any(t.is_meta or type(t).__torch_dispatch__ is not Tensor.__torch_dispatch__ for t in tensors):
-        return True
-    fake = torch._C._TorchDispatchModeKey.FAKE
-    return torch._C._len_torch_dispatch_stack() > 0 and torch._C._get_dispatch_mode(fake) is not None

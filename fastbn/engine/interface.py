@@ -1,4 +1,5 @@
-"""The few operations that an engine carries out, and what passes between them and the walk over a region.
+"""The interface of engines: the operations that a walk over a region is made of, what passes between them and
+the walk, and what an engine says of itself.
 
 Activations are logical (N, C, H, W) in channels-last memory; per-channel vectors are (C,) float32 (float64
 when the activations are). `ds` is the gradient after the ReLU's mask, `y` a convolution's raw output, M =
@@ -7,17 +8,16 @@ N·H·W."""
 from __future__ import annotations
 
 import dataclasses
+import enum
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from fastbn.engine.algorithm import Algorithm
 from fastbn.graph.activations import Function
 from fastbn.graph.regions import Conv, Shape
-
-if TYPE_CHECKING:
-    from fastbn.engine.executor import Replays
 
 
 @dataclasses.dataclass(eq=False)
@@ -58,17 +58,17 @@ class Statistics:
 
 
 class ProcessGroup(Protocol):
-    """Processes whose batches BatchNorm takes as one. Each calls these for the same convolutions, in the same
-    order, and waits in them for the others."""
+    """The processes whose batches BatchNorm takes as one. Each calls these for the same convolutions, in the
+    same order, and waits in them for the others."""
 
     def rows(self, own: int) -> int:
-        """M over all of them, where this one's tensors have `own` rows."""
+        """Return M over all of them, where this one's tensors have `own` rows."""
 
     def statistics(self, own: Statistics) -> Statistics:
-        """Of everybody's rows, from those of one's own."""
+        """Return the statistics of everybody's rows, from those of this process's."""
 
     def sums(self, ds: Tensor, product: Tensor) -> tuple[Tensor, Tensor]:
-        """Σ ds and Σ ds·(y − μ) over everybody's rows, from those over one's own; (C,) each."""
+        """Return Σ ds and Σ ds·(y − μ) over everybody's rows, from those over this process's; (C,) each."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +83,8 @@ class NormTarget:
 
 @dataclasses.dataclass(frozen=True)
 class LazyActivation:
-    """z = function(Σ scale·y + shift [+ residual]), not yet formed: whoever reads it first forms it as it
-    loads."""
+    """An activation z = function(Σ scale·y + shift [+ residual]) that is not yet formed: what reads it first
+    forms it as it loads."""
 
     ys: tuple[Tensor, ...]
     norms: tuple[NormVectors, ...]
@@ -94,7 +94,7 @@ class LazyActivation:
 
 @dataclasses.dataclass(frozen=True)
 class Formed:
-    """What forming an activation left behind; each only if it was asked for."""
+    """The results of forming an activation, each only if it was asked for."""
 
     z: Tensor | None
     # of a function after an addition, in the engine's own form: a bit an element where its derivative has two
@@ -111,7 +111,7 @@ Pending = Any  # coefficients, or what an engine will make them from
 
 @dataclasses.dataclass(frozen=True)
 class BackpropPath:
-    """One way by which gradient comes back to a value: convᵀ(dy) with dy = c1·ds + c2·y + c0."""
+    """A way by which gradient comes back to a value: convᵀ(dy) with dy = c1·ds + c2·y + c0."""
 
     conv: Conv
     packed: Any
@@ -122,8 +122,8 @@ class BackpropPath:
 
 @dataclasses.dataclass(frozen=True)
 class Mask:
-    """How a value was made, as far as its gradient needs to know. `saved` is the forward's mask, else it
-    is recomputed from y."""
+    """How a value was made, as far as its gradient depends on it. `saved` is the forward's mask; without one
+    the mask is recomputed from y."""
 
     function: Function
     saved: Any | None
@@ -133,50 +133,8 @@ class Mask:
     group: ProcessGroup | None = None  # as in the forward's target
 
 
-class Engine(Protocol):
-    """What an engine is: these operations on the graph's data, and nothing else."""
-
-    name: str
-    groups: bool  # whether it takes statistics of a group
-    tasks: bool  # whether each sample may be normalised by vectors of a task of its own, in evaluation
-    halves: bool  # whether it takes a BatchNorm without a convolution, and a convolution without a BatchNorm
-    functions: frozenset[str]  # the names of the activation functions that it has
-
-    def supports(self, conv: Conv) -> str | None:
-        """None, or why this convolution must run stock."""
-
-    def takes(self, device: torch.device, dtype: torch.dtype) -> bool:
-        """Whether it carries out activations of this dtype there."""
-
-    def algorithm(self, conv: Conv, size: tuple[int, int] | None = None) -> str:
-        """The name of what carries this convolution out, of images of this (height, width) if it is known."""
-
-    def choices(self, convs: Sequence[Conv], shapes: dict[int, Shape]) -> list[str]:
-        """The names of what carries a region's convolutions out, for values of these shapes: as algorithm()
-        has it, or what makes do with less memory."""
-
-    def mask_bytes(self, channels: int) -> int:
-        """Of one pixel's mask of a bit an element."""
-
-    def forms_first(self, conv: Conv, source: Shape, keeps: bool) -> bool:
-        """Whether z is formed by a pass before this convolution reads it, rather than as it loads. keeps:
-        z or its mask is asked for."""
-
-    def aside(self, conv: Conv, size: tuple[int, int]) -> bool:
-        """Whether its input gradient, of images of this size, is made, and dy for it, before the sum that
-        it goes into."""
-
-    def replays(self) -> Replays:
-        """What keeps a region's walks, so as to carry their like out faster."""
-
-    def pack(
-        self, conv: Conv, weight: Tensor, dtype: torch.dtype, gradients: torch.dtype | None = None,
-        size: tuple[int, int] | None = None,
-        by: str | None = None,
-    ) -> Any:  # fmt: skip
-        """The frozen weight (C, C_in/groups, KH, KW) in the form that this engine multiplies activations of
-        this dtype by, and gradients of that one (the same where it is None), by this algorithm of its own, or
-        by the one for images of this size. Made once."""
+class Operations(Protocol):
+    """The operations on a region's data that a walk is made of."""
 
     def convolve(
         self,
@@ -187,23 +145,85 @@ class Engine(Protocol):
         keep_mask: bool,
         target: NormTarget | None,
     ) -> tuple[Tensor, Formed | None]:
-        """y = conv(source), and what forming the source left behind (None if it was formed already). The
-        target's vectors become μ, r, γ·r and β − μ·γ·r: of y's own statistics, by which the running ones
+        """Return y = conv(source), and what forming the source left behind (None if it was formed already).
+        The target's vectors become μ, r, γ·r and β − μ·γ·r: of y's own statistics, by which the running ones
         move, or of the running ones where it is frozen; at once, or when the engine first reads them. With no
         target y is all: what reads it has its vectors already."""
 
     def ready(self, norm: NormVectors) -> None:
-        """Sees to it that the vectors are written, for a norm that no operation will read."""
+        """Write the vectors of a norm that no operation will read."""
 
     def form(self, activation: LazyActivation, keep_mask: bool) -> Formed:
-        """z of an activation that no convolution reads first."""
+        """Return z of an activation that no convolution reads first."""
 
     def gradient(
         self, paths: list[BackpropPath], added: list[Tensor], mask: Mask | None, shape: Shape
     ) -> tuple[Tensor, list[Pending]]:
-        """The gradient of a value of this shape: Σ convᵀ(dy) + Σ added, masked: ds. For each of the mask's ys
-        its coefficients, to be handed to a path or to settle(); its dγ and dβ are written then at the latest.
-        With no mask it is the plain sum (a region's input)."""
+        """Return the gradient of a value of this shape: Σ convᵀ(dy) + Σ added, masked: ds. For each of the
+        mask's ys its coefficients, to be handed to a path or to settle(); its dγ and dβ are written then at
+        the latest. With no mask it is the plain sum (a region's input)."""
 
     def settle(self, coefficients: Pending) -> Coefficients:
-        """Coefficients that no path takes, made."""
+        """Make coefficients that no path takes."""
+
+
+class Memory(Protocol):
+    """Where the tensors of a workspace come from; they have shapes and lifetimes, and no contents."""
+
+    def activation(self, shape: Shape) -> Any:
+        """Return a tensor of the forward's dtype."""
+
+    def gradient(self, shape: Shape) -> Any:
+        """Return a tensor of the backward's dtype."""
+
+    def mask(self, shape: Shape, pixel: int) -> Any:
+        """Return a mask of so many bytes a pixel of a value of this shape."""
+
+    def operate(self, *operands: Any) -> None:
+        """Begin the next operation, which reads these: tensors, lazy activations, or None."""
+
+
+class Execution(enum.Enum):
+    """How the like of a walk that has been seen may be carried out faster."""
+
+    EAGER = "walked each time"
+    CUDA_GRAPH = "replayed as a CUDA graph"
+    PROGRAM = "played as a list of the native library's calls"
+
+
+class Engine(Operations, Protocol):
+    """The operations, and what carries them out: which convolutions, by which algorithms, in how much
+    memory."""
+
+    name: str
+    groups: bool  # whether it takes statistics of a group
+    tasks: bool  # whether each sample may be normalised by vectors of a task of its own, in evaluation
+    halves: bool  # whether it takes a BatchNorm without a convolution, and a convolution without a BatchNorm
+    functions: frozenset[str]  # the names of the activation functions that it has
+    execution: Execution
+
+    def supports(self, conv: Conv) -> str | None:
+        """Return None, or why this convolution must run stock."""
+
+    def takes(self, device: torch.device, dtype: torch.dtype) -> bool:
+        """Return whether it carries out activations of this dtype there."""
+
+    def algorithm(self, conv: Conv, size: tuple[int, int] | None = None) -> Algorithm:
+        """Return what carries this convolution out, of images of this (height, width) if it is known."""
+
+    def choices(self, convs: Sequence[Conv], shapes: dict[int, Shape]) -> list[Algorithm]:
+        """Return what carries a region's convolutions out, for values of these shapes: as algorithm() has it,
+        or what makes do with less memory."""
+
+    def workspace(self, memory: Memory) -> Operations:
+        """Return its operations as allocations alone: what each returns, and what it takes beside that while
+        it runs."""
+
+    def pack(
+        self, conv: Conv, weight: Tensor, dtype: torch.dtype, gradients: torch.dtype | None = None,
+        size: tuple[int, int] | None = None,
+        by: Algorithm | None = None,
+    ) -> Any:  # fmt: skip
+        """Return the frozen weight (C, C_in/groups, KH, KW) in the form that this engine multiplies
+        activations of this dtype by, and gradients of that one (the same where it is None), by this algorithm
+        of its own, or by the one for images of this size. Made once."""

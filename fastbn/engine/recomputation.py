@@ -7,12 +7,9 @@ the work grows by at most one forward's convolutions."""
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
 
 from fastbn.graph.regions import Region, Shape
 
@@ -24,24 +21,6 @@ class Recompute:
 
     segment: int
     kept: int = 0
-
-
-_POLICY: contextvars.ContextVar[Recompute | None] = contextvars.ContextVar("recompute", default=None)
-
-
-@contextlib.contextmanager
-def recomputing(policy: Recompute | None) -> Iterator[None]:
-    """Inside, forwards save as the policy says. Results and gradients keep their bits."""
-    token = _POLICY.set(policy)
-    try:
-        yield
-    finally:
-        _POLICY.reset(token)
-
-
-def policy() -> Recompute | None:
-    """The policy that forwards now follow."""
-    return _POLICY.get()
 
 
 def spans(region: Region, shapes: dict[int, Shape], itemsize: int, policy: Recompute) -> tuple[range, ...]:

@@ -3,41 +3,29 @@ that it can't take."""
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from fastbn.engine import batchnorm, recomputation, walk
+from fastbn.engine.context import current
+from fastbn.engine.executor import Eager, Executor
 from fastbn.engine.function import RegionFunction
-from fastbn.engine.interface import Engine, NormTarget, NormVectors, ProcessGroup
+from fastbn.engine.interface import Engine, Execution, NormTarget, NormVectors, ProcessGroup
 from fastbn.engine.module_state import ModuleState
+from fastbn.engine.native.program import Programs
+from fastbn.engine.triton.cuda_graphs import CudaGraphs
 from fastbn.engine.weight_cache import Packing, WeightCache
 from fastbn.errors import UsageError
 from fastbn.graph.regions import Region, Shape, Unfit
 
-_MIXED: contextvars.ContextVar[torch.dtype | None] = contextvars.ContextVar("mixed", default=None)
-_GROUP: contextvars.ContextVar[ProcessGroup | None] = contextvars.ContextVar("group", default=None)
-
-
-@contextlib.contextmanager
-def synchronised(group: ProcessGroup | None) -> Iterator[None]:
-    """Inside, BatchNorms that take the batch's statistics take those of the group's batches. What would run
-    stock, by this process's statistics alone, raises UsageError instead."""
-    token = _GROUP.set(group)
-    try:
-        yield
-    finally:
-        _GROUP.reset(token)
-
 
 def refuse_stock(why: str, norms: Iterable[nn.Module]) -> None:
-    """Raises UsageError where BatchNorms that should take a group's statistics would run stock."""
-    if _GROUP.get() is not None and any(
+    """Raise UsageError where BatchNorms that should take a group's statistics would run stock."""
+    if current().group is not None and any(
         isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in norms
     ):
         raise UsageError(
@@ -46,17 +34,11 @@ def refuse_stock(why: str, norms: Iterable[nn.Module]) -> None:
         )
 
 
-@contextlib.contextmanager
-def mixed(gradients: torch.dtype = torch.bfloat16) -> Iterator[None]:
-    """Inside, regions store activations in float16, which BatchNorm keeps in range, and gradients in
-    bfloat16, which needs no loss
-    scaling: no product mixes the two where weights are frozen. What goes in and comes out is float32. The
-    Triton engine's alone."""
-    token = _MIXED.set(gradients)
-    try:
-        yield
-    finally:
-        _MIXED.reset(token)
+def executor_of(engine: Any) -> Executor:
+    """Return what carries a region's walks out by this engine."""
+    if engine.execution is Execution.PROGRAM:
+        return Programs(engine)
+    return CudaGraphs() if engine.execution is Execution.CUDA_GRAPH else Eager()
 
 
 class FusedRegion(nn.Module):
@@ -83,7 +65,7 @@ class FusedRegion(nn.Module):
         self._lives: dict[tuple[tuple[bool, ...], tuple[bool, ...]], frozenset[int]] = {}
         self._segments: dict[Any, tuple[range, ...]] = {}
         self._warned: set[str] = set()
-        self._replays = engine.replays()
+        self.executor = executor_of(engine)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         self._held.look()
@@ -101,7 +83,7 @@ class FusedRegion(nn.Module):
         return self._walked(inputs, shapes)
 
     def served(self, inputs: tuple[Tensor, ...], tasks: Tensor, vectors: Tensor) -> tuple[Tensor, ...]:
-        """The outputs in evaluation, each sample's normalised by its own task.
+        """Return the outputs in evaluation, each sample's normalised by its own task.
 
         tasks: (N,) int32. vectors: (4, T, channels), every task's as `eval_vectors` makes them. No BatchNorm
         takes the batch's statistics. Raises Unfit where the engine has no such operation."""
@@ -127,14 +109,15 @@ class FusedRegion(nn.Module):
     def _walked(
         self, inputs: tuple[Tensor, ...], shapes: dict[int, Shape], tasks: Sequence[Tensor] = ()
     ) -> tuple[Tensor, ...]:
+        context = current()
         device, dtype = inputs[0].device.type, storage_dtype(inputs[0])
         is_mixed = _mixes(inputs[0])
-        gradients = _MIXED.get() or dtype if is_mixed else dtype
+        gradients = context.gradients or dtype if is_mixed else dtype
         plain = all(x.is_contiguous() for x in inputs)  # what comes in NCHW goes out NCHW, as stock does
         # Triton launches on the current device
         with torch.autocast(device, enabled=False), torch.cuda.device_of(inputs[0]):
             cast = [x.to(dtype).contiguous(memory_format=torch.channels_last) for x in inputs]
-            frozen, group = self._held.frozen(), _GROUP.get()
+            frozen = self._held.frozen()
             packed = self._packing(frozen, dtype, gradients, shapes)
             call = walk.Call(
                 self.region,
@@ -144,19 +127,19 @@ class FusedRegion(nn.Module):
                 shapes,
                 frozenset(),
                 gradients,
-                group=group,
+                group=context.group,
                 held=self._held,
                 by_task=bool(tasks),
             )
             if torch.is_grad_enabled() and not tasks:
                 call.live = self._live(cast)
-                if (policy := recomputation.policy()) is not None:
-                    call.again = self._spans(shapes, dtype.itemsize, policy)
+                if context.recompute is not None:
+                    call.again = self._spans(shapes, dtype.itemsize, context.recompute)
             if call.live.isdisjoint(self.region.outputs):
                 with torch.no_grad():
-                    outputs = tuple(self._replays.forward(call, [*cast, *tasks]).outputs)
+                    outputs = tuple(self.executor.forward(call, [*cast, *tasks]).outputs)
             else:
-                outputs = RegionFunction.apply(self._replays.forward, call, frozen, *cast, *self._held.affine)
+                outputs = RegionFunction.apply(self.executor.forward, call, frozen, *cast, *self._held.affine)
             if is_mixed:
                 outputs = tuple(z.float() for z in outputs)
             return tuple(z.contiguous() for z in outputs) if plain else outputs
@@ -170,7 +153,7 @@ class FusedRegion(nn.Module):
         return self._segments[key]
 
     def _check(self, inputs: tuple[Tensor, ...]) -> dict[int, Shape]:
-        """Every value's shape; raises Unfit if this call is not one for the walk."""
+        """Return every value's shape; raise Unfit if this call is not one for the walk."""
         for x in inputs:
             if not isinstance(x, Tensor):
                 raise Unfit(f"an input is {x!r}, not a tensor")
@@ -190,7 +173,7 @@ class FusedRegion(nn.Module):
                 found,
                 any(n * h * w == 1 for join in self.region.joins for n, _, h, w in [found[join.value]]),
             )
-        (shapes, single), group = self._shapes[given], _GROUP.get()
+        (shapes, single), group = self._shapes[given], current().group
         if group is not None and not self.engine.groups:
             raise UsageError(
                 f"--sync-bn: the {self.engine.name} engine has none; use --engine reference or native, or "
@@ -201,7 +184,7 @@ class FusedRegion(nn.Module):
         return shapes
 
     def _check_modules(self) -> None:
-        """Raises Unfit where a module's shape is not what was read."""
+        """Raise Unfit where a module's shape is not what was read."""
         found = self._held.sizes()
         if found != self._own:
             own = zip(self.region.convs, *found, *self._own, strict=True)
@@ -209,7 +192,7 @@ class FusedRegion(nn.Module):
             raise Unfit(f"{conv.name} or {conv.norm} has another shape than it says")
 
     def _refuse_single(self, shapes: dict[int, Shape], group: ProcessGroup | None) -> None:
-        """Raises Unfit where a BatchNorm would take the statistics of one value a channel, as stock
+        """Raise Unfit where a BatchNorm would take the statistics of one value a channel, as stock
         refuses to."""
         pairs = iter(self.pairs)
         for join in self.region.joins:
@@ -221,7 +204,7 @@ class FusedRegion(nn.Module):
                 raise Unfit(f"{join.convs[0].norm} has one value per channel")
 
     def _live(self, inputs: list[Tensor]) -> frozenset[int]:
-        """The values that a gradient passes."""
+        """Return the values that a gradient passes."""
         wanted = tuple([x.requires_grad for x in inputs])
         asking = tuple([t is not None and t.requires_grad for t in self._held.affine])
         if (wanted, asking) not in self._lives:
@@ -231,7 +214,7 @@ class FusedRegion(nn.Module):
 
 
 def storage_dtype(x: Tensor) -> torch.dtype:
-    """What activations are stored in: autocast's dtype, else the input's."""
+    """Return what activations are stored in: autocast's dtype, else the input's."""
     if _mixes(x):
         return torch.float16
     device = x.device.type
@@ -241,4 +224,4 @@ def storage_dtype(x: Tensor) -> torch.dtype:
 
 
 def _mixes(x: Tensor) -> bool:
-    return _MIXED.get() is not None and x.dtype != torch.float64
+    return current().gradients is not None and x.dtype != torch.float64

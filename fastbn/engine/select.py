@@ -12,7 +12,7 @@ from fastbn.choices import ENGINES, one_of
 from fastbn.engine.interface import Engine
 from fastbn.engine.native import build
 from fastbn.engine.native.engine import STORAGE, Native
-from fastbn.engine.reference import Reference
+from fastbn.engine.reference.engine import Reference
 from fastbn.errors import MachineError
 
 REFERENCE = Reference()
@@ -22,9 +22,11 @@ XLA = "XLA compiles a step of the model's own forward whole"
 OLDEST = 80  # compute capability × 10: what the kernels' matrix instructions need
 
 
-def check(name: str) -> str:
-    """The name, if it is an engine's; raises UsageError otherwise and MachineError for one that cannot run
-    here."""
+def check(name: str | Engine) -> str | Engine:
+    """Return the name, if it is an engine's, or the engine; raise UsageError otherwise and MachineError for
+    one that cannot run here."""
+    if not isinstance(name, str):
+        return name
     if one_of("engine", name, ENGINES) == "triton" and not (_interpreted() or torch.cuda.is_available()):
         raise MachineError(
             "engine 'triton' was asked for, but PyTorch finds no CUDA device here; ask for 'auto', 'native' "
@@ -35,13 +37,15 @@ def check(name: str) -> str:
 
 
 def choose(
-    name: str, device: torch.device, dtype: torch.dtype, exact: bool = False
+    name: str | Engine, device: torch.device, dtype: torch.dtype, exact: bool = False
 ) -> tuple[Engine | None, str]:
-    """The engine for activations of this device and dtype (None is stock: the model's own forward by
-    autograd), and why.
+    """Return the engine for activations of this device and dtype (None is stock: the model's own forward by
+    autograd), and why. One that was handed in is itself.
 
     exact: no algorithm that rounds more than the plain sum does.
     """
+    if not isinstance(name, str):
+        return name, "handed in"
     if check(name) == "stock":
         return None, "asked for"
     if name == "reference":

@@ -1,4 +1,4 @@
-"""The walk over a region, forward and backward: the same for every engine, which carries out each step.
+"""The walk over a region, forward and backward: the same for every engine, whose operations it calls.
 
 Joins in `Call.again` leave nothing behind but their vectors and what enters their span from outside: the
 backward runs the span's convolutions a second time, by the same launches, normalised by the same μ and r, and
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from fastbn.engine import batchnorm
 from fastbn.engine.interface import (
     BackpropPath,
-    Engine,
     LazyActivation,
     Mask,
     NormTarget,
     NormVectors,
+    Operations,
     ProcessGroup,
 )
 from fastbn.engine.module_state import ModuleState
@@ -31,29 +31,27 @@ SavedPart = tuple[int, str]  # what is saved: a value and which part of it: "ys"
 
 @dataclasses.dataclass
 class Call:
-    """One call of a region: its data, the modules' present state, and what its forward leaves for its
+    """A call of a region: its data, the modules' present state, and what its forward leaves for its
     backward."""
 
     region: Region
-    engine: Engine
+    operations: Operations
     modules: list[tuple[nn.Conv2d, nn.BatchNorm2d]]  # as region.convs
     packed: list[Any]
     shapes: dict[int, Shape]
     live: frozenset[int]  # the values through which gradient flows
     gradients: torch.dtype  # what they are stored in
     again: tuple[range, ...] = ()  # spans of joins that the backward computes a second time
-    # by convolution: statistics of the batch or frozen
-    batch: list[bool] = dataclasses.field(default_factory=list)
+    batch: list[bool] = dataclasses.field(default_factory=list)  # by convolution: the batch's statistics
     parts: list[SavedPart] = dataclasses.field(default_factory=list)  # what the forward saved, in order
     group: ProcessGroup | None = None  # whose batches BatchNorm takes as one
     held: ModuleState | None = None  # the modules as they were read for this call
-    # whether two more inputs follow the region's, in evaluation: each sample's task, (N,) int32, and every
-    # task's vectors, (4, T, channels)
+    # in evaluation, with two more inputs: samples' tasks (N,) int32, and the tasks' vectors (4, T, channels)
     by_task: bool = False
 
 
 def live_values(region: Region, inputs: list[bool], trains: list[bool]) -> frozenset[int]:
-    """The values that a gradient passes: those behind an input, or a BatchNorm, that asks for one."""
+    """Return the values that a gradient passes: those behind an input, or a BatchNorm, that asks for one."""
     live = {value for value, wanted in enumerate(inputs) if wanted}
     uses = region.uses()
     trained = iter(trains)
@@ -65,8 +63,8 @@ def live_values(region: Region, inputs: list[bool], trains: list[bool]) -> froze
 
 
 def saved_parts(call: Call) -> list[SavedPart]:
-    """What the forward saves, in order: raw outputs and masks of live joins; of a span that is run again the
-    values that enter it, and the masks of values that nothing in it forms."""
+    """Return what the forward saves, in order: raw outputs and masks of live joins; of a span that is run
+    again the values that enter it, and the masks of values that nothing in it forms."""
     region = call.region
     parts: dict[SavedPart, None] = {}
     made: set[int] = set()
@@ -96,7 +94,7 @@ def _read(region: Region, span: range) -> set[int]:
 
 
 class _Forward:
-    """Carries out joins in order. What is asked for of `parts` is found in `saved` afterwards."""
+    """Runs joins in order. What is asked for in `parts` is in `saved` afterwards."""
 
     def __init__(
         self,
@@ -118,9 +116,9 @@ class _Forward:
             self._formed(value, z, None)
 
     def run(self, joins: Iterable[Join], uses: dict[int, int], statistics: bool) -> None:
-        """uses: how often each value is still to be read, by the joins and elsewhere. Without `statistics`
-        the vectors are there already, and the running ones stay as they are."""
-        engine = self._call.engine
+        """Run the joins. uses: how often each value is still to be read, by the joins and elsewhere. Without
+        `statistics` the vectors are there already, and the running ones stay as they are."""
+        operations = self._call.operations
         for join in joins:
             ys, ready = [], []
             for conv in join.convs:
@@ -132,7 +130,7 @@ class _Forward:
                 uses[conv.source] -= 1
                 source = self.values[conv.source]
                 keep_z = not conv.copies and (uses[conv.source] > 0 or (conv.source, "z") in self._wanted)
-                y, left = engine.convolve(
+                y, left = operations.convolve(
                     conv, packed, source, keep_z, self._keeps_mask(conv.source, source), target
                 )
                 if left is not None:
@@ -151,14 +149,14 @@ class _Forward:
             self.values[join.value] = LazyActivation(tuple(ys), tuple(ready), residual, join.function)
             if statistics and uses[join.value] == 0:
                 for norm in ready:
-                    engine.ready(norm)
+                    operations.ready(norm)
 
     def form(self, value: int) -> Tensor:
         activation = self.values[value]
         if isinstance(activation, LazyActivation) and self._is_raw(value):
             self._formed(value, activation.ys[0], None)
         elif isinstance(activation, LazyActivation):
-            result = self._call.engine.form(activation, self._keeps_mask(value, activation))
+            result = self._call.operations.form(activation, self._keeps_mask(value, activation))
             self._formed(value, result.z, result.mask)
         z = self.values[value]
         assert not isinstance(z, LazyActivation)
@@ -167,12 +165,8 @@ class _Forward:
     def _is_raw(self, value: int) -> bool:
         """Whether a value is a convolution's raw output itself, which no backward reads."""
         join = self._joins[value]
-        return (
-            join.linear
-            and join.residual is None
-            and len(join.convs) == 1
-            and self._convs[join.convs[0]][0][0].bias is None
-        )
+        alone = join.linear and join.residual is None and len(join.convs) == 1
+        return alone and self._convs[join.convs[0]][0][0].bias is None
 
     def _keeps_mask(self, value: int, source: Tensor | LazyActivation) -> bool:
         return isinstance(source, LazyActivation) and (value, "mask") in self._wanted
@@ -191,7 +185,7 @@ class _Forward:
 
 
 def forward(call: Call, inputs: list[Tensor]) -> tuple[list[Tensor], Tensor, list[Tensor]]:
-    """The region's outputs; every BatchNorm's vectors (4, channels); and what the backward reads:
+    """Return the region's outputs; every BatchNorm's vectors (4, channels); and what the backward reads:
     `saved_parts`, flat. Running statistics are committed."""
     region = call.region
     if call.by_task:
@@ -218,7 +212,7 @@ def _by_task(
 
 @dataclasses.dataclass(frozen=True)
 class RegionGradients:
-    """What a backward found."""
+    """The results of a backward."""
 
     inputs: dict[int, Tensor]  # the gradients of the region's live inputs
     affine: Tensor  # (2, channels), fresh: every dγ and dβ; unwritten where no gradient came
@@ -228,8 +222,8 @@ class RegionGradients:
 def backward(
     call: Call, gradients: list[Tensor | None], vectors: Tensor, saved: list[Tensor]
 ) -> RegionGradients:
-    """The walk back. Empties `saved`: a join's tensors go as soon as the walk is past it."""
-    region, engine = call.region, call.engine
+    """Walk back. Empties `saved`: a join's tensors go as soon as the walk is past it."""
+    region, operations = call.region, call.operations
     flat = torch.empty_like(vectors[:2])
     reached: set[Conv] = set()
     kept = _kept(call, saved)
@@ -254,26 +248,25 @@ def backward(
         coefficients: list[Any] = [(norm.scale, None, None) for norm in ready]
         if not join.linear:
             made = Mask(join.function, mask, tuple(ys), ready, own, call.group)
-            ds, coefficients = engine.gradient(back, terms, made, call.shapes[join.value])
+            ds, coefficients = operations.gradient(back, terms, made, call.shapes[join.value])
         elif back or len(terms) > 1:
-            ds, _ = engine.gradient(back, terms, None, call.shapes[join.value])
+            ds, _ = operations.gradient(back, terms, None, call.shapes[join.value])
         else:
             ds = terms[0]
         del back, terms
         reached.update(join.convs)
-        for conv, y, c in zip(
-            join.convs, [ds] * len(join.convs) if join.linear else ys, coefficients, strict=True
-        ):
+        raw = [ds] * len(join.convs) if join.linear else ys
+        for conv, y, c in zip(join.convs, raw, coefficients, strict=True):
             if conv.source in call.live:
                 paths.setdefault(conv.source, []).append(BackpropPath(conv, packed[conv][0], ds, y, c))
             else:
-                engine.settle(c)
+                operations.settle(c)
         if join.residual is not None and join.residual in call.live:
             added.setdefault(join.residual, []).append(ds)
     found = {}
     for value in range(region.inputs):
         if value in call.live and (value in paths or value in added):
-            found[value], _ = engine.gradient(
+            found[value], _ = operations.gradient(
                 paths.pop(value, []), added.pop(value, []), None, call.shapes[value]
             )
     return RegionGradients(found, flat, frozenset(reached))
@@ -282,7 +275,7 @@ def backward(
 def _again(
     call: Call, span: range, vectors: Tensor, kept: dict[SavedPart, list[Tensor]]
 ) -> dict[SavedPart, list[Tensor]]:
-    """The raw outputs of a span's live joins, and the masks that the forward did not save."""
+    """Return the raw outputs of a span's live joins, and the masks that the forward did not save."""
     region = call.region
     made, read = _made(region, span), _read(region, span)
     values: dict[int, Tensor | LazyActivation] = {value: kept[value, "z"][0] for value in read - made}
@@ -299,7 +292,7 @@ def _again(
 
 
 def _kept(call: Call, saved: list[Tensor]) -> dict[SavedPart, list[Tensor]]:
-    """The saved list by part."""
+    """Return the saved list by part."""
     convs = {join.value: len(join.convs) for join in call.region.joins}
     rest = iter(saved)
     return {

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastbn.engine.algorithm import Algorithm
 from fastbn.engine.interface import Engine
 from fastbn.engine.module_state import FrozenWeights, Pairs
 from fastbn.graph.regions import Conv, Region, Shape
@@ -15,7 +16,7 @@ from fastbn.graph.regions import Conv, Region, Shape
 # By convolution, the dtypes of activations and gradients, and the algorithm: the weight's address and
 # version, an alias of it, and the weight as the engine packed it. A model's regions share them, in training
 # and in evaluation.
-WeightCache = dict[tuple[nn.Conv2d, torch.dtype, torch.dtype, str], tuple[tuple[int, int], Tensor, Any]]
+WeightCache = dict[tuple[nn.Conv2d, torch.dtype, torch.dtype, Algorithm], tuple[tuple[int, int], Tensor, Any]]
 
 
 class Packing:
@@ -23,7 +24,7 @@ class Packing:
 
     def __init__(self, region: Region, engine: Engine, pairs: Pairs, packs: WeightCache):
         self._region, self._engine, self._pairs, self._packs = region, engine, pairs, packs
-        self._choices: dict[tuple[Shape, ...], list[str]] = {}
+        self._choices: dict[tuple[Shape, ...], list[Algorithm]] = {}
         self._last: tuple[Any, list[Any]] = None, []  # what was asked for, and found
 
     def __call__(
@@ -48,7 +49,7 @@ class Packing:
 
     def _one(
         self, conv: Conv, module: nn.Conv2d, weight: Tensor, key: tuple[int, int], dtype: torch.dtype,
-        gradients: torch.dtype, size: tuple[int, int], by: str,
+        gradients: torch.dtype, size: tuple[int, int], by: Algorithm,
     ) -> Any:  # fmt: skip
         place = module, dtype, gradients, by
         found = self._packs.get(place)

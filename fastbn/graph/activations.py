@@ -1,8 +1,8 @@
 """The activation functions that a join may end with, each by its name.
 
-To add one: a row here, its formulas in pointwise.py (the reference engine) and in kernels/cpu/activation.h
-(the native one), and a case in tests/graph/test_activations.py. An engine that lacks one says so, and the
-region ends before it."""
+To add one: a row here, its formulas in pointwise.py (the reference engine) and in kernels/cpu (the native
+one: a value of Function in structs.h, its formulas in rows/activation.h), and a case in
+tests/graph/test_activations.py. An engine that lacks one says so, and the region ends before it."""
 
 from __future__ import annotations
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from torch import fx, nn
 
-from fastbn.graph.match import FusedUnit, may_view, mutates
+from fastbn.graph.aliasing import may_view, mutates
+from fastbn.graph.match import FusedUnit
 
 After = dict[fx.Node, list[fx.Node]]  # by node: earlier nodes that it must follow
 DRAWS = (

@@ -16,47 +16,10 @@ from torch import fx, nn
 
 from fastbn.graph import activations, behaviour
 from fastbn.graph.activations import IDENTITY, Function
+from fastbn.graph.aliasing import mutated, mutates
 from fastbn.graph.passing import look_through
 
 ADDITIONS = {operator.add, operator.iadd, torch.add}
-VIEWS = {
-    "view",
-    "view_as",
-    "reshape",
-    "flatten",
-    "unflatten",
-    "permute",
-    "transpose",
-    "movedim",
-    "squeeze",
-    "unsqueeze",
-    "expand",
-}
-VIEWS |= {"narrow", "select", "chunk", "split", "unbind", "getitem", "contiguous", "to", "detach", "dropout"}
-VIEWS |= {
-    "getattr",
-    "float",
-    "double",
-    "half",
-    "bfloat16",
-    "type",
-    "type_as",
-    "cpu",
-    "cuda",
-    "t",
-    "diagonal",
-    "swapaxes",
-    "expand_as",
-}
-IN_PLACE = {
-    operator.iadd,
-    operator.isub,
-    operator.imul,
-    operator.itruediv,
-    operator.ifloordiv,
-    operator.imod,
-    operator.ipow,
-}
 
 
 @dataclasses.dataclass
@@ -105,7 +68,7 @@ def match(
     halves: match also a BatchNorm that reads no convolution, where one reads it (pre-activation), and a
     convolution that no BatchNorm reads, behind what is matched."""
     look_through(graph, modules)
-    barred = _mutated(graph, modules)
+    barred = mutated(graph, modules)
     heads = _Heads()
     refused: dict[str, str] = {}
     bare: list[fx.Node] = []
@@ -311,39 +274,3 @@ def _operands(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
         return None
     first, second = node.args
     return (first, second) if isinstance(first, fx.Node) and isinstance(second, fx.Node) else None
-
-
-def mutates(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    """Whether a node changes its first argument in place."""
-    if node.op == "call_module":
-        return bool(getattr(modules[str(node.target)], "inplace", False))
-    if node.op == "call_method":
-        return str(node.target).endswith("_") and not str(node.target).endswith("__")
-    name = getattr(node.target, "__name__", "")
-    return node.op == "call_function" and (
-        node.target in IN_PLACE or name.endswith("_") or bool(node.kwargs.get("inplace"))
-    )
-
-
-def _mutated(graph: fx.Graph, modules: dict[str, nn.Module]) -> set[fx.Node]:
-    """Values changed in place while something else reads them too: fusing across the change could reorder
-    the two."""
-    found = set()
-    for node in graph.nodes:
-        if mutates(node, modules):
-            target = node.args[0] if node.args else None
-            while isinstance(target, fx.Node):
-                if len(target.users) > 1:
-                    found.add(target)
-                target = target.args[0] if may_view(target, modules) and target.args else None
-    return found
-
-
-def may_view(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    """Whether a node's value may share its first argument's memory."""
-    if node.op == "call_module":
-        return isinstance(
-            modules[str(node.target)], (nn.Identity, nn.Flatten, nn.Unflatten, nn.modules.dropout._DropoutNd)
-        )
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return node.op in ("call_function", "call_method") and (name in VIEWS or mutates(node, modules))

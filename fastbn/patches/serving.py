@@ -10,8 +10,8 @@ from torch.utils import _pytree as pytree
 
 from fastbn.engine.batchnorm import uses_batch
 from fastbn.engine.fuse import Fused, fused_forward
+from fastbn.engine.program.served import Apart, ServedProgram, TaskBatch
 from fastbn.engine.region import FusedRegion
-from fastbn.engine.served import Apart, ServedProgram, TaskBatch
 from fastbn.errors import UsageError
 
 if TYPE_CHECKING:

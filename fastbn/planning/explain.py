@@ -9,9 +9,9 @@ import torch
 from torch import fx, nn
 
 from fastbn.engine import select
+from fastbn.engine.algorithm import Algorithm
 from fastbn.engine.fuse import Fused, fused_forward
 from fastbn.engine.interface import Engine
-from fastbn.engine.native.algorithms import NAMES, RAW
 from fastbn.engine.region import FusedRegion
 from fastbn.graph.regions import Graph, Region
 from fastbn.planning.step_memory import NetworkMemory
@@ -20,9 +20,8 @@ NAMED = 3  # so many of a kind are named where not all are asked for
 # where no image is given, the sides of those that multiplications are counted for: the first that can be read
 LARGE, SMALL = 224, 32
 TRADED = {
-    NAMES[
-        RAW
-    ]: ": at this batch copies of their weights would outweigh the activations; slower, for less memory"
+    Algorithm.RAW.value: ": at this batch copies of their weights would outweigh the activations; "
+    "slower, for less memory"
 }
 
 
@@ -137,11 +136,14 @@ def explain(
     like = next(iter(model.parameters()), torch.empty(0))
     program = fused.latest(like.device, like.dtype)
     graph = program.graph
-    engine, why = select.choose(fused.engine, like.device, like.dtype, fused.exact)
+    engine, why = select.choose(fused.choice, like.device, like.dtype, fused.exact)
     assert engine is not None  # fuse(model, "stock") leaves no fused forward behind
     if image is None or program.module is None:
         algorithms = collections.Counter(
-            engine.algorithm(conv) for region in graph.regions for conv in region.convs if not conv.copies
+            engine.algorithm(conv).value
+            for region in graph.regions
+            for conv in region.convs
+            if not conv.copies
         )
         products = None if program.module is None else _products(model, engine, program.module)
     else:
@@ -149,9 +151,9 @@ def explain(
         products = network.multiplications((1, *image))
         own = network.shapes((batch, *image))
         algorithms = collections.Counter(
-            name
+            algorithm.value
             for region, shapes in own
-            for conv, name in zip(region.convs, engine.choices(region.convs, shapes), strict=True)
+            for conv, algorithm in zip(region.convs, engine.choices(region.convs, shapes), strict=True)
             if not conv.copies
         )
     inside = sum(not conv.copies for region in graph.regions for conv in region.convs)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from fastbn.engine import select
-from fastbn.engine.region import mixed
+from fastbn.engine.context import mixed
 from fastbn.engine.triton import step_kernels, tf32
 from fastbn.errors import MachineError
 

@@ -1,4 +1,4 @@
-"""The least time that a step can take on a device of known speeds.
+"""The time that a step can't be done under, on a device of known speeds.
 
     seconds ≥ Σ over launches of max(bytes / bytes_per_second, FLOPs / flops_per_second) + launch
 
@@ -17,21 +17,15 @@ import torch
 from fastbn.engine.interface import Engine
 from fastbn.graph.regions import Region, Shape
 from fastbn.planning import traffic
+from fastbn.planning.cost import Cost
+from fastbn.planning.cost import roofline as least_seconds
 from fastbn.planning.data_sheets import Device
 
 if TYPE_CHECKING:
     from fastbn.planning.plan import Plan, Planner
 
-PRODUCTS = {  # for each of the convolution's own
-    "Winograd F(2×2, 3×3)": 4 / 9,
-    "Winograd F(4×4, 3×3)": 1 / 4,
-    "rolling rows": 4 / 3,
-}
 
-
-def costs(
-    region: Region, shapes: dict[int, Shape], dtypes: tuple[torch.dtype, torch.dtype]
-) -> list[traffic.Cost]:
+def costs(region: Region, shapes: dict[int, Shape], dtypes: tuple[torch.dtype, torch.dtype]) -> list[Cost]:
     """Return the costs of a forward and a backward, launch by launch."""
     case = traffic.TrafficCase(
         region, tuple(shapes[i] for i in range(region.inputs)), dtypes[0].itemsize, dtypes[1].itemsize
@@ -41,20 +35,20 @@ def costs(
 
 
 def seconds(planner: Planner, plan: Plan, precision: str, device: Device) -> float:
-    """Return the least seconds of a step by this plan."""
+    """Of a step by this plan."""
     rate, found = device.flops_per_second[precision], 0.0
     for region, shapes in planner.regions(plan.bn_batch):
         share, own = products(region, shapes, planner.network.engine), 0.0
         for cost in costs(region, shapes, planner.dtypes):
             own += cost.flops * share / rate
             made = dataclasses.replace(cost, flops=int(cost.flops * share))
-            found += traffic.roofline(made, device.bytes_per_second, rate) + device.launch * cost.launches
+            found += least_seconds(made, device.bytes_per_second, rate) + device.launch * cost.launches
         found += plan.again * own
     return found * plan.batch / plan.bn_batch
 
 
 def line(planner: Planner, plan: Plan, precision: str, device: Device) -> str:
-    """Return the line that --explain prints of it."""
+    """What --explain says of it."""
     least = seconds(planner, plan, precision, device)
     return (
         f"at least {least * 1e3:,.{0 if least > 0.1 else 2}f} ms a step, at most {plan.batch / least:,.0f} "
@@ -64,11 +58,11 @@ def line(planner: Planner, plan: Plan, precision: str, device: Device) -> str:
 
 
 def products(region: Region, shapes: dict[int, Shape], engine: Engine) -> float:
-    """Return the products made for each of the convolutions' own, on average."""
+    """Products made for each of the convolutions' own, on average."""
     own = made = 0.0
     for join in region.joins:
         for conv in join.convs:
             each = math.prod(conv.weight_shape) * math.prod(shapes[join.value][2:])
             own += each
-            made += each * PRODUCTS.get(engine.algorithm(conv, shapes[conv.source][2:]), 1.0)
+            made += each * engine.algorithm(conv, shapes[conv.source][2:]).products
     return made / own if own else 1.0

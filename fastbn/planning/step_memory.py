@@ -23,9 +23,9 @@ from torch.utils._pytree import tree_leaves
 
 from fastbn.engine import recomputation
 from fastbn.engine.fuse import Fused
-from fastbn.engine.fused_program import read
 from fastbn.engine.interface import Engine
 from fastbn.engine.logits import logits_of
+from fastbn.engine.program.build import read
 from fastbn.engine.region import FusedRegion
 from fastbn.engine.select import choose
 from fastbn.graph.regions import Conv, Region, Shape
@@ -98,7 +98,7 @@ class NetworkMemory:
         """Return a fused model's own, for activations of this dtype on the device where it is."""
         device = next(model.parameters()).device
         _, program = fused.program(device, dtype)
-        engine, _ = choose(fused.engine, device, dtype, fused.exact)
+        engine, _ = choose(fused.choice, device, dtype, fused.exact)
         assert engine is not None
         return NetworkMemory(model, engine, program)
 

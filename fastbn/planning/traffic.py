@@ -1,5 +1,5 @@
-"""A region's cost from its graph alone: bytes moved, FLOPs, launches and bytes saved, of the fused plan and
-of stock's.
+"""The cost of a region from its graph alone: bytes moved, FLOPs, launches and bytes saved, of the fused plan
+and of stock's.
 
     seconds ≥ max(bytes / bytes_per_second, FLOPs / flops_per_second)        FLOPs = 2·M·C·(C_in/groups)·KH·KW
     a convolution
@@ -22,44 +22,18 @@ import collections
 import dataclasses
 import functools
 import math
-from collections.abc import Hashable, Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Hashable, Sequence
+from typing import Any, TypeVar
+
+import torch
 
 from fastbn.engine import walk
 from fastbn.graph.activations import IDENTITY, RELU
-from fastbn.graph.regions import Conv, Join, Region, Shape
+from fastbn.graph.regions import Conv, Region, Shape
+from fastbn.planning.cost import Cost, TrafficPass
+from fastbn.planning.counting import CountingOperations, multiplied
 
 K = TypeVar("K")
-
-
-@dataclasses.dataclass(frozen=True)
-class Cost:
-    """The cost of a pass, or of many: costs add up. `sum(costs, Cost())` is a cost."""
-
-    read: int = 0  # bytes of activations, gradients and masks
-    written: int = 0
-    weights: int = 0  # bytes of weights read, and of their gradients written
-    flops: int = 0
-    # operations called; stock's BatchNorm is one, though a GPU takes two or three kernels for it
-    launches: int = 0
-
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(
-            *(getattr(self, field.name) + getattr(other, field.name) for field in dataclasses.fields(self))
-        )
-
-    @property
-    def moved(self) -> int:
-        return self.read + self.written + self.weights
-
-
-@dataclasses.dataclass(frozen=True)
-class TrafficPass:
-    """One launch. Its name is its convolutions', else its BatchNorm's with what is done there
-    ("layer1.0.bn2 relu")."""
-
-    name: str
-    cost: Cost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,19 +51,9 @@ class TrafficPlan:
         )
 
 
-def total(passes: Iterable[TrafficPass]) -> Cost:
-    return sum((each.cost for each in passes), Cost())
-
-
-def roofline(cost: Cost, bytes_per_second: float, flops_per_second: float) -> float:
-    """Return the seconds that a cost can't be done under: of a pass, or of a whole forward or backward, each
-    by itself."""
-    return max(cost.moved / bytes_per_second, cost.flops / flops_per_second)
-
-
 @dataclasses.dataclass(frozen=True)
 class TrafficCase:
-    """A region and its call's shapes and dtypes. A single bool holds for every input, or for every BatchNorm.
+    """A region and what it is called with. A single bool holds for every input, or for every BatchNorm.
 
     Its plans raise ValueError where a tuple is longer or shorter than that, Unfit for shapes that the region
     can't run."""
@@ -103,24 +67,22 @@ class TrafficCase:
     batch: bool | tuple[bool, ...] = True  # by BatchNorm: statistics of the batch or frozen
 
     @functools.cached_property
+    def shapes(self) -> dict[int, Shape]:
+        """Return every value's shape; a join's raw outputs have the shape of its z."""
+        return self.region.shapes(self.inputs)
+
+    @functools.cached_property
     def elements(self) -> dict[int, int]:
-        """Return the number of elements of every value; a join's raw outputs have as many each as its z."""
-        return {value: math.prod(shape) for value, shape in self.region.shapes(self.inputs).items()}
+        """Return the number of elements of every value."""
+        return {value: math.prod(shape) for value, shape in self.shapes.items()}
 
     def a(self, value: int) -> int:
         """Return the bytes of a tensor of this value's shape in the forward's element size."""
         return self.elements[value] * self.activation
 
     def g(self, value: int) -> int:
-        """Return its bytes in the backward's element size."""
+        """Return the same in the backward's element size."""
         return self.elements[value] * self.gradient
-
-    def bits(self, join: Join) -> int:
-        """Return the bytes of what its derivative needs after an addition: a bit per element, or n itself; 0
-        if it needs nothing."""
-        return (
-            -(-self.elements[join.value] // 8) if join.function.bit else self.a(join.value)
-        ) * join.needs_mask
 
     def live(self, trains_weights: bool = False) -> frozenset[int]:
         wanted, trains = (
@@ -134,8 +96,7 @@ class TrafficCase:
     def multiplied(self, conv: Conv, value: int) -> tuple[int, int]:
         """Return the weight's bytes and the FLOPs of this join's convolution; its input's and its weight's
         gradients cost as many."""
-        each = math.prod(conv.weight_shape[1:])
-        return conv.channels * each * self.activation, 2 * each * self.elements[value]
+        return multiplied(conv, self.shapes[value], self.activation)
 
 
 def _each(name: str, keys: Sequence[K], given: bool | tuple[bool, ...]) -> dict[K, bool]:
@@ -147,7 +108,8 @@ def _each(name: str, keys: Sequence[K], given: bool | tuple[bool, ...]) -> dict[
 
 
 def fused(case: TrafficCase) -> TrafficPlan:
-    """Return the walk's plan, with an engine that reads and writes each tensor of an operation once.
+    """Return the walk's plan (engine/walk.py), by an engine that reads and writes each tensor of an operation
+    once.
 
     forward   y = conv(z): the first reader of a z reads what makes it (its ys, the residual) and writes it if
               anything else reads it, with its mask if z is live; later ones read z. A z that no convolution
@@ -158,57 +120,36 @@ def fused(case: TrafficCase) -> TrafficPlan:
     saved     the ys and masks of live joins.
     """
     region, live, batch = case.region, case.live(), _each("batch", case.region.convs, case.batch)
-    uses, unformed = region.uses(), {join.value: join for join in region.joins}
-    forward, backward = [], []
+    operations = CountingOperations(case.activation, case.gradient)
+    modules: Any = [(_Conv(), _Norm(batch[conv] and not conv.bare)) for conv in region.convs]
+    call = walk.Call(region, operations, modules, [None] * len(modules), case.shapes, live, torch.float32)
+    inputs: Any = [operations.activation(shape) for shape in case.inputs]
+    _, vectors, saved = walk.forward(call, inputs)
+    kept: Any = list(saved)
+    forward, operations.passes = operations.passes, []
+    arriving: Any = [operations.arriving(case.shapes[z]) if z in live else None for z in region.outputs]
+    found = walk.backward(call, arriving, vectors, saved)
+    backward = operations.passes
+    for place, value in enumerate(found.inputs, len(backward) - len(found.inputs)):
+        if backward[place].name == "sum":
+            backward[place] = dataclasses.replace(backward[place], name=f"input {value}")
+    return TrafficPlan(tuple(forward), tuple(backward), sum(t.bytes for t in kept))
 
-    def reading(value: int, keep: bool) -> Cost:
-        join = unformed.pop(value, None)
-        if join is None:
-            return Cost(case.a(value))
-        terms = len(join.convs) + (join.residual is not None)
-        return Cost(terms * case.a(value), keep * case.a(value) + (value in live) * case.bits(join))
 
-    def forming(value: int) -> TrafficPass:
-        return TrafficPass(f"{unformed[value].convs[0].norm} form", reading(value, True) + Cost(launches=1))
+@dataclasses.dataclass(frozen=True)
+class _Conv:
+    """What a walk asks of a convolution's module."""
 
-    for join in region.joins:
-        for conv in join.convs:
-            uses[conv.source] -= 1
-            own = Cost(0, case.a(join.value), *case.multiplied(conv, join.value), 1)
-            keep = uses[conv.source] > 0 and not conv.copies  # what is copied is z itself
-            forward.append(TrafficPass(conv.name or conv.norm, reading(conv.source, keep) + own))
-        if join.residual is not None and join.residual in unformed:
-            forward.append(forming(join.residual))
-    forward += [forming(value) for value in region.outputs if value in unformed]
+    bias: None = None
 
-    # what each value's gradient reads, by tensor: what two terms read is read once
-    arriving: dict[int, dict[Hashable, TrafficPass]] = {}
-    for value in live.intersection(region.outputs):
-        arriving[value] = {"dz": TrafficPass("", Cost(case.g(value)))}
 
-    def gradient(value: int, name: str, own: int = 0) -> TrafficPass:
-        found = arriving[value].values()
-        # in the walk's order, the last layer first
-        convs = " + ".join(each.name for each in found if each.name)
-        return TrafficPass(convs or name, total(found) + Cost(own, case.g(value), launches=1))
+@dataclasses.dataclass(frozen=True)
+class _Norm:
+    """What a walk asks of a BatchNorm's: whether it takes the batch's statistics."""
 
-    for join in reversed(region.joins):
-        if join.value not in arriving:
-            continue
-        moved = 0 if join.linear else len(join.convs) * case.a(join.value) + case.bits(join)
-        backward.append(gradient(join.value, f"{join.convs[0].norm} mask", moved))
-        for source in live.intersection(join.sources):
-            arriving.setdefault(source, {})["ds", join.value] = TrafficPass("", Cost(case.g(join.value)))
-        for conv in join.convs:
-            if conv.source in live:
-                y = case.a(join.value) * batch[conv] * (not conv.bare)
-                arriving[conv.source][conv] = TrafficPass(
-                    conv.name, Cost(y, 0, *case.multiplied(conv, join.value))
-                )
-    backward += [gradient(value, f"input {value}") for value in range(region.inputs) if value in arriving]
-    saving = [join for join in region.joins if join.value in live and not join.linear]
-    saved = sum(len(join.convs) * case.a(join.value) + case.bits(join) for join in saving)
-    return TrafficPlan(tuple(forward), tuple(backward), saved)
+    training: bool
+    running_mean: float = 0.0
+    running_var: float = 0.0
 
 
 def stock(case: TrafficCase, trains_weights: bool = False) -> TrafficPlan:

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from fastbn.data.feed import Inputs
-from fastbn.engine.executor import Recorder, unrecorded
+from fastbn.engine.context import unrecorded
 from fastbn.engine.interface import Record
+from fastbn.engine.triton.cuda_graphs import Recorder
 from fastbn.errors import MachineError, is_out_of_memory
 
 if TYPE_CHECKING:

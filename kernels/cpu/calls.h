@@ -1,12 +1,7 @@
 // The functions that the engine calls. They are documented where they are defined.
 #pragma once
 #include <cstddef>
-
-struct Geometry;
-struct Source;
-struct Value;
-struct Path;
-struct Norm;
+#include "structs.h"
 
 extern "C" {
 void fastbn_convolve(const Geometry* geometry, const Source* source, const float* weights, int M, void* y, double* statistics, int threads);

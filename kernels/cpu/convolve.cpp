@@ -5,14 +5,14 @@
 #include <vector>
 #include "base.h"
 #include "calls.h"
-#include "geometry.h"
-#include "grouped.h"
+#include "structs.h"
+#include "products/grouped.h"
 #include "items.h"
-#include "multiply.h"
-#include "parallel.h"
-#include "source.h"
-#include "weights.h"
-#include "winograd.h"
+#include "products/multiply.h"
+#include "threads/parallel.h"
+#include "rows/source.h"
+#include "products/weights.h"
+#include "products/winograd.h"
 
 // The direct sum for `rows` rows of each image from row r0 on, channels [c0, c1): for each block of channels, panel by panel of its
 // weights, all pixels.

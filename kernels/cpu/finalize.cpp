@@ -1,19 +1,8 @@
 // What a BatchNorm needs of its statistics, and its gradient of its sums: a few numbers a channel.
 #include "base.h"
 #include "calls.h"
+#include "structs.h"
 #include <cmath>
-
-extern "C" struct Norm {
-    int c;
-    const double *mean, *var;      // of the batch, or null: the running ones
-    const float *weight, *bias;    // γ and β, or null
-    const float* conv_bias;        // of the convolution before, or null: the raw output is without it
-    float *running_mean, *running_var;
-    int64_t* counted;              // the batches that moved the running statistics, this one not yet among them; or null
-    double eps, share, unbiased;   // share: of this batch in them, 0 where they stay, −1 for the mean of all counted; unbiased: M/(M − 1)
-    float* out;                    // mean, rstd, scale, shift
-    long stride;                   // between their rows
-};
 
 // μ, r = (σ² + ε)^-½, scale = γ·r, shift = β − μ·scale; and the running statistics move.
 extern "C" void fastbn_normalise(const Norm* norm) {

@@ -7,13 +7,13 @@
 #include <vector>
 #include "base.h"
 #include "calls.h"
-#include "grouped.h"
+#include "products/grouped.h"
 #include "items.h"
-#include "multiply.h"
-#include "parallel.h"
-#include "value.h"
-#include "weights.h"
-#include "winograd.h"
+#include "products/multiply.h"
+#include "threads/parallel.h"
+#include "rows/value.h"
+#include "products/weights.h"
+#include "products/winograd.h"
 
 // Where a path reads: for each parity class of output pixels, its taps.
 struct Class {

@@ -1,5 +1,5 @@
-"""form: z = [relu](scale·y + shift [+ residual | + rscale·y_r + rshift]) and its mask, where no convolution
-forms them as it loads.
+"""activation: z = [relu](scale·y + shift [+ residual | + rscale·y_r + rshift]) and its mask, where no
+convolution forms them as it loads.
 
 Layout   (M, C) rows of pixels; masks (M, ⌈C/8⌉).
 Traffic  reads what makes z, writes z and the mask if asked.
@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from .early_launch import begin, options, wait
-from .prologue import Source, form, pack
+from .prologue import Source, form, load_affine, pack
 
 BLOCK_M = 64
 
@@ -27,7 +27,7 @@ def form_kernel(
     M,
     C: tl.constexpr,
     FORM: tl.constexpr,
-    RELU: tl.constexpr,
+    FUNCTION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
     PDL: tl.constexpr,
@@ -40,13 +40,8 @@ def form_kernel(
     inside = mask_m[:, None] & mask_c[None, :]
     offsets = origin * C + (m[:, None] * C + offs_c[None, :])
     wait(PDL)
-    scale = tl.load(scale_ptr + offs_c, mask=mask_c, other=0.0)[None, :]
-    shift = tl.load(shift_ptr + offs_c, mask=mask_c, other=0.0)[None, :]
-    rscale = 0.0
-    if FORM == 3:
-        rscale = tl.load(rscale_ptr + offs_c, mask=mask_c, other=0.0)[None, :]
-        shift += tl.load(rshift_ptr + offs_c, mask=mask_c, other=0.0)[None, :]
-    z = form(x_ptr, r_ptr, offsets, inside, scale, shift, rscale, FORM, RELU)
+    scale, shift, rscale = load_affine(scale_ptr, shift_ptr, rscale_ptr, rshift_ptr, offs_c, mask_c, FORM)
+    z = form(x_ptr, r_ptr, offsets, inside, scale, shift, rscale, FORM, FUNCTION)
     tl.store(z_ptr + offsets, z, mask=inside)
     if mask_ptr is not None:
         WIDTH: tl.constexpr = (C + 7) // 8
@@ -56,7 +51,7 @@ def form_kernel(
 
 
 def launch(source: Source, rows: int, channels: int, dependent: bool) -> None:
-    """Writes the source's z and mask."""
+    """Write the source's z and mask."""
     block = min(64, max(16, triton.next_power_of_2(channels)))
     form_kernel[(triton.cdiv(rows, BLOCK_M), triton.cdiv(channels, block))](
         **source.arguments(),

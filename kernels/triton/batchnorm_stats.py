@@ -1,4 +1,5 @@
-"""settle: a BatchNorm's few numbers a channel, from the partial results that a convolution's programs left.
+"""batchnorm_stats: a BatchNorm's few numbers a channel, from the partial results that a convolution's
+programs left.
 
     forward    (count, mean, M2) of every program -> μ, σ², r = (σ² + ε)^-½, scale = γ·r, shift = β − μ·scale;
     the running statistics move
@@ -16,26 +17,20 @@ Source   Chan, Golub, LeVeque 1983, the pairwise update; c1, c2, c0 from the der
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from .early_launch import begin, options, wait
+from .early_launch import begin, wait
 
-# partial results that a reading kernel merges: beyond, every program's share of the reading outweighs a
-# launch
-MOST = 256
-# What hangs on the batch, or on a counter's place among others, shall not have a kernel compiled anew.
+# What depends on the batch, or on a counter's place among others, must not make Triton compile a kernel anew.
 UNSPECIALISED: Any = {"do_not_specialize": ["due_tiles"], "do_not_specialize_on_alignment": ["batches_ptr"]}
 
 
 @triton.jit
 def merge_moments(partial_ptr, tiles, C, offs_c, mask_c, BLOCK_C: tl.constexpr, BLOCK_T: tl.constexpr):
-    """(mean, M2), each (BLOCK_C,), of `tiles` partial results in their order."""
+    """Return (mean, M2), each (BLOCK_C,), of `tiles` partial results in their order."""
     count = tl.zeros((BLOCK_C,), tl.float32)
     mean = tl.zeros((BLOCK_C,), tl.float32)
     m2 = tl.zeros((BLOCK_C,), tl.float32)
@@ -71,7 +66,7 @@ def merge_sums(
     BLOCK_C: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
-    """Row 0's sum and another row's, each (BLOCK_C,), over `tiles` partial results in their order."""
+    """Return row 0's sum and another row's, each (BLOCK_C,), over `tiles` partial results in their order."""
     first = tl.zeros((BLOCK_C,), tl.float32)
     other = tl.zeros((BLOCK_C,), tl.float32)
     for t in range(0, tiles, BLOCK_T):
@@ -85,7 +80,7 @@ def merge_sums(
 
 @triton.jit
 def load_or(ptr, offs_c, mask_c, otherwise, BLOCK_C: tl.constexpr):
-    """A vector in fp32; `otherwise` throughout where there is none."""
+    """Return a vector in fp32; `otherwise` throughout where there is none."""
     vector = tl.zeros((BLOCK_C,), tl.float32) + otherwise
     if ptr is not None:
         vector = tl.load(ptr + offs_c, mask=mask_c, other=0.0).to(tl.float32)
@@ -120,8 +115,8 @@ def settle_forward(
     BLOCK_C: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
-    """scale and shift (BLOCK_C,). CUMULATIVE: the share is one in all batches so far. COUNTS: this batch
-    is not yet counted."""
+    """Return scale and shift (BLOCK_C,). CUMULATIVE: the share is one in all batches so far. COUNTS: this
+    batch is not yet counted."""
     # the raw output is without the convolution's bias
     offset = load_or(conv_bias_ptr, offs_c, mask_c, 0.0, BLOCK_C)
     weight = load_or(weight_ptr, offs_c, mask_c, 1.0, BLOCK_C)
@@ -176,7 +171,7 @@ def settle_backward(
     BLOCK_C: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
-    """c1, c2 and c0 (BLOCK_C,)."""
+    """Return c1, c2 and c0 (BLOCK_C,)."""
     mean = tl.load(vectors_ptr + offs_c, mask=mask_c, other=0.0)
     rstd = tl.load(vectors_ptr + stride + offs_c, mask=mask_c, other=0.0)
     scale = tl.load(vectors_ptr + 2 * stride + offs_c, mask=mask_c, other=0.0)
@@ -259,148 +254,3 @@ def settle_backward_kernel(
         tl.store(coefficient_ptr + offs_c, c1, mask=mask_c)
         tl.store(coefficient_ptr + C + offs_c, c2, mask=mask_c)
         tl.store(coefficient_ptr + 2 * C + offs_c, c0, mask=mask_c)
-
-
-@dataclasses.dataclass(frozen=True)
-class Partial:
-    """What a launch's programs left, for others to merge."""
-
-    values: Tensor  # (tiles, rows, C) fp32
-    rows: int  # of the raw output
-
-    @property
-    def tiles(self) -> int:
-        return self.values.shape[0]
-
-    @property
-    def few(self) -> bool:
-        """Whether the kernel that reads next shall merge them."""
-        return self.tiles <= MOST
-
-
-def partial(tiles: int, kinds: int, channels: int, rows: int, like: Tensor) -> Partial:
-    """Room for the partial results of so many programs."""
-    return Partial(torch.empty((tiles, kinds, channels), dtype=torch.float32, device=like.device), rows)
-
-
-@dataclasses.dataclass(frozen=True)
-class Forward:
-    """A BatchNorm that is not yet ready: what its vectors are made of."""
-
-    partial: Partial | None  # of y's statistics; None: the running ones serve
-    vectors: Tensor  # (4, C) fp32 rows, out
-    weight: Tensor | None  # (C,) each, of any float dtype
-    bias: Tensor | None
-    conv_bias: Tensor | None
-    running_mean: Tensor | None
-    running_var: Tensor | None
-    batches: Tensor | None  # int64, counts the batches; None: nobody does
-    eps: float
-    share: float | None  # of this batch in the running statistics; 0: they stay; None: one in all batches
-
-    def arguments(self) -> dict[str, Any]:
-        """The kernels'."""
-        given = self.partial
-        return {
-            "due_ptr": given and given.values, "due_tiles": given.tiles if given else 0,
-            "due_rows": float(given.rows) if given else 0.0,
-            "vectors_ptr": self.vectors, "stride": self.vectors.stride(0), "weight_ptr": self.weight,
-            "bias_ptr": self.bias,
-            "conv_bias_ptr": self.conv_bias, "running_mean_ptr": self.running_mean,
-            "running_var_ptr": self.running_var,
-            "batches_ptr": self.batches, "eps": float(self.eps), "share": float(self.share or 0.0),
-            "MOVES": given is not None and self.share != 0.0, "CUMULATIVE": self.share is None,
-            "BLOCK_T": block_t(given),
-        }  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class Backward:
-    """A BatchNorm whose gradient is not yet ended: what it is made of."""
-
-    partial: Partial
-    row: int  # of its Σ ds·(y − μ)
-    vectors: Tensor  # (4, C) fp32 rows
-    affine: Tensor  # (2, C) fp32 rows, out
-    batch: bool
-
-    @property
-    def few(self) -> bool:
-        """Whether the kernel that reads next shall merge them: beyond 32 channels it has no registers left
-        for it, and spills."""
-        return self.partial.few and self.vectors.shape[1] <= 32
-
-    def arguments(self) -> dict[str, Any]:
-        """The kernels'."""
-        return {
-            "due_ptr": self.partial.values, "due_tiles": self.partial.tiles, "due_row": self.row,
-            "due_rows": float(self.partial.rows),
-            "due_vectors_ptr": self.vectors, "due_stride": self.vectors.stride(0), "affine_ptr": self.affine,
-            "affine_stride": self.affine.stride(0), "BATCH": self.batch,
-            "KINDS": self.partial.values.shape[1],
-            "BLOCK_T": block_t(self.partial),
-        }  # fmt: skip
-
-
-NOTHING: dict[str, Any] = dict.fromkeys(
-    (
-        "due_ptr",
-        "vectors_ptr",
-        "weight_ptr",
-        "bias_ptr",
-        "conv_bias_ptr",
-        "running_mean_ptr",
-        "running_var_ptr",
-        "batches_ptr",
-    )
-)
-NOTHING |= {
-    "due_tiles": 0,
-    "due_rows": 0.0,
-    "stride": 0,
-    "eps": 0.0,
-    "share": 0.0,
-    "MOVES": False,
-    "CUMULATIVE": False,
-    "BLOCK_T": 16,
-}
-
-
-def block_t(given: Partial | None) -> int:
-    """Partial results read at a time: a thousand numbers of each kind, beside whatever else the reading
-    kernel holds in registers."""
-    return 16 if given is None else max(16, 1024 // triton.next_power_of_2(given.values.shape[2]))
-
-
-def apart(channels: int, given: Partial | None) -> dict[str, int]:
-    """How a launch that does nothing else is cut. Many partial results are a long way for one program: a
-    program takes few channels then, and a thousand results at a time."""
-    if given is None or given.few:
-        return {
-            "BLOCK_C": min(32, triton.next_power_of_2(channels)),
-            "BLOCK_T": block_t(given),
-            "num_warps": 4,
-        }
-    return {"BLOCK_C": 4, "BLOCK_T": 1024, "num_warps": 8}
-
-
-def launch_forward(end: Forward, dependent: bool) -> None:
-    """Writes the vectors; the running statistics move."""
-    channels = end.vectors.shape[1]
-    sizes = apart(channels, end.partial)
-    programs = triton.cdiv(channels, sizes["BLOCK_C"])
-    counts = programs == 1 or end.share is not None
-    if not counts and end.partial is not None and end.batches is not None:
-        end.batches.add_(1)  # which every program is about to read
-    settle_forward_kernel[(programs,)](
-        **end.arguments() | sizes, C=channels, COUNTS=counts, **options(dependent)
-    )
-
-
-def launch_backward(end: Backward, coefficients: Tensor | None, dependent: bool) -> None:
-    """Writes dγ and dβ, and c1, c2, c0 into coefficients (3, C) if asked."""
-    channels = end.vectors.shape[1]
-    sizes = apart(channels, end.partial)
-    settle_backward_kernel[(triton.cdiv(channels, sizes["BLOCK_C"]),)](
-        **end.arguments() | sizes, coefficient_ptr=coefficients, C=channels, **options(dependent)
-    )

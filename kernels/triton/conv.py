@@ -4,7 +4,7 @@ shape.
 Layout   activations (N, H, W, C); weights (KH·KW·C, OC); masks (N, H, W, C/8).
 Traffic  reads what makes z and writes y; writes z, and z's mask, if asked: each pixel by the one tap that
          owns it. A tap's overlap with its neighbours is read again from a cache, and formed again.
-Saved    y and the mask: the backward tells other ReLUs again from y.
+Saved    y and the mask: the backward recomputes other ReLUs' masks from y.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .batchnorm_stats import Partial, partial
+from .batchnorm_pending import Partial, partial
 from .early_launch import begin, options, wait
-from .prologue import Source, form, pack
+from .prologue import Source, form, load_affine, pack
 
 
 @triton.jit
@@ -52,7 +52,7 @@ def conv_forward_kernel(
     DH: tl.constexpr,
     DW: tl.constexpr,
     FORM: tl.constexpr,
-    RELU: tl.constexpr,
+    FUNCTION: tl.constexpr,
     PRECISION: tl.constexpr,
     FLAT: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -105,14 +105,10 @@ def conv_forward_kernel(
                 mask_k = k < C
                 inside = inside_m[:, None] & mask_k[None, :]
                 offsets = pixel[:, None] * C + k[None, :]
-                scale, shift, rscale = 0.0, 0.0, 0.0
-                if FORM > 0:
-                    scale = tl.load(scale_ptr + k, mask=mask_k, other=0.0)[None, :]
-                    shift = tl.load(shift_ptr + k, mask=mask_k, other=0.0)[None, :]
-                if FORM == 3:
-                    rscale = tl.load(rscale_ptr + k, mask=mask_k, other=0.0)[None, :]
-                    shift += tl.load(rshift_ptr + k, mask=mask_k, other=0.0)[None, :]
-                z = form(x_ptr, r_ptr, offsets, inside, scale, shift, rscale, FORM, RELU)
+                scale, shift, rscale = load_affine(
+                    scale_ptr, shift_ptr, rscale_ptr, rshift_ptr, k, mask_k, FORM
+                )
+                z = form(x_ptr, r_ptr, offsets, inside, scale, shift, rscale, FORM, FUNCTION)
                 # the tap that owns these pixels (a constexpr's name can't be given again, so its offsets have
                 # none)
                 if (
@@ -171,11 +167,11 @@ def launch(
     precision: str, tile: Tile,
     dependent: bool,
 ) -> Partial | None:  # fmt: skip
-    """y = conv(source), and y's statistics if asked. shape: the source's (N, C, H, W); conv: its kernel,
-    stride, padding and dilation as pairs."""
+    """Write y = conv(source); return y's statistics if asked. shape: the source's (N, C, H, W); conv: its
+    kernel, stride, padding and dilation as pairs."""
     n, c, h, w = shape
     _, oc, oh, ow = y.shape
-    # channels that are formed beforehand: the sum's order, and so its bits, hang on the shape alone
+    # channels that are formed beforehand: the sum's order, and so its bits, depend on the shape alone
     flat = c < 16 and c % 8 > 0
     tiles, columns = triton.cdiv(n * oh * ow, tile.block_m), triton.cdiv(oc, tile.block_n)
     found = partial(tiles, 3, oc, n * oh * ow, y) if moments else None
@@ -190,13 +186,13 @@ def launch(
 
 
 def geometry(conv: Any) -> dict[str, int]:
-    """A convolution's constants, as the kernels name them."""
+    """Return a convolution's constants, as the kernels name them."""
     pairs = {"K": conv.kernel, "S": conv.stride, "P": conv.padding, "D": conv.dilation}
     return {letter + axis: pair[i] for letter, pair in pairs.items() for i, axis in enumerate("HW")}
 
 
 def owns_all(conv: Any, shape: tuple[int, int, int, int], out: tuple[int, int]) -> bool:
-    """Whether every pixel of the source is some output's own: z can be written as it is formed."""
+    """Return whether every pixel of the source is some output's own: z can be written as it is formed."""
     taps = zip(conv.kernel, conv.stride, conv.padding, conv.dilation, shape[2:], out, strict=True)
     return all(
         {k * d - p for k in range(kernel)} >= set(range(s)) and outs * s >= size

@@ -1,13 +1,9 @@
 """conv_rolling: y = conv(z), 3×3 at stride 1 with padding 1 and few channels, z formed once for three kernel
 rows, with what the BatchNorm that reads y needs.
 
-Each input row is loaded and formed once and feeds three products, one a kernel row, into three rotating
-accumulators. PAIR = 2: two output pixels are one product, with a block-Toeplitz weight (K = 4C, N = 2C), so
-that neighbouring pixels are loaded once too; PAIR = 1: three loads a row, one a kernel column (K = N = C),
-where the Toeplitz weight would be too large.
+Rows roll and pixels pair as rolling.py says.
 
-Layout   activations (N, H, W, C); weights (3 kernel rows, loads, K, N); masks (N, H, W, C/8). A program takes
-         a band of ROWS rows of IMAGES images, STRIP products wide.
+Layout   activations (N, H, W, C); weights (3 kernel rows, loads, K, N); masks (N, H, W, C/8).
 Traffic  reads what makes z (a band's two outer rows twice), writes y; writes z, and z's mask, if asked: each
 once.
 Saved    y and the mask.
@@ -15,71 +11,15 @@ Saved    y and the mask.
 
 from __future__ import annotations
 
-import dataclasses
-
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .batchnorm_stats import NOTHING, UNSPECIALISED, Forward, Partial, partial, settle_forward
+from .batchnorm_pending import NOTHING, Forward, Partial, partial
+from .batchnorm_stats import UNSPECIALISED, settle_forward
 from .early_launch import begin, options, wait
 from .prologue import Source, form, pack
-
-
-@triton.jit
-def load_row(w_ptr, row: tl.constexpr, K: tl.constexpr, N: tl.constexpr, LOADS: tl.constexpr):
-    """A kernel row's weights, a tile (K, N) a load."""
-    w = w_ptr + row * (LOADS * K * N) + (tl.arange(0, K)[:, None] * N + tl.arange(0, N)[None, :])
-    first = tl.load(w)
-    if LOADS == 1:
-        return (first, first, first)
-    return (first, tl.load(w + K * N), tl.load(w + 2 * K * N))
-
-
-@triton.jit
-def load_tile(w_ptr, tile: tl.constexpr, K: tl.constexpr, N: tl.constexpr):
-    """One of them, (K, N)."""
-    return tl.load(w_ptr + tile * (K * N) + (tl.arange(0, K)[:, None] * N + tl.arange(0, N)[None, :]))
-
-
-@triton.jit
-def tile_channels(vector, C: tl.constexpr, K: tl.constexpr):
-    """(C,) -> (1, K), the channels of K / C pixels."""
-    return tl.reshape(tl.broadcast_to(vector[None, :], (K // C, C)), (1, K))
-
-
-@triton.jit
-def within(
-    mask_m,
-    column,
-    k,
-    row,
-    r: tl.constexpr,
-    load: tl.constexpr,
-    H: tl.constexpr,
-    W: tl.constexpr,
-    C: tl.constexpr,
-    PAIR: tl.constexpr,
-    ROWS: tl.constexpr,
-    EVEN: tl.constexpr,
-):
-    """Which elements of a load are the image's. What is known when compiled is not asked: EVEN programs
-    overhang by their halo only."""
-    inside = tl.broadcast_to(mask_m[:, None], (mask_m.shape[0], k.shape[0]))
-    if PAIR == 2:
-        at = column[:, None] + k[None, :] // C - 1
-        inside = inside & (at >= 0) & (at < W)
-    elif load == 0:
-        inside = inside & (column > 0)[:, None]
-    elif load == 2:
-        inside = inside & (column < W - 1)[:, None]
-    if r == 0:
-        inside = inside & (row >= 0)
-    if not EVEN or r > ROWS:
-        inside = inside & (row < H)
-    if not EVEN and PAIR == 1:
-        inside = inside & (column + (load - 1) < W)[:, None]
-    return inside
+from .rolling import Roll, cut, load_row, multiply, pairing, place, tile_channels, within
 
 
 @triton.jit(**UNSPECIALISED)
@@ -116,7 +56,7 @@ def conv_rolling_forward_kernel(
     W: tl.constexpr,
     C: tl.constexpr,
     FORM: tl.constexpr,
-    RELU: tl.constexpr,
+    FUNCTION: tl.constexpr,
     DUE: tl.constexpr,
     MOVES: tl.constexpr,
     CUMULATIVE: tl.constexpr,
@@ -133,15 +73,10 @@ def conv_rolling_forward_kernel(
 ):
     begin(PDL)
     pid = tl.program_id(0)
-    BANDS: tl.constexpr = (H + ROWS - 1) // ROWS
-    STRIPS: tl.constexpr = (W + PAIR * STRIP - 1) // (PAIR * STRIP)
     LOADS: tl.constexpr = 3 if PAIR == 1 else 1
     K: tl.constexpr = C if PAIR == 1 else 4 * C
     OUT: tl.constexpr = PAIR * C
-    top = (pid // STRIPS % BANDS) * ROWS
-    first = pid // (STRIPS * BANDS) * IMAGES
-    m = tl.arange(0, BLOCK_M)
-    image, column = m // STRIP, (pid % STRIPS * STRIP + m % STRIP) * PAIR
+    top, first, image, column = place(pid, H, W, PAIR, IMAGES, ROWS, STRIP, BLOCK_M)
     k = tl.arange(0, K)
     n = tl.arange(0, OUT)
     if EVEN:
@@ -171,30 +106,10 @@ def conv_rolling_forward_kernel(
     if DUE:
         offs_c = tl.arange(0, C)
         own_scale, own_shift = settle_forward(
-            due_ptr,
-            due_tiles,
-            due_rows,
-            vectors_ptr,
-            stride,
-            weight_ptr,
-            bias_ptr,
-            conv_bias_ptr,
-            running_mean_ptr,
-            running_var_ptr,
-            batches_ptr,
-            eps,
-            share,
-            C,
-            offs_c,
-            offs_c < C,
-            pid == 0,
-            pid == 0,
-            MOVES,
-            CUMULATIVE,
-            True,
-            C,
-            BLOCK_T,
-        )
+            due_ptr, due_tiles, due_rows, vectors_ptr, stride, weight_ptr, bias_ptr, conv_bias_ptr,
+            running_mean_ptr, running_var_ptr, batches_ptr, eps, share, C, offs_c, offs_c < C,
+            pid == 0, pid == 0, MOVES, CUMULATIVE, True, C, BLOCK_T,
+        )  # fmt: skip
         scale = tile_channels(own_scale, C, K)
         shift = tile_channels(own_shift, C, K)
     elif FORM > 0:
@@ -217,7 +132,7 @@ def conv_rolling_forward_kernel(
         for load in tl.static_range(LOADS):
             inside = within(mask_m, column, k, row, r, load, H, W, C, PAIR, ROWS, EVEN)
             offsets = (pixel + (r - 1) * W + (load - 1))[:, None] * C + k[None, :]
-            z = form(x_ptr, r_ptr, offsets, inside, scale, shift, rscale, FORM, RELU)
+            z = form(x_ptr, r_ptr, offsets, inside, scale, shift, rscale, FORM, FUNCTION)
             # a row and columns of this program's own
             if (r >= 1) & (r <= ROWS) & ((LOADS == 1) | (load == 1)):
                 own = inside & (k >= C)[None, :] & (k < 3 * C)[None, :] if PAIR == 2 else inside
@@ -233,15 +148,9 @@ def conv_rolling_forward_kernel(
                         pack(z, BLOCK_M, K),
                         mask=mask_m[:, None] & inner[None, :] & (there < W) & (row < H),
                     )
-            if r < ROWS:
-                w = w0[load] if KEEP else load_tile(w_ptr, 0 * LOADS + load, K, OUT)
-                acc0 = tl.dot(z, w, acc0, input_precision=PRECISION)
-            if (r >= 1) & (r <= ROWS):
-                w = w1[load] if KEEP else load_tile(w_ptr, 1 * LOADS + load, K, OUT)
-                acc1 = tl.dot(z, w, acc1, input_precision=PRECISION)
-            if r >= 2:
-                w = w2[load] if KEEP else load_tile(w_ptr, 2 * LOADS + load, K, OUT)
-                acc2 = tl.dot(z, w, acc2, input_precision=PRECISION)
+            acc0, acc1, acc2 = multiply(
+                z, w_ptr, w0, w1, w2, acc0, acc1, acc2, r, load, ROWS, LOADS, K, OUT, KEEP, PRECISION
+            )
         if r >= 2:
             y = acc2.to(y_ptr.dtype.element_ty)
             kept = mask_y if EVEN else mask_y & (row - 1 < H)
@@ -275,49 +184,6 @@ def conv_rolling_forward_kernel(
         tl.store(mine + 2 * C, m2)
 
 
-@dataclasses.dataclass(frozen=True)
-class Roll:
-    """A configuration of the rolling kernels."""
-
-    images: int  # of a program
-    rows: int  # of its band
-    strip: int  # products of one of its rows: pixels, or pairs of them
-    warps: int
-    keep: bool = True  # the weights in shared memory from the start, rather than read again for every row
-
-
-def pairing(channels: int) -> int:
-    """Output pixels of one product: the Toeplitz weight of more channels would not fit beside what else is
-    shared."""
-    return 2 if channels <= 32 else 1
-
-
-def cut(n: int, h: int, w: int, pair: int, roll: Roll) -> tuple[int, dict[str, int | bool]]:
-    """How many programs; and the kernels' constants: the power of two that holds a row's products of their
-    images, and whether every program is as full as that."""
-    programs = triton.cdiv(n, roll.images) * triton.cdiv(h, roll.rows) * triton.cdiv(w, pair * roll.strip)
-    block = max(16, triton.next_power_of_2(roll.images * roll.strip))
-    even = (
-        block == roll.images * roll.strip and n % roll.images == h % roll.rows == w % (pair * roll.strip) == 0
-    )
-    sizes = {"IMAGES": roll.images, "ROWS": roll.rows, "STRIP": roll.strip, "BLOCK_M": block}
-    return programs, {"PAIR": pair, **sizes, "EVEN": even, "KEEP": roll.keep}
-
-
-def pack_weight(weight: Tensor) -> Tensor:
-    """(OC, C, 3, 3) -> (3 kernel rows, loads, K, N): for pairs block-Toeplitz, four neighbouring pixels to
-    two outputs."""
-    c_out, c_in = weight.shape[:2]
-    rows = weight.permute(2, 3, 1, 0)  # (3, 3, C, OC)
-    if pairing(c_in) == 1:
-        return rows.contiguous()
-    t = weight.new_zeros(3, 4, c_in, 2, c_out)
-    for p in range(2):
-        for kw in range(3):
-            t[:, p + kw, :, p, :] = rows[:, kw]
-    return t.reshape(3, 1, 4 * c_in, 2 * c_out)
-
-
 def launch(
     source: Source,
     due: Forward | None,
@@ -328,7 +194,7 @@ def launch(
     roll: Roll,
     dependent: bool,
 ) -> Partial | None:
-    """y = conv(source), as packed by pack_weight, and y's statistics if asked. due: the source's
+    """Write y = conv(source), as packed by pack_weight; return y's statistics if asked. due: the source's
     BatchNorm, if it is not yet ready."""
     n, c, h, w = y.shape
     pair = pairing(c)

@@ -1,5 +1,5 @@
-"""passes: what BatchNorm needs beside a convolution that a library carries out: y's statistics, and dy =
-c1·ds + c2·y + c0.
+"""cudnn_passes: what BatchNorm needs beside a convolution that a library carries out: y's statistics, and
+dy = c1·ds + c2·y + c0.
 
 Layout   (M, C) rows of pixels.
 Traffic  moments reads y; dy reads ds and y and writes dy.
@@ -9,8 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .batchnorm_stats import Partial, partial
+from .batchnorm_pending import Partial, partial
 from .early_launch import begin, options, wait
+from .prologue import form_dy
 
 BLOCK_M, LOOP = 64, 8  # rows a tile, tiles a program
 
@@ -82,14 +83,13 @@ def dy_kernel(
     inside = (origin + m < M)[:, None] & mask_c[None, :]
     offsets = origin * C + (m[:, None] * C + offs_c[None, :])
     wait(PDL)
-    dy = (
-        tl.load(ds_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
-        * tl.load(c1_ptr + offs_c, mask=mask_c, other=0.0)[None, :]
-    )
+    dy = tl.load(ds_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+    dy *= tl.load(c1_ptr + offs_c, mask=mask_c, other=0.0)[None, :]
     if c2_ptr is not None:
         y = tl.load(y_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
         c2 = tl.load(c2_ptr + offs_c, mask=mask_c, other=0.0)[None, :]
-        dy += c2 * y + tl.load(c0_ptr + offs_c, mask=mask_c, other=0.0)[None, :]
+        c0 = tl.load(c0_ptr + offs_c, mask=mask_c, other=0.0)[None, :]
+        dy = form_dy(dy, y, c2, c0, inside, False)
     tl.store(dy_ptr + offsets, dy.to(dy_ptr.dtype.element_ty), mask=inside)
 
 
@@ -98,7 +98,7 @@ def _block(channels: int) -> int:
 
 
 def moments(y: Tensor, rows: int, channels: int, dependent: bool) -> Partial:
-    """y's statistics."""
+    """Return y's statistics."""
     block = _block(channels)
     found = partial(triton.cdiv(rows, BLOCK_M * LOOP), 3, channels, rows, y)
     moments_kernel[(found.tiles, triton.cdiv(channels, block))](
@@ -117,7 +117,7 @@ def dy(
     channels: int,
     dependent: bool,
 ) -> None:
-    """out = c1·ds + c2·y + c0."""
+    """Write out = c1·ds + c2·y + c0."""
     block = _block(channels)
     c1, c2, c0 = coefficients
     dy_kernel[(triton.cdiv(rows, BLOCK_M), triton.cdiv(channels, block))](

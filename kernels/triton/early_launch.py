@@ -1,5 +1,6 @@
-"""dependent: programmatic dependent launch, from compute capability 9.0 on. A kernel launched so begins while
-the one before it in the stream still ends, and waits for it before it reads what others wrote, or writes.
+"""early_launch: programmatic dependent launch, from compute capability 9.0 on. A kernel launched so begins
+while the one before it in the stream still ends, and waits for it before it reads what others wrote, or
+writes.
 
 Contract   Every program of a kernel that is launched so calls `wait`, which returns when the kernel before
            has ended and all that it wrote can be read: since that one has waited too, everything before it
@@ -18,18 +19,18 @@ import triton.language as tl
 
 @triton.jit
 def begin(PDL: tl.constexpr):
-    """Lets the next kernel begin as soon as there is room beside this one."""
+    """Let the next kernel begin as soon as there is room beside this one."""
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
 
 
 @triton.jit
 def wait(PDL: tl.constexpr):
-    """For the kernel before."""
+    """Wait for the kernel before."""
     if PDL:
         tl.extra.cuda.gdc_wait()
 
 
 def options(dependent: bool) -> dict[str, bool]:
-    """A launch's."""
+    """Return a launch's options."""
     return {"PDL": True, "launch_pdl": True} if dependent else {"PDL": False}

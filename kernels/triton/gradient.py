@@ -6,8 +6,8 @@ Layout   activations (N, H, W, C); weights (KH·KW, OC, C), the kernel's transpo
          stride's parity classes of pixels (row mod SH, column mod SW) are programs of their own: each has its
          own taps.
 Traffic  reads ds and y of the convolution (a tap's overlap again from a cache), the added terms, and the mask
-         or the y that tells it again; writes ds. The sums Σ ds, Σ ds·(y − μ) are of ds as stored, centred: μ
-         is known by then.
+         or the y that it is recomputed from; writes ds. The sums Σ ds, Σ ds·(y − μ) are of ds as stored,
+         centred: μ is known by then.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .batchnorm_stats import Partial, partial
+from .batchnorm_pending import Partial, partial
 from .conv import Tile, geometry
 from .early_launch import begin, options, wait
-from .prologue import affine, unpack
+from .prologue import affine, form_dy, unpack
 
 
 @triton.jit
@@ -50,8 +50,8 @@ def close(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Adds, masks, stores; the tile as stored, and its products with y − μ. MASK: 0 linear, 1 the
-    forward's bits, 2 told again from y."""
+    """Add, mask and store; return the tile as stored, and its products with y − μ. MASK: 0 linear, 1 the
+    forward's bits, 2 recomputed from y."""
     if added_ptr is not None:
         dx += tl.load(added_ptr + origin + offsets, mask=inside, other=0.0).to(tl.float32)
     if added_2_ptr is not None:
@@ -158,7 +158,7 @@ def gradient_kernel(
                     y = tl.load(up_y_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
                     c2 = tl.load(c2_ptr + k, mask=mask_k, other=0.0)[None, :]
                     c0 = tl.load(c0_ptr + k, mask=mask_k, other=0.0)[None, :]
-                    dy = tl.where(inside, dy + (c2 * y + c0), 0.0)  # outside the image dy is 0, not c0
+                    dy = form_dy(dy, y, c2, c0, inside, True)
                 weight = tl.load(
                     w_ptr + (tap * OC + k)[:, None] * C + offs_n[None, :],
                     mask=mask_k[:, None] & mask_n[None, :],
@@ -181,28 +181,10 @@ def gradient_kernel(
         scale = tl.load(vectors_ptr + 2 * stride + offs_n, mask=mask_n, other=0.0)[None, :]
         shift = tl.load(vectors_ptr + 3 * stride + offs_n, mask=mask_n, other=0.0)[None, :]
     ds, product, product_r = close(
-        dx,
-        origin * C,
-        offsets,
-        inside,
-        origin * WIDTH,
-        bits,
-        mask_m[:, None] & (byte < WIDTH)[None, :],
-        added_ptr,
-        added_2_ptr,
-        mask_ptr,
-        y_ptr,
-        y_r_ptr,
-        scale,
-        shift,
-        mean,
-        mean_r,
-        ds_ptr,
-        MASK,
-        YS,
-        BLOCK_M,
-        BLOCK_N,
-    )
+        dx, origin * C, offsets, inside, origin * WIDTH, bits, mask_m[:, None] & (byte < WIDTH)[None, :],
+        added_ptr, added_2_ptr, mask_ptr, y_ptr, y_r_ptr, scale, shift, mean, mean_r, ds_ptr, MASK, YS,
+        BLOCK_M, BLOCK_N,
+    )  # fmt: skip
     if YS > 0:
         own = partial_ptr + (parity * (tl.num_programs(0) // COLUMNS) + pid_m) * ((YS + 1) * C) + offs_n
         tl.store(own, tl.sum(ds, 0), mask=mask_n)
@@ -217,13 +199,13 @@ class Target:
 
     ds: Tensor  # (N, C, H, W) in channels-last memory, out
     added: tuple[Tensor, ...] = ()  # two at most
-    mask: Tensor | None = None  # the forward's; without it the ReLU is told again from y
-    relu: bool = False
+    mask: Tensor | None = None  # the forward's; without it the mask is recomputed from y
+    function: str = "identity"  # the activation's name
     ys: tuple[Tensor, ...] = ()  # the raw outputs that it was made of
     vectors: tuple[Tensor, ...] = ()  # rows of (4, C) of their BatchNorms
 
     def arguments(self, tiles: int) -> tuple[dict[str, Any], Partial | None]:
-        """The kernel's, and where so many programs leave the sums of the ys."""
+        """Return the kernel's arguments, and where so many programs leave the sums of the ys."""
         n, c, h, w = self.ds.shape
         kinds = len(self.ys) + 1
         sums = partial(tiles, kinds, c, n * h * w, self.ds) if self.ys else None
@@ -233,7 +215,7 @@ class Target:
             "y_r_ptr": ys[1], "ds_ptr": self.ds,
             "partial_ptr": sums and sums.values, "vectors_ptr": vectors[0], "vectors_r_ptr": vectors[1],
             "stride": self.vectors[0].stride(0) if self.vectors else 0, "YS": len(self.ys),
-            "MASK": 0 if not self.relu else 1 if self.mask is not None else 2,
+            "MASK": 0 if self.function == "identity" else 1 if self.mask is not None else 2,
         }, sums  # fmt: skip
 
 
@@ -246,7 +228,7 @@ class Upstream:
     weight: Tensor
 
     def arguments(self) -> dict[str, Any]:
-        """The kernel's."""
+        """Return the kernel's arguments."""
         return {"up_ptr": self.ds, "up_y_ptr": self.y, "w_ptr": self.weight}
 
 
@@ -261,7 +243,7 @@ def launch(
     tile: Tile,
     dependent: bool,
 ) -> Partial | None:  # fmt: skip
-    """Writes the target's ds; returns the sums of its ys, if it has any. conv: the convolution's kernel,
+    """Write the target's ds; return the sums of its ys, if it has any. conv: the convolution's kernel,
     stride, padding and dilation as pairs; none with `up` None."""
     n, c, h, w = target.ds.shape
     _, oc, oh, ow = up.ds.shape if up else (n, c, h, w)

@@ -4,12 +4,12 @@
 
 and what ends the gradients of the BatchNorms that made the value.
 
-Rows roll and pixels pair as in conv_rolling, with the flipped, transposed weight.
+Rows roll and pixels pair as rolling.py says, with the flipped, transposed weight.
 
 Layout   activations (N, H, W, channels), OC read and C written; weights (3 kernel rows, loads, K, N); masks
 (N, H, W, C/8).
 Traffic  reads ds and y of the convolution (a band's two outer rows twice), the added terms, and the mask or
-         the y that tells it again; writes ds.
+         the y that it is recomputed from; writes ds.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from .batchnorm_stats import Backward, Partial, settle_backward
-from .conv_rolling import Roll, cut, load_row, load_tile, pairing, tile_channels, within
+from .batchnorm_pending import Backward, Partial
+from .batchnorm_stats import settle_backward
 from .early_launch import begin, options, wait
 from .gradient import Coefficients, Target, Upstream, close
+from .prologue import form_dy
+from .rolling import Roll, cut, load_row, multiply, pairing, place, tile_channels, within
 
 NOTHING: dict[str, Any] = dict.fromkeys(("due_ptr", "due_vectors_ptr", "affine_ptr"))
 NOTHING |= {
@@ -38,7 +40,7 @@ NOTHING |= {
 
 @triton.jit
 def fold_channels(tile, PAIR: tl.constexpr, C: tl.constexpr):
-    """(M, PAIR·C) -> (C,), the sums by channel."""
+    """Return the sums by channel: (M, PAIR·C) -> (C,)."""
     return tl.sum(tl.reshape(tl.sum(tile, 0), (PAIR, C)), 0)
 
 
@@ -93,15 +95,10 @@ def gradient_rolling_kernel(
 ):
     begin(PDL)
     pid = tl.program_id(0)
-    BANDS: tl.constexpr = (H + ROWS - 1) // ROWS
-    STRIPS: tl.constexpr = (W + PAIR * STRIP - 1) // (PAIR * STRIP)
     LOADS: tl.constexpr = 3 if PAIR == 1 else 1
     K: tl.constexpr = C if PAIR == 1 else 4 * C
     OUT: tl.constexpr = PAIR * C
-    top = (pid // STRIPS % BANDS) * ROWS
-    first = pid // (STRIPS * BANDS) * IMAGES
-    m = tl.arange(0, BLOCK_M)
-    image, column = m // STRIP, (pid % STRIPS * STRIP + m % STRIP) * PAIR
+    top, first, image, column = place(pid, H, W, PAIR, IMAGES, ROWS, STRIP, BLOCK_M)
     k = tl.arange(0, K)
     n = tl.arange(0, OUT)
     base = first.to(tl.int64) * (H * W * C)
@@ -119,23 +116,9 @@ def gradient_rolling_kernel(
     if DUE:
         offs_c = tl.arange(0, C)
         own1, own2, own0 = settle_backward(
-            due_ptr,
-            due_tiles,
-            due_row,
-            due_rows,
-            due_vectors_ptr,
-            due_stride,
-            affine_ptr,
-            affine_stride,
-            C,
-            offs_c,
-            offs_c < C,
-            pid == 0,
-            BATCH,
-            KINDS,
-            C,
-            BLOCK_T,
-        )
+            due_ptr, due_tiles, due_row, due_rows, due_vectors_ptr, due_stride, affine_ptr, affine_stride,
+            C, offs_c, offs_c < C, pid == 0, BATCH, KINDS, C, BLOCK_T,
+        )  # fmt: skip
         c1 = tile_channels(own1, C, K)
         if BATCH:
             c2 = tile_channels(own2, C, K)
@@ -177,44 +160,20 @@ def gradient_rolling_kernel(
             dy = tl.load(up_ptr + offsets, mask=inside, other=0.0).to(tl.float32) * c1
             if BATCH:
                 y = tl.load(up_y_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
-                dy = tl.where(inside, dy + (c2 * y + c0), 0.0)  # outside the image dy is 0, not c0
+                dy = form_dy(dy, y, c2, c0, inside, True)
             dy = dy.to(w_ptr.dtype.element_ty)
-            if r < ROWS:
-                w = w0[load] if KEEP else load_tile(w_ptr, 0 * LOADS + load, K, OUT)
-                acc0 = tl.dot(dy, w, acc0, input_precision=PRECISION)
-            if (r >= 1) & (r <= ROWS):
-                w = w1[load] if KEEP else load_tile(w_ptr, 1 * LOADS + load, K, OUT)
-                acc1 = tl.dot(dy, w, acc1, input_precision=PRECISION)
-            if r >= 2:
-                w = w2[load] if KEEP else load_tile(w_ptr, 2 * LOADS + load, K, OUT)
-                acc2 = tl.dot(dy, w, acc2, input_precision=PRECISION)
+            acc0, acc1, acc2 = multiply(
+                dy, w_ptr, w0, w1, w2, acc0, acc1, acc2, r, load, ROWS, LOADS, K, OUT, KEEP, PRECISION
+            )
         if r >= 2:
             there = pixel + (r - 2) * W
             kept = mask_out if EVEN else mask_out & (row - 1 < H)
             kept_byte = mask_byte if EVEN else mask_byte & (row - 1 < H)
             ds, product, product_r = close(
-                acc2,
-                base,
-                there[:, None] * C + n[None, :],
-                kept,
-                first.to(tl.int64) * (H * W * (C // 8)),
-                there[:, None] * (C // 8) + byte[None, :],
-                kept_byte,
-                added_ptr,
-                added_2_ptr,
-                mask_ptr,
-                y_ptr,
-                y_r_ptr,
-                scale,
-                shift,
-                mean,
-                mean_r,
-                ds_ptr,
-                MASK,
-                YS,
-                BLOCK_M,
-                OUT,
-            )
+                acc2, base, there[:, None] * C + n[None, :], kept, first.to(tl.int64) * (H * W * (C // 8)),
+                there[:, None] * (C // 8) + byte[None, :], kept_byte, added_ptr, added_2_ptr, mask_ptr,
+                y_ptr, y_r_ptr, scale, shift, mean, mean_r, ds_ptr, MASK, YS, BLOCK_M, OUT,
+            )  # fmt: skip
             if YS > 0:
                 total += ds
                 products += product
@@ -238,8 +197,8 @@ def launch(
     roll: Roll,
     dependent: bool,
 ) -> Partial | None:
-    """Writes the target's ds; returns the sums of its ys, if it has any. The weight is that of
-    conv_rolling.pack_weight, of the flipped, transposed kernel. coefficients: made, or what they are made of
+    """Write the target's ds; return the sums of its ys, if it has any. The weight is that of
+    rolling.pack_weight, of the flipped, transposed kernel. coefficients: made, or what they are made of
     on the way."""
     n, c, h, w = target.ds.shape
     pair = pairing(c)

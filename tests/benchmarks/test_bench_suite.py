@@ -23,6 +23,7 @@ from bench.suite.providers import few, left_out, providers  # noqa: E402
 from bench.suite.scaling import fitted  # noqa: E402
 from bench.suite.session import play  # noqa: E402
 from bench.suite.summary import lines  # noqa: E402
+from fastbn.engine.interface import Execution  # noqa: E402
 from fastbn.engine.native import build  # noqa: E402
 from fastbn.engine.select import choose  # noqa: E402
 from fastbn.errors import MachineError, UsageError  # noqa: E402
@@ -383,9 +384,8 @@ def test_a_cpu_offers_no_provider_of_cudas():
 
 def test_a_gpu_has_every_provider(monkeypatch):
     """By name only: nothing runs."""
-    monkeypatch.setattr(
-        "bench.suite.providers.choose", lambda *_: (type("Engine", (), {"name": "triton"}), "")
-    )
+    engine = type("Engine", (), {"name": "triton", "execution": Execution.CUDA_GRAPH})
+    monkeypatch.setattr("bench.suite.providers.choose", lambda *_: (engine, ""))
     cuda = torch.device("cuda")
     full = {
         provider.name.removeprefix("stock-full ")

@@ -27,7 +27,7 @@ from fastbn import explain, fuse
 from fastbn.engine.triton import tuning, tuning_table
 from fastbn.engine.triton.engine import Triton
 from fastbn.engine.triton.tuning import LIBRARY, ROLLING, TAPS
-from fastbn.engine.triton.tuning_table import Choice, Key, TunedLayer
+from fastbn.engine.triton.tuning_table import Choice, Key, TunedLayer, shipped
 from fastbn.kernels.triton.conv import Tile
 
 CONV, PARTS = Case("", 2, 6, 6, 16, 16).conv(), ("conditions", "launches", "convolutions", "rolling")
@@ -41,9 +41,7 @@ def table(monkeypatch, tmp_path):
     path = tmp_path / "configurations.json"
     monkeypatch.setattr(tuning_table, "TABLE", path)
 
-    def forget():
-        for read in (tuning_table.rolls, tuning_table.ways, tuning_table.dependent):
-            read.cache_clear()
+    forget = tuning_table.shipped.cache_clear
 
     def write(**parts):
         path.write_text(json.dumps({part: {} if part == "conditions" else [] for part in PARTS} | parts))
@@ -91,7 +89,7 @@ def test_a_row_holds_the_fastest_of_what_agrees(table, monkeypatch):
             key
         ).rows
         assert len(row["measured"]) == 4 and not row["left_out"]
-        assert tuning_table.rolls()[key] == Choice(row["row"], 2, row["warps"], row["keep"])
+        assert shipped().rolls[key] == Choice(row["row"], 2, row["warps"], row["keep"])
 
 
 def test_a_candidate_that_is_wrong_is_left_out(monkeypatch):
@@ -167,7 +165,7 @@ def test_a_layer_takes_what_is_fastest_forward_and_backward_together(layer, tabl
         assert len(row["measured"]) == len(each) * (2 if layer.in_channels == 16 else 1)
         conv, size = convolutions.case(layer, 2).conv(), (layer.size, layer.size)
         assert Triton().algorithm(conv, size) == fastest
-        cuts = [tuning.tile(conv, size, torch.float16, 0, backward) for backward in (False, True)]
+        cuts = [tuning.tile(conv, size, torch.float16, 0, backward, shipped()) for backward in (False, True)]
         second = dataclasses.replace(TILE, warps=8)
         # nobody wants the images' gradient
         assert cuts == [second, second if layer.in_channels == 16 else TILE]
@@ -212,7 +210,8 @@ def test_a_convolution_that_is_not_measured_goes_by_rule(table):
         == ROLLING
     )
     assert Triton(90).algorithm(spread, (32, 32)) == TAPS
-    tiles = [tuning.tile(same, (32, 32), dtype, 90, True) for dtype in (torch.float16, torch.float32)]
+    both = torch.float16, torch.float32
+    tiles = [tuning.tile(same, (32, 32), dtype, 90, True, shipped()) for dtype in both]
     assert tiles == [TILE, tuning.cut(16, 16, torch.float32, 90)]
 
 
@@ -241,9 +240,9 @@ def test_a_network_takes_what_was_measured(by, table):
 def test_the_engine_takes_what_was_measured_and_else_the_rule(table):
     key = Key(90, False, 16, 32, False)
     table(rolling=[dataclasses.asdict(key) | dataclasses.asdict(Choice(32, 2, 8, False))])
-    found = tuning.roll(CONV, (32, 32), torch.float16, 90, False)
+    found = tuning.roll(CONV, (32, 32), torch.float16, 90, False, shipped())
     assert (found.rows, found.warps, found.keep) == (2, 8, False)
-    ruled = tuning.roll(CONV, (32, 32), torch.float16, 90, True)
+    ruled = tuning.roll(CONV, (32, 32), torch.float16, 90, True, shipped())
     assert (ruled.rows, ruled.warps, ruled.keep) == (
         tuning.rule(dataclasses.replace(key, backward=True)).rows,
         4,
@@ -254,7 +253,7 @@ def test_the_engine_takes_what_was_measured_and_else_the_rule(table):
 def test_kernels_begin_early_where_that_was_measured_and_can_be(table):
     switches = {80: True, 90: True, 100: False}
     table(launches=[{"capability": device, "dependent": early} for device, early in switches.items()])
-    assert [tuning_table.dependent(device) for device in (0, 80, 90, 100, 120)] == [
+    assert [shipped().begins_early(device) for device in (0, 80, 90, 100, 120)] == [
         False,
         False,
         True,
@@ -302,8 +301,8 @@ def test_other_bits_do_not_begin_early(monkeypatch):
 
 def test_what_ships_can_be_read():
     assert all(isinstance(row["dependent"], bool) for row in tuning_table.read("launches"))
-    assert all(isinstance(choice, Choice) for choice in tuning_table.rolls().values())
-    assert all(way.algorithm in (TAPS, ROLLING, LIBRARY) for way in tuning_table.ways().values())
+    assert all(isinstance(choice, Choice) for choice in shipped().rolls.values())
+    assert all(way.algorithm in (TAPS, ROLLING, LIBRARY) for way in shipped().ways.values())
     assert all(
         tuning_table.read(part) or part != "conditions"
         for part in PARTS[1:]

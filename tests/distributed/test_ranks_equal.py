@@ -13,7 +13,8 @@ from runs import digits, network
 from bench.oracle.networks import flip_free
 from fastbn.data.feed import Resident
 from fastbn.engine import fuse
-from fastbn.engine.recomputation import Recompute, recomputing
+from fastbn.engine.context import recomputing
+from fastbn.engine.recomputation import Recompute
 from fastbn.trainable import freeze, trainable
 from fastbn.training import fit as fit_module
 from fastbn.training import loop

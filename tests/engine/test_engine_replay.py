@@ -12,10 +12,11 @@ from torch.utils.checkpoint import checkpoint
 
 from bench.oracle.networks import images
 from bench.oracle.stock import assert_same, fused, run, stock, tolerance, upstream
-from fastbn.engine.executor import KEYS, Graphs, Recorded, uncollected
+from fastbn.engine import region
+from fastbn.engine.executor import KEYS
 from fastbn.engine.fuse import fused_forward
-from fastbn.engine.reference import Reference
 from fastbn.engine.triton import tf32
+from fastbn.engine.triton.cuda_graphs import CudaGraphs, GraphRecording, uncollected
 
 TOL = tolerance(torch.float64)
 
@@ -24,7 +25,7 @@ class Recorder:
     """Runs nothing while it records, as a capture does; a replay overwrites what the one before left."""
 
     def __init__(self) -> None:
-        self.made: list[Recorded] = []
+        self.made: list[GraphRecording] = []
 
     def __call__(self, launches):
         recorded = getattr(launches, "__self__", None)
@@ -43,7 +44,9 @@ class Recorder:
 @pytest.fixture
 def recorder(monkeypatch):
     made = Recorder()
-    monkeypatch.setattr(Reference, "replays", lambda engine: Graphs(lambda device: made, lambda device: True))
+    monkeypatch.setattr(
+        region, "executor_of", lambda engine: CudaGraphs(lambda device: made, lambda device: True)
+    )
     return made
 
 
@@ -149,7 +152,7 @@ def test_few_shapes_are_kept(recorder, model):
             for _ in range(2):
                 assert_same(run(ours, images(batch)), run(theirs, images(batch)), TOL)
     _, program = ours.forward.program(torch.device("cpu"), torch.float64, {})
-    assert fused_forward(ours) and len(program.region0._replays._free) == KEYS
+    assert fused_forward(ours) and len(program.region0.executor._free) == KEYS
 
 
 def test_tensors_of_inference_are_recorded_apart(recorder, model):
@@ -195,7 +198,7 @@ def test_where_memory_does_not_hold_a_recording_the_walk_goes_on(monkeypatch, mo
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8 GiB")
 
     monkeypatch.setattr(
-        Reference, "replays", lambda engine: Graphs(lambda device: record, lambda device: True)
+        region, "executor_of", lambda engine: CudaGraphs(lambda device: record, lambda device: True)
     )
     ours, theirs = fused(model), stock(model)
     with pytest.warns(UserWarning, match="memory does not hold a recording") as said:
@@ -210,7 +213,7 @@ def test_another_error_of_a_recording_is_raised(monkeypatch, model):
         raise RuntimeError("another")
 
     monkeypatch.setattr(
-        Reference, "replays", lambda engine: Graphs(lambda device: record, lambda device: True)
+        region, "executor_of", lambda engine: CudaGraphs(lambda device: record, lambda device: True)
     )
     ours = fused(model)
     ours(images(3))

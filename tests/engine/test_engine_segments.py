@@ -12,7 +12,8 @@ from torch import nn
 from bench.oracle.networks import images, norms
 from bench.oracle.stock import assert_same, fused, run
 from fastbn import explain
-from fastbn.engine.recomputation import Recompute, cuts, recomputing, spans
+from fastbn.engine.context import recomputing
+from fastbn.engine.recomputation import Recompute, cuts, spans
 
 SMALLEST = Recompute(1)  # a segment a block, nothing kept
 NETS = {

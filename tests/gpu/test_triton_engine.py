@@ -13,7 +13,7 @@ from torch import nn
 from bench.oracle.networks import flip_free, images, norms
 from bench.oracle.stock import error, flat_gradient, fused, run, stock
 from fastbn import FastBNOnlyResNet, explain
-from fastbn.engine.region import mixed as storage
+from fastbn.engine.context import mixed as storage
 from fastbn.engine.triton.tuning import LIBRARY, ROLLING, TAPS
 
 if interpreted.DEVICE != "cpu":

@@ -32,7 +32,7 @@ from fastbn.engine.triton import tuning
 from fastbn.engine.triton.engine import Triton
 from fastbn.engine.triton.tuning import LIBRARY, ROLLING, TAPS
 from fastbn.graph.activations import RELU
-from fastbn.kernels.triton import batchnorm_stats
+from fastbn.kernels.triton import batchnorm_pending
 
 if interpreted.DEVICE != "cpu":
     pytest.skip("on a GPU bench/gpu_check.sh holds the kernels to more", allow_module_level=True)
@@ -171,8 +171,8 @@ def test_who_settles_makes_no_difference(batch, momentum, monkeypatch):
     case = Routed("", 3, 7, 5, 16, 16, by=ROLLING)
     engine, conv, x = engine_for(case), case.conv(), activation(3, 16, 7, 5, seed=1)
     packed, results = engine.pack(conv, case.weight(), torch.float32), []
-    for most in (batchnorm_stats.MOST, 0):
-        monkeypatch.setattr(batchnorm_stats, "MOST", most)
+    for most in (batchnorm_pending.MOST, 0):
+        monkeypatch.setattr(batchnorm_pending, "MOST", most)
         first, second, outs = target(16, batch), target(16, batch, seed=30), (affine(16), affine(16))
         first.module.momentum = second.module.momentum = momentum
         y, _ = engine.convolve(conv, packed, x, False, False, first)

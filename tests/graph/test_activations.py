@@ -13,12 +13,12 @@ from torch import nn
 from bench.oracle.networks import images
 from bench.oracle.operations import activation, affine, norm
 from bench.oracle.stock import assert_like_stock, assert_same, error, fused, run, stock
-from fastbn.engine import fused_program
 from fastbn.engine.interface import LazyActivation, Mask
 from fastbn.engine.native import build
 from fastbn.engine.native.abi import FUNCTIONS
 from fastbn.engine.native.engine import Native
-from fastbn.engine.reference import Reference
+from fastbn.engine.program.build import read
+from fastbn.engine.reference.engine import Reference
 from fastbn.graph.activations import NAMES, Function
 from fastbn.graph.pointwise import FORMULAS
 from fastbn.graph.regions import Join
@@ -157,7 +157,7 @@ def test_a_function_that_the_engine_lacks_ends_the_region():
     class Few(Reference):
         functions = frozenset({"identity", "relu"})
 
-    graph, program = fused_program.read(net := blocks(nn.SiLU()).double(), {}, Few(), {})
+    graph, program = read(net := blocks(nn.SiLU()).double(), {}, Few(), {})
     assert {join.function.name for region in graph.regions for join in region.joins} == {"identity"}
     assert ("function", "the engine has no silu") in graph.stock
     expected = stock(net)(images(2))

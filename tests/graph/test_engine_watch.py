@@ -17,7 +17,8 @@ from torch.optim.swa_utils import update_bn
 
 from bench.oracle.networks import images
 from bench.oracle.stock import assert_same, fused, run, stock, tolerance
-from fastbn.engine import checked, fuse, fused_forward
+from fastbn.engine import fuse, fused_forward
+from fastbn.engine.program import compare
 from fastbn.graph.trace import tracer as tracing
 from fastbn.planning.explain import explain
 
@@ -688,7 +689,7 @@ def test_the_comparison_costs_less_than_a_forward(kind, batch, monkeypatch):
     read = []
     own = nn.Conv2d.forward
     model = fused(net(kind()))
-    monkeypatch.setattr(checked, "_trial", counting(checked._trial, read))
+    monkeypatch.setattr(compare, "_trial", counting(compare._trial, read))
     model(images(batch))
     monkeypatch.undo()
     assert nn.Conv2d.forward is own and read

@@ -26,8 +26,7 @@ THREADS = 2
 def build_driver(compiler: list[str], program: Path) -> None:
     """The kernels and the driver as one program that needs no library of its machine."""
     flags = [flag for flag in build.FLAGS if flag not in ("-march=native", "-shared", "-fPIC")]
-    sources = sorted(str(path) for path in build.SOURCES.glob("*.cpp"))
-    command = [*compiler, *flags, "-static", *sources, str(DRIVER), "-o", str(program)]
+    command = [*compiler, *flags, "-static", *build.sources(), str(DRIVER), "-o", str(program)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
 
@@ -89,8 +88,8 @@ class Emulated(native.Native):
     def __init__(self, command: list[str]) -> None:
         super().__init__()
         lanes = subprocess.run([*command, "lanes"], capture_output=True, text=True, timeout=60, check=True)
-        self._lanes = int(lanes.stdout)
-        self._emulator = self._kernels = self._buffers = Emulator(command)
+        self.lanes = int(lanes.stdout)
+        self._emulator = self.kernels = self.buffers = Emulator(command)
 
     def convolve(self, *arguments: Any) -> Any:
         self._emulator.note(arguments)

@@ -1,7 +1,7 @@
 // Carries out one call of the CPU kernels on another machine or an emulator of it: read from stdin, its memory written to stdout.
 //
 // In    int64: threads, n_blobs, n_patches; the blobs' sizes; the patches, (blob, offset, points to blob, offset) each; the blobs.
-//       The first blob is the call itself, a Step of play.cpp; the others are its structures and its tensors.
+//       The first blob is the call itself, a Step of structs.h; the others are its structures and its tensors.
 // Out   the blobs. Exit code 3 where a kernel wrote outside of them.
 #include <cstddef>
 #include <cstdint>

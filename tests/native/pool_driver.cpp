@@ -8,7 +8,7 @@
 #include <numeric>
 #include <thread>
 #include <vector>
-#include "parallel.h"
+#include "threads/parallel.h"
 
 using Function = void (*)(void*);
 extern "C" void fastbn_openmp(void (*parallel)(Function, void*, unsigned, unsigned));

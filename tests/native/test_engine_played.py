@@ -15,9 +15,10 @@ from bench.oracle.networks import images
 from bench.oracle.stock import upstream
 from fastbn import freeze, fuse
 from fastbn.engine import walk
-from fastbn.engine.executor import KEYS, Walks
+from fastbn.engine.context import recomputing
+from fastbn.engine.executor import KEYS, Eager
 from fastbn.engine.native import build, program
-from fastbn.engine.recomputation import Recompute, recomputing
+from fastbn.engine.recomputation import Recompute
 from fastbn.engine.region import FusedRegion
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
@@ -44,12 +45,12 @@ def pair(model, batch=2):
     theirs(images(batch, 17, 15, dtype=torch.float32))
     theirs.load_state_dict(model.state_dict())
     for region in regions(theirs):
-        region._replays = Walks()
+        region.executor = Eager()
     return ours, theirs
 
 
 def programs(model):
-    return [program for region in regions(model) for program, _ in region._replays._programs.values()]
+    return [program for region in regions(model) for program, _ in region.executor._programs.values()]
 
 
 def step(model, x, **keywords):

@@ -209,7 +209,7 @@ def test_memory_comes_back(monkeypatch):
     """After the first step nothing new is asked for, however often; forwards that are alive have blocks of
     their own."""
     # whatever other tests have left in the pool
-    monkeypatch.setattr(select._native(False), "_buffers", Buffers())
+    monkeypatch.setattr(select._native(False), "buffers", Buffers())
     model = FastBNOnlyResNet(8, width=4, engine="native")
     x = torch.randn(4, 3, 8, 8)
 
@@ -218,7 +218,7 @@ def test_memory_comes_back(monkeypatch):
 
     step()
     step()
-    buffers = select._native(False)._buffers
+    buffers = select._native(False).buffers
     before = buffers.bytes
     for _ in range(3):
         step()

@@ -115,4 +115,4 @@ def test_the_nearest_measured_shape_decides():
 
 def test_the_built_library_says_its_instructions():
     engine = select._native(False)
-    assert engine.instructions == {16: "avx512", 8: "avx2"}.get(engine._lanes, engine.instructions)
+    assert engine.instructions == {16: "avx512", 8: "avx2"}.get(engine.lanes, engine.instructions)

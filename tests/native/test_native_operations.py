@@ -140,7 +140,7 @@ class Unpacked(native.Native):
     """Every convolution by the direct sum, of the weight as the model holds it."""
 
     def pack(self, conv, weight, dtype, gradients=None, size=None, by=None):
-        packed = weight_layout.pack(conv, weight, RAW, self._lanes)
+        packed = weight_layout.pack(conv, weight, RAW, self.lanes)
         assert weight.dtype != torch.float32 or packed.forward.data_ptr() == weight.data_ptr()
         return packed
 

@@ -33,7 +33,7 @@ def three_threads():
 
 
 def run_driver(program: Path, *flags: str, arguments: tuple[str, ...] = ()) -> None:
-    sources = [str(build.SOURCES / "pool.cpp"), str(DRIVER)]
+    sources = [str(build.SOURCES / "threads" / "pool.cpp"), str(DRIVER)]
     command = [
         *(build.compiler() or []),
         "-std=c++17",

@@ -93,7 +93,7 @@ def test_the_native_engine(name, dtype, files):
 
 @torch.no_grad()
 def test_an_engine_without_tasks_serves_them_one_after_another(files, monkeypatch):
-    from fastbn.engine.reference import Reference
+    from fastbn.engine.reference.engine import Reference
 
     monkeypatch.setattr(Reference, "tasks", False)
     name = "torchvision's basic blocks"

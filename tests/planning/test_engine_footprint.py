@@ -10,8 +10,9 @@ from counted import Counted
 from nets import resnet
 
 from bench.oracle.networks import images
-from fastbn.engine.fused_program import read
-from fastbn.engine.recomputation import Recompute, recomputing, spans
+from fastbn.engine.context import recomputing
+from fastbn.engine.program.build import read
+from fastbn.engine.recomputation import Recompute, spans
 from fastbn.engine.select import choose
 from fastbn.planning.region_memory import footprint
 

@@ -10,7 +10,8 @@ from nets import resnet
 
 from bench.oracle.networks import images
 from fastbn.engine import fuse, fused_forward
-from fastbn.engine.recomputation import Recompute, recomputing
+from fastbn.engine.context import recomputing
+from fastbn.engine.recomputation import Recompute
 from fastbn.engine.select import choose
 from fastbn.planning.step_memory import NetworkMemory
 

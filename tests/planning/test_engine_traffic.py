@@ -5,6 +5,7 @@ A is one activation of the block in hand, in elements, and elements are of one b
 bytes."""
 
 import collections
+import dataclasses
 import itertools
 
 import pytest
@@ -13,11 +14,12 @@ from torch import nn
 
 from bench.oracle.networks import images
 from fastbn import FastBNOnlyResNet, freeze
-from fastbn.engine.reference import Reference
+from fastbn.engine.reference.engine import Reference
 from fastbn.graph.activations import IDENTITY, RELU
 from fastbn.graph.regions import Conv, Join, Region, Unfit
+from fastbn.planning.cost import Cost, TrafficPass, roofline, total
 from fastbn.planning.explain import explain
-from fastbn.planning.traffic import Cost, TrafficCase, TrafficPass, TrafficPlan, fused, roofline, stock, total
+from fastbn.planning.traffic import TrafficCase, TrafficPlan, fused, stock
 
 
 def conv(name, source, inside, outside, kernel=3, stride=1):
@@ -235,6 +237,16 @@ def test_a_residual_that_nobody_forms_is_formed_alone():
     assert [each.name for each in plan.forward] == ["a", "b", "c", "b_bn form", "c_bn form"]
     assert table(plan.backward)["b_bn mask"] == (2 * A, A)  # ds of the last; y for the sums
     assert plan.saved == 3 * A + A / 8
+
+
+def test_a_gradient_that_passes_as_it_is_costs_nothing():
+    """2 = b(1) without BatchNorm and function, handed out: dz is its ds, and nothing of it is saved."""
+    bare = dataclasses.replace(conv("b", 1, 4, 4), norm="", bare=True)
+    joins = (Join(1, (conv("a", 0, 4, 4),), None, RELU), Join(2, (bare,), None, IDENTITY))
+    plan = fused(TrafficCase(Region(1, joins, (2,)), BLOCK, 1, 1))
+    assert table(plan.forward) == {"a": (A, A), "b": (A, A)}  # the raw output is handed out as it is
+    assert table(plan.backward) == {"b": (2 * A, A)}  # dz and y of a; ds of it
+    assert plan.saved == A
 
 
 def test_a_tensor_that_two_terms_need_is_read_once():

@@ -7,7 +7,7 @@ import torch
 
 from fastbn import doctor
 from fastbn.engine import select
-from fastbn.engine.executor import Walks
+from fastbn.engine.interface import Execution
 from fastbn.engine.native.engine import Native
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -47,7 +47,7 @@ def test_a_wrong_engine_is_told(capsys, monkeypatch):
         return found
 
     monkeypatch.setattr(Native, "gradient", wrong)
-    monkeypatch.setattr(Native, "replays", lambda self: Walks())
+    monkeypatch.setattr(Native, "execution", Execution.EAGER)
     code, said = page(capsys)
     assert code == 1 and "WRONG: ResNet-8's gradient" in said and said.splitlines()[-1].endswith("stock does")
 

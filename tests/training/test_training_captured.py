@@ -14,9 +14,9 @@ from torch.autograd.graph import get_gradient_edge
 from fastbn import freeze
 from fastbn.data.feed import Resident
 from fastbn.data.images import Images
-from fastbn.engine.executor import Graphs, unrecorded
-from fastbn.engine.native.engine import Native
-from fastbn.engine.reference import Reference
+from fastbn.engine import region
+from fastbn.engine.context import unrecorded
+from fastbn.engine.triton.cuda_graphs import CudaGraphs
 from fastbn.errors import MachineError
 from fastbn.recipe import Recipe
 from fastbn.training.cuda_graph import Captured
@@ -77,8 +77,8 @@ def test_what_a_step_is_recorded_with_is_not_recorded_apart(monkeypatch):
     """Slices of a batch call the model several times in a step: a region that recorded them for itself
     would hold a step's memory twice."""
     kept, own = Recorder(), Recorder()
-    monkeypatch.setattr(Native, "replays", lambda engine: Graphs(lambda device: kept, lambda device: True))
-    monkeypatch.setattr(Reference, "replays", lambda engine: Graphs(lambda device: kept, lambda device: True))
+    graphs = lambda engine: CudaGraphs(lambda device: kept, lambda device: True)  # noqa: E731
+    monkeypatch.setattr(region, "executor_of", graphs)
     vector, totals = train(own, bn_batch=2)
     assert own.recorded == 3 and kept.recorded == 0
     expected, sums = train(None, bn_batch=2)

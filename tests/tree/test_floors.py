@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import collections
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,3 +85,25 @@ def test_every_room_has_a_floor():
 def test_a_wrong_import_is_found(source):
     assert upward("fastbn.engine.walk", source) != []
     assert upward("fastbn.experiments.paper", source) == []
+
+
+def types_of(source: str) -> Iterator[str]:
+    """The public types that a module defines: its classes, and aliases that begin with a capital."""
+    for node in ast.parse(source).body:
+        names = [node.name] if isinstance(node, ast.ClassDef) else []
+        if isinstance(node, ast.Assign):
+            names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+        yield from (name for name in names if name[0].isupper() and not name.isupper())
+
+
+def test_no_public_type_name_stands_twice():
+    where = collections.defaultdict(list)
+    for module, source in modules():
+        for name in types_of(source):
+            where[name].append(module)
+    assert {name: homes for name, homes in where.items() if len(homes) > 1} == {}
+
+
+def test_a_type_is_a_class_or_an_alias():
+    source = "class Cost: ...\nShape = tuple[int, int]\nMOST = 3\nclass _Own: ...\ndef run(): ...\n"
+    assert list(types_of(source)) == ["Cost", "Shape"]

@@ -25,8 +25,8 @@ def shipped() -> set[str]:
     }
     kernels = {f"fastbn/kernels/triton/{path.name}" for path in (ROOT / "kernels" / "triton").glob("*.py")}
     kernels |= {
-        f"fastbn/kernels/cpu/{path.name}"
-        for path in (ROOT / "kernels" / "cpu").iterdir()
+        f"fastbn/{path.relative_to(ROOT).as_posix()}"
+        for path in (ROOT / "kernels" / "cpu").rglob("*")
         if path.suffix in (".h", ".cpp")
     }
     return modules | kernels | DATA

@@ -1,9 +1,10 @@
-"""The CPU kernels' C interface, as ctypes sees it: structures as in kernels/cpu, and what each function
-takes."""
+"""The CPU kernels' C interface, as ctypes sees it: the structures and enumerations of kernels/cpu/structs.h,
+and what each function of kernels/cpu/calls.h takes; `tests/native/test_native_abi.py` compares the two."""
 
 from __future__ import annotations
 
 import ctypes
+import enum
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 POINTER, LONG, INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
 
 
-# as kernels/cpu/activation.h orders them
+# by their values in the enumeration Function
 FUNCTIONS = (
     "identity",
     "relu",
@@ -61,6 +62,21 @@ class ValueStruct(ctypes.Structure):
     ]
 
 
+class Called(enum.IntEnum):
+    """A function of the library, where a call of it is written down."""
+
+    CONVOLVE = 0
+    FORM = 1
+    GRADIENT = 2
+    NORMALISE = 3
+    FINISH = 4
+
+    @property
+    def function(self) -> str:
+        """The function's name in the library."""
+        return f"fastbn_{self.name.lower()}"
+
+
 ARGUMENTS: dict[str, list[Any]] = {
     "fastbn_convolve": [POINTER, POINTER, POINTER, INT, POINTER, POINTER, INT],
     "fastbn_form": [POINTER, LONG, INT, INT],
@@ -71,7 +87,7 @@ ARGUMENTS: dict[str, list[Any]] = {
 
 
 class StepStruct(ctypes.Structure):
-    """A call that is played: which function, its pointers and its integers in order, the thread count left
+    """A call that is played: which of Called, its pointers and its integers in order, the thread count left
     out."""
 
     _fields_: ClassVar[list[tuple[str, Any]]] = [("what", LONG), ("at", POINTER * 5), ("n", LONG * 4)]
@@ -95,7 +111,7 @@ PLAY: list[Any] = [
 
 
 def declare(kernels: ctypes.CDLL) -> None:
-    """Tells ctypes what the library's functions take."""
+    """Tell ctypes what the library's functions take."""
     for name, arguments in ARGUMENTS.items():
         getattr(kernels, name).argtypes = arguments
     kernels.fastbn_openmp.argtypes, kernels.fastbn_openmp.restype = [POINTER], None
@@ -104,7 +120,7 @@ def declare(kernels: ctypes.CDLL) -> None:
 
 
 def by_address(norm: nn.BatchNorm2d, conv_bias: Tensor | None, c: int) -> bool:
-    """Whether the kernels can read a BatchNorm's tensors by their addresses: (C,) float32 on the CPU,
+    """Return whether the kernels can read a BatchNorm's tensors by their addresses: (C,) float32 on the CPU,
     contiguous."""
 
     def plain(t: Tensor) -> bool:

@@ -11,11 +11,12 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from fastbn.engine.algorithm import Algorithm
 from fastbn.graph.regions import Conv, Shape
 
 TABLE = Path(__file__).with_name("algorithms.json")
 RAW = -1  # the direct sum by the weight as the model holds it
-NAMES = {0: "direct", 2: "Winograd F(2×2, 3×3)", 4: "Winograd F(4×4, 3×3)", RAW: "direct, weights not packed"}
+NAMES = {0: Algorithm.DIRECT, 2: Algorithm.WINOGRAD_2, 4: Algorithm.WINOGRAD_4, RAW: Algorithm.RAW}
 WINOGRAD = (0, 2, 4)
 SETS = ("avx512", "avx2")  # measured ones; others take the last one's table, whose vectors are nearest
 FEWEST = 8  # channels: of fewer, a vector is mostly filled up

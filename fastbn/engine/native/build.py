@@ -31,6 +31,11 @@ FLAGS = [
 ]
 
 
+def sources() -> list[str]:
+    """Return what the compiler is given beside the flags: where headers are, and every source file."""
+    return [f"-I{SOURCES}", *map(str, sorted(SOURCES.rglob("*.cpp")))]
+
+
 def library() -> ctypes.CDLL:
     """The kernels, built if this version of them was not yet built for this CPU. Raises MachineError where
     that fails."""
@@ -98,7 +103,7 @@ def _build(command: list[str], target: Path) -> ctypes.CDLL:
         _say("building the CPU kernels (once, about 20 s)")
         part = folder / "kernels.so"
         try:
-            compile_library(command, [*FLAGS, *(str(path) for path in sorted(SOURCES.glob("*.cpp")))], part)
+            compile_library(command, [*FLAGS, *sources()], part)
         except MachineError:
             reserve(folder)  # the compiler's own words for a full folder help nobody
             raise
@@ -118,8 +123,8 @@ def _key() -> str:
     """Of the sources, the flags and the CPU's features: all that a library must fit, known without a
     compiler. A CXX that was asked for has libraries of its own."""
     digest = hashlib.sha256()
-    for path in sorted([*SOURCES.glob("*.h"), *SOURCES.glob("*.cpp")]):
-        digest.update(path.name.encode() + path.read_bytes())
+    for path in sorted([*SOURCES.rglob("*.h"), *SOURCES.rglob("*.cpp")]):
+        digest.update(path.relative_to(SOURCES).as_posix().encode() + path.read_bytes())
     digest.update("\n".join([*FLAGS, os.environ.get("CXX", ""), _cpu()]).encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:16]
 

@@ -1,4 +1,4 @@
-"""The frozen weight of a convolution by groups in the CPU kernels' layout (kernels/cpu/grouped.h)."""
+"""The frozen weight of a grouped convolution in the CPU kernels' layout (kernels/cpu/products/grouped.h)."""
 
 from __future__ import annotations
 

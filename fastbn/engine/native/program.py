@@ -12,7 +12,6 @@ import collections
 import ctypes
 import dataclasses
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,9 +19,9 @@ from torch import Tensor
 
 from fastbn.engine import walk
 from fastbn.engine.buffers import Buffers, activation
-from fastbn.engine.executor import KEYS, Made, key_of
-from fastbn.engine.interface import Engine
+from fastbn.engine.executor import KEYS, ForwardResult, key_of, walked
 from fastbn.engine.native import abi
+from fastbn.engine.native.engine import Native
 from fastbn.engine.native.memory_layout import Span, lay_out, scratch_bytes
 from fastbn.engine.native.tape import Tape, TapeBuffer
 from fastbn.engine.walk import RegionGradients
@@ -33,28 +32,29 @@ KEPT, SCRATCH, OWN = 0, 1, 2
 
 
 class Programs:
-    """The programs of one region, the latest states'."""
+    """The executor that plays: the programs of one region, the latest states'."""
 
-    def __init__(self, kernels: ctypes.CDLL, buffers: Buffers, onto: Callable[[Tape], Engine]):
-        self._make = lambda call, inputs: _Program(call, inputs, kernels, buffers, onto)
+    def __init__(self, engine: Native):
+        self._engine = engine
         self._programs: collections.OrderedDict[Any, tuple[_Program | None, list[Any]]] = (
             collections.OrderedDict()
         )
 
-    def forward(self, call: walk.Call, inputs: list[Tensor]) -> Made:
-        """walk.forward, played where nothing in it is Python's: no group of processes, no tensor that the
+    def forward(self, call: walk.Call, inputs: list[Tensor]) -> ForwardResult:
+        """As walk.forward, played where nothing in it is Python's: no group of processes, no tensor that the
         kernels can't read."""
         if call.group is not None:
-            return Made(*walk.forward(call, inputs), call)
+            return walked(call, inputs)
         key = key_of(call, inputs)
         if key not in self._programs:
             # alive: the key has their ids
-            self._programs[key] = (self._make(call, inputs) if _readable(call) else None), call.packed
+            made = _Program(call, inputs, self._engine) if _readable(call) else None
+            self._programs[key] = made, call.packed
             while len(self._programs) > KEYS:
                 self._programs.popitem(last=False)
         self._programs.move_to_end(key)
         program, _ = self._programs[key]
-        return Made(*walk.forward(call, inputs), call) if program is None else program.forward(inputs)
+        return walked(call, inputs) if program is None else program.forward(inputs)
 
 
 def _readable(call: walk.Call) -> bool:
@@ -65,17 +65,10 @@ def _readable(call: walk.Call) -> bool:
 class _Program:
     """A forward, and the backward of all its outputs."""
 
-    def __init__(
-        self,
-        call: walk.Call,
-        inputs: list[Tensor],
-        kernels: ctypes.CDLL,
-        buffers: Buffers,
-        onto: Callable[[Tape], Engine],
-    ):
-        self._buffers = buffers
+    def __init__(self, call: walk.Call, inputs: list[Tensor], engine: Native):
+        self._buffers: Buffers = engine.buffers
         tape = Tape()
-        own = dataclasses.replace(call, engine=onto(tape), batch=[], parts=[])
+        own = dataclasses.replace(call, operations=engine.onto(tape), batch=[], parts=[])
         count = call.region.inputs
         given = [activation(tape, tuple(x.shape), x.dtype) for x in inputs[:count]]
         given += [tape.empty(tuple(x.shape), x.dtype) for x in inputs[count:]]
@@ -96,7 +89,7 @@ class _Program:
             back = walk.backward(own, gradients, vectors, [*saved])
             found, flat, self._reached = back.inputs, [tape.adopt(back.affine)], back.reached
             saved = [vectors, *saved]
-        self._call = dataclasses.replace(own, engine=call.engine)
+        self._call = dataclasses.replace(own, operations=call.operations)
         self._outputs = [(tuple(z.shape), z.dtype) for z in outputs]
         self._found = {value: (tuple(g.shape), g.dtype) for value, g in found.items()}
         self._flat = [f.shape for f in flat]
@@ -119,17 +112,17 @@ class _Program:
             place: _position(t, before) for place, t in enumerate(saved) if t.data_ptr() not in lasting
         }
         foreign = [saved[place] for place in self._elsewhere]
-        self._forward = _Pass(tape, range(turn), spans, before, kernels)
-        self._backward = _Pass(tape, range(turn, len(tape.calls)), spans, after + foreign, kernels)
+        self._forward = _Pass(tape, range(turn), spans, before, engine.kernels)
+        self._backward = _Pass(tape, range(turn, len(tape.calls)), spans, after + foreign, engine.kernels)
 
-    def forward(self, inputs: list[Tensor]) -> Made:
+    def forward(self, inputs: list[Tensor]) -> ForwardResult:
         """As walk.forward. What is saved lies in one block, lent until nobody refers to it."""
         kept = self._buffers.empty((self._kept,), torch.uint8)
         outputs = [activation(self._buffers, *like) for like in self._outputs]
         own = [*inputs, *outputs]
         self._forward.play(kept.data_ptr(), own, self._buffers)
         if not any(self._live):
-            return Made(outputs, inputs[0].new_empty(0), [], self._call)
+            return ForwardResult(outputs, inputs[0].new_empty(0), [], self._call)
         by_type = {dtype: kept.view(dtype) for dtype, *_ in self._saved}
         saved = [
             own[self._elsewhere[place]]
@@ -137,7 +130,7 @@ class _Program:
             else by_type[dtype].as_strided(shape, stride, at // dtype.itemsize)
             for place, (dtype, shape, stride, at) in enumerate(self._saved)
         ]
-        return Made(outputs, saved[0], saved[1:], self._call, self)
+        return ForwardResult(outputs, saved[0], saved[1:], self._call, self)
 
     def backward(
         self, gradients: list[Tensor | None], vectors: Tensor, saved: list[Tensor]

@@ -1,5 +1,5 @@
-"""What the native engine would do, written down instead of done: the calls of its kernels, and the memory
-that they touch, when."""
+"""A tape: what the native engine would do, written down instead of done. It holds the calls of the kernels,
+and the memory that they touch, when."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastbn.engine.native.abi import ARGUMENTS, POINTER
+from fastbn.engine.native.abi import ARGUMENTS, POINTER, Called
 
-NAMES = list(ARGUMENTS)
+CALLED = {called.function: called for called in Called}
 
 
 @dataclasses.dataclass(eq=False)
@@ -32,10 +32,9 @@ class TapeBuffer:
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """A call: the function's place among ARGUMENTS, its pointers and its integers in order, and what its
-    structures hold."""
+    """A call: the function, its pointers and its integers in order, and what its structures hold."""
 
-    what: int
+    what: Called
     at: list[int | None]
     n: list[int]
     fields: list[tuple[int, int]]  # of pointers in structures: where they stand, and where they point
@@ -51,16 +50,16 @@ class Tape:
         self._starts: list[int] = []
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-        """As Buffers.empty; pages that nobody touches take no memory."""
+        """Return a tensor as Buffers.empty does; pages that nobody touches take no memory."""
         return self.adopt(torch.empty(shape, dtype=dtype))
 
     def adopt(self, t: Tensor) -> Tensor:
-        """A tensor that the walk made for itself."""
+        """Note a tensor that the walk made for itself; return it."""
         self.buffers.append(TapeBuffer(t, t.data_ptr(), t.numel() * t.element_size()))
         return t
 
     def find(self, address: int) -> TapeBuffer | None:
-        """The buffer that an address lies in."""
+        """Return the buffer that an address lies in."""
         if len(self._starts) != len(self.buffers):
             self.buffers.sort(key=lambda buffer: buffer.start)
             self._starts = [buffer.start for buffer in self.buffers]
@@ -69,7 +68,7 @@ class Tape:
         return found if found is not None and address < found.start + found.bytes else None
 
     def note_lifetimes(self) -> None:
-        """Fills in every buffer's first and last call."""
+        """Fill in every buffer's first and last call."""
         for i, call in enumerate(self.calls):
             for address in (*call.at, *(points for _, points in call.fields)):
                 if address is not None and (buffer := self.find(address)) is not None:
@@ -97,7 +96,7 @@ class Tape:
                 structures.append(given)
                 for structure in given if isinstance(given, ctypes.Array) else [given]:
                     fields += _pointers(structure)
-        self.calls.append(Written(NAMES.index(name), at, n, fields, structures))
+        self.calls.append(Written(CALLED[name], at, n, fields, structures))
 
 
 def _pointers(structure: ctypes.Structure) -> Iterator[tuple[int, int]]:

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastbn.engine.context import mixed
 from fastbn.engine.fuse import fuse
-from fastbn.engine.region import mixed
 from fastbn.engine.triton import tf32
 
 CALLS = 4

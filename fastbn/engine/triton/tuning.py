@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import torch
 
-from fastbn.engine.triton.tuning_table import Choice, Key, TunedLayer, rolls, ways
+from fastbn.engine.algorithm import Algorithm
+from fastbn.engine.triton.tuning_table import Choice, Key, TunedLayer, Tuning
 from fastbn.graph.regions import Conv
 from fastbn.kernels.triton.conv import Tile
-from fastbn.kernels.triton.conv_rolling import Roll, pairing
+from fastbn.kernels.triton.rolling import Roll, pairing
 
-ROLLING, TAPS, LIBRARY = "rolling rows", "tap by tap", "the library's, BatchNorm in passes beside it"
+ROLLING, TAPS, LIBRARY = Algorithm.ROLLING, Algorithm.TAPS, Algorithm.LIBRARY
 # channels from which a 3×3 convolution is arithmetic rather than traffic, and cuDNN's is the better one
 MANY = 128
 
 
 def layer(conv: Conv, size: tuple[int, int], device: int) -> TunedLayer | None:
-    """A convolution's key in the table; None where it can have no row."""
+    """Return a convolution's key in the table; None where it can have no row."""
     kernel, stride = conv.kernel[0], conv.stride[0]
     square = (
         conv.kernel == (kernel, kernel)
@@ -33,15 +34,15 @@ def layer(conv: Conv, size: tuple[int, int], device: int) -> TunedLayer | None:
     return TunedLayer(device, conv.in_channels, conv.channels, kernel, stride, size[1])
 
 
-def algorithm(conv: Conv, size: tuple[int, int] | None, device: int) -> str:
-    """The name of the kernel for a convolution of images of this (height, width): as was measured, else by
+def algorithm(conv: Conv, size: tuple[int, int] | None, device: int, tuning: Tuning) -> Algorithm:
+    """Return what carries a convolution out of images of this (height, width): as was measured, else by
     rule."""
-    way = ways().get(layer(conv, size, device)) if size else None
+    way = tuning.ways.get(layer(conv, size, device)) if size else None
     return way.algorithm if way else usual(conv)
 
 
-def usual(conv: Conv) -> str:
-    """By rule, where nothing was measured."""
+def usual(conv: Conv) -> Algorithm:
+    """Return what does by rule, where nothing was measured."""
     if conv.groups != 1:
         return LIBRARY
     same = (
@@ -56,10 +57,12 @@ def usual(conv: Conv) -> str:
     return TAPS
 
 
-def tile(conv: Conv, size: tuple[int, int], dtype: torch.dtype, device: int, backward: bool) -> Tile:
-    """How a kernel tap by tap is cut, for images of this (height, width): as was measured in half
+def tile(
+    conv: Conv, size: tuple[int, int], dtype: torch.dtype, device: int, backward: bool, tuning: Tuning
+) -> Tile:
+    """Return how a kernel tap by tap is cut, for images of this (height, width): as was measured in half
     precision, else by rule."""
-    way = ways().get(layer(conv, size, device)) if dtype != torch.float32 else None
+    way = tuning.ways.get(layer(conv, size, device)) if dtype != torch.float32 else None
     if way:
         return way.backward if backward else way.forward
     read, written = (conv.channels, conv.in_channels) if backward else (conv.in_channels, conv.channels)
@@ -67,7 +70,7 @@ def tile(conv: Conv, size: tuple[int, int], dtype: torch.dtype, device: int, bac
 
 
 def cut(read: int, written: int, dtype: torch.dtype, device: int) -> Tile:
-    """How a kernel that takes any shape is cut by rule, by the channels that it reads and writes."""
+    """Return how a kernel that takes any shape is cut by rule, by the channels that it reads and writes."""
     wide = dtype == torch.float32
     block_k = 32 if wide or read < 16 else _power_of_two(read, 16, 64)
     block_n = _power_of_two(written, 16, 32 if device == 0 else 64)
@@ -75,11 +78,14 @@ def cut(read: int, written: int, dtype: torch.dtype, device: int) -> Tile:
     return Tile(pixels, block_n, block_k, 4, 1 if device == 0 else 3)
 
 
-def roll(conv: Conv, size: tuple[int, int], dtype: torch.dtype, device: int, backward: bool) -> Roll:
-    """How a rolling kernel is cut, for images of this (height, width): as was measured, else by rule."""
+def roll(
+    conv: Conv, size: tuple[int, int], dtype: torch.dtype, device: int, backward: bool, tuning: Tuning
+) -> Roll:
+    """Return how a rolling kernel is cut, for images of this (height, width): as was measured, else by
+    rule."""
     height, width = size
     key = Key(device, backward, conv.channels, width, dtype == torch.float32)
-    choice = rolls().get(key) or rule(key)
+    choice = tuning.rolls.get(key) or rule(key)
     across = -(-width // pairing(conv.channels))
     # the largest power of two that divides it: no program has an empty place, nor needs a mask
     whole = min(choice.row, across & -across)
@@ -94,7 +100,7 @@ def roll(conv: Conv, size: tuple[int, int], dtype: torch.dtype, device: int, bac
 
 
 def rule(key: Key) -> Choice:
-    """What the instruction counts say, where nothing was measured."""
+    """Return what the instruction counts say, where nothing was measured."""
     row, rows = _row_and_rows(key.channels, key.wide, key.capability, key.backward)
     warps, keep = 4, key.capability != 0 or key.channels != 64  # the interpreter runs both kinds
     if key.wide and key.channels > 16 and key.capability != 0:
@@ -109,7 +115,7 @@ WIDE_UNITS = (90, 100)
 
 
 def _row_and_rows(channels: int, wide: bool, device: int, backward: bool) -> tuple[int, int]:
-    """Products of a row of a program, and rows of its band."""
+    """Return the products of a row of a program, and the rows of its band."""
     if device == 0:
         return 16, 4
     if device in WIDE_UNITS:
@@ -121,5 +127,5 @@ def _row_and_rows(channels: int, wide: bool, device: int, backward: bool) -> tup
 
 
 def _power_of_two(n: int, least: int, most: int) -> int:
-    """The smallest power of two from n on, within bounds."""
+    """Return the smallest power of two from n on, within bounds."""
     return min(most, max(least, 1 << (n - 1).bit_length()))

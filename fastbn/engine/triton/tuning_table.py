@@ -12,9 +12,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fastbn.engine.algorithm import Algorithm
 from fastbn.kernels.triton.conv import Tile
 
 Measured = TypeVar("Measured")
@@ -24,7 +26,7 @@ DEPENDENT = 90  # the capability from which kernels can begin before the one bef
 
 @dataclasses.dataclass(frozen=True)
 class TunedLayer:
-    """What the choice among algorithms hangs on: a convolution of square taps, not grouped or spread,
+    """What the choice among algorithms depends on: a convolution of square taps, not grouped or spread,
     padded by half of them."""
 
     capability: int  # 90 for a Hopper GPU; 0 for the interpreter
@@ -39,14 +41,14 @@ class TunedLayer:
 class Way:
     """What carries a layer out, and how the kernels tap by tap are cut for it."""
 
-    algorithm: str
+    algorithm: Algorithm
     forward: Tile
     backward: Tile
 
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """What a rolling kernel's configuration hangs on."""
+    """What a rolling kernel's configuration depends on."""
 
     capability: int  # 90 for a Hopper GPU; 0 for the interpreter
     backward: bool
@@ -66,34 +68,41 @@ class Choice:
 
 
 def read(what: str) -> list[dict[str, Any]]:
-    """The shipped rows of a part, as `python -m bench.tune --engine triton` measured them; none of a
+    """Return the shipped rows of a part, as `python -m bench.tune --engine triton` measured them; none of a
     device that it has not run on."""
     rows: list[dict[str, Any]] = json.loads(TABLE.read_text(encoding="utf-8"))[what]
     return rows
 
 
-@functools.cache
-def dependent(device: int) -> bool:
-    """Whether this capability's kernels are launched to begin before the one before them has ended."""
-    return device >= DEPENDENT and any(
-        row["dependent"] for row in read("launches") if row["capability"] == device
-    )
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """What was measured of GPUs, as an engine takes it. Without any, everything goes by rule.
+
+    >>> Tuning().begins_early(90)
+    False
+    """
+
+    ways: Mapping[TunedLayer | None, Way] = dataclasses.field(default_factory=dict)  # what carries layers out
+    rolls: Mapping[Key, Choice] = dataclasses.field(default_factory=dict)  # how rolling kernels are cut
+    early: frozenset[int] = frozenset()  # the capabilities whose kernels do better if they begin early
+
+    def begins_early(self, device: int) -> bool:
+        """Return whether this capability's kernels are launched to begin before the one before them has
+        ended."""
+        return device >= DEPENDENT and device in self.early
 
 
 @functools.cache
-def rolls() -> dict[Key, Choice]:
-    """How rolling kernels are cut, as far as that was measured."""
-    return {_of(Key, row): _of(Choice, row) for row in read("rolling")}
-
-
-@functools.cache
-def ways() -> dict[TunedLayer | None, Way]:
-    """What carries layers out, as far as that was measured."""
-    rows = read("convolutions")
-    return {
-        _of(TunedLayer, row): Way(row["algorithm"], Tile(**row["forward"]), Tile(**row["backward"]))
-        for row in rows
+def shipped() -> Tuning:
+    """Return what the shipped table holds."""
+    ways: dict[TunedLayer | None, Way] = {
+        _of(TunedLayer, row): Way(
+            Algorithm(row["algorithm"]), Tile(**row["forward"]), Tile(**row["backward"])
+        )
+        for row in read("convolutions")
     }
+    rolls = {_of(Key, row): _of(Choice, row) for row in read("rolling")}
+    return Tuning(ways, rolls, frozenset(row["capability"] for row in read("launches") if row["dependent"]))
 
 
 def _of(kind: type[Measured], row: dict[str, Any]) -> Measured:

@@ -40,7 +40,7 @@ class Cells(Mapping[str, Any]):
 
 
 @dataclasses.dataclass
-class Place:
+class OutsidePlace:
     """Where a value lies, and how another is put there."""
 
     mapping: Mapping[str, Any]
@@ -56,7 +56,7 @@ class Outside:
     """What the forwards of these classes read outside their modules, as it now is."""
 
     def __init__(self, functions: list[Any], kinds: list[type]):
-        self.places: list[Place] = []
+        self.places: list[OutsidePlace] = []
         self._kinds = {k: None for kind in kinds for k in kind.__mro__ if not _library(k)}
         self._seen: set[Any] = set()
         for function in functions:
@@ -135,7 +135,7 @@ class Outside:
         key = id(mapping) if not isinstance(mapping, Cells) else id(mapping.cells[name]), name
         if key not in self._seen and print_of(mapping.get(name, MISSING)) is not None:
             self._seen.add(key)
-            self.places.append(Place(mapping, name, title, put))
+            self.places.append(OutsidePlace(mapping, name, title, put))
 
 
 def of_model(modules: list[nn.Module], forward: Callable[..., Any]) -> Outside:

@@ -19,38 +19,22 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 from torch.utils.checkpoint import checkpoint
 
-from fastbn.graph.match import IN_PLACE, may_view, mutates
-from fastbn.graph.trace import modes as modes_of_trace
+from fastbn.graph.aliasing import may_view, mutates
 from fastbn.graph.trace.draws import preserved, python_state, restore_python
 from fastbn.graph.trace.guards import Guards
 from fastbn.graph.trace.modes import modes, put_back
 from fastbn.graph.trace.outputs import Unformed, formed
 from fastbn.graph.trace.outside import Outside
+from fastbn.graph.trace.proxies import INSIDE, OperationRecorder, RecordingProxy
 from fastbn.graph.trace.recorded import leavings, recorded
 from fastbn.graph.trace.watched import Shadows, expect_leaf, leaf
 
 LOCK = threading.RLock()  # one trace at a time; a model that is not being traced never waits for it
 # write to the running statistics they are given
 UPDATES = (F.batch_norm, torch.batch_norm, F.instance_norm, torch.instance_norm)
-AHEAD = {
-    "dim",
-    "ndimension",
-    "size",
-    "numel",
-    "nelement",
-    "element_size",
-    "is_floating_point",
-    "is_complex",
-    "is_contiguous",
-    "stride",
-}
 WRITTEN: dict[type, Callable[[Any], Any]] = {int: int.__int__, float: float.__float__, str: str.__str__}
-# where every Function's apply looks at its arguments, by whatever name it was called
-APPLY = inspect.getfile(torch._functorch.utils)
-_INSIDE = (str(torch.__path__[0]), __file__.rpartition("/")[0], "<")
 OUTSIDE = {
     nn.Module._call_impl.__code__: "calls a module that is not among its submodules",
     inspect.unwrap(checkpoint).__code__: "runs a part under torch.utils.checkpoint",
@@ -82,63 +66,6 @@ class Traced:
     constants: dict[str, Tensor]  # tensors from outside the model, by the names of their get_attr nodes
 
 
-class _Proxy(fx.Proxy):
-    """One that records `x += y` as what it is; fx's own makes `x = x + y` of it, which differs where x has
-    another name."""
-
-    tracer: Tracer
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:  # which isinstance reads
-        if sys._getframe(1).f_code.co_filename == APPLY:
-            self.tracer.refuse("calls the apply of a torch.autograd.Function")
-        return type(self)
-
-    def __hash__(self) -> int:
-        if not sys._getframe(1).f_code.co_filename.startswith(_INSIDE):
-            self.tracer.refuse("looks something up by a tensor or its size")
-        return object.__hash__(self)
-
-
-for operation in IN_PLACE:
-    setattr(
-        _Proxy,
-        f"__{operation.__name__}__",
-        lambda self, other, operation=operation: self.tracer.create_proxy(
-            "call_function", operation, (self, other), {}
-        ),
-    )
-
-
-class _Operations(TorchFunctionMode):
-    """Makes a node of every operation, of those too that read no proxy: what is drawn or allocated is
-    drawn at each call."""
-
-    def __init__(self, tracer: Tracer):
-        super().__init__()
-        self._tracer = tracer
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        leaves = torch.utils._pytree.tree_leaves((args, kwargs))
-        if any(isinstance(item, fx.Proxy) for item in leaves):
-            return function(*args, **kwargs)
-        tensors = [item for item in leaves if isinstance(item, Tensor)]
-        name = getattr(function, "__name__", "")
-        if tensors and name != "__get__" and name not in AHEAD:
-            kind = "call_method" if is_tensor_method_or_property(function) else "call_function"
-            return self._tracer.create_proxy(kind, name if kind == "call_method" else function, args, kwargs)
-        for tensor in tensors:
-            self._tracer.shadows.fact(tensor)
-        made = function(*args, **kwargs)
-        if not tensors and isinstance(made, Tensor):
-            return self._tracer.create_proxy("call_function", function, args, kwargs)
-        return made
-
-
-modes_of_trace.OWN = _Operations
-
-
 class Tracer(fx.Tracer):
     """One trace of one model."""
 
@@ -160,7 +87,7 @@ class Tracer(fx.Tracer):
         """Trace the model's forward. call: makes its arguments, from placeholders. Raises Untraceable."""
         self.graph, self.root = fx.Graph(), self.model
         reason = ""
-        with LOCK, preserved(), recorded(self), _Operations(self):
+        with LOCK, preserved(), recorded(self), OperationRecorder(self):
             try:
                 self._forward(call)
             except (Seen, Exception) as error:
@@ -273,7 +200,7 @@ class Tracer(fx.Tracer):
         return self._attributes[path]
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        made = _Proxy(node, self)
+        made = RecordingProxy(node, self)
         self._born.append((weakref.ref(made), where(sys._getframe(1))))
         return made
 
@@ -353,6 +280,6 @@ def where(place: types.FrameType | types.TracebackType | None) -> str:
             frame = frame.f_back
         steps.reverse()
     for name, line in steps:
-        if not name.startswith(_INSIDE):
+        if not name.startswith(INSIDE):
             best = name, line
     return f"{best[0].rpartition('/')[2]}:{best[1]}" if best else ""

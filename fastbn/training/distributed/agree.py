@@ -10,7 +10,7 @@ from torch import nn
 
 from fastbn.data.feed import Feed
 from fastbn.engine import fused_forward
-from fastbn.engine.region import synchronised
+from fastbn.engine.context import synchronised
 from fastbn.errors import UsageError
 from fastbn.recipe import ResolvedRecipe
 from fastbn.training.distributed.ranks import Ranks

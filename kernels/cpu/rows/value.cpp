@@ -1,7 +1,7 @@
 // What a value's gradient is made of, row by row (value.h).
-#include "value.h"
-#include "activation.h"
-#include "strips.h"
+#include "rows/value.h"
+#include "rows/activation.h"
+#include "rows/strips.h"
 
 template <typename S>
 void dy_row(const Path& path, int n, int q, float* row, int K) {

@@ -6,8 +6,8 @@
 #pragma once
 #include <vector>
 #include "base.h"
-#include "geometry.h"
-#include "multiply.h"
+#include "structs.h"
+#include "products/multiply.h"
 
 struct Source;
 struct Value;

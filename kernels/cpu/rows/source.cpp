@@ -1,7 +1,7 @@
 // What a convolution reads, formed row by row (source.h).
-#include "source.h"
-#include "activation.h"
-#include "strips.h"
+#include "rows/source.h"
+#include "rows/activation.h"
+#include "rows/strips.h"
 
 template <typename S>
 static void form_some(const Source& s, size_t first, int pixels, int C, float* to, int K) {

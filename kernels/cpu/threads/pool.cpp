@@ -15,7 +15,7 @@
 #include <system_error>
 #include <thread>
 #include <vector>
-#include "parallel.h"
+#include "threads/parallel.h"
 
 namespace {
 

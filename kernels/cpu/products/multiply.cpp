@@ -1,5 +1,5 @@
 // The register tiles (multiply.h), one function each.
-#include "multiply.h"
+#include "products/multiply.h"
 #include <utility>
 
 // STEP is in_step where that is known to the compiler: the pixels' addresses are then constants off one register; else 0.

@@ -1,4 +1,4 @@
-"""The reference engine: the graph's operations as plain channels-last tensor code. The oracle for the others;
+"""The graph's operations as plain channels-last tensor code. The oracle for the others;
 float64 too.
 
     forward    n = scale·y + shift          z = function(n [+ residual | + rscale·y_r + rshift])
@@ -11,14 +11,11 @@ weight gradient is ever computed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastbn.engine import batchnorm
-from fastbn.engine.executor import Walks
 from fastbn.engine.interface import (
     BackpropPath,
     Coefficients,
@@ -29,7 +26,7 @@ from fastbn.engine.interface import (
     NormVectors,
     Statistics,
 )
-from fastbn.graph import activations, pointwise
+from fastbn.graph import pointwise
 from fastbn.graph.activations import IDENTITY, RELU
 from fastbn.graph.regions import Conv, Shape
 
@@ -41,49 +38,14 @@ BITS = {
 }
 
 
-class Reference:
-    name = "reference"
-    groups = True
-    tasks = True
-    halves = True
-    functions = activations.NAMES
-
-    def supports(self, conv: Conv) -> str | None:
-        return None
-
-    def takes(self, device: torch.device, dtype: torch.dtype) -> bool:
-        return dtype in BITS
-
-    def algorithm(self, conv: Conv, size: tuple[int, int] | None = None) -> str:
-        return "torch's conv2d"
+class ReferenceOperations:
+    """The operations by tensor code."""
 
     def ready(self, norm: NormVectors) -> None:
         pass  # it is
 
     def settle(self, coefficients: Coefficients) -> Coefficients:
         return coefficients
-
-    def replays(self) -> Walks:
-        return Walks()
-
-    def choices(self, convs: Sequence[Conv], shapes: dict[int, Shape]) -> list[str]:
-        return [self.algorithm(conv) for conv in convs]
-
-    def mask_bytes(self, channels: int) -> int:
-        return channels
-
-    def forms_first(self, conv: Conv, source: Shape, keeps: bool) -> bool:
-        return True
-
-    def aside(self, conv: Conv, size: tuple[int, int]) -> bool:
-        return True
-
-    def pack(
-        self, conv: Conv, weight: Tensor, dtype: torch.dtype, gradients: torch.dtype | None = None,
-        size: tuple[int, int] | None = None,
-        by: str | None = None,
-    ) -> Tensor:  # fmt: skip
-        return weight.detach().to(dtype).contiguous(memory_format=torch.channels_last)
 
     def convolve(
         self,
@@ -151,7 +113,8 @@ def _rows(t: Tensor) -> Tensor:
 
 
 def _affine(y: Tensor, norm: NormVectors) -> Tensor:
-    """scale·y + shift by channel, of each sample's own task where there are tasks, in float32 or float64."""
+    """Return scale·y + shift by channel, of each sample's own task where there are tasks, in float32 or
+    float64."""
     n, c, h, w = y.shape
     rows, scale, shift = _rows(y), norm.scale, norm.shift
     if norm.tasks is not None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fastbn.engine.fused_program import Attribute
+from fastbn.engine.program.build import Attribute
 from fastbn.engine.region import FusedRegion
 from fastbn.graph.regions import Unfit
 

@@ -1,12 +1,12 @@
 // y = conv(z) by groups with y's statistics, and a value's gradient by one such convolution; see grouped.h, convolve.cpp, gradient.cpp.
 //
 // Traffic  as a dense convolution's: each tensor once. Of a depthwise one the arithmetic is small, so that is its time.
-#include "grouped.h"
+#include "products/grouped.h"
 #include "items.h"
-#include "parallel.h"
-#include "source.h"
-#include "statistics.h"
-#include "value.h"
+#include "threads/parallel.h"
+#include "rows/source.h"
+#include "rows/statistics.h"
+#include "rows/value.h"
 
 // S: what activations are stored in.
 template <typename S>

@@ -4,7 +4,7 @@
 // other pixel by pixel (stride 1), its weights are in registers too, and each of the P + K − 1 vectors that they read is loaded once;
 // else each load is the operand of one multiply-add. A line of the rows that are read is in the first-level cache from one tap to the
 // next, and from one row of the output to the next.
-#include "grouped.h"
+#include "products/grouped.h"
 
 template <int P>
 static void tile(const float* in, ptrdiff_t in_step, const Taps& taps, const float* w, ptrdiff_t w_step, float* out, ptrdiff_t out_step) {

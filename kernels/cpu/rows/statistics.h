@@ -2,7 +2,7 @@
 // Source   Chan, Golub, LeVeque 1983, the pairwise update.
 #pragma once
 #include "base.h"
-#include "strips.h"
+#include "rows/strips.h"
 
 // Writes a row of `pixels` pixels, `C` of the `step` floats a pixel, to y as it is stored, and adds Σ (y − pivot) and Σ (y − pivot)² of
 // what was stored to sums (3, step) double, whose first row is the pivot; sums may be null.

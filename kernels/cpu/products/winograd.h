@@ -2,8 +2,8 @@
 // The weight's transform was made once: the weights are frozen.
 #pragma once
 #include "base.h"
-#include "multiply.h"
-#include "weights.h"
+#include "products/multiply.h"
+#include "products/weights.h"
 
 template <int M>
 inline void transform_input(const vec* d, vec* o) {  // Bᵀ d

@@ -3,8 +3,7 @@
 // A function whose derivative has two values has a gate too: what is at or below zero where the mask is closed.
 #pragma once
 #include "base.h"
-
-enum Function { IDENTITY, RELU, RELU6, HARDSIGMOID, LEAKY_RELU, SILU, HARDSWISH, MISH, GELU, GELU_TANH };  // as calls.py orders them
+#include "structs.h"
 
 inline vec clamp(vec t, float low, float high) {
     t = t < low ? splat(low) : t;

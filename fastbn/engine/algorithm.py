@@ -1,0 +1,44 @@
+"""The ways in which engines carry a convolution out, each under the name that people read."""
+
+from __future__ import annotations
+
+import enum
+
+
+class Algorithm(str, enum.Enum):
+    """How a convolution is carried out. The value is what `explain` prints and what records and tables hold.
+
+    >>> Algorithm("rolling rows") is Algorithm.ROLLING
+    True
+    >>> f"{Algorithm.WINOGRAD_4}: {Algorithm.WINOGRAD_4.products} of the products"
+    'Winograd F(4×4, 3×3): 0.25 of the products'
+    """
+
+    TORCH = "torch's conv2d"
+    DIRECT = "direct"
+    RAW = "direct, weights not packed"
+    WINOGRAD_2 = "Winograd F(2×2, 3×3)"
+    WINOGRAD_4 = "Winograd F(4×4, 3×3)"
+    ROLLING = "rolling rows"
+    TAPS = "tap by tap"
+    LIBRARY = "the library's, BatchNorm in passes beside it"
+
+    def __str__(self) -> str:
+        return self.value
+
+    @property
+    def products(self) -> float:
+        """Products made for each of the convolution's own."""
+        return _PRODUCTS[self]
+
+
+_PRODUCTS = {
+    Algorithm.TORCH: 1.0,
+    Algorithm.DIRECT: 1.0,
+    Algorithm.RAW: 1.0,
+    Algorithm.WINOGRAD_2: 4 / 9,
+    Algorithm.WINOGRAD_4: 1 / 4,
+    Algorithm.ROLLING: 4 / 3,
+    Algorithm.TAPS: 1.0,
+    Algorithm.LIBRARY: 1.0,
+}

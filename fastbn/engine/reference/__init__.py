@@ -1,0 +1,1 @@
+"""The reference engine: plain tensor code, the oracle for the others."""
