@@ -93,7 +93,7 @@ def test_more_programs_than_are_merged_at_once(case, monkeypatch):
         seen.append(0 if given is None else given.tiles)
         return 16
 
-    monkeypatch.setattr(batchnorm_stats, "block_t", block_t)
+    monkeypatch.setattr(batchnorm_pending, "block_t", block_t)
     check_forward(engine_for(case), case, "formed", torch.float32, 2e-6)
     check_gradient(engine_for(case), case, "again", torch.float32, 2e-6)
     assert max(seen) > 16
