@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from bench.architectures.catalogue import Architecture
-from bench.memory import reset_peak, resident_bytes, warm
 from bench.suite import clock
+from bench.suite.process import reset_peak, resident_bytes, warm
 from fastbn import fuse
 
 CPU = torch.device("cpu")
@@ -68,7 +68,7 @@ def peak_bytes(architecture: Architecture, batch: int, size: int) -> dict[str, i
     own parameters and buffers."""
     if any(os.environ.get(name) != value for name, value in GIVE_BACK.items()):
         raise RuntimeError(f"the peak of memory is measured in a process with {GIVE_BACK}")
-    warm(compiled=False)
+    warm(fused=True)
     peaks = {}
     for provider in PROVIDERS:
         step = step_of(provider, architecture, batch, size)

@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from bench.records.conditions import ROOT
+from fastbn import fuse
 from fastbn.errors import MachineError
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -49,9 +51,9 @@ def reset_peak() -> bool:
     return True
 
 
-def warm(compiled: bool = False) -> None:
+def warm(compiled: bool = False, fused: bool = False) -> None:
     """Pay what a process pays once, whatever its network: thread pools, oneDNN, autograd; and the compiler,
-    if it is asked for."""
+    or fastbn's kernels and tracing, where they are used."""
     weight = torch.randn(16, 16, 3, 3, requires_grad=True)
 
     def small(x: torch.Tensor) -> torch.Tensor:
@@ -59,3 +61,6 @@ def warm(compiled: bool = False) -> None:
 
     (torch.compile(small) if compiled else small)(torch.randn(2, 16, 8, 8)).backward()
     torch.randn(64, 64) @ torch.randn(64, 64)
+    if fused:
+        tiny = fuse(nn.Sequential(nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16)))
+        tiny(torch.randn(2, 3, 8, 8)).mean().backward()

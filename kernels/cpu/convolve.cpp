@@ -58,7 +58,7 @@ static void direct(const Geometry& g, const Weights& weights, const float* padde
     });
 }
 
-// M: Winograd's F(M×M, 3×3), 0 for the direct sum, RAW for the direct sum by a weight that was not packed.
+// M: Winograd's F(M×M, 3×3), 0 for the direct sum, or RAW or RAW_CHANNELS_LAST for the direct sum by a weight that was not packed.
 // S: what activations are stored in. statistics (2, C) double, of y as it is stored: mean and biased variance, by Chan, Golub, LeVeque's merge of the items' (count, mean, M2) in order; may be null.
 template <typename S>
 static void convolve(const Geometry& g, const Source& s, const float* weights, int algorithm, S* y, double* statistics, int threads) {
@@ -73,7 +73,7 @@ static void convolve(const Geometry& g, const Source& s, const float* weights, i
     const int TH = M ? (items.rows + M - 1) / M : 0, OH = M ? M * TH : items.rows;  // rows of the output buffer
     const int PH = (OH - 1) * g.sh + (g.kh - 1) * g.dh + 1;
     const size_t padded_size = static_cast<size_t>(PH) * PW * step, out_size = static_cast<size_t>(OH) * OW * OC;
-    const Weights w{weights, algorithm == RAW, g.oc, K, taps};
+    const Weights w{weights, algorithm, g.oc, K, taps};
     std::vector<double> partial(statistics ? static_cast<size_t>(items.places()) * 3 * OC : 0);
 
     share_out(items.count(), threads, [=, &g, &s, &taps, &partial](Share& share) {

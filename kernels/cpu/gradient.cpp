@@ -82,7 +82,7 @@ static void form_dy(const Path& path, const Plan& p, int n, int first, float* to
 // weights, all pixels.
 static void transpose(const Path& path, const Plan& p, const float* padded, int images, int r0, int rows, int w, float* out, size_t out_size, int OW, int c0, int c1, int C, bool add, float* room) {
     const Geometry& g = p.g;
-    const Weights weights{path.weights, path.M == RAW, g.c, p.K, g.kh * g.kw};
+    const Weights weights{path.weights, path.M, g.c, p.K, g.kh * g.kw};
     const size_t image = static_cast<size_t>(rows) * w;
     const bool flat = g.kh * g.kw == 1 && g.sh == 1 && g.sw == 1 && p.PW == w && OW == w && p.above == 0 && p.left == 0;
     const bool whole = flat && p.padded_size == image * p.step && out_size == image * C;

@@ -139,16 +139,24 @@ def test_gradient(engine, case, masked, dtype):
 class Unpacked(native.Native):
     """Every convolution by the direct sum, of the weight as the model holds it."""
 
+    order = torch.contiguous_format
+
     def pack(self, conv, weight, dtype, gradients=None, size=None, by=None):
+        weight = weight.contiguous(memory_format=self.order)
         packed = weight_layout.pack(conv, weight, RAW, self.lanes)
         assert weight.dtype != torch.float32 or packed.forward.data_ptr() == weight.data_ptr()
         return packed
 
 
+class UnpackedChannelsLast(Unpacked):
+    order = torch.channels_last
+
+
+@pytest.mark.parametrize("kernels", [Unpacked, UnpackedChannelsLast])
 @pytest.mark.parametrize("case", [case for case in CASES[::2] if case.groups == 1], ids=lambda case: case.why)
-def test_weights_that_were_not_packed(case):
-    check_forward(Unpacked(), case, "residual", torch.float32, TOLERANCE)
-    check_gradient(Unpacked(), case, "saved", torch.float32, TOLERANCE)
+def test_weights_that_were_not_packed(case, kernels):
+    check_forward(kernels(), case, "residual", torch.float32, TOLERANCE)
+    check_gradient(kernels(), case, "saved", torch.float32, TOLERANCE)
 
 
 WIDE = [
@@ -162,7 +170,7 @@ WIDE = [
 
 
 @pytest.mark.parametrize("case", WIDE, ids=lambda case: case.why)
-@pytest.mark.parametrize("kernels", [native.Native, Unpacked])
+@pytest.mark.parametrize("kernels", [native.Native, Unpacked, UnpackedChannelsLast])
 def test_wide_convolutions(case, kernels):
     check_forward(kernels(), case, "projection", torch.float32, TOLERANCE)
     check_gradient(kernels(), case, "again", torch.float32, TOLERANCE)

@@ -16,6 +16,7 @@ from fastbn.graph.regions import Conv, Shape
 
 TABLE = Path(__file__).with_name("algorithms.json")
 RAW = -1  # the direct sum by the weight as the model holds it
+RAW_CHANNELS_LAST = -2  # the same, of a weight in channels-last order
 NAMES = {0: Algorithm.DIRECT, 2: Algorithm.WINOGRAD_2, 4: Algorithm.WINOGRAD_4, RAW: Algorithm.RAW}
 WINOGRAD = (0, 2, 4)
 SETS = ("avx512", "avx2")  # measured ones; others take the last one's table, whose vectors are nearest

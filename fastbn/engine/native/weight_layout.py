@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from fastbn.engine.native.algorithms import RAW
+from fastbn.engine.native.algorithms import RAW, RAW_CHANNELS_LAST
 from fastbn.engine.native.group_layout import pack_groups
 from fastbn.graph.regions import Conv
 
@@ -31,43 +32,58 @@ class PackedWeight:
 
     forward: Tensor
     backward: Tensor
-    M: int  # of Winograd's F(M×M, 3×3), 0 for the direct sum, or RAW: both are the weight itself
+    M: int  # of Winograd's F(M×M, 3×3), 0 for the direct sum, or RAW…: both are the weight itself
 
 
 def pack(conv: Conv, weight: Tensor, M: int, lanes: int) -> PackedWeight:
     """A weight (C, C_in, KH, KW) for Winograd's F(M×M, 3×3), or for the direct sum where M is 0; lanes:
-    floats a vector. Where M is RAW it is the weight itself, copied only if it is not contiguous float32."""
+    floats a vector. Where M is RAW it is the weight itself, copied only if it is not float32 in one of PyTorch's two
+    orders."""
     w = weight.detach().to("cpu", torch.float32)
     if conv.groups > 1:
         rows, columns = _by_parity(conv)
         return PackedWeight(*pack_groups(conv, w, list(zip(rows, columns, strict=True)), lanes), 0)
     if M == RAW:
+        if w.is_contiguous(memory_format=torch.channels_last) and not w.is_contiguous():
+            return PackedWeight(w, w, RAW_CHANNELS_LAST)
         w = w.contiguous()
         return PackedWeight(w, w, RAW)
     if M:
-        return PackedWeight(
-            _transformed(w, M, lanes), _transformed(w.flip(2, 3).transpose(0, 1), M, lanes), M
-        )
-    forward = w.permute(2, 3, 1, 0).flatten(0, 1)  # (taps, C_in, C)
-    rows, columns = _by_parity(conv)
-    backward = w.permute(2, 3, 0, 1)[rows, columns]  # (taps, C, C_in)
-    return PackedWeight(_blocks(forward, lanes), _blocks(backward, lanes), 0)
+        turned = w.flip(2, 3).transpose(0, 1)
+        return PackedWeight(_transformed(w, M, lanes), _transformed(turned, M, lanes), M)
+    (taps, (rows, columns)), (C, C_in) = (math.prod(conv.kernel), _by_parity(conv)), w.shape[:2]
+    forward = _blocks(taps, C_in, C, lanes, lambda some: w[some].permute(2, 3, 1, 0).flatten(0, 1))
+    backward = _blocks(taps, C, C_in, lanes, lambda some: w[:, some].permute(2, 3, 0, 1)[rows, columns])
+    return PackedWeight(forward, backward, 0)
 
 
 def _transformed(w: Tensor, M: int, lanes: int) -> Tensor:
-    """G w Gᵀ, ((M+2)², C_in, C), computed in float64 and rounded once; C_in filled up to whole vectors."""
+    """G w Gᵀ, ((M+2)², C_in, C) by blocks, computed in float64 and rounded once; C_in filled up to whole
+    vectors."""
     transform = torch.tensor(G[M], dtype=torch.float64)
-    u = torch.einsum("ia,ocab,jb->ijco", transform, w.double(), transform).flatten(0, 1).float()
-    return _blocks(F.pad(u, (0, 0, 0, -u.shape[1] % lanes)), lanes)
+
+    def block(some: slice) -> Tensor:
+        return torch.einsum("ia,ocab,jb->ijco", transform, w[some].double(), transform).flatten(0, 1)
+
+    return _blocks((M + 2) ** 2, w.shape[1], w.shape[0], lanes, block, -w.shape[1] % lanes)
 
 
-def _blocks(m: Tensor, lanes: int) -> Tensor:
-    """(taps, K, C) -> for each block of two vectors of output channels, and a last one of one, (taps, K,
-    block), flat."""
-    m = F.pad(m, (0, -m.shape[2] % lanes))
-    pair = 2 * lanes
-    sizes = [pair] * (m.shape[2] // pair) + ([lanes] if m.shape[2] % pair else [])
-    return torch.cat([block.flatten() for block in m.split(sizes, 2)])
+def _blocks(
+    taps: int, K: int, C: int, lanes: int, block: Callable[[slice], Tensor], filled: int = 0
+) -> Tensor:
+    """Return a weight by blocks of two vectors of output channels, and a last one of one where they are
+    uneven, each (taps, K + filled, block), flat; `block` makes (taps, K, …) of some output channels.
+
+    One block at a time: what making them takes beside is soon a multiple of the weight, and PyTorch's
+    allocator would keep it."""
+    vectors, pair = -(-C // lanes), 2 * lanes
+    packed = torch.zeros(taps * (K + filled) * vectors * lanes)
+    for start in range(0, vectors * lanes, pair):
+        size = min(pair, vectors * lanes - start)
+        there = packed[taps * (K + filled) * start :][: taps * (K + filled) * size]
+        some = slice(start, min(start + size, C))
+        there.view(taps, K + filled, size)[:, :K, : some.stop - start] = block(some)
+    return packed
 
 
 def _by_parity(conv: Conv) -> tuple[list[int], list[int]]:

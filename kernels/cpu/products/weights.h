@@ -1,15 +1,16 @@
 // A block's weights, a few rows of K at a time: little enough that they stay in the first-level cache while every pixel of an item is
 // multiplied by them.
 //
-// Packed weights are read where they lie: by blocks of output channels, (taps, K, block). A weight that was not packed, (C, C_in, taps) as
-// PyTorch has it, is brought into that order panel by panel, each time; that costs what some tens of pixels do, and no memory.
+// Packed weights are read where they lie: by blocks of output channels, (taps, K, block). A weight that was not packed is brought into that
+// order panel by panel, each time; that costs what some tens of pixels do, and no memory. As PyTorch has it, it is (C, C_in, taps), or
+// channels-last (C, taps, C_in): the input gradient's vectors are then whole where they lie.
 #pragma once
 #include "base.h"
 #include <utility>
 #include <vector>
 
 constexpr int PANEL = 20 << 10;  // bytes
-constexpr int RAW = -1;  // for the direct sum by a weight that was not packed, where an algorithm is asked for
+constexpr int RAW = -1, RAW_CHANNELS_LAST = -2;  // for the direct sum by a weight that was not packed, where an algorithm is asked for
 
 // Rows of K at once, of all `taps`: a panel of V vectors; as even as can be, and whole vectors.
 inline int panel_rows(int K, int taps, int V) {
@@ -61,35 +62,44 @@ inline void columns(const float* from, const float* end, ptrdiff_t step, int row
 
 struct Weights {
     const float* at;
-    bool raw;
+    int algorithm;   // whether it was packed
     int C, K, taps;  // output channels and K of this product; all taps
 
     // Rows [k, k + rows) of the block of V vectors from channel c on, of all taps; w_tap: rows from a tap to the next.
-    // Forward: raw is (C, K, taps).
+    // Forward: not packed, it is (C, K, taps) or (C, taps, K).
     const float* forward(int c, int V, int k, int rows, float* room, ptrdiff_t& w_tap) const {
-        if (!raw) return packed(c, V, k, w_tap);
+        if (algorithm >= 0) return packed(c, V, k, w_tap);
         w_tap = rows;
+        const float* end = at + static_cast<size_t>(C) * K * taps;
+        const ptrdiff_t step = static_cast<ptrdiff_t>(K) * taps;
         for (int v = 0; v < V; v++) {
             const int c0 = c + v * L;
-            columns(at + (static_cast<size_t>(c0) * K + k) * taps, at + static_cast<size_t>(C) * K * taps, static_cast<ptrdiff_t>(K) * taps, C - c0, rows * taps,
-                    [&](int j, vec column) { store(room + ((j % taps * rows + j / taps) * V + v) * L, column); });
+            if (algorithm == RAW)
+                columns(at + c0 * step + static_cast<ptrdiff_t>(k) * taps, end, step, C - c0, rows * taps,
+                        [&](int j, vec column) { store(room + ((j % taps * rows + j / taps) * V + v) * L, column); });
+            for (int tap = 0; algorithm == RAW_CHANNELS_LAST && tap < taps; tap++)
+                columns(at + c0 * step + static_cast<ptrdiff_t>(tap) * K + k, end, step, C - c0, rows,
+                        [&](int j, vec column) { store(room + ((tap * rows + j) * V + v) * L, column); });
         }
         return room;
     }
 
-    // Input gradient: raw is (K, C, taps); place: of each tap in the order in which they are used.
+    // Input gradient: not packed, it is (K, C, taps) or (K, taps, C); place: of each tap in the order in which they are used.
     const float* backward(int c, int V, int k, int rows, const int* place, float* room, ptrdiff_t& w_tap) const {
-        if (!raw) return packed(c, V, k, w_tap);
+        if (algorithm >= 0) return packed(c, V, k, w_tap);
         w_tap = rows;
         for (int i = 0; i < rows; i++)
             for (int v = 0; v < V; v++) {
                 const int c0 = c + v * L, there = C - c0 < L ? C - c0 : L;
-                const float* from = at + (static_cast<size_t>(k + i) * C + c0) * taps;
+                const float* from = at + static_cast<size_t>(k + i) * C * taps;
                 float* to = room + (i * V + v) * L;
-                if (taps == 1)
-                    store(to, there == L ? load(from) : load_some(from, there));
+                if (taps == 1 || algorithm == RAW_CHANNELS_LAST)
+                    for (int tap = 0; tap < taps; tap++) {
+                        const float* line = from + static_cast<ptrdiff_t>(tap) * C + c0;
+                        store(to + place[tap] * rows * V * L, there == L ? load(line) : load_some(line, there));
+                    }
                 else
-                    columns(from, at + static_cast<size_t>(C) * K * taps, taps, there, taps, [&](int tap, vec column) { store(to + place[tap] * rows * V * L, column); });
+                    columns(from + static_cast<ptrdiff_t>(c0) * taps, at + static_cast<size_t>(C) * K * taps, taps, there, taps, [&](int tap, vec column) { store(to + place[tap] * rows * V * L, column); });
             }
         return room;
     }
