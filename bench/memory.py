@@ -2,7 +2,8 @@
 fastbn, a fresh process each.
 
 What counts is the peak over building the network and three steps, less what the process held with everything
-imported, torch's threads and oneDNN at work, and fastbn's kernels loaded where it is measured. Prints a table and writes
+imported, torch's threads and oneDNN at work, and fastbn's kernels loaded where it is measured. Prints a
+table and writes
 bench/results/memory-resnet<depth>-<size>px-b<batch>-<engine>-<date>.json."""
 
 from __future__ import annotations

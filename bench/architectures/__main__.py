@@ -23,7 +23,7 @@ from tqdm import tqdm
 from bench.architectures import check, measure
 from bench.architectures.catalogue import LIBRARIES, Architecture, named
 from bench.architectures.table import write_page
-from bench.record import RESULTS, conditions
+from bench.records.conditions import RESULTS, conditions
 from fastbn.command import run
 
 PAGE = Path(__file__).parents[2] / "docs" / "networks.md"

@@ -20,7 +20,7 @@ from fastbn.engine.native.engine import STORAGE
 from fastbn.engine.onednn_workaround import spare
 from fastbn.engine.program.build import build
 from fastbn.engine.program.calls import copy_that_called, imaginary, passed_over, unbound
-from fastbn.engine.program.compare import difference
+from fastbn.engine.program.compare import difference, give_back_memory
 from fastbn.engine.program.readings import Program, Reading
 from fastbn.engine.region import refuse_stock, storage_dtype
 from fastbn.engine.weight_cache import WeightCache
@@ -181,6 +181,7 @@ class Fused:
             program.why, program.module = f"traced by torch.fx it is not the same: {found}", None
             program.graph = Graph((), ((type(self.model).__name__, program.why),))
         program.checked.add(self.model.training)
+        give_back_memory()
 
     def program(
         self, device: torch.device, dtype: torch.dtype, constants: dict[str, Any] | None = None

@@ -73,7 +73,7 @@ def choices(
 
     Packed and transformed weights are copies: at small batches they can outweigh all activations. A region's
     may take
-    0.3 W + 1.2 Y bytes, W its weights and Y its raw outputs at this batch, or ROOM: with what the engine
+    0.4 W + 1.2 Y bytes, W its weights and Y its raw outputs at this batch, or ROOM: with what the engine
     saves of the activations, fewer than the stock step's, that stays within 1.3 times the stock step's peak.
     Where pixels are many for each weight it is spent first; what does not fit takes a smaller transform, then
     the packed direct sum, then the weight as it is."""
@@ -81,7 +81,7 @@ def choices(
     outputs: float = sum(4 * math.prod(conv.shape(shapes[conv.source])) for conv in convs)
     if convs:
         outputs *= max(LEAST_BATCH / shapes[convs[0].source][0], 1)
-    left: float = max(0.3 * sum(bytes_of.values()) + 1.2 * outputs, ROOM)
+    left: float = max(0.4 * sum(bytes_of.values()) + 1.2 * outputs, ROOM)
     found = [0] * len(convs)
     for i in sorted(bytes_of, key=lambda i: (-math.prod(shapes[convs[i].source][2:]), bytes_of[i])):
         best = algorithm(convs[i], exact, shapes[convs[i].source][2:], instructions)

@@ -37,8 +37,8 @@ class PackedWeight:
 
 def pack(conv: Conv, weight: Tensor, M: int, lanes: int) -> PackedWeight:
     """A weight (C, C_in, KH, KW) for Winograd's F(M×M, 3×3), or for the direct sum where M is 0; lanes:
-    floats a vector. Where M is RAW it is the weight itself, copied only if it is not float32 in one of PyTorch's two
-    orders."""
+    floats a vector. Where M is RAW it is the weight itself, copied only if it is not float32 in one of
+    PyTorch's two orders."""
     w = weight.detach().to("cpu", torch.float32)
     if conv.groups > 1:
         rows, columns = _by_parity(conv)
