@@ -42,7 +42,9 @@ class Serving:
             raise UsageError(f"a batch needs a task for each sample: got {len(tasks)} tasks for {shape}")
         if any(module.training for module in model.modules()):
             raise UsageError("Patches.forward serves a network in evaluation; call .eval() first")
-        with self._patches.use(None), torch.no_grad():
+        # outside inference mode, in which a tensor does not tell that it was written over
+        with self._patches.use(None), torch.inference_mode(False), torch.no_grad():
+            x = x.clone() if x.is_inference() else x
             try:
                 outputs = self._together(x, tasks)
                 self.how = TOGETHER

@@ -160,6 +160,8 @@ class Patches:
         for t in self._held:
             self._views.append((t.dtype, sizes.get(t.dtype, 0), t.shape))
             sizes[t.dtype] = sizes.get(t.dtype, 0) + t.numel()
+        if any(t.is_inference() for t in self._held):
+            raise UsageError("Patches needs a network that was not made in inference mode; make it outside")
         places = {t.device for t in self._held}
         if len(places) > 1:
             raise UsageError(f"Patches needs a network on one device, found {sorted(map(str, places))}")

@@ -104,45 +104,58 @@ def test_an_engine_without_tasks_serves_them_one_after_another(files, monkeypatc
 
 
 class Scaled(nn.Module):
-    """A network whose own forward reads what a patch changes, and one of batch statistics."""
+    """A network whose own forward uses what a patch changes, as many channels as samples; in place if asked,
+    and with a BatchNorm of batch statistics."""
 
-    def __init__(self, scale=True, track=True):
+    def __init__(self, track=True, way="times"):
         super().__init__()
         self.conv, self.bn = nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)
         self.other = nn.BatchNorm2d(4, track_running_stats=track)
-        self.scale = nn.Parameter(torch.ones(4, 1, 1)) if scale else 1.0
+        self.scale, self.way = nn.Parameter(torch.ones(4)), way
+        self.register_buffer("fixed", torch.arange(4.0))
 
     def forward(self, x):
-        return {"out": self.other(self.conv(self.bn(self.conv(x.repeat(1, 1, 1, 1)))[:, :3]) * self.scale)}
+        y = self.conv(self.bn(self.conv(x.repeat(1, 1, 1, 1)))[:, :3])
+        scale = (self.scale + self.fixed).view(-1, 1, 1)
+        if self.way == "in place":
+            y = y.clone()
+            y.mul_(scale)
+        else:
+            y = y * scale
+        return {"out": self.other(y)}
 
 
 @pytest.mark.parametrize(
-    "options, why", [({}, "own forward reads a tensor"), ({"scale": False, "track": False}, "statistics")]
+    "options, how",
+    [
+        ({}, "together"),
+        ({"track": False}, "task by task: other takes the batch's statistics"),
+        ({"way": "in place"}, "writes over what it reads"),
+    ],
 )
-@torch.no_grad()
-def test_what_cannot_be_served_together(options, why, tmp_path):
-    """It is right all the same, and says why; outputs in a dictionary."""
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_forward_that_uses_what_a_patch_changes(options, how, mode, tmp_path):
+    """It is right, together or not, and says why not; outputs in a dictionary."""
 
     def made(seed=0):
         torch.manual_seed(0)
-        model = Scaled(**options).double().eval()
-        fastbn.freeze(model, "bn")
-        if options == {}:
-            model.scale.requires_grad_(True)
+        model = fastbn.freeze(Scaled(**options).double().eval(), "bn")
+        model.scale.requires_grad_(True)
         with torch.no_grad():
             for i, p in enumerate(p for p in model.parameters() if p.requires_grad):
                 p += seed * (i + 1) * 0.1
         return model
 
-    for seed in (1, 2):
-        fastbn.save(made(seed), tmp_path / f"{seed}.safetensors")
     patches = fastbn.Patches(fastbn.fuse(made(), "reference"))
     for seed in (1, 2):
+        fastbn.save(made(seed), tmp_path / f"{seed}.safetensors")
         patches.add(str(seed), tmp_path / f"{seed}.safetensors")
-    found = patches.forward(x(4), ["2", "1", "1", "2"])["out"]
-    assert why in patches.served
+    with mode():
+        found = patches.forward(x(4), ["2", "1", "1", "2"])["out"]
+    assert how in patches.served
     for task, rows in (("1", [1, 2]), ("2", [0, 3])):
-        want = made(int(task))(x(4)[rows])["out"]
+        with torch.no_grad():
+            want = made(int(task))(x(4)[rows])["out"]
         torch.testing.assert_close(found[rows], want, rtol=1e-11, atol=1e-11)
 
 
@@ -264,6 +277,10 @@ def test_the_projects_own_networks_and_inference_mode(tmp_path):
     assert patches.served == "together"
     want = fastbn.load(tmp_path / "a.safetensors", "reference").eval()(batch)
     torch.testing.assert_close(found[[0, 2]], want[[0, 2]], rtol=1e-5, atol=1e-5)
+    with torch.inference_mode():
+        made = fastbn.Patches(resnet(8, 4).eval())
+    with pytest.raises(UsageError, match="inference mode"):
+        made.add("a", tmp_path / "a.safetensors")
     model.train()(batch).square().mean().backward()
     with torch.no_grad():
         model.bn1.weight.sub_(model.bn1.weight.grad)

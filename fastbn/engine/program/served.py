@@ -2,7 +2,8 @@
 frozen convolution and differ in what a patch changes.
 
 A region reads each weight once, and every sample's activations are formed by its own task's scale and shift.
-Another module that a patch changes, a head say, is run task by task on its samples; the rest once."""
+Another module that a patch changes, a head say, and what the network's own forward does with such a tensor,
+is run task by task on its samples; the rest once."""
 
 from __future__ import annotations
 
@@ -38,6 +39,13 @@ class TaskBatch:
     vectors: Callable[[FusedRegion], Tensor]
 
 
+@dataclasses.dataclass(frozen=True)
+class ByTask:
+    """A value that no sample has, and each task has its own of: a parameter, or what is computed of it."""
+
+    values: Mapping[int, Any]
+
+
 class ServedProgram(fx.Interpreter):
     """Runs a program's module on such a batch. Raises Apart where that can't be done."""
 
@@ -45,46 +53,75 @@ class ServedProgram(fx.Interpreter):
         super().__init__(module)
         self.extra_traceback = False  # else what is raised says which node it came from
         self._batch = batch
+        self._of_batch: set[fx.Node] = set()  # nodes that depend on the samples
+        for node in module.graph.nodes:
+            if node.op == "placeholder" or not self._of_batch.isdisjoint(node.all_input_nodes):
+                self._of_batch.add(node)
 
-    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        module = self.fetch_attr(target)
-        batch = self._batch
+    def run_node(self, n: fx.Node) -> Any:
+        module = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
+        by_task = any(isinstance(self.env[node], ByTask) for node in n.all_input_nodes)
+        if by_task and (n.op == "output" or isinstance(module, FusedRegion)):
+            raise Apart("a task's own value goes where each sample's is expected")
         if isinstance(module, FusedRegion):
-            if any(id(conv.weight) in batch.changed for conv, _ in module.pairs):
-                raise Apart("a patch changes a convolution's weight")
-            try:
-                return module.served(args, batch.tasks, batch.vectors(module))
-            except Unfit as unfit:
-                raise Apart(str(unfit)) from None
+            return self._region(module, self.fetch_args_kwargs_from_env(n)[0])
         if isinstance(module, Attribute):
-            value = super().call_module(target, args, kwargs)
-            if id(value) in batch.changed:
-                raise Apart("the network's own forward reads a tensor that a patch changes")
-            return value
-        held = [*module.named_parameters(), *module.named_buffers()]
-        changed = {name: batch.changed[id(t)] for name, t in held if id(t) in batch.changed}
-        if not changed:
-            return super().call_module(target, args, kwargs)
-        return self._by_task(module, changed, args, kwargs)
+            value = super().run_node(n)
+            return ByTask(self._batch.changed[id(value)]) if id(value) in self._batch.changed else value
+        held = [] if module is None else [*module.named_parameters(), *module.named_buffers()]
+        changed = {name: self._batch.changed[id(t)] for name, t in held if id(t) in self._batch.changed}
+        return self._by_task(n, module, changed) if changed or by_task else super().run_node(n)
+
+    def _region(self, module: FusedRegion, inputs: tuple[Any, ...]) -> tuple[Tensor, ...]:
+        if any(id(conv.weight) in self._batch.changed for conv, _ in module.pairs):
+            raise Apart("a patch changes a convolution's weight")
+        try:
+            return module.served(inputs, self._batch.tasks, self._batch.vectors(module))
+        except Unfit as unfit:
+            raise Apart(str(unfit)) from None
 
     def _by_task(
-        self, module: nn.Module, changed: dict[str, Mapping[int, Tensor]], args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Tensor:  # fmt: skip
-        """A module's output, each task's samples by its own tensors."""
-        count, whole = len(self._batch.tasks), None
-        given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        if any(t.dim() == 0 or len(t) != count for t in given):
-            raise Apart("a module that a patch changes does not read one row a sample")
+        self, n: fx.Node, module: nn.Module | None, changed: dict[str, Mapping[int, Tensor]]
+    ) -> Tensor | ByTask:
+        """What a node makes, each task's samples by its own values."""
+        parts = {}
         for task, rows in self._batch.rows.items():
-            own = {name: values[task] for name, values in changed.items()}
-            of_task = lambda value, rows=rows: value[rows] if isinstance(value, Tensor) else value  # noqa: E731
-            part = torch.func.functional_call(
-                module, own, tuple(map(of_task, args)), {key: of_task(v) for key, v in kwargs.items()}
-            )
+            given = {node: self._given(node, task, rows) for node in n.all_input_nodes}
+            taken = [t for node, t in given.items() if node in self._of_batch]
+            before = [t._version for t in taken]
+            args: Any = fx.map_arg(n.args, given.__getitem__)
+            kwargs: Any = fx.map_arg(n.kwargs, given.__getitem__)
+            if module is not None:
+                own = {name: values[task] for name, values in changed.items()}
+                parts[task] = torch.func.functional_call(module, own, args, kwargs)
+            else:
+                parts[task] = getattr(super(), n.op)(n.target, args, kwargs)
+            if [t._version for t in taken] != before:
+                raise Apart(f"{n.name} writes over what it reads")
+        if n not in self._of_batch:
+            return ByTask(parts)
+        return self._joined(n, parts)
+
+    def _given(self, node: fx.Node, task: int, rows: Tensor) -> Any:
+        """A node's value as a task's samples have it."""
+        value = self.env[node]
+        if isinstance(value, ByTask):
+            return value.values[task]
+        if node not in self._of_batch:
+            return value
+        if not isinstance(value, Tensor) or value.dim() == 0 or len(value) != len(self._batch.tasks):
+            raise Apart(f"{node.name}, which meets what a patch changes, has not one row a sample")
+        return value[rows]
+
+    def _joined(self, n: fx.Node, parts: Mapping[int, Any]) -> Tensor:
+        """All samples' rows, of each task's."""
+        whole: Tensor | None = None
+        for task, part in parts.items():
+            rows = self._batch.rows[task]
             if not isinstance(part, Tensor) or part.dim() == 0 or len(part) != len(rows):
-                raise Apart("a module that a patch changes does not make one row a sample")
-            whole = part.new_empty((count, *part.shape[1:])) if whole is None else whole
+                raise Apart(f"{n.name}, which a patch changes, does not make one row a sample")
+            if whole is None:
+                whole = part.new_empty((len(self._batch.tasks), *part.shape[1:]))
             whole[rows] = part
         assert whole is not None
         return whole
