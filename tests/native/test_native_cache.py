@@ -167,6 +167,13 @@ def test_a_build_that_goes_on_is_waited_for_and_left_alone(here):
             kernel_cache.locked(here.folder, 0.0),
         ):
             raise AssertionError("two at once")
+        said = []
+        with (
+            pytest.raises(MachineError, match="another process has been building"),
+            kernel_cache.locked(here.folder, 2 * kernel_cache.LOCK_INTERVAL, lambda: said.append(1)),
+        ):
+            raise AssertionError("two at once")
+        assert said == [1]
         assert (here.folder / "build-abc").is_dir()
     here.load()
     assert here.builds == 1

@@ -84,7 +84,8 @@ def _built_before(folder: Path, key: str) -> ctypes.CDLL:
 def _built(command: list[str], target: Path) -> ctypes.CDLL:
     if (found := _load(target)) is not None:
         return found
-    with locked(target.parent, 2 * BUILDS):
+    waits = functools.partial(_say, "waiting for the CPU kernels, which another process builds")
+    with locked(target.parent, 2 * BUILDS, waits):
         return _load(target) or _build(command, target)  # another process may have built it meanwhile
 
 

@@ -13,7 +13,7 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fastbn.errors import MachineError
@@ -71,16 +71,16 @@ def publish(part: Path, library: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, seconds: float) -> Iterator[None]:
+def locked(folder: Path, seconds: float, waits: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Makes the folder; inside, no other process builds in it. What killed builds left there is removed
     first.
 
-    Waits at most so many seconds; raises MachineError after them. Where the file system has no locks, nobody
-    waits."""
+    Waits at most so many seconds, having called `waits` once; raises MachineError after them. Where the file
+    system has no locks, nobody waits."""
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
     try:
-        if _lock(descriptor, folder, time.monotonic() + seconds):
+        if _lock(descriptor, folder, time.monotonic() + seconds, waits):
             for left in folder.glob("build-*"):
                 shutil.rmtree(left, ignore_errors=True)
             for left in folder.glob("kernels-*.part"):
@@ -100,7 +100,8 @@ def reserve(folder: Path) -> None:
         probe.unlink(missing_ok=True)
 
 
-def _lock(descriptor: int, folder: Path, until: float) -> bool:
+def _lock(descriptor: int, folder: Path, until: float, waits: Callable[[], None]) -> bool:
+    said = False
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -110,6 +111,9 @@ def _lock(descriptor: int, folder: Path, until: float) -> bool:
                 raise MachineError(
                     f"another process has been building the CPU kernels in {folder} for too long; end it"
                 ) from None
+            if not said:
+                waits()
+            said = True
             time.sleep(LOCK_INTERVAL)
         except OSError:
             return False
