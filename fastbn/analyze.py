@@ -76,7 +76,7 @@ def thresholds(text: str) -> tuple[float, ...]:
 
 
 def analyze(asked: argparse.Namespace) -> str:
-    """Writes the page, and says so."""
+    """Write the page, and return the line that says so."""
     from fastbn.analysis.report import render
     from fastbn.analysis.runs import read
     from fastbn.analysis.subject import subjects

@@ -41,7 +41,7 @@ class Term(NamedTuple):
 
 
 def one_of(what: str, value: object, known: Iterable[str]) -> str:
-    """`value` where it is one of `known`; else a UsageError that names the nearest and all of them."""
+    """Return `value` where it is one of `known`; else a UsageError that names the nearest and all of them."""
     names = tuple(known)
     if isinstance(value, str) and value in names:
         return value
@@ -62,7 +62,7 @@ def unknown_setting(what: str, given: Iterable[str], known: Iterable[str]) -> Un
 
 
 def augmentations(how: str | None) -> tuple[str, ...] | None:
-    """The names in `how`, as in "crop+brightness"; () for none, None where the data set decides.
+    """Return the names in `how`, as in "crop+brightness"; () for none, None where the data set decides.
     UsageError for another."""
     if how is None:
         return None
@@ -74,8 +74,8 @@ def augmentations(how: str | None) -> tuple[str, ...] | None:
 
 
 def train_terms(train: str) -> tuple[Term, ...]:
-    """The terms of `train`, as in "bn@first-9+output"; UsageError for a name that is not in TRAIN_MODES, a
-    number or a selector that cannot be."""
+    """Return the terms of `train`, as in "bn@first-9+output"; UsageError for a name that is not in
+    TRAIN_MODES, a number or a selector that cannot be."""
     if not isinstance(train, str):
         raise UsageError(f"train must be names from {', '.join(TRAIN_MODES)} joined by '+', got {train!r}")
     return tuple(_term(part.strip()) for part in train.split("+"))

@@ -253,7 +253,8 @@ class Config(Recipe):
 
 
 def follows(name: str, saved: Mapping[str, Any]) -> bool:
-    """Whether a saved run has read what this setting, one of PATHS, names: other than the default folder."""
+    """Return whether a saved run has read what this setting, one of PATHS, names: other than the default
+    folder."""
     if saved.get(name) is None:
         return False
     return name != "data_dir" or (saved[name] != DEFAULT_DIR and saved.get("dataset") not in EMBEDDED)

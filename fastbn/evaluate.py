@@ -67,7 +67,7 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 
 def evaluate_run(asked: argparse.Namespace) -> str:
-    """The line that says what the network reaches."""
+    """Return the line that says what the network reaches."""
     wait_briefly()
     from fastbn.data.feed import feed
     from fastbn.devices import choose_device

@@ -65,7 +65,7 @@ class Parser(argparse.ArgumentParser):
         self._advanced[added], added.help = added.help, argparse.SUPPRESS
 
     def format_help(self) -> str:
-        """As argparse's; what the help itself takes comes last."""
+        """Return the help as argparse does; what the help itself takes comes last."""
         others = [group for group in self._action_groups if group is not self._about]
         self._action_groups = [*others, self._about]
         return super().format_help()
@@ -79,7 +79,7 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{shown(message, 300)}; see --help")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse's; an option that is none is told with the nearest."""
+        """Parse as argparse does; an option that is none is told with the nearest."""
         found, rest = self.parse_known_args(args, namespace)
         if rest:
             word = next((word for word in rest if word.startswith("-")), rest[0]).partition("=")[0]
@@ -89,8 +89,8 @@ class Parser(argparse.ArgumentParser):
         return found
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse's. Raises UsageError too for a word that no path can be: one that is not UTF-8, or
-        has a NUL in it."""
+        """Parse as argparse does. Raises UsageError too for a word that no path can be: one that is not
+        UTF-8, or has a NUL in it."""
         words = list(sys.argv[1:] if args is None else args)
         for word in words:
             if "\0" in word or any("\ud800" <= c <= "\udfff" for c in word):
@@ -114,7 +114,7 @@ class Parser(argparse.ArgumentParser):
             raise
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        """Shows --help as any result."""
+        """Show --help as any result."""
         command.show(message.removesuffix("\n"))
 
 

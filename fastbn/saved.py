@@ -232,7 +232,7 @@ def _part(
 
 
 def _spec(value: Any, where: object, remedy: str) -> bool:
-    """Whether the Spec is one that `resolve` makes: it refuses what is out of its limits."""
+    """Return whether the Spec is one that `resolve` makes: it refuses what is out of its limits."""
     fields = {field.name: field for field in dataclasses.fields(Spec)}
     kinds = {"int": count, "float": number, "bool": lambda one: type(one) is bool, "str": text}
     needed = [name for name, field in fields.items() if field.default is dataclasses.MISSING]

@@ -39,7 +39,7 @@ def _parsed(arguments: Sequence[str] | None) -> Config:
 
 
 def run(config: Config) -> int:
-    """One run, from its settings to its folder."""
+    """Carry out one run, from its settings to its folder, and show its result."""
     wait_briefly()
     from fastbn.run.explain import explain_run
     from fastbn.run.run import train_run  # torch is imported only now: --help and wrong arguments are instant

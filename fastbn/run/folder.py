@@ -23,11 +23,12 @@ LOGS = ("log.txt", "error.txt")  # what python -m fastbn.experiments leaves besi
 
 
 class RunFolder:
-    """Opened by one process at a time: an flock, so a kill leaves no lock behind. Nothing in it is written
-    before a run's first write, and where that never comes, `close` leaves the folder as it was."""
+    """A run's folder is opened by one process at a time: an flock, so a kill leaves no lock behind. Nothing
+    in it is written before a run's first write, and where that never comes, `close` leaves the folder as it
+    was."""
 
     def __init__(self, path: str | os.PathLike[str]):
-        """Makes the folder if need be and takes its lock. Raises UsageError if another run holds it,
+        """Make the folder if need be and take its lock. Raises UsageError if another run holds it,
         MachineError if it can't be made."""
         self.path = Path(path)
         self._made = [folder for folder in (self.path, *self.path.parents) if not os.path.lexists(folder)]
@@ -48,7 +49,8 @@ class RunFolder:
             ) from error
 
     def _locked(self) -> BinaryIO:
-        """The lock, which is what lies at its path: one that was unlinked meanwhile keeps nobody out."""
+        """Return the lock, which is what lies at its path: one that was unlinked meanwhile keeps nobody
+        out."""
         while True:
             lock = open(self.path / LOCK, "ab", opener=_unlinked)  # noqa: SIM115 (held for as long as the run lasts)
             try:
@@ -64,13 +66,13 @@ class RunFolder:
             lock.close()
 
     def close(self) -> None:
-        """Gives the lock back. What a run that was refused has made goes."""
+        """Give the lock back. What a run that was refused has made goes."""
         if not self._written:
             self._unmake()
         self._lock.close()
 
     def _unmake(self) -> None:
-        """Removes the lock and the folders that this object has made, as far as they are empty."""
+        """Remove the lock and the folders that this object has made, as far as they are empty."""
         with contextlib.suppress(OSError, ValueError):
             for made in self._made:
                 if made.is_dir():
@@ -87,7 +89,7 @@ class RunFolder:
         return os.path.lexists(self.path / CHECKPOINT)
 
     def check_free(self) -> None:
-        """Raises UsageError where files lie here that no run has written; empty ones are nobody's."""
+        """Raise UsageError where files lie here that no run has written; empty ones are nobody's."""
         for entry in sorted(self.path.iterdir()):
             ours = entry.name in LOGS or files.PART.fullmatch(entry.name) is not None
             if not ours and (entry.is_symlink() or not entry.is_file() or entry.stat().st_size):
@@ -97,7 +99,7 @@ class RunFolder:
                 )
 
     def check_begun(self) -> None:
-        """Raises UsageError where a run lies here that came further than its first epoch, and its checkpoint
+        """Raise UsageError where a run lies here that came further than its first epoch, and its checkpoint
         is gone; or where what lies here is none."""
         epochs = len(saved.lines(self.path / METRICS, (), 2, being_written=True))
         if epochs > 1 or self.config() is None or os.path.lexists(self.path / SUMMARY):
@@ -107,12 +109,14 @@ class RunFolder:
             )
 
     def config(self) -> dict[str, Any] | None:
-        """The settings of the run that lies here, or None. Raises UsageError for what they can't be."""
+        """Return the settings of the run that lies here, or None. Raises UsageError for what they can't
+        be."""
         path = self.path / CONFIG
         return saved.settings(saved.json_file(path), path) if os.path.lexists(path) else None
 
     def begin(self, config: dict[str, Any], lines: list[dict[str, Any]]) -> None:
-        """The first write: the settings, and of the metrics these lines; what a kill has left goes."""
+        """Write for the first time: the settings, and of the metrics these lines; what a kill has left
+        goes."""
         with contextlib.suppress(OSError):
             for entry in self.path.iterdir():
                 if files.PART.fullmatch(entry.name):
@@ -125,7 +129,7 @@ class RunFolder:
         self._replace(name, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
     def add_metrics(self, line: dict[str, Any]) -> None:
-        """Appends one epoch's line and flushes it to the disk. A file that is no longer as it was left is
+        """Append one epoch's line and flush it to the disk. A file that is no longer as it was left is
         written anew."""
         path, before, added = self.path / METRICS, len(self._metrics), _line(line)
         self._metrics += added
@@ -144,8 +148,8 @@ class RunFolder:
         self._replace(METRICS, self._metrics)
 
     def lines(self, epochs: int) -> list[dict[str, Any]]:
-        """The metrics' lines of the first `epochs` epochs. Raises UsageError where one of those epochs has
-        none."""
+        """Return the metrics' lines of the first `epochs` epochs. Raises UsageError where one of those
+        epochs has none."""
         path = self.path / METRICS
         lines = saved.lines(path, saved.FULL_EPOCH, epochs)
         if len(lines) < epochs:
@@ -160,7 +164,7 @@ class RunFolder:
         return checked_file.read(self.path / CHECKPOINT)
 
     def kept(self) -> str:
-        """What there is of the run, found out by reading it."""
+        """Return what there is of the run, found out by reading it."""
         if not self.has_checkpoint:
             return "no checkpoint was saved"
         try:

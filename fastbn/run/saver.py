@@ -39,7 +39,8 @@ class FolderSaver:
         self.history: list[dict[str, Any]] = []
 
     def start(self, step: TrainingStep) -> Position:
-        """The position to train from: the checkpoint's, the model and optimizer restored, or the beginning.
+        """Return the position to train from: the checkpoint's, the model and optimizer restored, or the
+        beginning.
 
         Raises UsageError for a checkpoint that is damaged or of another network.
         """
@@ -86,7 +87,7 @@ class FolderSaver:
     def _check(
         self, step: TrainingStep, tensors: dict[str, Tensor], saved: dict[str, Any], path: Path
     ) -> None:
-        """Raises UsageError where the position is none of this run's, or the optimizer's state not of this
+        """Raise UsageError where the position is none of this run's, or the optimizer's state not of this
         optimizer."""
         images = min(saved["step"] * step.recipe.batch_size, len(step.feed))
         if (
@@ -115,7 +116,7 @@ class FolderSaver:
             numbers(f"optimizer.{name}", kept)
 
     def save(self, step: TrainingStep, position: Position) -> None:
-        """The checkpoint of this position."""
+        """Save the checkpoint of this position."""
         tensors, header = self._model(step)
         totals = position.totals
         header |= {
@@ -132,8 +133,8 @@ class FolderSaver:
         self.folder.save(CHECKPOINT, tensors, header)
 
     def epoch(self, step: TrainingStep, position: Position, line: dict[str, Any]) -> None:
-        """An epoch is over: its metrics first, so that a kill between the two repeats the epoch and loses
-        nothing."""
+        """Save an epoch that is over: its metrics first, so that a kill between the two repeats the epoch
+        and loses nothing."""
         if "val_accuracy" in line and line["val_accuracy"] > max(
             (old["val_accuracy"] for old in self.history), default=-1.0
         ):

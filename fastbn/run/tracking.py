@@ -16,7 +16,7 @@ class Tracker:
     """One run at a tracking module. Numbers alone are told, by the names that metrics.jsonl gives them."""
 
     def __init__(self, name: str):
-        """Imports the module. Raises MachineError where it is not installed, UsageError where it is no
+        """Import the module. Raises MachineError where it is not installed, UsageError where it is no
         tracker."""
         if not all(part.isidentifier() for part in name.split(".")):
             raise UsageError(
@@ -42,11 +42,11 @@ class Tracker:
         self._started = True
 
     def log(self, line: dict[str, Any]) -> None:
-        """An epoch's metrics, as fit hands them on."""
+        """Tell an epoch's metrics, as fit hands them on."""
         told = {name: value for name, value in line.items() if isinstance(value, (int, float))}
         self._module.log(told, step=line["epoch"])
 
     def finish(self) -> None:
-        """Ends what was started, also where training did not come to its end."""
+        """End what was started, also where training did not come to its end."""
         if self._started:
             self._module.finish()

@@ -20,7 +20,7 @@ from fastbn.training.totals import StepResult, Totals
 
 
 def measure(model: nn.Module, train: object, test: object, recipe: ResolvedRecipe) -> list[dict[str, Any]]:
-    """One pass over the training set in training mode, without a gradient, for BatchNorm's running
+    """Make one pass over the training set in training mode, without a gradient, for BatchNorm's running
     statistics; then the test. Returns one line of metrics like those of `fit`'s epochs. Raises Diverged where
     the loss is not finite."""
     device = next(model.parameters()).device

@@ -22,14 +22,14 @@ def affine_norms(
 
 
 def vectors(norms: list[AnyBatchNorm]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """(γ, β) of each, (C,) float64."""
+    """Return (γ, β) of each, (C,) float64."""
     widths = np.cumsum([norm.num_features for norm in norms])[:-1]
     return _host([norm.weight for norm in norms], widths), _host([norm.bias for norm in norms], widths)
 
 
 def statistics(model: nn.Module) -> dict[str, list[float]]:
-    """By layer, in module order: mean and standard deviation of γ and of β, and the share of |γ| < 0.01,
-    rounded to 4 digits."""
+    """Return by layer, in module order: mean and standard deviation of γ and of β, and the share of |γ| <
+    0.01, rounded to 4 digits."""
     norms = [norm for _, norm in affine_norms(model)]
     gamma, beta = vectors(norms) if norms else ([], [])
     return {

@@ -55,7 +55,7 @@ def fastest(
 
 
 def choose(found: dict[int, float]) -> int:
-    """The smallest batch of those measured whose rate is within 5% of the best."""
+    """Return the smallest batch of those measured whose rate is within 5% of the best."""
     best = max(found.values())
     return min(n for n, rate in found.items() if rate >= WITHIN * best)
 
@@ -81,7 +81,7 @@ def _images_per_second(model: nn.Module, source: Feed, recipe: ResolvedRecipe) -
 
 
 def _whole(source: Feed, recipe: ResolvedRecipe) -> Iterator[Inputs]:
-    """Whole batches without end."""
+    """Yield whole batches without end."""
     for epoch in itertools.count():
         source.begin(recipe.seed, epoch)
         yield from (

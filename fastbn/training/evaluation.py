@@ -25,9 +25,9 @@ def evaluate(
     share: tuple[int, int] = (0, 1),
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
 ) -> Totals:
-    """The totals of a model in eval mode over samples on its device, or over one rank's share of them: whole
-    batches, so that no image meets others than in one process. The modules' own modes are as before
-    afterwards.
+    """Return the totals of a model in eval mode over samples on its device, or over one rank's share of
+    them: whole batches, so that no image meets others than in one process. The modules' own modes are as
+    before afterwards.
 
     From 100 classes on `top5` is among them. `pause` is called after each batch with its size: a place to
     show progress, and to stop by raising. loss: the mean over a batch of logits and labels."""

@@ -58,9 +58,9 @@ class TrainingLoop:
         self._saver, self._log, self._callbacks = saver, log, callbacks
 
     def turns(self, request: StopRequest) -> Iterator[Turn | None]:
-        """Every step from where the saver says on, to be taken before the next is asked for. None: nothing to
-        take, but a clock is about to start or has just stopped, and other courses should come to the same
-        point.
+        """Yield every step from where the saver says on, to be taken before the next is asked for. None:
+        nothing to take, but a clock is about to start or has just stopped, and other courses should come to
+        the same point.
 
         Raises Diverged; and Stopped, after saving, where the request has a signal.
         """
@@ -93,7 +93,7 @@ class TrainingLoop:
                 return
 
     def close(self) -> None:
-        """The model's tensors have storage of their own again, and its mode is as before."""
+        """Give the model's tensors storage of their own again, and the model its mode."""
         self._bar.close()
         self.step.dissolve()
         self.step.model.train(self._was_training)
@@ -101,7 +101,7 @@ class TrainingLoop:
     def _train(
         self, position: Position, request: StopRequest
     ) -> Generator[Turn | None, None, tuple[dict[str, Any], dict[str, float]]]:
-        """One epoch from `position` on, which it moves; its metrics, and how fast it went."""
+        """Train one epoch from `position` on, which it moves; return its metrics, and how fast it went."""
         step, recipe, totals = self.step, self.recipe, position.totals
         source, ranks = step.feed, step.exchange.ranks
         steps = -(-len(source) // recipe.batch_size)
@@ -151,7 +151,7 @@ class TrainingLoop:
         return line
 
     def _stop(self, position: Position, heard: int, moved: bool) -> None:
-        """Saves in the middle of an epoch, and ends. moved: whether there were steps since the ranks'
+        """Save in the middle of an epoch, and end. moved: whether there were steps since the ranks'
         running statistics were averaged."""
         self.step.exchange.finish()
         _check(bool(position.totals.finite), position)

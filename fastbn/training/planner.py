@@ -14,10 +14,10 @@ from fastbn.recipe import ResolvedRecipe
 
 
 def planner_of(model: nn.Module, feed: Feed, recipe: ResolvedRecipe, replicas: int = 1) -> Planner | None:
-    """The planner of a resolved recipe's steps on the device where model and feed are, in what memory is free
-    there or the recipe grants. None where nothing is to be decided: the model runs stock, reads no images, or
-    is XLA's to plan. Of so many replicas on CUDA, whose steps overlap, each has an equal part of what is
-    free. The model is read in the modes it is in."""
+    """Return the planner of a resolved recipe's steps on the device where model and feed are, in what
+    memory is free there or the recipe grants. None where nothing is to be decided: the model runs stock,
+    reads no images, or is XLA's to plan. Of so many replicas on CUDA, whose steps overlap, each has an
+    equal part of what is free. The model is read in the modes it is in."""
     fused = fused_forward(model)
     if fused is None or len(feed.sample) != 3 or feed.device.type == "xla":
         return None

@@ -31,7 +31,7 @@ class Progress:
 
     @property
     def on_terminal(self) -> bool:
-        """Whether a person looks on, at this network alone."""
+        """Return whether a person looks on, at this network alone."""
         return self.shown and not self._name and self._file is None and Unfailing(sys.stderr).isatty()
 
     def say(self, text: str) -> None:

@@ -41,7 +41,7 @@ def fit_replicas(
     progress: bool = True,
     **settings: Any,
 ) -> list[list[dict[str, Any]] | Diverged]:
-    """Trains several networks at once as `fastbn.fit` trains each, bit for bit; returns their histories, in
+    """Train several networks at once as `fastbn.fit` trains each, bit for bit; return their histories, in
     the place of one that diverged its error.
 
     models: all on one device; they may differ in everything else. The images are shared.
@@ -77,7 +77,7 @@ def fit_replicas(
 
 
 def side_by_side(courses: Sequence[TrainingLoop], ended: Ended) -> None:
-    """Follows courses of one device and precision, a step of each at a time, and tells of each as it ends:
+    """Follow courses of one device and precision, a step of each at a time, and tell of each as it ends:
     well, or by an error of its own. The others go on. Raises Stopped, after all have saved, where a signal
     came."""
     device, kinds = courses[0].step.feed.device, {course.recipe.precision for course in courses}
@@ -119,8 +119,8 @@ def side_by_side(courses: Sequence[TrainingLoop], ended: Ended) -> None:
 
 @contextlib.contextmanager
 def lanes(device: torch.device, count: int) -> Iterator[list[contextlib.AbstractContextManager[Any]]]:
-    """Where each replica's work is queued: on CUDA a stream of its own, which begins after what was queued
-    before, and is waited for."""
+    """Yield where each replica's work is queued: on CUDA a stream of its own, which begins after what was
+    queued before, and is waited for."""
     if device.type != "cuda":
         yield [contextlib.nullcontext()] * count
         return
@@ -158,7 +158,7 @@ def _recipes(settings: dict[str, Any], count: int) -> list[Recipe]:
 
 
 def _device(models: Sequence[nn.Module]) -> torch.device:
-    """The one device of them all."""
+    """Return the one device of them all."""
     if len({id(model) for model in models}) < max(1, len(models)):
         raise UsageError(
             f"replicas are networks of their own, got {len(models)} models, or one of them twice; give each "

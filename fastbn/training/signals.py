@@ -20,8 +20,8 @@ class StopRequest:
 
     @property
     def signal(self) -> int | None:
-        """The number of the signal that came, or None. Raises KeyboardInterrupt where a second one came and
-        its own was lost."""
+        """Return the number of the signal that came, or None. Raises KeyboardInterrupt where a second one
+        came and its own was lost."""
         if self._insists:
             raise KeyboardInterrupt
         return self._signal

@@ -63,7 +63,7 @@ class TrainingStep:
     def __call__(
         self, inputs: Inputs, lr: float, totals: Totals, images: int | None = None, heard: int | None = None
     ) -> None:
-        """Trains on one of the feed's batches. A loss, gradient or update that is not finite withholds the
+        """Train on one of the feed's batches. A loss, gradient or update that is not finite withholds the
         update, and `totals` knows. A step that memory does not hold is taken again by the next smaller plan;
         MachineError where there is none.
 
@@ -78,7 +78,7 @@ class TrainingStep:
         totals.images += own if images is None else images
 
     def dissolve(self) -> None:
-        """Gives the model's tensors storage of their own again."""
+        """Give the model's tensors storage of their own again."""
         if isinstance(self.optimizer, TorchOptimizer):
             self.optimizer.dissolve()
         self.flat.dissolve()
@@ -97,7 +97,7 @@ class TrainingStep:
         )
 
     def _tried(self, inputs: Inputs, lr: Tensor, totals: Totals) -> str | None:
-        """Takes the step; where memory ran out undoes what it did, and says what the allocator said."""
+        """Take the step; where memory ran out undo what it did, and return what the allocator said."""
         self._shared = False
         if self._planner is not None:
             self.running.keep()
@@ -114,8 +114,8 @@ class TrainingStep:
         return reason
 
     def _shrink(self, reason: str) -> None:
-        """The next smaller plan. By now the error is gone, and with it the frames that held the step's
-        tensors."""
+        """Go over to the next smaller plan. By now the error is gone, and with it the frames that held the
+        step's tensors."""
         assert self._planner is not None and self.plan is not None
         self._take = self._compute  # the graphs so far go, and their memory
         devices.free_unused(self.feed.device)
@@ -132,7 +132,7 @@ class TrainingStep:
         totals.finite &= moved
 
     def _gradient(self, inputs: Inputs) -> StepResult:
-        """Forward and backward; with --bn-batch slice by slice, each with statistics of its own, their
+        """Run forward and backward; with --bn-batch slice by slice, each with statistics of its own, their
         gradients added up."""
         n, recompute = len(inputs[0]), self.plan.recompute if self.plan else None
         slices = -(-n // (self.recipe.bn_batch or n))
@@ -155,8 +155,8 @@ class TrainingStep:
 
     @functools.cached_property
     def _stand_in(self) -> Inputs:
-        """A sample that counts for nothing, for a rank which the ragged last batch leaves without one: with
-        it BatchNorm has a batch, and the rank takes part in whatever the others wait for."""
+        """Return a sample that counts for nothing, for a rank which the ragged last batch leaves without
+        one: with it BatchNorm has a batch, and the rank takes part in whatever the others wait for."""
         return tuple(
             given[:1]
             for given in next(self.feed.batches(self.recipe.batch_size, 0, self.exchange.ranks.share))
@@ -168,7 +168,8 @@ def at_least_float32(logits: Tensor) -> Tensor:
 
 
 def _capturable(model: nn.Module, device: torch.device) -> bool:
-    """Whether a step is launches alone, nothing of it decided by the host: by the Triton engine, on CUDA."""
+    """Return whether a step is launches alone, nothing of it decided by the host: by the Triton engine, on
+    CUDA."""
     fused = fused_forward(model)
     return (
         device.type == "cuda"

@@ -42,12 +42,12 @@ class Totals:
         return Totals(scalar(0, torch.float64), scalar(0, torch.int64), 0, scalar(True, torch.bool))
 
     def add(self, found: StepResult) -> None:
-        """Adds a batch's figures, on the device. `images` is counted by the host."""
+        """Add a batch's figures, on the device. `images` is counted by the host."""
         self.loss += found.loss.double() * found.images
         self.correct += found.correct
 
     def mean(self, prefix: str) -> dict[str, float]:
-        """Mean loss and the fraction correct, as a metrics line names them."""
+        """Return the mean loss and the fraction correct, as a metrics line names them."""
         found = {
             f"{prefix}_loss": self.loss.item() / self.images,
             f"{prefix}_accuracy": self.correct.item() / self.images,
