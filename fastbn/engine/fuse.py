@@ -51,12 +51,13 @@ def fuse(
     of the batch.
 
     The forward is traced at its first call, and again when what its Python code read has changed: an
-    attribute, a plain argument, a mode, a submodule, a requires_grad. A module whose forward does what no
-    trace keeps (it sets an attribute, draws Python's random numbers, decides by a tensor's values, enters
-    no_grad or autocast) runs as it was written; where that is the model itself, it runs stock, with a warning
-    that names the line. `explain` lists them. What a closure or a global holds is compared at the first call
-    alone. A frozen weight written through `.data` is not noticed: write it under torch.no_grad(). Raises
-    UsageError for an unknown engine, MachineError for one that this machine can't run."""
+    attribute, a layer's setting, a plain argument, a mode, a submodule, a requires_grad, a global or a
+    closure's variable that its code names. A module whose forward does what no trace keeps (it sets an
+    attribute or a global, draws Python's random numbers, decides by a tensor's values, enters no_grad or
+    autocast) runs as it was written; where that is the model itself, it runs stock, with a warning
+    that names the line. `explain` lists them. What the environment or a context variable holds is compared at
+    the first call alone. A frozen weight written through `.data` is not noticed: write it under
+    torch.no_grad(). Raises UsageError for an unknown engine, MachineError for one that this machine can't run."""
     select.check(engine)
     spare(model)
     given = vars(model).get("forward")
