@@ -57,7 +57,8 @@ def fuse(
     autocast) runs as it was written; where that is the model itself, it runs stock, with a warning
     that names the line. `explain` lists them. What the environment or a context variable holds is compared at
     the first call alone. A frozen weight written through `.data` is not noticed: write it under
-    torch.no_grad(). Raises UsageError for an unknown engine, MachineError for one that this machine can't run."""
+    torch.no_grad(). Raises UsageError for an unknown engine, MachineError for one that this machine can't
+    run."""
     select.check(engine)
     spare(model)
     given = vars(model).get("forward")
