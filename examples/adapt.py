@@ -1,48 +1,16 @@
-"""A network meets images worse than those it learned, and adapts its γ and β to them without a label:  python
-examples/adapt.py
+"""A network meets images worse than those it learned, and adapts its BatchNorms to them without a label:
+python examples/adapt.py
 
-Tent (Wang et al. 2021, Fully Test-Time Adaptation by Entropy Minimization): BatchNorm by each batch's own
-statistics, and a step on γ and β down the entropy of the predictions, batch by batch as they come. `reset`
-takes it all back."""
+As trained, and by each method of fastbn.adapt, batch by batch as they come; `reset` takes it all back.
+docs/adaptation.md has what the methods gain on a whole test set."""
 
 import argparse
 
 import torch
-from torch import Tensor, nn
 
 import fastbn
+from fastbn.adapt import AdaBN, AlphaBN, Tent
 from fastbn.data import batch, load
-
-
-class Tent:
-    """Adapts a model to the batches that it is called with. Only γ and β move, so what it remembers to
-    take back is some KB."""
-
-    def __init__(self, model: nn.Module, lr: float = 1e-3):
-        self.model = fastbn.freeze(model, "bn")
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.before = [p.detach().clone() for p in self.parameters]
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.track_running_stats = False  # its statistics are left as they were trained
-        self.lr = lr
-        self.reset()
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """The logits of a batch, after which the model has adapted to it."""
-        self.model.train()
-        logits = self.model(x)
-        entropy = -(logits.softmax(1) * logits.log_softmax(1)).sum(1).mean()
-        self.optimizer.zero_grad()
-        entropy.backward()
-        self.optimizer.step()
-        return logits.detach()
-
-    def reset(self) -> None:
-        with torch.no_grad():
-            for parameter, value in zip(self.parameters, self.before, strict=True):
-                parameter.copy_(value)
-        self.optimizer = torch.optim.Adam(self.parameters, self.lr)
 
 
 def corrupted(images: fastbn.Images) -> fastbn.Images:
@@ -68,16 +36,6 @@ def accuracy(predict, images: fastbn.Images) -> float:
     return torch.cat(found).float().mean().item()
 
 
-@torch.no_grad()
-def as_trained(x: Tensor) -> Tensor:
-    return model.eval()(x)
-
-
-@torch.no_grad()
-def by_the_batch(x: Tensor) -> Tensor:
-    return model.train()(x)
-
-
 asked = argparse.ArgumentParser()
 asked.add_argument("--data-dir", default="data")
 asked.add_argument("--dataset", default="auto")
@@ -92,15 +50,23 @@ model = fastbn.freeze(
 )
 recipe = {"epochs": asked.epochs, "batch_size": 64, "lr": 0.05, "schedule": "cosine", "progress": False}
 fastbn.fit(model, data.train.limit(asked.images), None, **recipe)
+fastbn.fuse(fastbn.freeze(model, "bn"))
+
+
+@torch.no_grad()
+def as_trained(x: torch.Tensor) -> torch.Tensor:
+    return model.eval()(x)
+
 
 clean = data.test.limit(2000)
 worse = corrupted(clean)
+before = accuracy(as_trained, worse)
 print(f"{data.why}; ResNet-{asked.depth}")
 print(f"clean images, as trained              {accuracy(as_trained, clean):.3f}")
-print(f"corrupted, as trained                 {accuracy(as_trained, worse):.3f}")
-before = accuracy(as_trained, worse)
-tent = Tent(fastbn.fuse(model))
-print(f"corrupted, statistics of the batch    {accuracy(by_the_batch, worse):.3f}")
+print(f"corrupted, as trained                 {before:.3f}")
+print(f"corrupted, AdaBN                      {accuracy(AdaBN(model), worse):.3f}")
+print(f"corrupted, α-BN, α = 0.3              {accuracy(AlphaBN(model, 0.3), worse):.3f}")
+tent = Tent(model)
 print(f"corrupted, Tent                       {accuracy(tent, worse):.3f}")
 print(f"corrupted, Tent, a second time        {accuracy(tent, worse):.3f}")
 tent.reset()

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from fastbn.adapt.adaptation import Adaptation
 from fastbn.errors import Diverged, UsageError
 from fastbn.trainable import freeze
-
-Make = Callable[..., torch.optim.Optimizer]  # (parameters, lr=…) -> the optimizer
+from fastbn.training.state.custom import MakeOptimizer
 
 
 class Tent(Adaptation):
@@ -45,7 +44,7 @@ class Tent(Adaptation):
         lr: float = 1e-3,
         steps: int = 1,
         episodic: bool = False,
-        optimizer: Make = torch.optim.Adam,
+        optimizer: MakeOptimizer = torch.optim.Adam,
         logits: Callable[[Any], Tensor] | None = None,
     ):
         if not lr > 0 or steps < 1:

@@ -205,7 +205,7 @@ def test_every_record_that_is_kept_can_be_read():
             (record,) = rows.load([path])
             assert record.rows and {"device", "versions", "commit", "date"} <= record.conditions.keys(), path
             for row in record.rows:
-                told = row.failed, row.seconds, row.peak_memory_bytes
+                told = row.failed, row.seconds, row.peak_memory_bytes, row.accuracy, row.more
                 assert any(told) and row.level in rows.LEVELS and row.provider and row.case, path
 
 

@@ -44,7 +44,7 @@ def test_adapt():
     assert done.returncode == 0, done.stderr
     values = dict(re.findall(r"^(.*?\S) {2,}(0\.\d+|1\.000)", done.stdout, re.M))
     assert (
-        values["corrupted, as trained, after reset"] == values["corrupted, as trained"] and len(values) == 6
+        values["corrupted, as trained, after reset"] == values["corrupted, as trained"] and len(values) == 7
     )
 
 
@@ -63,6 +63,29 @@ def test_sweep_says_what_it_lacks():
         done.returncode == 1
         and done.stderr == "examples/sweep.py needs Optuna, which is not installed; run: pip install optuna\n"
     )
+
+
+@pytest.mark.slow
+def test_federated():
+    """On 100 images: γ, β and the statistics are ResNet-8's 560 and 560 numbers, of 4 bytes each."""
+    done = example("federated.py", "--rounds", "1", "--epochs", "1", "--seeds", "2", "--images", "100")
+    assert done.returncode == 0, done.stderr
+    rows = re.findall(r"^(\S.*?) {2,}(\d+\.\d) +(0\.\d+) ± (0\.\d+) +(0\.\d+)$", done.stdout, re.M)
+    kb = {row[0]: float(row[1]) for row in rows}
+    assert len(rows) == 6 and kb["BatchNorm, FedAvg"] == 5.4 and kb["γ and β"] == 2.7 and kb["nothing"] == 0
+    assert kb["everything, FedAvg"] == pytest.approx(kb["all but BatchNorm, FedBN"] + 5.4, abs=0.1)
+
+
+@pytest.mark.slow
+def test_gan(tmp_path):
+    picture = tmp_path / "gan.png"
+    words = ["--epochs", "1", "--width", "4", "--images", "200", "--picture", str(picture)]
+    done = example("gan.py", *words)
+    assert done.returncode == 0 and "stock in this call" not in done.stderr, done.stderr
+    rows = re.findall(r"^(\S.*?) {2,}(\d+\.\d\d)", done.stdout, re.M)
+    distances = {name: float(value) for name, value in rows}
+    assert len(rows) == 4 and distances["real, held out"] == min(distances.values())
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
