@@ -10,9 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastbn.graph.trace.values import CONTAINERS, constant, mapped, plain
-
-SIMPLE = {type(None), bool, int, float, str}  # most of a module's attributes
+from fastbn.graph.trace.values import CONTAINERS, SIMPLE, constant, mapped, plain
 
 
 def copy_for_trial(model: nn.Module) -> nn.Module:

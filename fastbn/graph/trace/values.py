@@ -19,6 +19,7 @@ PLAIN = (
     type(None), bool, int, float, complex, str, bytes, range, slice, enum.Enum, np.generic,
     torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format,
 )  # fmt: skip
+SIMPLE = {type(None), bool, int, float, str}  # most of a module's attributes
 NAMED = (
     type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, types.MethodDescriptorType,
     types.WrapperDescriptorType,
@@ -50,6 +51,8 @@ class Same:
 
 def constant(value: Any) -> bool:
     """Return whether a value can never change, so that its identity says all of it."""
+    if type(value) in SIMPLE:
+        return True
     if isinstance(value, (tuple, frozenset)):
         return type(value) in (tuple, frozenset, torch.Size) and all(map(constant, value))
     if isinstance(value, types.FunctionType):
