@@ -63,6 +63,15 @@ def test_the_pages_are_what_the_records_say(tmp_path):
         assert page.read_text(encoding="utf-8") == kept.read_text(encoding="utf-8")
 
 
+def test_tent_gains_on_record():
+    """What docs/adaptation.md claims: each step of the ladder errs less than the one before, on the mean."""
+    (record,) = load(sorted(RESULTS.glob("adaptation-resnet*.json"))[-1:])
+    corrupted_rows = [row for row in record.rows if row.case != "clean" and "batch" not in row.case]
+    right = {name: sum(row.accuracy for row in corrupted_rows if row.provider == name) for name in NAMES}
+    assert len(corrupted_rows) == len(NAMES) * len(KINDS) * len(SEVERITIES)
+    assert right["none"] < right["adabn"] < right["tent"] and right["none"] < right["alphabn"]
+
+
 @pytest.mark.slow
 def test_the_command(tmp_path, monkeypatch):
     """On a tiny run and few images: both records, and the page of them."""
