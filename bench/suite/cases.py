@@ -132,8 +132,9 @@ def grid(name: str, device: torch.device) -> Grid:
         )
         compiled = () if device.type == "cpu" else cifar
         half = (Case(32, 128, precision="bf16"),) if device.type == "cpu" else ()
-        steps = (*cifar, Case(18, 16, 64), *half)
-        found = Grid(blocks, steps, compiled, scaling, (Case(32, 128),), (Run(14, 8, 32),), 12, 20.0)
+        steps = (*cifar, Case(14, 128, width=64), Case(18, 16, 64), *half)
+        memory = (Case(32, 128), Case(18, 16, 64))
+        found = Grid(blocks, steps, compiled, scaling, memory, (Run(14, 8, 32),), 12, 20.0)
     elif name == "full":
         small, large = ((16, 32), (32, 16), (64, 8)), ((64, 56), (128, 28), (256, 14), (512, 7))
         blocks = tuple(Blocks(*shape, batch) for batch in (128, 1024) for shape in small)
