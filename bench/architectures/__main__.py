@@ -1,7 +1,8 @@
 """python -m bench.architectures [NAME …]: what of other people's networks runs fused, whether it is right,
 how fast it is and in how much memory; a process each.
 
-Writes bench/results/architectures-<device>-<date>.json, and docs/networks.md from all such records. --only
+Writes bench/results/architectures-<device>-<date>.json, and the tables of docs/networks.md from all such
+records. --only
 KEY prints one network's figures as a line of JSON."""
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from tqdm import tqdm
 
 from bench.architectures import check, measure
 from bench.architectures.catalogue import LIBRARIES, Architecture, named
-from bench.architectures.table import write_page
+from bench.architectures.table import write_tables
 from bench.records.conditions import RESULTS, conditions
 from fastbn.command import run
 
@@ -82,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
     device = re.sub(r"[^a-z0-9]+", "-", record["conditions"]["device"].lower())
     path = RESULTS / f"architectures-{device}-{record['conditions']['date']}.json"
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    write_page(PAGE, RESULTS)
+    write_tables(PAGE, RESULTS)
     print(f"{path.name} and {PAGE.name} are written")
     return 0
 

@@ -1,4 +1,5 @@
-"""docs/networks.md, written from the records of `python -m bench.architectures`."""
+"""The tables of docs/networks.md, written between two markers from the records of `python -m
+bench.architectures`."""
 
 from __future__ import annotations
 
@@ -9,36 +10,25 @@ from pathlib import Path
 from typing import Any
 
 from bench.architectures.measure import FUSED, STOCK
+from bench.records import between
 
-COMMAND = "python -m bench.architectures"
-HEAD = f"""# Networks that nobody here wrote
-
-What `fastbn.fuse` makes of other libraries' networks, randomly initialised, all but BatchNorm's γ and β
-frozen. `{COMMAND}` writes this page from its records in `bench/results/`.
-
-- **fused**: convolutions that run fused, and their share of the multiplications.
-- **gradients**, **buffers**: the relative difference, by norm, from stock PyTorch, both in float64, with
-  random upstream gradients in train mode.
-- **float32**: the gradients' difference in float32 from stock's in float64, beside that of stock in float32:
-  what rounding alone makes.
-- **step**: forward, loss and backward; the better of stock's two layouts over fused.
-- **memory**: the most that a step holds beyond the network itself; fused over stock's least.
-"""
+MARKERS = "<!-- architectures -->", "<!-- /architectures -->"
 COLUMNS = "network | fused | gradients | buffers | float32, stock's | step, ms | of stock | memory"
 
 
-def write_page(page: Path, results: Path) -> None:
-    """Write the page from all records of this folder."""
-    page.write_text(text(results), encoding="utf-8")
+def write_tables(page: Path, results: Path) -> None:
+    """Write a table for each record of this folder between the page's markers.
+
+    Raises UsageError where a marker is missing."""
+    between.write(page, MARKERS, tables(results))
 
 
-def text(results: Path) -> str:
-    """Return the page in Markdown: a section for each record, the newest first."""
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in results.glob("architectures-*.json")]
-    records.sort(
-        key=lambda record: (record["conditions"]["date"], record["conditions"]["device"]), reverse=True
-    )
-    return "\n".join([HEAD, *map(_section, records)])
+def tables(results: Path) -> str:
+    """Return them in Markdown, the newest first."""
+    paths = results.glob("architectures-*.json")
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    records.sort(key=lambda record: [record["conditions"][key] for key in ("date", "device")], reverse=True)
+    return "\n".join(map(_section, records)).rstrip("\n")
 
 
 def _section(record: Mapping[str, Any]) -> str:
@@ -46,9 +36,7 @@ def _section(record: Mapping[str, Any]) -> str:
     versions = conditions["versions"] | conditions["libraries"]
     said = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     lines = [
-        f"## {conditions['device']}",
-        "",
-        f"{conditions['date']}, {said}; {_setting(rows)}.",
+        f"On {conditions['device']}, {conditions['date']}, {said}; {_setting(rows)}.",
         "",
         f"| {COLUMNS} |",
         "|" + "---|" * len(COLUMNS.split("|")),
