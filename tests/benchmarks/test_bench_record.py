@@ -201,6 +201,10 @@ def test_every_record_that_is_kept_can_be_read():
             found = json.loads(path.read_text(encoding="utf-8"))
             assert found["config"]["depth"] and found["date"]
             assert all(row["device"] and row["versions"] and 0 < row["mean"] <= 1 for row in found["devices"])
+        elif path.name.startswith("architectures-"):
+            found = json.loads(path.read_text(encoding="utf-8"))
+            assert {"device", "versions", "libraries", "commit", "date"} <= found["conditions"].keys()
+            assert all(row["library"] and row["name"] for row in found["rows"])
         else:
             (record,) = rows.load([path])
             assert record.rows and {"device", "versions", "commit", "date"} <= record.conditions.keys(), path

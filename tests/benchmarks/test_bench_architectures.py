@@ -1,0 +1,58 @@
+"""python -m bench.architectures: the tables of docs/networks.md are those of the records."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from runs import REPOSITORY
+
+from bench.architectures import table
+from bench.architectures.catalogue import ARCHITECTURES, named
+from bench.records.conditions import RESULTS
+from fastbn.errors import UsageError
+
+ROW = {
+    "library": "timm",
+    "name": "one",
+    "size": 224,
+    "batch_size": 8,
+    "convolutions": [3, 4],
+    "multiplications": [90, 100],
+    "gradients": 1e-12,
+    "buffers": 1e-13,
+    "gradients_float32": 2e-6,
+    "stock_float32": 1e-6,
+    "seconds": {"stock": [4, 4, 4], "stock channels-last": [1.0, 3.0, 2.0], "fastbn": [0.5, 1.0, 4.0]},
+    "peak_bytes": {"stock": 4, "stock channels-last": 5, "fastbn": 2},
+}
+
+
+def test_the_page_is_what_the_records_make():
+    page = (REPOSITORY / "docs" / "networks.md").read_text(encoding="utf-8")
+    own = page.partition(table.MARKERS[0])[2].partition(table.MARKERS[1])[0]
+    assert own.strip("\n") == table.tables(RESULTS)
+
+
+def test_a_table(tmp_path):
+    conditions = {
+        "device": "a CPU",
+        "date": "2026-01-02",
+        "versions": {"torch": "2"},
+        "libraries": {"timm": "1"},
+    }
+    failed = {"library": "timm", "name": "two", "agreement_failed": "it raised"}
+    record = {"conditions": conditions, "rows": [ROW, failed]}
+    (tmp_path / "architectures-x.json").write_text(json.dumps(record), encoding="utf-8")
+    lines = table.tables(tmp_path).splitlines()
+    assert lines[0] == "On a CPU, 2026-01-02, torch 2, timm 1; steps of 8 images."
+    # per round 2, 3 and 0.5 times: the median of the rounds' ratios
+    assert lines[4] == "| timm one, 224² | 3/4, 90.0% | 1e-12 | 1e-13 | 2e-06, 1e-06 | 1000 | 2.00× | 0.50× |"
+    assert "it raised" in lines[5]
+
+
+def test_names():
+    assert named([]) == ARCHITECTURES and len(ARCHITECTURES) >= 25
+    assert [a.key for a in named(["dla34", "timm-resnet50"])] == ["timm-resnet50", "timm-dla34"]
+    with pytest.raises(UsageError, match="resnet5: not among the architectures"):
+        named(["resnet5"])
