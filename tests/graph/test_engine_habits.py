@@ -82,14 +82,14 @@ def assert_like_stock(seed):
             change(net, random.Random(f"{seed} {call} change"))
 
 
-@pytest.mark.parametrize("start", range(0, 100, 25))
+@pytest.mark.parametrize("start", range(0, 300, 25))
 def test_like_stock(start):
     for seed in range(start, start + 25):
         assert_like_stock(seed)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("start", range(100, 3100, 100))
+@pytest.mark.parametrize("start", range(300, 3300, 100))
 def test_more_like_stock(start):
     for seed in range(start, start + 100):
         assert_like_stock(seed)
