@@ -51,9 +51,9 @@ class Architecture:
             model = make(weights=None, **options)
         for module in model.modules():
             if "drop" in type(module).__name__.lower() or type(module).__name__ == "StochasticDepth":
-                for rate in ("p", "drop_prob"):
-                    if hasattr(module, rate):
-                        setattr(module, rate, 0.0)
+                module.p = module.drop_prob = 0.0
+            if hasattr(module, "drop_rate"):  # of a dropout that is a function
+                module.drop_rate = 0.0
         return freeze(model.train(), "bn")
 
     def images(self, batch: int, size: int | None = None) -> torch.Tensor:

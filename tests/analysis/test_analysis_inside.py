@@ -163,7 +163,7 @@ def test_edges_hold_everything(low, high):
 
 
 def test_a_network_without_batchnorm():
-    with pytest.raises(UsageError, match=r"Sequential has no BatchNorm2d"):
+    with pytest.raises(UsageError, match=r"Sequential has no BatchNorm with γ and β"):
         values.affine(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, affine=False)))
     assert statistics(nn.Linear(2, 2)) == {
         name: [] for name in ("gamma_mean", "gamma_std", "gamma_small", "beta_mean", "beta_std")

@@ -411,7 +411,7 @@ def test_a_gpu_has_every_provider(monkeypatch):
 def test_a_step_tells_its_peak():
     provider = next(p for p in providers(TINY, CPU) if p.name.startswith("fastbn"))
     found = memory.measure(provider, TINY)
-    assert found[memory.PEAK] >= found["later_less_idle_bytes"] > 0 and found["idle_bytes"] > 1e7
+    assert found[memory.PEAK] >= found["later_less_idle_bytes"] >= 0 and found["idle_bytes"] > 1e7
 
 
 @pytest.mark.slow
