@@ -39,9 +39,8 @@ READINGS = 16  # sets of submodules whose programs are kept
 def fuse(
     model: nn.Module, engine: str | Engine = "auto", exact: bool = False, check: bool = True
 ) -> nn.Module:
-    """Gives a model the engine, in place, and returns it: wherever a convolution with a frozen weight meets a
-    BatchNorm, an addition, a ReLU, they run as one. Parameters, buffers, names and results stay what they
-    are.
+    """Give a model the engine, in place, and return it: wherever a convolution with a frozen weight meets a
+    BatchNorm, an addition, a ReLU, they run as one. Parameters, buffers, names and results stay as they are.
 
     engine: 'auto' (by the input's device and dtype, at the first forward), 'native', 'reference', 'stock',
     which undoes fuse; or an engine of one's own making.
@@ -54,11 +53,10 @@ def fuse(
     attribute, a layer's setting, a plain argument, a mode, a submodule, a requires_grad, a global or a
     closure's variable that its code names. A module whose forward does what no trace keeps (it sets an
     attribute or a global, draws Python's random numbers, decides by a tensor's values, enters no_grad or
-    autocast) runs as it was written; where that is the model itself, it runs stock, with a warning
-    that names the line. `explain` lists them. What the environment or a context variable holds is compared at
-    the first call alone. A frozen weight written through `.data` is not noticed: write it under
-    torch.no_grad(). Raises UsageError for an unknown engine, MachineError for one that this machine can't
-    run."""
+    autocast) runs as it was written; where that is the model itself, it runs stock, with a warning that names
+    the line. `explain` lists them. What the environment or a context variable holds is compared at the first
+    call alone. A frozen weight written through `.data` is not noticed: write it under torch.no_grad(). Raises
+    UsageError for an unknown engine, MachineError for one that this machine can't run."""
     select.check(engine)
     spare(model)
     given = vars(model).get("forward")

@@ -11,11 +11,10 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from fastbn.page.page import NOTHING, Html, text
+from fastbn.page.page import NOTHING, Html
 from fastbn.page.scales import Scale, domain, number, short
+from fastbn.page.svg import GLYPH, WIDTH, drawing, fit, tooltip, written
 
-WIDTH = 420
-GLYPH = 6.6  # units that a glyph takes at most, on average: what keeps texts apart
 DASHES = ("", "7 4", "2 3", "9 3 2 3", "1 5")
 MARKS = (  # around (0, 0): circle, square, triangle, diamond, plus, triangle on its tip
     "M-4.5 0a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0 -9 0z",
@@ -79,7 +78,7 @@ def bars(
     scale = Scale(0.0, max(most, rule or 0.0) or 1.0, 0.0, WIDTH - 10 - GLYPH * widest)
     drawn, top = [], 2.0
     for row in rows:
-        drawn.append(_text(0, top + 12, _fit(row.name, WIDTH)))
+        drawn.append(written(0, top + 12, fit(row.name, WIDTH)))
         top += 18
         for i, (value, measure) in enumerate(zip(row.values, measures, strict=True)):
             if value is None:
@@ -93,16 +92,16 @@ def bars(
             drawn.append(f'<rect class="track" x="0" y="{top:g}" width="{scale.end:.1f}" height="12" />')
             drawn.append(
                 f'<rect class="bar{second} k{row.kind}" x="0" y="{top:g}" width="{end:.1f}" '
-                f'height="12">{_tip(tip)}</rect>'
+                f'height="12">{tooltip(tip)}</rect>'
             )
             if high > low:
                 path = f"M{low:.1f} {top + 3:g}v6m0 -3H{high:.1f}m0 -3v6"
-                drawn.append(f'<path class="whisker" d="{path}">{_tip(tip)}</path>')
-            drawn.append(_text(max(end, high) + 6, top + 10.5, _value(value, unit, measure)))
+                drawn.append(f'<path class="whisker" d="{path}">{tooltip(tip)}</path>')
+            drawn.append(written(max(end, high) + 6, top + 10.5, _value(value, unit, measure)))
             if rule is not None:
                 drawn.append(
                     f'<path class="axis" stroke-dasharray="2 2" d="M{scale(rule):.1f} '
-                    f'{top - 2:g}v16">{_tip(number(rule))}</path>'
+                    f'{top - 2:g}v16">{tooltip(number(rule))}</path>'
                 )
             top += 15
         top += 7
@@ -110,7 +109,7 @@ def bars(
         f"{row.name} {', '.join(_value(v, unit, m) for v, m in zip(row.values, measures, strict=True) if v)}"
         for row in rows
     )
-    return _svg(f"{title}: {said}", top - 4, drawn)
+    return drawing(f"{title}: {said}", top - 4, drawn)
 
 
 def lines(
@@ -137,10 +136,10 @@ def lines(
     y = Scale(bottom, top, 250, 28, log_y)
     margin = 8 + GLYPH * max(len(short(v)) for v in y.ticks())
     x = Scale(left, right, margin, WIDTH - 12, log)
-    drawn = [_text(0, 12, y_label, "soft"), _text(WIDTH - 2, 286, x_label, "soft", "end")]
+    drawn = [written(0, 12, y_label, "soft"), written(WIDTH - 2, 286, x_label, "soft", "end")]
     for v in y.ticks():
         drawn.append(f'<path class="grid" d="M{margin:.1f} {y(v):.1f}H{WIDTH - 12}" />')
-        drawn.append(_text(margin - 6, y(v) + 4, short(v), "soft", "end"))
+        drawn.append(written(margin - 6, y(v) + 4, short(v), "soft", "end"))
     drawn.append(f'<path class="axis" d="M{margin:.1f} 250H{WIDTH - 12}" />')
     after = -math.inf
     few = len(xs) <= 8 and all(v == round(v, 2) for v in xs) and any(s.marked and s.joined for s in series)
@@ -149,7 +148,7 @@ def lines(
         if x(v) - half > after:
             drawn.append(
                 f'<path class="axis" d="M{x(v):.1f} 250v4" '
-                f"/>{_text(min(x(v), WIDTH - half), 267, short(v), 'soft', 'middle')}"
+                f"/>{written(min(x(v), WIDTH - half), 267, short(v), 'soft', 'middle')}"
             )
             after = x(v) + half + 4
     taken = [(x(a), y(b), 5.0) for s in series if s.marked for a, b in s.points]
@@ -159,11 +158,11 @@ def lines(
         around = [(at, (y(low), y(high))) for (at, _), (low, high) in zip(spots, s.band, strict=False)]
         drawn += [*_band(s, around), *_drawn(s, spots, tips), *_labels(s.labels, spots, taken)]
         drawn += [f'<path class="curve k{s.kind}"{_dashes(s)} d="M0 {row:g}h28" />'] if s.joined else []
-        drawn += [*_drawn(s, [(14.0, row)], [s.name]), _text(34, row + 4, _fit(s.name, WIDTH - 34))]
+        drawn += [*_drawn(s, [(14.0, row)], [s.name]), written(34, row + 4, fit(s.name, WIDTH - 34))]
     said = said or "; ".join(
         f"{s.name}: " + ", ".join(f"{number(a)} → {number(b)}" for a, b in s.points) for s in series
     )
-    return _svg(f"{title}, {y_label} against {x_label}. {said}", 300 + 18 * len(series), drawn)
+    return drawing(f"{title}, {y_label} against {x_label}. {said}", 300 + 18 * len(series), drawn)
 
 
 def histogram(
@@ -205,24 +204,24 @@ def strips(
     drawn, bottom = [], 4.0 + 16 * len(rows)
     for i, (name, found) in enumerate(rows):
         top, most = 4.0 + 16 * i, max(found) or 1.0
-        drawn.append(_text(0, top + 11, _fit(name, margin)))
+        drawn.append(written(0, top + 11, fit(name, margin)))
         drawn.append(
             f'<rect class="track" x="{x.start:.1f}" y="{top:g}" width="{x.end - x.start:.1f}" height="14" />'
         )
         for low, high, height in zip(edges[:-1], edges[1:], found, strict=True):
             if height:
                 place = f'x="{x(low):.1f}" y="{top:g}" width="{x(high) - x(low):.2f}" height="14"'
-                tip = _tip(f"{name}: {number(height)} in {number(low)} … {number(high)}")
+                tip = tooltip(f"{name}: {number(height)} in {number(low)} … {number(high)}")
                 drawn.append(
                     f'<rect class="cell k{kind}" {place} fill-opacity="{height / most:.2f}">{tip}</rect>'
                 )
     for v in x.ticks():
         drawn.append(
             f'<path class="axis" d="M{x(v):.1f} {bottom:g}v4" '
-            f"/>{_text(x(v), bottom + 17, short(v), 'soft', 'middle')}"
+            f"/>{written(x(v), bottom + 17, short(v), 'soft', 'middle')}"
         )
-    drawn.append(_text(WIDTH - 2, bottom + 34, x_label, "soft", "end"))
-    return _svg(f"{title}, {x_label}, of {', '.join(name for name, _ in rows)}", bottom + 40, drawn)
+    drawn.append(written(WIDTH - 2, bottom + 34, x_label, "soft", "end"))
+    return drawing(f"{title}, {x_label}, of {', '.join(name for name, _ in rows)}", bottom + 40, drawn)
 
 
 def roofline(title: str, series: Sequence[Series], bytes_per_second: float, flops_per_second: float) -> Html:
@@ -255,7 +254,7 @@ def _drawn(s: Series, spots: Sequence[tuple[float, float]], tips: Sequence[str])
         return curve
     mark = f'<path class="mark k{s.kind}" d="{MARKS[s.look % len(MARKS)]}"'
     places = [f'transform="translate({x:.1f} {y:.1f})"' for x, y in spots]
-    return curve + [f"{mark} {place}>{_tip(tip)}</path>" for place, tip in zip(places, tips, strict=False)]
+    return curve + [f"{mark} {place}>{tooltip(tip)}</path>" for place, tip in zip(places, tips, strict=False)]
 
 
 def _band(s: Series, around: Sequence[tuple[float, tuple[float, float]]]) -> list[str]:
@@ -283,7 +282,7 @@ def _labels(
         ]
         a, b = (free or places)[0]
         taken.append((a, b, half))
-        drawn.append(_text(a, b + 4, label, place="middle"))
+        drawn.append(written(a, b + 4, label, place="middle"))
     return drawn
 
 
@@ -294,24 +293,3 @@ def _value(value: ChartValue, unit: str, measure: str) -> str:
 def _dashes(s: Series) -> str:
     dashes = DASHES[s.look % len(DASHES)]
     return f' stroke-dasharray="{dashes}"' if dashes else ""
-
-
-def _fit(name: str, room: float) -> str:
-    """Return a name cut to what a line holds; its mark's tooltip and the chart's text have it whole."""
-    most = int(room / GLYPH)
-    return name if len(name) <= most else f"{name[: most - 1]}…"
-
-
-def _tip(value: str) -> str:
-    return f"<title>{text(value)}</title>"
-
-
-def _text(x: float, y: float, value: str, style: str = "", place: str = "start") -> str:
-    kind = f' class="{style}"' if style else ""
-    return f'<text x="{x:.1f}" y="{y:.1f}"{kind} text-anchor="{place}">{text(value)}</text>'
-
-
-def _svg(said: str, height: float, drawn: Sequence[str]) -> Html:
-    return Html(
-        f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{text(said)}">{"".join(drawn)}</svg>'
-    )
