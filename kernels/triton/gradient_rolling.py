@@ -23,8 +23,7 @@ from .batchnorm_pending import Backward, Partial
 from .batchnorm_stats import settle_backward
 from .early_launch import begin, options, wait
 from .gradient import Coefficients, Target, Upstream, close
-from .prologue import form_dy
-from .rolling import Roll, cut, load_row, multiply, pairing, place, tile_channels, within
+from .rolling import Roll, cut, load_row, load_tile, pairing, place, tile_channels, within
 
 NOTHING: dict[str, Any] = dict.fromkeys(("due_ptr", "due_vectors_ptr", "affine_ptr"))
 NOTHING |= {
@@ -160,11 +159,18 @@ def gradient_rolling_kernel(
             dy = tl.load(up_ptr + offsets, mask=inside, other=0.0).to(tl.float32) * c1
             if BATCH:
                 y = tl.load(up_y_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
-                dy = form_dy(dy, y, c2, c0, inside, True)
+                # form_dy and rolling.multiply written out: through them one spills 8 bytes more on sm_120
+                dy = tl.where(inside, dy + (c2 * y + c0), 0.0)
             dy = dy.to(w_ptr.dtype.element_ty)
-            acc0, acc1, acc2 = multiply(
-                dy, w_ptr, w0, w1, w2, acc0, acc1, acc2, r, load, ROWS, LOADS, K, OUT, KEEP, PRECISION
-            )
+            if r < ROWS:
+                w = w0[load] if KEEP else load_tile(w_ptr, 0 * LOADS + load, K, OUT)
+                acc0 = tl.dot(dy, w, acc0, input_precision=PRECISION)
+            if (r >= 1) & (r <= ROWS):
+                w = w1[load] if KEEP else load_tile(w_ptr, 1 * LOADS + load, K, OUT)
+                acc1 = tl.dot(dy, w, acc1, input_precision=PRECISION)
+            if r >= 2:
+                w = w2[load] if KEEP else load_tile(w_ptr, 2 * LOADS + load, K, OUT)
+                acc2 = tl.dot(dy, w, acc2, input_precision=PRECISION)
         if r >= 2:
             there = pixel + (r - 2) * W
             kept = mask_out if EVEN else mask_out & (row - 1 < H)
