@@ -152,7 +152,7 @@ class Tracer(fx.Tracer):
         module, path = self.shadows.module(shadow), self.shadows.path(shadow)
         if path not in self.written and not leaf(module):
             mark, drawn, pending, grad = (
-                next(reversed(self.graph.nodes)),
+                next(iter(reversed(self.graph.nodes))),
                 python_state(),
                 len(self._pending),
                 torch.is_grad_enabled(),
