@@ -11,7 +11,7 @@ from data_stream import folders
 from ranks import wait_for
 from runs import TINY, assert_same_run, checkpoint, digits, metrics, network, start
 
-from fastbn import evaluate, fit, fuse, xla
+from fastbn import evaluate, explain, fit, fuse, xla
 from fastbn.data import read_imagenet
 from fastbn.data.feed import Resident
 from fastbn.models.resnet import FastBNOnlyResNet
@@ -244,3 +244,9 @@ def test_fp32_asks_for_whole_products():
         )
         graph = torch_xla._XLAC._get_xla_tensors_hlo([y])
         assert ("highest" in graph) == exact and word in graph
+
+
+def test_the_oldest_torch_fuses_whole_networks():
+    """This environment holds the oldest PyTorch that fastbn supports."""
+    done, every = explain(FastBNOnlyResNet(8)).convolutions
+    assert done == every == 9
