@@ -2,8 +2,7 @@
 how fast it is and in how much memory; a process each.
 
 Writes bench/results/architectures-<device>-<date>.json, and the tables of docs/networks.md from all such
-records. --only
-KEY prints one network's figures as a line of JSON."""
+records."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ from tqdm import tqdm
 from bench.architectures import check, measure
 from bench.architectures.catalogue import LIBRARIES, Architecture, named
 from bench.architectures.table import write_tables
-from bench.records.conditions import RESULTS, conditions
+from bench.records.conditions import RESULTS, conditions, write
 from fastbn.command import run
 
 PAGE = Path(__file__).parents[2] / "docs" / "networks.md"
@@ -82,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
     record: dict[str, Any] = {"conditions": conditions() | {"libraries": libraries}, "rows": rows}
     device = re.sub(r"[^a-z0-9]+", "-", record["conditions"]["device"].lower())
     path = RESULTS / f"architectures-{device}-{record['conditions']['date']}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write(path, record)
     write_tables(PAGE, RESULTS)
     print(f"{path.name} and {PAGE.name} are written")
     return 0

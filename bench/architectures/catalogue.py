@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import inspect
 
 import torch
 from torch import nn
@@ -15,6 +14,7 @@ from fastbn import freeze
 from fastbn.errors import MachineError, UsageError
 
 LIBRARIES = {"torchvision": "torchvision.models", "timm": "timm"}
+OPTIONS = {"googlenet": {"aux_logits": False, "init_weights": True}}  # one output; without a warning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +45,7 @@ class Architecture:
         if self.library == "timm":
             model = library.create_model(self.name, pretrained=False)
         else:
-            make = getattr(library, self.name)
-            takes = inspect.signature(getattr(inspect.getmodule(make), "GoogLeNet", make)).parameters
-            options = {"aux_logits": False, "init_weights": True} if "aux_logits" in takes else {}
-            model = make(weights=None, **options)
+            model = getattr(library, self.name)(weights=None, **OPTIONS.get(self.name, {}))
         for module in model.modules():
             if "drop" in type(module).__name__.lower() or type(module).__name__ == "StochasticDepth":
                 module.p = module.drop_prob = 0.0

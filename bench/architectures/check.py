@@ -8,9 +8,9 @@ import dataclasses
 import warnings
 
 import torch
-from torch import Tensor, nn
 
 from bench.architectures.catalogue import Architecture
+from bench.oracle.stock import Run, error, flat_gradient, run
 from fastbn import explain, fuse
 from fastbn.planning.explain import Explanation
 
@@ -26,7 +26,7 @@ class Agreement:
     buffers: float  # the worst buffer
     gradients_float32: float  # fused in float32, by the engine of this device
     stock_float32: float  # stock in float32: what rounding alone makes
-    warnings: tuple[str, ...]  # what fuse said
+    warnings: tuple[str, ...]  # what the fused float32 step said
 
 
 def coverage(architecture: Architecture) -> Explanation:
@@ -38,42 +38,22 @@ def coverage(architecture: Architecture) -> Explanation:
 def compare(architecture: Architecture, size: int) -> Agreement:
     """Return how far fused and stock steps differ on images of `size` × `size` pixels."""
     model = architecture.build()
-    expected = _step(model, architecture, size, torch.float64)
+    x = architecture.images(BATCH, size)
+
+    def step(dtype: torch.dtype, engine: str) -> Run:
+        return run(fuse(copy.deepcopy(model).to(dtype), engine), x.to(dtype))
+
+    expected, rounded = step(torch.float64, "stock"), step(torch.float32, "stock")
+    fused = step(torch.float64, "reference")
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        fused = _step(fuse(copy.deepcopy(model)), architecture, size, torch.float64)
-        short = _step(fuse(copy.deepcopy(model)), architecture, size, torch.float32)
-    plain = _step(model, architecture, size, torch.float32)
+        short = step(torch.float32, "auto")
+    gradient = flat_gradient(expected)
     return Agreement(
-        gradients=difference(fused.gradient, expected.gradient),
-        outputs=difference(fused.output, expected.output),
-        buffers=max(difference(fused.buffers[name], b) for name, b in expected.buffers.items()),
-        gradients_float32=difference(short.gradient, expected.gradient),
-        stock_float32=difference(plain.gradient, expected.gradient),
-        warnings=tuple(str(w.message) for w in said if "fuse" in str(w.message)),
+        gradients=error(flat_gradient(fused), gradient),
+        outputs=error(fused.outputs[0], expected.outputs[0]),
+        buffers=max(error(fused.buffers[name], b) for name, b in expected.buffers.items()),
+        gradients_float32=error(flat_gradient(short), gradient),
+        stock_float32=error(flat_gradient(rounded), gradient),
+        warnings=tuple(str(w.message) for w in said if "fastbn" in str(w.message)),
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """What one forward and backward left behind, in float64."""
-
-    output: Tensor
-    gradient: Tensor  # of all that trains, in one vector
-    buffers: dict[str, Tensor]
-
-
-def _step(model: nn.Module, architecture: Architecture, size: int, dtype: torch.dtype) -> Step:
-    model = copy.deepcopy(model).to(dtype)
-    output = model(architecture.images(BATCH, size).to(dtype))
-    draw = torch.Generator().manual_seed(7)
-    upstream = torch.randn(output.shape, generator=draw, dtype=torch.float64)
-    output.backward(upstream.to(dtype))
-    gradients = [p.grad.double().flatten() for p in model.parameters() if p.grad is not None]
-    buffers = {name: b.double() for name, b in model.named_buffers()}
-    return Step(output.detach().double(), torch.cat(gradients), buffers)
-
-
-def difference(found: Tensor, expected: Tensor) -> float:
-    """Return ‖found − expected‖ / ‖expected‖; absolute below a norm of 0.1."""
-    return float((found - expected).norm() / expected.norm().clamp(min=0.1))

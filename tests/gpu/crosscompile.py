@@ -31,21 +31,27 @@ class Request:
     capability: int = 90
 
 
-def costs(requests: Sequence[Request]) -> list[Any]:
-    """The bench.audit.cost.Cost of each."""
+def told(child: str, asked: Any, timeout: float) -> Any:
+    """What `child`, Python in a process where Triton compiles, answers on stdout to what it is asked on
+    stdin, both pickled."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-    asked = pickle.dumps(list(requests))
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), *sys.path]))
     done = subprocess.run(
-        [sys.executable, "-c", CHILD],
-        input=asked,
+        [sys.executable, "-c", child],
+        input=pickle.dumps(asked),
         capture_output=True,
         env=environment,
         cwd=ROOT,
-        timeout=600,
+        timeout=timeout,
     )
     assert done.returncode == 0, done.stderr.decode()[-4000:]
     return pickle.loads(done.stdout)
+
+
+def costs(requests: Sequence[Request]) -> list[Any]:
+    """The bench.audit.cost.Cost of each."""
+    found: list[Any] = told(CHILD, list(requests), 600)
+    return found
 
 
 def answer() -> None:

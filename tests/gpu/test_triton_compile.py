@@ -11,7 +11,7 @@ import subprocess
 import sys
 
 import pytest
-from crosscompile import ROOT
+from crosscompile import ROOT, told
 
 pytest.importorskip("triton")
 
@@ -40,19 +40,7 @@ def compiled(family, dtype, capability, only="", **switches):
     """Each distinct launch's title, form, whether it multiplies, the limit of shared memory and the
     bench.audit.cost.Cost, and the launch's arguments by the number that PTX gives them; of a process of its
     own, since where Triton interprets nothing can be compiled."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), *sys.path]))
-    asked = pickle.dumps((family, dtype, capability, only, switches))
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD],
-        input=asked,
-        capture_output=True,
-        env=environment,
-        cwd=ROOT,
-        timeout=1800,
-    )
-    assert done.returncode == 0, done.stderr.decode()[-4000:]
-    return pickle.loads(done.stdout)
+    return told(CHILD, (family, dtype, capability, only, switches), 1800)
 
 
 def answer():

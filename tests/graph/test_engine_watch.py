@@ -10,6 +10,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+from habits import Reverse, Same
 from nets import frozen_convolutions
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -277,27 +278,6 @@ def test_a_tensor_that_somebody_else_keeps():
 
 
 # ------ autograd functions
-
-
-class Reverse(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, by):
-        ctx.by = by
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return -ctx.by * gradient, None
-
-
-class Same(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return x
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return 3.0 * gradient
 
 
 same, reverse = Same.apply, Reverse.apply  # as the documentation of torch.autograd.Function does it
