@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fastbn import command, files
 from fastbn.errors import MachineError
+from fastbn.load_torch import load_torch
 from fastbn.parser import Parser
 
 
@@ -77,6 +78,7 @@ def thresholds(text: str) -> tuple[float, ...]:
 
 def analyze(asked: argparse.Namespace) -> str:
     """Write the page, and return the line that says so."""
+    load_torch()
     from fastbn.analysis.report import render
     from fastbn.analysis.runs import read
     from fastbn.analysis.subject import subjects

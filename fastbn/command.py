@@ -29,7 +29,7 @@ def run(act: Callable[[], int]) -> int:
     """Carry a command out and return its exit code. A known end (`ended`) is a line on stderr; a fault of
     fastbn's keeps its traceback."""
     hold_descriptors()
-    with contextlib.redirect_stderr(cast(TextIO, Unfailing(sys.stderr))):
+    with contextlib.redirect_stderr(cast(TextIO, Unfailing(sys.stderr))), _raised_again():
         try:
             return act()
         except (Exception, KeyboardInterrupt, Stopped) as error:
@@ -65,6 +65,29 @@ def _ignore() -> dict[int, Any]:
     return {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
 
 
+@contextlib.contextmanager
+def _raised_again() -> Iterator[None]:
+    """A context in which a signal is sent once more where Python dropped what its handler raised, as it does
+    in a finalizer and in a weak reference's callback, of which every import has some."""
+    before = sys.unraisablehook
+
+    def dropped(unraisable: sys.UnraisableHookArgs) -> None:
+        error = unraisable.exc_value
+        if isinstance(error, (KeyboardInterrupt, Stopped)):
+            number = error.number if isinstance(error, Stopped) else signal.SIGINT
+            again = threading.Timer(0.01, os.kill, [os.getpid(), number])
+            again.daemon = True
+            again.start()
+        else:
+            before(unraisable)
+
+    sys.unraisablehook = dropped
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
 def ended(error: BaseException) -> tuple[str, int] | None:
     """Return what is said of a command that ended by this error, and its exit code: 2 where something was
     wrong or lacking, 3 diverged, 130 and 143 by a signal. None for a fault that is nobody's but fastbn's."""
@@ -84,9 +107,18 @@ def ended(error: BaseException) -> tuple[str, int] | None:
         said = shown(error, 120)
         remedy = "what was saved is intact, --engine stock --resume goes on without fastbn's kernels"
         text, code = f"error: the GPU failed ({said}); {remedy}; to report it: python -m fastbn.doctor", 2
+    elif _interrupted(error):
+        text, code = "interrupted", 130
     else:
         return None
     return shown(text, LONGEST), code
+
+
+def _interrupted(error: BaseException) -> bool:
+    """Whether an interruption led to the error, as Python makes a RuntimeError of one that comes while an
+    import builds a class."""
+    led = error.__cause__ or error.__context__
+    return led is not None and (isinstance(led, KeyboardInterrupt) or _interrupted(led))
 
 
 def say(text: str, file: TextIO | None = None) -> bool:

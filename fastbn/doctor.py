@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from fastbn import command
+from fastbn.load_torch import load_torch
 from fastbn.parser import Parser
 
 PRECISIONS = ("fp32", "bf16", "mixed")
@@ -34,6 +35,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     parser = Parser("doctor", examples, description="Describe this machine on a page of plain text.")
     parser.add_argument("--no-speed", action="store_true", help="leave the speed reading out")
     asked = parser.parse_args(arguments)
+    load_torch()
     works = True
     for title, lines in sections(asked.no_speed):
         command.show(title)

@@ -51,6 +51,7 @@ class Stopped(BaseException):
 
     def __init__(self, signal_number: int):
         super().__init__(f"stopped by signal {signal_number}")
+        self.number = signal_number
         self.exit_code = 128 + signal_number
 
 

@@ -13,8 +13,8 @@ from typing import Any
 from fastbn import choices, command
 from fastbn.data.names import DATASETS
 from fastbn.errors import UsageError
+from fastbn.load_torch import load_torch
 from fastbn.parser import Parser
-from fastbn.threads import wait_briefly
 
 
 class _Callable(types.ModuleType):
@@ -68,7 +68,7 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 def evaluate_run(asked: argparse.Namespace) -> str:
     """Return the line that says what the network reaches."""
-    wait_briefly()
+    load_torch()
     from fastbn.data.feed import feed
     from fastbn.devices import choose_device
     from fastbn.planning.precision import arithmetic

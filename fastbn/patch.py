@@ -10,8 +10,8 @@ from pathlib import Path
 from fastbn import command
 from fastbn.errors import MachineError, UsageError
 from fastbn.files import reason, writing
+from fastbn.load_torch import load_torch
 from fastbn.parser import Parser
-from fastbn.threads import wait_briefly
 
 MOST_BASE = 1 << 36  # bytes of a base's weights
 
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(arguments: Sequence[str] | None) -> int:
     asked = _parser().parse_args(arguments)
-    wait_briefly()
+    load_torch()
     said = {"show": _show, "diff": _diff, "apply": _apply, "merge": _merge}[asked.what](asked)
     command.show(said)
     return 0

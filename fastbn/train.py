@@ -10,7 +10,7 @@ from fastbn.arguments import parse
 from fastbn.config import Config
 from fastbn.environment import place
 from fastbn.errors import Diverged, Stopped, UsageError
-from fastbn.threads import wait_briefly
+from fastbn.load_torch import load_torch
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,9 +40,9 @@ def _parsed(arguments: Sequence[str] | None) -> Config:
 
 def run(config: Config) -> int:
     """Carry out one run, from its settings to its folder, and show its result."""
-    wait_briefly()
+    load_torch()  # only now: --help and wrong arguments are instant
     from fastbn.run.explain import explain_run
-    from fastbn.run.run import train_run  # torch is imported only now: --help and wrong arguments are instant
+    from fastbn.run.run import train_run
 
     found = explain_run(config) if config.explain else train_run(config)
     if place().rank == 0:

@@ -3,6 +3,7 @@ behind."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +81,13 @@ def python(code, *arguments):
     return subprocess.run(
         command, cwd=REPOSITORY, env=_environment(), capture_output=True, text=True, timeout=120
     )
+
+
+class Dying:
+    """What a signal meets in a finalizer, where Python drops the exception that it raises."""
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
 
 
 def at_call(monkeypatch, owner, name, number, act):

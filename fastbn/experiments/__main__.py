@@ -93,9 +93,9 @@ def show(one: Preset) -> str:
 
 def _hours(chosen: Preset, quick: bool) -> int:
     """Say how long the experiment takes here: each line as it is measured, then the whole."""
-    from fastbn.threads import wait_briefly
+    from fastbn.load_torch import load_torch
 
-    wait_briefly()  # before torch is imported
+    load_torch()
     from fastbn import devices
     from fastbn.experiments.hours import hours, said
 

@@ -19,6 +19,7 @@ from fastbn.errors import MachineError, Stopped
 from fastbn.experiments.preset import Job, beside
 from fastbn.experiments.results import ERROR, outcome
 from fastbn.files import read, reason, shown, write
+from fastbn.load_torch import load_torch
 
 LOG = "log.txt"
 DIVERGED = 3
@@ -30,6 +31,7 @@ def devices() -> list[str | None]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [name.strip() for name in visible.split(",") if name.strip()] or [None]
+    load_torch()
     import torch
 
     return [str(i) for i in range(torch.cuda.device_count())] or [None]

@@ -6,7 +6,7 @@ import signal
 import time
 
 import pytest
-from runs import STEPS, TINY, assert_same_run, at_call, checkpoint, contents, metrics, start, train
+from runs import STEPS, TINY, Dying, assert_same_run, at_call, checkpoint, contents, metrics, start, train
 
 from fastbn import command
 from fastbn.data.feed import Resident
@@ -145,13 +145,6 @@ def test_a_second_signal_ends_at_once(tmp_path, monkeypatch, capfd):
     err = capfd.readouterr().err
     assert "Traceback" not in err and "intact" in err.splitlines()[-1]
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
-
-
-class Dying:
-    """What a signal meets in a finalizer, where Python drops the exception that it raises."""
-
-    def __del__(self):
-        signal.raise_signal(signal.SIGINT)
 
 
 def test_a_second_signal_in_a_finalizer_is_not_lost(tmp_path, monkeypatch, capfd):

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FLOORS = (  # from the ground up; docs/architecture.md says what lives where
     {"access", "archives", "choices", "command", "devices", "draws", "environment", "errors", "files",
-     "options", "page", "parser", "threads", "version", "xla"},
+     "load_torch", "options", "page", "parser", "version", "xla"},
     {"graph"},
     {"kernels"},
     {"engine"},

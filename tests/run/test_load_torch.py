@@ -1,14 +1,14 @@
-"""How the command line lets PyTorch's threads wait: decided before PyTorch is loaded, and by the user
-first."""
+"""How a command imports torch: how its threads wait is decided before, and an interruption waits until
+after."""
 
 from __future__ import annotations
 
 import os
 
 import pytest
-from runs import python
 
-from fastbn.threads import SPINS, wait_briefly
+from fastbn.load_torch import SPINS, wait_briefly
+from runs import python
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,28 @@ import sys, fastbn.{command} as command
 def here():
     print("torch" in sys.modules)
     sys.exit(7)
-command.wait_briefly = here
+command.load_torch = here
 command.main(["nothing"] if command.__name__ == "fastbn.evaluate" else ["--depth", "8"])
 """)
     assert done.returncode == 7 and done.stdout.strip() == "False", done.stderr
+
+
+def test_an_interruption_waits_for_the_import():
+    done = python("""
+import signal, sys
+
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "torch._dynamo":
+            signal.raise_signal(signal.SIGINT)
+            print("came", flush=True)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Finder())
+from fastbn import command, evaluate
+code = evaluate.main(["nothing"])
+print("torch._dynamo" in sys.modules, signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+command.leave(code)
+""")
+    assert (done.returncode, done.stderr) == (130, "fastbn: interrupted\n")
+    assert done.stdout.split() == ["came", "True", "True"]
