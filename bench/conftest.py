@@ -21,7 +21,7 @@ from bench.suite.cases import Case, grid
 from bench.suite.providers import left_out
 from bench.suite.session import SUITE, Suite
 from bench.suite.summary import lines
-from fastbn.devices import choose_device
+from fastbn.machine.devices import choose_device
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

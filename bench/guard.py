@@ -25,8 +25,8 @@ from bench.records.conditions import conditions, write
 from bench.suite import measure
 from bench.suite.cases import Case
 from bench.suite.providers import few, likely_best, providers
-from fastbn.devices import choose_device
 from fastbn.engine.select import choose
+from fastbn.machine.devices import choose_device
 
 FLOORS = Path(__file__).with_name("floors.json")
 ROUNDS = (9, 27)  # of the first verdict, and of the second

@@ -21,8 +21,8 @@ from bench.records.rows import Row, new
 from bench.suite import clock
 from bench.suite.cases import Case
 from fastbn import Patches, freeze, fuse
-from fastbn.devices import choose_device
 from fastbn.engine.fuse import fused_forward
+from fastbn.machine.devices import choose_device
 from fastbn.patches.apply import patch_of
 
 TRAINS = "bn+output"

@@ -17,8 +17,9 @@ from bench.records.rows import Row, new, quartiles, slug
 from bench.suite import clock
 from bench.suite.cases import Case, pixels
 from bench.suite.process import reset_peak, resident_bytes, told, warm
-from fastbn import FastBNOnlyResNet, devices, freeze
+from fastbn import FastBNOnlyResNet, freeze
 from fastbn.data.feed import Resident
+from fastbn.machine import devices
 from fastbn.planning import data_sheets, precision, roofline
 from fastbn.recipe import Recipe
 from fastbn.training.planner import planner_of

@@ -19,8 +19,9 @@ import torch
 from bench.records.rows import Row, new
 from bench.suite.cases import Case, pixels
 from bench.suite.process import told
-from fastbn import FastBNOnlyResNet, devices
+from fastbn import FastBNOnlyResNet
 from fastbn.data.feed import Resident
+from fastbn.machine import devices
 from fastbn.planning import precision
 from fastbn.planning.explain import explain
 from fastbn.recipe import Recipe

@@ -13,9 +13,10 @@ import torch
 from bench.records.rows import Row, new
 from bench.suite import clock
 from bench.suite.cases import Case, pixels
-from fastbn import fuse, xla
+from fastbn import fuse
 from fastbn.data.feed import Resident
-from fastbn.devices import carry_out
+from fastbn.machine import xla
+from fastbn.machine.devices import carry_out
 from fastbn.recipe import Recipe
 from fastbn.training.step import TrainingStep
 from fastbn.training.totals import Totals

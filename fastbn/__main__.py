@@ -7,8 +7,8 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 
-from fastbn import command
 from fastbn.choices import one_of
+from fastbn.cli import command
 from fastbn.version import VERSION
 
 COMMANDS = {

@@ -7,10 +7,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastbn import command, files
+from fastbn import files
+from fastbn.cli import command
+from fastbn.cli.parser import Parser
 from fastbn.errors import MachineError
-from fastbn.load_torch import load_torch
-from fastbn.parser import Parser
+from fastbn.machine.load_torch import load_torch
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,9 +11,9 @@ import platform
 import time
 from collections.abc import Iterator, Sequence
 
-from fastbn import command
-from fastbn.load_torch import load_torch
-from fastbn.parser import Parser
+from fastbn.cli import command
+from fastbn.cli.parser import Parser
+from fastbn.machine.load_torch import load_torch
 
 PRECISIONS = ("fp32", "bf16", "mixed")
 PACKAGES = ("torch", "triton", "numpy", "safetensors", "timm", "torchvision", "torch_xla")
@@ -79,7 +79,7 @@ def device() -> Iterator[str]:
     """Yield the processor, its instruction set, and the GPU with its capability and driver."""
     import torch
 
-    from fastbn import devices
+    from fastbn.machine import devices
 
     yield devices.describe(torch.device("cpu"))
     yield f"PyTorch's kernels: {torch.backends.cpu.get_cpu_capability()}"
@@ -176,7 +176,8 @@ def speed() -> Iterator[str]:
 
     import torch
 
-    from fastbn import FastBNOnlyResNet, devices, fuse
+    from fastbn import FastBNOnlyResNet, fuse
+    from fastbn.machine import devices
 
     here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     x = torch.randn(64, 3, 32, 32).to(here).contiguous(memory_format=torch.channels_last)

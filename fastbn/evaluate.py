@@ -10,11 +10,12 @@ import types
 from collections.abc import Sequence
 from typing import Any
 
-from fastbn import choices, command
+from fastbn import choices
+from fastbn.cli import command
+from fastbn.cli.parser import Parser
 from fastbn.data.names import DATASETS
 from fastbn.errors import UsageError
-from fastbn.load_torch import load_torch
-from fastbn.parser import Parser
+from fastbn.machine.load_torch import load_torch
 
 
 class _Callable(types.ModuleType):
@@ -70,7 +71,7 @@ def evaluate_run(asked: argparse.Namespace) -> str:
     """Return the line that says what the network reaches."""
     load_torch()
     from fastbn.data.feed import feed
-    from fastbn.devices import choose_device
+    from fastbn.machine.devices import choose_device
     from fastbn.planning.precision import arithmetic
     from fastbn.run.data import test_set
     from fastbn.training.checkpoint import build, read

@@ -7,11 +7,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastbn import command
+from fastbn.cli import command
+from fastbn.cli.parser import Parser
 from fastbn.errors import MachineError, UsageError
 from fastbn.files import reason, writing
-from fastbn.load_torch import load_torch
-from fastbn.parser import Parser
+from fastbn.machine.load_torch import load_torch
 
 MOST_BASE = 1 << 36  # bytes of a base's weights
 

@@ -9,9 +9,9 @@ from types import MappingProxyType
 from typing import Any
 
 from fastbn import choices
+from fastbn.cli.options import option
 from fastbn.errors import UsageError
 from fastbn.files import shown
-from fastbn.options import option
 
 FLOAT32_MAX = 3.4e38
 MOST = {

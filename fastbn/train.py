@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fastbn import command
-from fastbn.arguments import parse
-from fastbn.config import Config
-from fastbn.environment import place
+from fastbn.cli import command
 from fastbn.errors import Diverged, Stopped, UsageError
-from fastbn.load_torch import load_torch
+from fastbn.machine.environment import place
+from fastbn.machine.load_torch import load_torch
+from fastbn.settings.arguments import parse
+from fastbn.settings.config import Config
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

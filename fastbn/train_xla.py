@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import sys
 
-from fastbn import command
-from fastbn.environment import Place, placed
+from fastbn.cli import command
+from fastbn.machine.environment import Place, placed
 
 
 def _chip(ordinal: int, arguments: list[str]) -> None:
@@ -26,7 +26,7 @@ def _chip(ordinal: int, arguments: list[str]) -> None:
 
 def launch(arguments: list[str]) -> int:
     """python -m fastbn.train with these arguments, in a process a chip."""
-    from fastbn.xla import torch_xla_package
+    from fastbn.machine.xla import torch_xla_package
 
     def start() -> int:
         torch_xla_package().launch(_chip, (arguments,))

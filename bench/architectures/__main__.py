@@ -24,7 +24,7 @@ from bench.architectures import check, measure
 from bench.architectures.catalogue import LIBRARIES, Architecture, named
 from bench.architectures.table import write_tables
 from bench.records.conditions import RESULTS, conditions, write
-from fastbn.command import run
+from fastbn.cli.command import run
 
 PAGE = Path(__file__).parents[2] / "docs" / "networks.md"
 PARTS = ("agreement", "seconds", "memory")

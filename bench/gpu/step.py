@@ -29,8 +29,8 @@ from bench.suite.cases import Case
 from bench.suite.measure import row_of
 from bench.suite.providers import Provider, in_every_precision, replicas
 from bench.suite.steps import AUTOCAST, WHOLE
-from fastbn.devices import free_unused
 from fastbn.errors import is_out_of_memory
+from fastbn.machine.devices import free_unused
 
 NEEDS = {"compiled": 150}  # seconds that must be left for it to begin; of the others 20
 MOST_ROUNDS = 50

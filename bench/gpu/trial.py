@@ -27,8 +27,8 @@ from bench.oracle import operations
 from bench.oracle.errors import relative
 from bench.records.rows import quartiles, reason
 from bench.suite import clock
-from fastbn.devices import free_unused
 from fastbn.engine.triton.tuning import ROLLING, TAPS
+from fastbn.machine.devices import free_unused
 
 SHAPES, BATCHES, DTYPES = ((16, 32), (32, 16), (64, 8)), (128, 1024), (torch.bfloat16, torch.float16)
 SMALL = ((16, 6), (64, 4)), (2,), (torch.float16,)  # the interpreter's bfloat16 multiplies bit patterns

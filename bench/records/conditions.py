@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from fastbn import devices, files
+from fastbn import files
+from fastbn.machine import devices
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results"

@@ -17,7 +17,7 @@ from bench.suite.cases import Case
 from bench.suite.process import proc_bytes
 from bench.suite.providers import Provider, saved_bytes
 from bench.suite.steps import Ready
-from fastbn.devices import EnergyMeter, free_unused
+from fastbn.machine.devices import EnergyMeter, free_unused
 
 WARM = 2  # steps between the gate and the clock
 # times as long as the fastest: a step that also spoils the time limit is hopeless, and not taken again

@@ -21,13 +21,13 @@ from bench.oracle import operations
 from bench.suite.clock import Call
 from bench.tune.compete import TOLERANCE, called, compete
 from fastbn import FastBNOnlyResNet
-from fastbn.devices import free_unused
 from fastbn.engine.triton import tuning, tuning_table
 from fastbn.engine.triton.engine import Triton
 from fastbn.engine.triton.tuning import LIBRARY, ROLLING, TAPS
 from fastbn.engine.triton.tuning_table import Way, shipped
 from fastbn.graph.regions import Conv
 from fastbn.kernels.triton.conv import Tile
+from fastbn.machine.devices import free_unused
 from fastbn.planning.step_memory import NetworkMemory
 
 Candidate = tuple[str, Tile]  # an algorithm, and a cut, which tap by tap alone reads

@@ -9,12 +9,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-from fastbn import files, saved
+from fastbn import files
 from fastbn.data.images import Images
 from fastbn.errors import UsageError
 from fastbn.models.families import resolve
 from fastbn.models.network import Network
 from fastbn.run.data import test_set
+from fastbn.settings import saved
 from fastbn.training.affine_statistics import AnyBatchNorm, affine_norms
 from fastbn.training.checkpoint import CHECKPOINT, load
 from fastbn.training.checkpoint import read as read_checkpoint

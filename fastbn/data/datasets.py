@@ -6,7 +6,6 @@ import importlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastbn.access import access
 from fastbn.data.cifar import find, read_cifar
 from fastbn.data.cifar_files import CIFAR10, CIFAR100, Cifar
 from fastbn.data.class_folders import read_folder
@@ -18,6 +17,7 @@ from fastbn.data.images import Images
 from fastbn.data.names import DATASETS, DEFAULT_DIR, READERS
 from fastbn.errors import UsageError
 from fastbn.files import is_file, look, shown
+from fastbn.files.access import access
 
 CIFARS = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 

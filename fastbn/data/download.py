@@ -22,10 +22,10 @@ from typing import Any, BinaryIO
 from tqdm import tqdm
 
 from fastbn import files
-from fastbn.archives import open_tar
 from fastbn.data.cifar import verify
 from fastbn.data.cifar_files import Cifar, File
 from fastbn.errors import UsageError
+from fastbn.files.archives import open_tar
 
 CONNECT_SECONDS = 5.0  # limits the connection, so that a machine without a network knows soon
 READ_SECONDS = 60.0  # limits each wait for more bytes; the download as a whole has no limit

@@ -8,9 +8,9 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from fastbn.environment import place
 from fastbn.errors import UsageError
 from fastbn.files import is_folder
+from fastbn.machine.environment import place
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 BESIDE = (

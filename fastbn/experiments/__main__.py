@@ -13,13 +13,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastbn import command as command_line
 from fastbn import files
+from fastbn.cli import command as command_line
+from fastbn.cli.parser import Parser
 from fastbn.errors import MachineError, Stopped, UsageError
 from fastbn.experiments.preset import Job, Preset, command, folder, jobs, shard
 from fastbn.experiments.presets import PRESETS, preset
 from fastbn.experiments.table import table
-from fastbn.parser import Parser
 
 DONE, FAILED = 0, 1
 PAGE, RECORDS = "docs/reproduction.md", ("bench/results", "reproduction")
@@ -93,11 +93,11 @@ def show(one: Preset) -> str:
 
 def _hours(chosen: Preset, quick: bool) -> int:
     """Say how long the experiment takes here: each line as it is measured, then the whole."""
-    from fastbn.load_torch import load_torch
+    from fastbn.machine.load_torch import load_torch
 
     load_torch()
-    from fastbn import devices
     from fastbn.experiments.hours import hours, said
+    from fastbn.machine import devices
 
     command_line.show("\nhours, a step of each line measured here, without the tests after each epoch:")
     total = hours(chosen, quick, lambda line: command_line.show(f"    {line}"))

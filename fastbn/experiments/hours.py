@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import torch
 
-from fastbn.arguments import parse
 from fastbn.data.datasets import Loaded
 from fastbn.data.feed import feed
 from fastbn.data.images import Images
@@ -16,6 +15,7 @@ from fastbn.planning.precision import arithmetic
 from fastbn.run.build import network_of
 from fastbn.run.explain_devices import measured
 from fastbn.run.resolve import resolve
+from fastbn.settings.arguments import parse
 from fastbn.training.planner import planner_of
 from fastbn.training.step import TrainingStep
 

@@ -14,12 +14,12 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
-from fastbn.command import LONGEST, say
+from fastbn.cli.command import LONGEST, say
 from fastbn.errors import MachineError, Stopped
 from fastbn.experiments.preset import Job, beside
 from fastbn.experiments.results import ERROR, outcome
 from fastbn.files import read, reason, shown, write
-from fastbn.load_torch import load_torch
+from fastbn.machine.load_torch import load_torch
 
 LOG = "log.txt"
 DIVERGED = 3

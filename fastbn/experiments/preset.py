@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastbn.arguments import parse
-from fastbn.config import Config
+from fastbn.settings.arguments import parse
+from fastbn.settings.config import Config
 
 GRADES = {
     "printed": "printed in the study's text or a table",

@@ -12,14 +12,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastbn import saved
-from fastbn.arguments import parse
-from fastbn.config import Config, known
 from fastbn.data.names import USUAL
 from fastbn.errors import UsageError
 from fastbn.experiments.preset import Line, Preset, command, run_name
 from fastbn.experiments.results import REMEDY
 from fastbn.models import families
+from fastbn.settings import saved
+from fastbn.settings.arguments import parse
+from fastbn.settings.config import Config, known
 
 SMALL_GAMMA = "gamma_below_0.01"
 OF_THE_RUN = (  # settings that say where and how a run runs, not what it measures

@@ -1,8 +1,8 @@
 """The families and data sets that one study alone needs, made known to the floors below. Imports no torch."""
 
+from fastbn.cli.options import Option
 from fastbn.data import names
 from fastbn.models import families
-from fastbn.options import Option
 
 
 def register() -> None:

@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from fastbn import command
-from fastbn.arguments import parse
-from fastbn.command import say
-from fastbn.config import Config
+from fastbn.cli import command
+from fastbn.cli.command import say
 from fastbn.errors import Diverged, MachineError, Stopped, UsageError
 from fastbn.experiments.launch import log_of
+from fastbn.settings.arguments import parse
+from fastbn.settings.config import Config
 
 if TYPE_CHECKING:
     from fastbn.run.run import TrainingRun
@@ -71,7 +71,7 @@ def _parsed(words: Sequence[str]) -> Config:
 
 def train(configs: Sequence[Config], logs: Sequence[TextIO]) -> int:
     """Train them all and return the exit code."""
-    from fastbn.devices import choose_device
+    from fastbn.machine.devices import choose_device
     from fastbn.run.build import spec_of
     from fastbn.run.data import data
     from fastbn.run.run import ready

@@ -7,11 +7,12 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastbn import files, saved
-from fastbn.config import differences
+from fastbn import files
 from fastbn.data.names import USUAL
 from fastbn.errors import UsageError
 from fastbn.experiments.preset import Job
+from fastbn.settings import saved
+from fastbn.settings.config import differences
 
 REMEDY = "move the folder away, or choose another --out"
 if TYPE_CHECKING:

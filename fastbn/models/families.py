@@ -15,10 +15,10 @@ from types import MappingProxyType
 from typing import Any, SupportsIndex, cast
 
 from fastbn.choices import one_of
+from fastbn.cli.options import Option
 from fastbn.errors import UsageError
 from fastbn.files import shown
 from fastbn.models.init_names import BETA_INITS, GAMMA_INITS, WEIGHT_INITS
-from fastbn.options import Option
 
 HOMES = {  # a family -> the class of its networks, imported when one is made
     "cifar": "fastbn.models.resnet:FastBNOnlyResNet",

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from fastbn import files
-from fastbn.access import access
-from fastbn.archives import check_zip
 from fastbn.errors import UsageError
 from fastbn.files import reason, shown
+from fastbn.files.access import access
+from fastbn.files.archives import check_zip
 
 HEAD = ("fc.weight", "fc.bias")
 COUNTER = "num_batches_tracked"

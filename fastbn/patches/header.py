@@ -10,7 +10,7 @@ from typing import Any
 
 from fastbn.errors import UsageError
 from fastbn.files import shown
-from fastbn.saved import SHA256, text
+from fastbn.settings.saved import SHA256, text
 
 MOST_METADATA = 1 << 16  # characters of its JSON
 DEEPEST = 8  # lists and objects in each other

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import torch
 
-from fastbn import devices
 from fastbn.choices import one_of
+from fastbn.machine import devices
 
 GB = 10**9
 LAUNCH = 1.3e-6  # seconds, inside a CUDA graph

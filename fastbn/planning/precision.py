@@ -28,7 +28,7 @@ def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
     thing."""
     check(precision, device)
     if device.type == "xla":
-        from fastbn import xla
+        from fastbn.machine import xla
 
         xla.exact(precision == "fp32")
     # without a cache of cast weights: it lasts as long as this context, and would outlive their updates

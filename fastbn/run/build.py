@@ -8,7 +8,6 @@ import dataclasses
 import torch
 
 from fastbn.choices import TRAINS_CONVOLUTIONS, train_terms
-from fastbn.config import Config
 from fastbn.data.feed import Feed
 from fastbn.data.images import Images
 from fastbn.engine.fuse import fuse
@@ -20,6 +19,7 @@ from fastbn.models.load_weights import put
 from fastbn.models.network import Network, network
 from fastbn.planning.precision import storage
 from fastbn.run.settings import ResolvedRun
+from fastbn.settings.config import Config
 from fastbn.trainable import freeze
 from fastbn.training.checkpoint import load
 

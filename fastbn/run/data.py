@@ -6,13 +6,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from fastbn.config import Config, follows
 from fastbn.data.datasets import Loaded, load
 from fastbn.data.imagenet.stream import Stream
 from fastbn.data.images import Images
 from fastbn.data.names import DEFAULT_DIR, IMAGE_SIZE
 from fastbn.errors import UsageError
 from fastbn.files import shown
+from fastbn.settings.config import Config, follows
 
 
 def data(config: Config, family: str, may_download: bool = True) -> Loaded:

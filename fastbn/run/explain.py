@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from fastbn.config import Config
 from fastbn.data.feed import feed
 from fastbn.planning import data_sheets, roofline
 from fastbn.planning.explain import explain
@@ -12,6 +11,7 @@ from fastbn.run import explain_device, explain_devices, messages
 from fastbn.run.build import network_of, spec_of
 from fastbn.run.data import data
 from fastbn.run.resolve import resolve
+from fastbn.settings.config import Config
 from fastbn.training.planner import planner_of
 from fastbn.training.step import TrainingStep
 

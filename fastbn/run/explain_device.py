@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 
 from fastbn.choices import one_of
-from fastbn.config import Config
 from fastbn.data.datasets import Loaded
 from fastbn.data.feed import feed
 from fastbn.data.names import USUAL
@@ -17,6 +16,7 @@ from fastbn.planning.plan import Planner
 from fastbn.planning.step_memory import NetworkMemory
 from fastbn.run.build import network_of
 from fastbn.run.resolve import resolve
+from fastbn.settings.config import Config
 from fastbn.trainable import count
 
 

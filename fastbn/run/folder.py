@@ -12,8 +12,9 @@ from typing import Any, BinaryIO
 
 from torch import Tensor
 
-from fastbn import files, saved
+from fastbn import files
 from fastbn.errors import MachineError, UsageError
+from fastbn.settings import saved
 from fastbn.training import checked_file
 from fastbn.training.checkpoint import CHECKPOINT
 

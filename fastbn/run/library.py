@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastbn.config import Config, differences
 from fastbn.data.datasets import Loaded
 from fastbn.data.feed import Feed
 from fastbn.data.names import DATASETS, DEFAULT_DIR
@@ -24,6 +23,7 @@ from fastbn.run import messages
 from fastbn.run.folder import RunFolder
 from fastbn.run.saver import FolderSaver
 from fastbn.run.settings import ResolvedRun
+from fastbn.settings.config import Config, differences
 from fastbn.trainable import NORMS, trainable
 from fastbn.training.distributed.ranks import Ranks
 

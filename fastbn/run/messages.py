@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from fastbn import devices
-from fastbn.config import PATHS, Config, known
+from fastbn.cli.parser import program
 from fastbn.data.datasets import Loaded
+from fastbn.machine import devices
 from fastbn.models.families import Spec
 from fastbn.models.network import Network
-from fastbn.parser import program
 from fastbn.run import rank_messages
 from fastbn.run.settings import ResolvedRun
+from fastbn.settings.config import PATHS, Config, known
 from fastbn.trainable import count
 from fastbn.training.distributed.ranks import ALONE, Ranks
 

@@ -9,17 +9,17 @@ import os
 
 import torch
 
-from fastbn import devices
-from fastbn.config import Config
 from fastbn.data.datasets import Loaded
 from fastbn.data.feed import feed
 from fastbn.data.names import DEFAULT_DIR, USUAL
 from fastbn.engine.triton.self_check import SWITCH
 from fastbn.errors import UsageError
+from fastbn.machine import devices
 from fastbn.planning import precision
 from fastbn.run import messages
 from fastbn.run.build import engine_of, network_of, spec_of, vocabulary_of
 from fastbn.run.settings import ResolvedRun
+from fastbn.settings.config import Config
 from fastbn.training.batch_size import fastest
 from fastbn.training.distributed.ranks import ALONE, Ranks
 from fastbn.training.progress import Progress

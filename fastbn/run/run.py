@@ -9,13 +9,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from fastbn import devices
-from fastbn.config import Config, differences
 from fastbn.data.datasets import Loaded
 from fastbn.data.imagenet.stream import Stream
 from fastbn.data.images import Images
 from fastbn.errors import Diverged, UsageError
 from fastbn.files import shown
+from fastbn.machine import devices
 from fastbn.models.network import Network
 from fastbn.planning import precision
 from fastbn.run import messages, rank_messages
@@ -27,6 +26,7 @@ from fastbn.run.saver import FolderSaver
 from fastbn.run.settings import ResolvedRun
 from fastbn.run.tracking import Tracker
 from fastbn.run.untrained import measure
+from fastbn.settings.config import Config, differences
 from fastbn.trainable import trainable
 from fastbn.training.checkpoint import CHECKPOINT, save
 from fastbn.training.distributed.ranks import Ranks, started

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from fastbn.config import Config
 from fastbn.models.families import Spec
 from fastbn.recipe import ResolvedRecipe
+from fastbn.settings.config import Config
 
 
 @dataclasses.dataclass(frozen=True)

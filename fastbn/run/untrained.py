@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastbn import devices
 from fastbn.data.feed import feed
 from fastbn.errors import Diverged
+from fastbn.machine import devices
 from fastbn.planning import precision
 from fastbn.recipe import ResolvedRecipe
 from fastbn.training import affine_statistics

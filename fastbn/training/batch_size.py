@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 
 from torch import nn
 
-from fastbn import devices
 from fastbn.data.feed import Feed, Inputs
 from fastbn.engine.onednn_workaround import spare
 from fastbn.errors import MachineError
+from fastbn.machine import devices
 from fastbn.planning import precision
 from fastbn.recipe import ResolvedRecipe
 from fastbn.training.planner import planner_of

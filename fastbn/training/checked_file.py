@@ -13,8 +13,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from fastbn import files, saved
+from fastbn import files
 from fastbn.errors import MachineError, UsageError
+from fastbn.settings import saved
 
 FORMAT = "fastbn-1"
 MOST_BYTES = 1 << 36  # of a checkpoint: parameters, statistics and Adam's two vectors of the largest network

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastbn import devices
 from fastbn.data.feed import Feed
+from fastbn.machine import devices
 from fastbn.training.step import at_least_float32
 from fastbn.training.totals import StepResult, Totals
 

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastbn import devices
 from fastbn.choices import OPTIMIZERS, unknown_setting
 from fastbn.data.feed import Feed, feed
 from fastbn.data.imagenet.stream import Stream
@@ -23,6 +22,7 @@ from fastbn.engine import fused_forward
 from fastbn.engine.onednn_workaround import spare
 from fastbn.errors import UsageError
 from fastbn.graph.regions import Unfit
+from fastbn.machine import devices
 from fastbn.planning.precision import arithmetic, automatic
 from fastbn.recipe import Recipe, ResolvedRecipe
 from fastbn.training.batch_size import fastest

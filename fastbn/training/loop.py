@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from fastbn import devices
 from fastbn.data.feed import Feed, Inputs
 from fastbn.errors import Diverged, Stopped
+from fastbn.machine import devices
 from fastbn.training import affine_statistics
 from fastbn.training.distributed import agree
 from fastbn.training.evaluation import evaluate

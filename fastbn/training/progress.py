@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from fastbn.command import Unfailing, say
+from fastbn.cli.command import Unfailing, say
 from fastbn.training.totals import Totals
 
 PAUSE = 0.5  # seconds between two looks at the loss, for which a device is waited for

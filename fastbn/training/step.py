@@ -9,13 +9,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from fastbn import devices
 from fastbn.data.feed import Feed, Inputs
 from fastbn.engine import fused_forward
 from fastbn.engine.context import recomputing
 from fastbn.engine.logits import logits_of
 from fastbn.engine.triton import step_kernels
 from fastbn.errors import is_out_of_memory
+from fastbn.machine import devices
 from fastbn.planning.plan import Planner
 from fastbn.recipe import ResolvedRecipe
 from fastbn.training.cuda_graph import Captured

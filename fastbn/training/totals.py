@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from fastbn import devices
+from fastbn.machine import devices
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ from runs import train
 
 from bench import record
 from bench.records.conditions import conditions
-from fastbn import devices
+from fastbn.machine import devices
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

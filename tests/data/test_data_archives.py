@@ -8,10 +8,10 @@ import data_cifar
 import pytest
 from damage import bounded, refused
 
-from fastbn.archives import TarPieces
 from fastbn.data.download import _unpack, fetch_cifar
 from fastbn.data.imagenet.members import members
 from fastbn.errors import UsageError
+from fastbn.files.archives import TarPieces
 
 
 def header(name="a.png", size=0, kind=tarfile.REGTYPE):

@@ -6,9 +6,9 @@ from __future__ import annotations
 import json
 import math
 
-from fastbn.arguments import parse
 from fastbn.experiments.preset import command, run_name
 from fastbn.experiments.presets import PRESETS
+from fastbn.settings.arguments import parse
 
 IMAGES = 50_000
 

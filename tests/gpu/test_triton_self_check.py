@@ -13,7 +13,8 @@ import torch
 from nets import resnet
 
 from bench.oracle.networks import images
-from fastbn import command, fuse
+from fastbn import fuse
+from fastbn.cli import command
 from fastbn.engine import select
 from fastbn.engine.triton import probes, self_check
 from fastbn.engine.triton.engine import Triton

@@ -11,7 +11,7 @@ import torch
 from damage import refused
 from runs import network, train
 
-from fastbn.archives import check_zip
+from fastbn.files.archives import check_zip
 from fastbn.models.load_weights import BESIDE, TIMES, load_weights, put
 
 

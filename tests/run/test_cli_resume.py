@@ -8,7 +8,7 @@ import time
 import pytest
 from runs import STEPS, TINY, Dying, assert_same_run, at_call, checkpoint, contents, metrics, start, train
 
-from fastbn import command
+from fastbn.cli import command
 from fastbn.data.feed import Resident
 from fastbn.errors import Stopped
 from fastbn.run import folder

@@ -12,7 +12,8 @@ import time
 import pytest
 from runs import REPOSITORY, TINY, Dying, assert_same_run, metrics, python, train
 
-from fastbn import analyze, command, evaluate
+from fastbn import analyze, evaluate
+from fastbn.cli import command
 from fastbn.errors import Diverged, MachineError, Stopped, UsageError
 from fastbn.experiments.__main__ import main as experiments
 from fastbn.train import main

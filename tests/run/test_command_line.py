@@ -11,15 +11,16 @@ import pytest
 import torch
 from runs import TINY, train
 
-from fastbn import analyze, devices, doctor, evaluate
+from fastbn import analyze, doctor, evaluate
 from fastbn.__main__ import commands
 from fastbn.__main__ import main as fastbn
-from fastbn.arguments import parse
-from fastbn.command import wrapped
-from fastbn.config import known
+from fastbn.cli.command import wrapped
 from fastbn.experiments.__main__ import main as experiments
+from fastbn.machine import devices
 from fastbn.run import messages
 from fastbn.run.build import spec_of
+from fastbn.settings.arguments import parse
+from fastbn.settings.config import known
 from fastbn.train import main
 from fastbn.training.progress import Progress, brief, duration
 from fastbn.training.totals import Totals

@@ -17,7 +17,7 @@ from damage import PLACES, bounded, draws_of, mutated, of_json, of_value, one, p
 from hub_nets import drawn
 
 from fastbn import analyze, apply_patch, evaluate, freeze, patch, save
-from fastbn import command as command_line
+from fastbn.cli import command as command_line
 from fastbn.data import datasets
 from fastbn.experiments.__main__ import main as experiments
 from fastbn.patches.patch import PATCH

@@ -6,9 +6,9 @@ from __future__ import annotations
 import os
 
 import pytest
-
-from fastbn.load_torch import SPINS, wait_briefly
 from runs import python
+
+from fastbn.machine.load_torch import SPINS, wait_briefly
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,8 @@ class Finder:
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.meta_path.insert(0, Finder())
-from fastbn import command, evaluate
+from fastbn import evaluate
+from fastbn.cli import command
 code = evaluate.main(["nothing"])
 print("torch._dynamo" in sys.modules, signal.getsignal(signal.SIGINT) is signal.default_int_handler)
 command.leave(code)

@@ -10,8 +10,9 @@ import safetensors.torch
 import torch
 from runs import checkpoint, metrics, network, train
 
-from fastbn import analyze, evaluate, saved
+from fastbn import analyze, evaluate
 from fastbn.errors import UsageError
+from fastbn.settings import saved
 from fastbn.train import main
 from fastbn.training import checked_file
 from fastbn.training.checkpoint import load, save

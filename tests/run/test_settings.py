@@ -10,10 +10,10 @@ import pytest
 from runs import TINY, checkpoint, contents, metrics, train
 
 from fastbn import analyze, evaluate
-from fastbn.arguments import parse
-from fastbn.config import Config
 from fastbn.recipe import Recipe, ResolvedRecipe
 from fastbn.run.settings import ResolvedRun
+from fastbn.settings.arguments import parse
+from fastbn.settings.config import Config
 from fastbn.train import main
 from fastbn.training import checked_file
 from fastbn.training.step import TrainingStep
@@ -54,7 +54,7 @@ def test_few_functions_receive_the_settings(tmp_path, monkeypatch, capfd):
         raise FirstStep
 
     monkeypatch.setattr(TrainingStep, "__call__", step)
-    monkeypatch.setattr("fastbn.command.run", lambda act: act())
+    monkeypatch.setattr("fastbn.cli.command.run", lambda act: act())
 
     def act():
         with pytest.raises(FirstStep):
@@ -73,7 +73,7 @@ def test_nothing_is_open_in_a_resolved_run(tmp_path, monkeypatch, capfd):
         raise FirstStep
 
     monkeypatch.setattr("fastbn.run.run.network_of", network)
-    monkeypatch.setattr("fastbn.command.run", lambda act: act())
+    monkeypatch.setattr("fastbn.cli.command.run", lambda act: act())
     with pytest.raises(FirstStep):
         main([*TINY, "--precision", "auto", "--lr", "0.2", "--out", str(tmp_path / "run")])
     (run,) = seen

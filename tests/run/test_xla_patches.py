@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import fastbn
-from fastbn import xla
+from fastbn.machine import xla
 
 pytestmark = pytest.mark.xla
 

@@ -11,9 +11,10 @@ from data_stream import folders
 from ranks import wait_for
 from runs import TINY, assert_same_run, checkpoint, digits, metrics, network, start
 
-from fastbn import evaluate, explain, fit, fuse, xla
+from fastbn import evaluate, explain, fit, fuse
 from fastbn.data import read_imagenet
 from fastbn.data.feed import Resident
+from fastbn.machine import xla
 from fastbn.models.resnet import FastBNOnlyResNet
 from fastbn.recipe import Recipe
 from fastbn.train import main

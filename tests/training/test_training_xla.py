@@ -12,10 +12,11 @@ import pytest
 import torch
 from runs import TINY, digits, network
 
-from fastbn import devices, fit, train_xla, xla
+from fastbn import fit, train_xla
 from fastbn.engine.select import choose
-from fastbn.environment import Place, place, placed
 from fastbn.errors import MachineError, UsageError
+from fastbn.machine import devices, xla
+from fastbn.machine.environment import Place, place, placed
 from fastbn.planning import precision
 from fastbn.train import main
 from fastbn.training.distributed import xla as xla_ranks

@@ -15,9 +15,9 @@ from runs import REPOSITORY
 from torch import nn
 
 import fastbn
-from fastbn.arguments import parse
 from fastbn.data import load
 from fastbn.experiments.presets import PRESETS
+from fastbn.settings.arguments import parse
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 TEXTS = {path.name: path.read_text(encoding="utf-8") for path in PAGES}

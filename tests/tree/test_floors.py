@@ -11,14 +11,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 FLOORS = (  # from the ground up; docs/architecture.md says what lives where
-    {"access", "archives", "choices", "command", "devices", "draws", "environment", "errors", "files",
-     "load_torch", "options", "page", "parser", "version", "xla"},
+    {"choices", "cli", "draws", "errors", "files", "machine", "page", "version"},
     {"graph"},
     {"kernels"},
     {"engine"},
     {"planning"},
     {"data", "models", "trainable"},
-    {"arguments", "config", "recipe", "saved"},
+    {"recipe", "settings"},
     {"adapt", "training"},
     {"patches"},
     {"run"},
@@ -76,7 +75,7 @@ def test_every_room_has_a_floor():
     "source",
     [
         "from fastbn.training import step",
-        "def f():\n    from fastbn.config import Config",
+        "def f():\n    from fastbn.settings.config import Config",
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import fastbn.training.fit",
         "HOME = 'fastbn.experiments.torri.networks:MLP'",
         "from fastbn import fuse",

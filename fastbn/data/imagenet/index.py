@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from fastbn import files
-from fastbn.archives import check_zip
 from fastbn.engine.native.kernel_cache import cache
-from fastbn.environment import place
 from fastbn.errors import MachineError
+from fastbn.files.archives import check_zip
+from fastbn.machine.environment import place
 
 VERSION = 1  # of what an index holds
 COLUMNS = {

@@ -6,8 +6,8 @@ import os
 import tarfile
 from typing import NamedTuple
 
-from fastbn.archives import open_tar
 from fastbn.files import opened, reason, shown
+from fastbn.files.archives import open_tar
 
 LABEL = "cls"
 LABEL_BYTES = 64  # a class is a short number

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from fastbn import draws
-from fastbn.access import access
 from fastbn.data.class_folders import pillow
 from fastbn.data.imagenet.broken import Broken
 from fastbn.data.imagenet.crops import CentreCrop, RandomCrop, most_bytes
@@ -23,6 +22,7 @@ from fastbn.data.imagenet.source import Location, SampleSource
 from fastbn.data.imagenet.upload import Upload
 from fastbn.errors import UsageError
 from fastbn.files import is_folder, look
+from fastbn.files.access import access
 
 
 class Stream:

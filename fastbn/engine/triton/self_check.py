@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from fastbn import command
+from fastbn.cli import command
 from fastbn.engine.native.kernel_cache import cache
 from fastbn.version import VERSION
 

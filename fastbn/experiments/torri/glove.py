@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from fastbn import files
-from fastbn.access import access
-from fastbn.environment import place
 from fastbn.errors import UsageError
+from fastbn.files.access import access
+from fastbn.machine.environment import place
 
 LONGEST = 1 << 20  # bytes of a line
 WIDEST = 10_000  # numbers a word

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from fastbn import draws
-from fastbn.environment import place
 from fastbn.errors import UsageError
 from fastbn.files import is_file, is_folder, opened, reason, shown
+from fastbn.machine.environment import place
 
 PAD, UNKNOWN = 0, 1
 MIN_COUNT = 5  # of a word in the training tweets; a rarer one is UNKNOWN

@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fastbn.environment import place
 from fastbn.errors import MachineError, UsageError
+from fastbn.machine.environment import place
 from fastbn.training.distributed.rendezvous import meet
 
 T = TypeVar("T")

@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from fastbn import xla
 from fastbn.data.feed import Inputs
-from fastbn.environment import place
 from fastbn.errors import UsageError
+from fastbn.machine import xla
+from fastbn.machine.environment import place
 from fastbn.training.distributed.ranks import ALONE, PREPARATION, Ranks
 
 T = TypeVar("T")

@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastbn import choices
+from fastbn.cli.options import Option, option
 from fastbn.data.names import DATASETS, DEFAULT_DIR, EMBEDDED
 from fastbn.errors import UsageError
 from fastbn.files import shown
 from fastbn.models.families import HOMES, NORMS, OPTIONS, STRIDES
 from fastbn.models.init_names import BETA_INITS, GAMMA_INITS, WEIGHT_INITS
-from fastbn.options import Option, option
 from fastbn.recipe import NOTHING, Recipe
 
 MAX_THREADS = 4096

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
-from fastbn import command
+from fastbn.cli import command
 from fastbn.errors import UsageError
 from fastbn.files import shown
 from fastbn.version import VERSION

@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fastbn.config import Config, known
+from fastbn.cli.options import Option
 from fastbn.errors import UsageError
 from fastbn.files import AnyPath, look, parsed, read, read_json, reason, shown
 from fastbn.models.families import Spec, resolve
-from fastbn.options import Option
 from fastbn.recipe import FLOAT32_MAX, epoch_list
+from fastbn.settings.config import Config, known
 
 LONGEST_TEXT = 4096  # characters
 MOST_METRICS = 1 << 28  # bytes of a metrics.jsonl

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fastbn.config import NOT_SAVED, Config, known
+from fastbn.cli.parser import Parser
 from fastbn.models.families import ONLY_DEPTH
-from fastbn.parser import Parser
-from fastbn.saved import json_file, settings
+from fastbn.settings.config import NOT_SAVED, Config, known
+from fastbn.settings.saved import json_file, settings
 
 GROUPS = ("network", "data", "recipe", "machine", "run")  # of --help, each of at most a dozen
 LONGEST_CHOICES = 44  # characters of an option's values that stand beside its name

@@ -24,7 +24,7 @@ def choose_device(name: str) -> torch.device:
             "torch"
         )
     if name == "xla":
-        from fastbn import xla
+        from fastbn.machine import xla
 
         return xla.device()
     if name == "auto":
@@ -46,7 +46,7 @@ def describe(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "xla":
-        from fastbn import xla
+        from fastbn.machine import xla
 
         return f"{xla.describe()}, torch_xla {xla.version()}"
     threads = torch.get_num_threads()
@@ -87,7 +87,7 @@ def instructions(device: torch.device) -> str | None:
 def number(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A scalar on the device, for which the host does not wait."""
     if device.type == "xla":
-        from fastbn import xla
+        from fastbn.machine import xla
 
         return xla.number(value, dtype, device)
     return torch.full((), value, dtype=dtype, device=device)
@@ -97,7 +97,7 @@ def carry_out(device: torch.device, wait: bool = False) -> None:
     """On XLA, which only notes down what it is told, has that done: one graph, compiled where it is new.
     Elsewhere it is done already. `wait`: until a device that works beside its host has caught up."""
     if device.type == "xla":
-        from fastbn import xla
+        from fastbn.machine import xla
 
         xla.carry_out(wait)
     elif wait and device.type == "cuda":

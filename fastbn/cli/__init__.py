@@ -1,0 +1,1 @@
+"""How a command reads its arguments, speaks and ends."""

@@ -1,0 +1,1 @@
+"""What this machine is and what it is asked: device, versions, threads, torchrun's environment, XLA."""
