@@ -17,28 +17,28 @@ SQRT_HALF = 0.7071067811865476
 
 
 def raw(seed: int, name: str) -> np.random.Philox:
-    """The stream of random 64-bit words that belongs to (seed, name)."""
+    """Return the stream of random 64-bit words that belongs to (seed, name)."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return np.random.Philox(key=int.from_bytes(digest[:16], "little"))
 
 
 def uniform(seed: int, name: str, n: int) -> np.ndarray:
-    """(n,) float64 in [0, 1), multiples of 2⁻²⁴ and so exact in float32."""
+    """Return (n,) float64 in [0, 1), multiples of 2⁻²⁴ and so exact in float32."""
     return (raw(seed, name).random_raw(n) >> np.uint64(40)) * 2.0**-24
 
 
 def integers(seed: int, name: str, n: int, high: int) -> np.ndarray:
-    """(n,) int64 in [0, high); high < 2³² (the bias is under high·2⁻⁶⁴)."""
+    """Return (n,) int64 in [0, high); high < 2³² (the bias is under high·2⁻⁶⁴)."""
     return (raw(seed, name).random_raw(n) % np.uint64(high)).astype(np.int64)
 
 
 def permutation(seed: int, name: str, n: int) -> np.ndarray:
-    """(n,) int64: a permutation of 0 … n−1, by sorting random keys."""
+    """Return (n,) int64: a permutation of 0 … n−1, by sorting random keys."""
     return np.argsort(raw(seed, name).random_raw(n), kind="stable").astype(np.int64)
 
 
 def normal(seed: int, name: str, n: int, cut: float = np.inf) -> np.ndarray:
-    """(n,) float64, standard normal by Marsaglia's polar method, those beyond ±cut rejected."""
+    """Return (n,) float64, standard normal by Marsaglia's polar method, those beyond ±cut rejected."""
     stream, pieces, have = raw(seed, name), [], 0
     while have < n:
         # exact, in [-1, 1)

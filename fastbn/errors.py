@@ -60,8 +60,8 @@ NO_MEMORY = ("out of memory", "alloc_failed", "can't allocate memory")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocator had no more: CUDA's, a library's or this machine's; or whether that is what led to
-    the error, as it leads to one at the end of a capture."""
+    """Return whether an allocator had no more: CUDA's, a library's or this machine's; or whether that is what
+    led to the error, as it leads to one at the end of a capture."""
     if isinstance(error, MemoryError) or any(words in str(error).lower() for words in NO_MEMORY):
         return True
     return error.__context__ is not None and is_out_of_memory(error.__context__)
@@ -71,5 +71,5 @@ DEVICE_FAILURES = ("cuda error", "cublas_status", "cudnn_status", "device-side a
 
 
 def is_device_failure(error: BaseException) -> bool:
-    """Whether a GPU or its driver gave up: the process can compute nothing more there."""
+    """Return whether a GPU or its driver gave up: the process can compute nothing more there."""
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in DEVICE_FAILURES)

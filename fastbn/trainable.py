@@ -77,25 +77,25 @@ def restrict(module: nn.Module, mask: Tensor) -> None:
 
 
 def entries(model: nn.Module) -> dict[str, Tensor]:
-    """(parameter's name -> bool mask of its shape) of the parameters of which only some entries train."""
+    """Return, by name, the bool masks of the parameters of which only some entries train, of their shapes."""
     found = {name: module._buffers.get(ENTRIES) for name, module in model.named_modules()}
     return {f"{name}.weight".removeprefix("."): mask for name, mask in found.items() if mask is not None}
 
 
 def trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """(name, parameter) of those that require grad, in `named_parameters` order."""
+    """Return (name, parameter) of those that require grad, in `named_parameters` order."""
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
 def count(model: nn.Module) -> tuple[int, int]:
-    """(trainable, total) numbers of parameters; one shared between modules counts once."""
+    """Return (trainable, total) numbers of parameters; one shared between modules counts once."""
     masks = entries(model)
     some = sum(int(masks[name].sum()) if name in masks else p.numel() for name, p in trainable(model))
     return some, sum(p.numel() for p in model.parameters())
 
 
 def _layers(model: nn.Module, term: Term) -> list[Layer]:
-    """The layers that a term means."""
+    """Return the layers that a term means."""
     found = [layer for layer in SELECT[term.name](model) if layer[2]]
     if not found and term.name != "none":
         raise UsageError(f"train={str(term)!r} {_lacking(model, term)}")
@@ -131,7 +131,7 @@ def _where(model: nn.Module, term: Term, layers: list[Layer]) -> list[Layer]:
 def _owned(
     model: nn.Module, kinds: tuple[str, ...] | None, belongs: Callable[[nn.Module], bool]
 ) -> list[Layer]:
-    """Every module that belongs, with the parameters it owns itself (of these kinds)."""
+    """Return every module that belongs, with the parameters it owns itself (of these kinds)."""
     owned = [
         (name, module, dict(module.named_parameters(recurse=False)))
         for name, module in model.named_modules()
@@ -177,7 +177,7 @@ SELECT: dict[str, Callable[[nn.Module], list[Layer]]] = {
 
 
 def _lacking(model: nn.Module, term: Term) -> str:
-    """What a term needs that the model has not."""
+    """Return what a term needs that the model has not."""
     kind = type(model).__name__
     if term.name in AFFINE:
         norms = sum(isinstance(module, NORMS) for module in model.modules())
@@ -197,8 +197,8 @@ def _lacking(model: nn.Module, term: Term) -> str:
 
 
 def _entries(name: str, weight: nn.Parameter, k: int, seed: int) -> Tensor:
-    """A bool mask of the weight's shape with k entries of each of its output channels, drawn by (seed, the
-    layer's name)."""
+    """Return a bool mask of the weight's shape with k entries of each of its output channels, drawn by (seed,
+    the layer's name)."""
     channels, fan_in = weight.shape[0], weight[0].numel()
     if k > fan_in:
         raise UsageError(

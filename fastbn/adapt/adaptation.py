@@ -65,7 +65,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def state_of(norms: Iterable[nn.Module]) -> list[dict[str, Tensor]]:
-    """Copies of what each norm holds."""
+    """Return copies of what each norm holds."""
     held = [{name: getattr(norm, name) for name in STATE} for norm in norms]
     return [{name: t.detach().clone() for name, t in own.items() if t is not None} for own in held]
 

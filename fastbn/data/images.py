@@ -88,7 +88,7 @@ class Images:
         return self.images.device
 
     def to(self, device: torch.device | str) -> Images:
-        """The same set on another device (itself where it already lies there)."""
+        """Return the same set on another device (itself where it already lies there)."""
         images = self.images.to(device)
         return self if images is self.images else self._with(images, self.labels.to(device))
 

@@ -10,18 +10,18 @@ from fastbn.engine.interface import Coefficients, NormTarget, NormVectors, Proce
 
 
 def uses_batch(norm: nn.modules.batchnorm._BatchNorm) -> bool:
-    """Whether it normalises by the batch's own statistics, as nn.BatchNorm2d decides it."""
+    """Return whether it normalises by the batch's own statistics, as nn.BatchNorm2d decides it."""
     return norm.training or (norm.running_mean is None and norm.running_var is None)
 
 
 def moves(norm: nn.BatchNorm2d) -> bool:
-    """Whether its running statistics move towards the batch's."""
+    """Return whether its running statistics move towards the batch's."""
     return norm.training and norm.track_running_stats and norm.running_mean is not None
 
 
 def share_of_batch(norm: nn.BatchNorm2d) -> float:
-    """By how much its running statistics move towards this batch's; counts the batch. Momentum None is the
-    cumulative average."""
+    """Return by how much its running statistics move towards this batch's, and count the batch. Momentum None
+    is the cumulative average."""
     if not moves(norm):
         return 0.0
     if norm.num_batches_tracked is not None:

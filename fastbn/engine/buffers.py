@@ -31,7 +31,7 @@ class BlockPool(Protocol):
 
 
 def activation(memory: BlockPool, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """An uninitialised logical (N, C, H, W), channels-last."""
+    """Return an uninitialised logical (N, C, H, W), channels-last."""
     n, c, h, w = shape
     return memory.empty((n, h, w, c), dtype).permute(0, 3, 1, 2)
 
@@ -48,7 +48,7 @@ class Buffers:
         self.bytes = 0  # in all blocks, out or not
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-        """An uninitialised tensor."""
+        """Return an uninitialised tensor."""
         size = math.prod(shape) * dtype.itemsize
         with self._lock:
             block = self._fitting(size)
@@ -58,7 +58,7 @@ class Buffers:
         return torch.from_numpy(lent).view(dtype).view(shape)
 
     def _fitting(self, size: int) -> np.ndarray:
-        """The smallest free block that is large enough, and not much too large; else a new one."""
+        """Return the smallest free block that is large enough, and not much too large; else a new one."""
         while self._back:
             block = self._back.popleft()
             # the last to come back, still in a cache, first

@@ -60,9 +60,9 @@ class Eager:
 
 
 def key_of(call: walk.Call, inputs: list[Tensor]) -> Any:
-    """All that a recording holds fixed: shapes, what gradient is wanted of, each module's settings and its
-    tensors' places, and of the process whether tensors are inference's (which nothing else may write to) and
-    whether float32's products are TF32's."""
+    """Return all that a recording holds fixed: shapes, what gradient is wanted of, each module's settings and
+    its tensors' places, and of the process whether tensors are inference's (which nothing else may write to)
+    and whether float32's products are TF32's."""
     assert call.held is not None
     process = torch.is_inference_mode_enabled(), tf32.convolutions()
     given = tuple((x.shape, x.dtype, x.device) for x in inputs)

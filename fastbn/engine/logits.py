@@ -28,7 +28,7 @@ def logits_of(result: Any, classes: int = 0) -> Tensor:
 
 
 def _example(result: Any) -> str:
-    """How the first tensor is got at."""
+    """Return how the first tensor is reached."""
     if isinstance(result, dict):
         return f"[{next(iter(result))!r}]" if result else ""
     if fields := getattr(result, "_fields", None) or getattr(result, "__dataclass_fields__", None):

@@ -73,11 +73,11 @@ class ModuleState:
         return FrozenWeights(self.weights, addresses(self.weights), versions(self.weights))
 
     def sizes(self) -> tuple[list[torch.Size], list[int]]:
-        """The weights' shapes, and the BatchNorms' channels."""
+        """Return the weights' shapes, and the BatchNorms' channels."""
         return list(map(SHAPE, self.weights)), [norm.num_features for norm in self._norms]
 
     def state(self) -> Any:
-        """Every BatchNorm's settings, and where its tensors and the convolution's bias lie."""
+        """Return every BatchNorm's settings, and where its tensors and the convolution's bias lie."""
         settings = tuple(map(SETTINGS, map(DICTIONARY, self._norms)))
         return settings, self._there, addresses(self._present), tuple(map(DTYPE, self._present))
 
@@ -87,5 +87,5 @@ def addresses(tensors: Iterable[Tensor]) -> tuple[int, ...]:
 
 
 def versions(tensors: Iterable[Tensor]) -> list[int]:
-    """How often each was written to, as autograd counts it; an inference tensor counts nothing."""
+    """Return how often each was written to, as autograd counts it; an inference tensor counts nothing."""
     return [0 if t.is_inference() else t._version for t in tensors]

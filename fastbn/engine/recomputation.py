@@ -24,9 +24,9 @@ class Recompute:
 
 
 def spans(region: Region, shapes: dict[int, Shape], itemsize: int, policy: Recompute) -> tuple[range, ...]:
-    """The segments, as ranges of the region's joins, from its first join on; none where everything is kept,
-    or where the region can
-    be cut nowhere: a cut is where one value passes, as between the blocks of a ResNet."""
+    """Return the segments, as ranges of the region's joins, from its first join on; none where everything is
+    kept, or where the region can be cut nowhere: a cut is where one value passes, as between the blocks of a
+    ResNet."""
     held = raw_bytes(region, shapes, itemsize)
     # bytes of join i and of those behind it
     after = list(itertools.accumulate(reversed(held), initial=0))[::-1]
@@ -44,8 +44,8 @@ def spans(region: Region, shapes: dict[int, Shape], itemsize: int, policy: Recom
 
 
 def cuts(region: Region) -> list[int]:
-    """The places before a join where one value alone passes; the region's beginning is one if it has one
-    input, and its end always."""
+    """Return the places before a join where one value alone passes; the region's beginning is one if it has
+    one input, and its end always."""
     count = len(region.joins)
     last_read = {value: i for i, join in enumerate(region.joins) for value in join.sources}
     passing = [0] * (count + 1)
@@ -58,5 +58,5 @@ def cuts(region: Region) -> list[int]:
 
 
 def raw_bytes(region: Region, shapes: dict[int, Shape], itemsize: int) -> list[int]:
-    """By join: bytes of its raw outputs."""
+    """Return, by join, the bytes of its raw outputs."""
     return [len(join.convs) * math.prod(shapes[join.value]) * itemsize for join in region.joins]

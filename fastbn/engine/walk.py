@@ -163,7 +163,7 @@ class _Forward:
         return z
 
     def _is_raw(self, value: int) -> bool:
-        """Whether a value is a convolution's raw output itself, which no backward reads."""
+        """Return whether a value is a convolution's raw output itself, which no backward reads."""
         join = self._joins[value]
         alone = join.linear and join.residual is None and len(join.convs) == 1
         return alone and self._convs[join.convs[0]][0][0].bias is None

@@ -67,7 +67,7 @@ class Workspace:
         return self.summed(paths, list(added), mask, shape), [None] * len(mask.ys) if mask is not None else []
 
     def _mask(self, shape: Shape, function: Function) -> Any:
-        """What a function's derivative needs: a bit an element, or n itself."""
+        """Return what a function's derivative needs: a bit an element, or n itself."""
         if not function.bit:
             return self.memory.activation(shape)
         return self.memory.mask(shape, self._mask_bytes(shape[1]))

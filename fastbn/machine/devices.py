@@ -42,7 +42,7 @@ def check_recipe(bn_stats: str, device: torch.device) -> None:
 
 
 def describe(device: torch.device) -> str:
-    """The device as a person would name it: 'AMD EPYC, AVX-512, 2 threads'."""
+    """Return the device as a person would name it: 'AMD EPYC, AVX-512, 2 threads'."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "xla":
@@ -68,8 +68,8 @@ def load() -> float:
 
 
 def instruction_set() -> str:
-    """The vector instructions that PyTorch takes this CPU for: 'AVX-512', 'AVX2', …; 'AVX2 emulated' where
-    ATEN_CPU_CAPABILITY withholds the AVX-512 that the CPU has; empty where PyTorch names none."""
+    """Return the vector instructions that PyTorch takes this CPU for: 'AVX-512', 'AVX2', …; 'AVX2 emulated'
+    where ATEN_CPU_CAPABILITY withholds the AVX-512 that the CPU has; empty where PyTorch names none."""
     known = torch.backends.cpu.get_cpu_capability()
     if known == "AVX2" and "avx512f" in _cpuinfo("flags").split():
         return "AVX2 emulated"
@@ -85,7 +85,7 @@ def instructions(device: torch.device) -> str | None:
 
 
 def number(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A scalar on the device, for which the host does not wait."""
+    """Return a scalar on the device, for which the host does not wait."""
     if device.type == "xla":
         from fastbn.machine import xla
 
@@ -159,7 +159,7 @@ def _processor() -> str:
 
 
 def _cpuinfo(name: str) -> str:
-    """The first processor's entry in Linux' list; empty where there is none."""
+    """Return the first processor's entry in Linux' list; empty where there is none."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             return next((line.split(":", 1)[1].strip() for line in file if line.startswith(name)), "")

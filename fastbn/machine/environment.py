@@ -28,7 +28,7 @@ _PLACED: contextvars.ContextVar[Place | None] = contextvars.ContextVar("placed",
 
 
 def place() -> Place:
-    """This process's; of one that nobody else belongs to, rank 0 of 1. Raises UsageError where the
+    """Return this process's place; rank 0 of 1 where it belongs to no others. Raises UsageError where the
     environment says something else."""
     if (given := _PLACED.get()) is not None:
         return given

@@ -21,7 +21,7 @@ INSTALL = "pip install torch==2.9.0 torch_xla==2.9.0 in an environment of its ow
 
 @functools.cache
 def torch_xla_package() -> ModuleType:
-    """The package. Raises MachineError where it isn't there, or is of another torch."""
+    """Return the package torch_xla. Raises MachineError where it isn't there, or is of another torch."""
     # else a graph's first run, whose inputs are new, is another than its second
     os.environ.setdefault("XLA_ENABLE_PARAM_ALIASING", "0")
     try:
@@ -39,8 +39,8 @@ def torch_xla_package() -> ModuleType:
 
 
 def device() -> torch.device:
-    """This process's: the first chip of the kind that PJRT_DEVICE names. Raises MachineError where there
-    is none."""
+    """Return this process's device: the first chip of the kind that PJRT_DEVICE names. Raises MachineError
+    where there is none."""
     try:
         found: torch.device = torch_xla_package().device()
         return found
@@ -56,7 +56,7 @@ def device() -> torch.device:
 
 
 def describe() -> str:
-    """The device as torch_xla names it: 'XLA: CPU'."""
+    """Return the device as torch_xla names it: 'XLA: CPU'."""
     torch_xla_package()
     from torch_xla import runtime
 
@@ -74,7 +74,7 @@ def carry_out(wait: bool = False) -> None:
 
 
 def compilations() -> int:
-    """How many graphs this process has compiled so far."""
+    """Return how many graphs this process has compiled so far."""
     torch_xla_package()
     from torch_xla.debug import metrics
 
@@ -94,7 +94,8 @@ def exact(asked: bool) -> None:
 
 
 def number(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A scalar there, as data: by torch.tensor 0 and 1 would be constants of the graph that reads them."""
+    """Return a scalar there, as data: by torch.tensor 0 and 1 would be constants of the graph that reads
+    them."""
     torch_xla_package()
     from torch_xla.core import xla_model
 

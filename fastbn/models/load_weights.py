@@ -52,8 +52,8 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> str:
 
 
 def read_state(path: Path, most: int) -> tuple[bytes, dict[str, Tensor]]:
-    """A file of at most so many bytes, as `load_weights` takes it, and the state dict that it holds. Raises
-    UsageError."""
+    """Return a file of at most so many bytes, as `load_weights` takes it, and the state dict that it holds.
+    Raises UsageError."""
     try:
         content = files.read(path, most)
     except OSError as error:

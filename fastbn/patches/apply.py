@@ -48,8 +48,8 @@ def save(model: nn.Module, path: str | os.PathLike[str], **metadata: Any) -> Non
 
 
 def patch_of(model: nn.Module, metadata: dict[str, Any] | None = None) -> Patch:
-    """The patch of a network as it is now; its tensors are the network's own. Raises UsageError for tensors
-    without contents."""
+    """Return the patch of a network as it is now; its tensors are the network's own. Raises UsageError for
+    tensors without contents."""
     model = unwrapped(model)
     parts = parts_of(model)
     lines, sha256 = digests.lines(parts.frozen, parts.masks)
@@ -100,8 +100,8 @@ def write_onto(model: nn.Module, values: Mapping[str, Tensor]) -> None:
 
 
 def placed(model: nn.Module, patch: Patch, strict: bool) -> dict[str, Tensor]:
-    """What each tensor that a patch changes becomes, by name: of the network's dtype, on its device. Raises
-    UsageError as `apply_patch`; warns of what is passed over."""
+    """Return what each tensor that a patch changes becomes, by name: of the network's dtype, on its device.
+    Raises UsageError as `apply_patch`; warns of what is passed over."""
     return fitted(parts_of(model).tensors, patch, strict, lambda: fingerprint(model, patch.frozen))
 
 
@@ -121,7 +121,7 @@ def fitted(
 
 
 def _cast(name: str, value: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
-    """A patch's value as the network holds it. Made on the CPU: another device has to copy alone."""
+    """Return a patch's value as the network holds it. Made on the CPU: another device has to copy alone."""
     own = value.to(target.dtype)
     if bool((torch.isfinite(own) != torch.isfinite(value)).any()):
         dtype = dtype_name(own.dtype)
@@ -132,8 +132,8 @@ def _cast(name: str, value: Tensor, target: Tensor, mask: Tensor | None) -> Tens
 
 
 def _misfits(tensors: Mapping[str, Tensor], patch: Patch) -> dict[str, str]:
-    """By name, in the network's order, a sentence for each tensor that the patch or the network alone has, or
-    that they have in other shapes or kinds of dtypes."""
+    """Return, by name, in the network's order, a sentence for each tensor that the patch or the network alone
+    has, or that they have in other shapes or kinds of dtypes."""
     known = {name: (tuple(t.shape), t.is_floating_point()) for name, t in patch.tensors.items()}
     for name, line in patch.frozen.items():
         known[name] = shape_of(line.split()[1]), line.startswith(("float", "bfloat"))
@@ -155,7 +155,7 @@ def _misfits(tensors: Mapping[str, Tensor], patch: Patch) -> dict[str, str]:
 def _other_base(
     tensors: Mapping[str, Tensor], patch: Patch, misfits: Collection[str], digest: Callable[[], str]
 ) -> list[str]:
-    """What differs between the network's frozen weights and the patch's base, misfits aside."""
+    """Return what differs between the network's frozen weights and the patch's base, misfits aside."""
     if patch.of_checkpoint:
         same = misfits or digest() == patch.sha256
         return [] if same else ["the frozen weights have another SHA-256 than those that it was made from"]

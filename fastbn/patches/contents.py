@@ -35,13 +35,13 @@ class NetworkParts:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """All of them, in the network's order."""
+        """Return all of them, in the network's order."""
         return {name: (self.stored if name in self.stored else self.frozen)[name] for name in self.order}
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside DistributedDataParallel, DataParallel and torch.compile, whose names then are its
-    own. Raises TypeError for what is no module."""
+    """Return the network inside DistributedDataParallel, DataParallel and torch.compile, whose names then are
+    its own. Raises TypeError for what is no module."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"a patch belongs to a torch.nn.Module, got {type(model).__name__}")
     while True:
@@ -54,7 +54,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def parts_of(model: nn.Module) -> NetworkParts:
-    """The tensors of a network. Raises UsageError where they have no contents (meta device, lazy modules)."""
+    """Return the tensors of a network. Raises UsageError where they have no contents (meta device, lazy
+    modules)."""
     for name, t in [*model.named_parameters(), *model.named_buffers()]:
         if t.is_meta or nn.parameter.is_lazy(t):
             raise UsageError(f"{name} has no contents yet (it is on the meta device, or lazy); give it some")
@@ -95,10 +96,10 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def shape_name(shape: torch.Size | tuple[int, ...]) -> str:
-    """A shape as a header says it: 64x3x7x7; "scalar" of none."""
+    """Return a shape as a header says it: 64x3x7x7; "scalar" of none."""
     return "x".join(map(str, shape)) or "scalar"
 
 
 def shape_of(said: str) -> tuple[int, ...]:
-    """The shape that a header says. Raises ValueError."""
+    """Return the shape that a header says. Raises ValueError."""
     return () if said == "scalar" else tuple(int(part) for part in said.split("x"))

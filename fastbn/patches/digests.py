@@ -18,7 +18,8 @@ SHORT = 12  # hex digits of a digest that a line keeps
 
 
 def kinds(dtype: torch.dtype) -> list[torch.dtype]:
-    """The dtypes whose digests a line keeps of a tensor of this one: its own, and those that it rounds to."""
+    """Return the dtypes whose digests a line keeps of a tensor of this one: its own, and those that it rounds
+    to."""
     return [*FLOATS[FLOATS.index(dtype) :]] if dtype in FLOATS else [dtype]
 
 
@@ -31,13 +32,13 @@ def digest(name: str, t: Tensor) -> str:
 
 
 def without_entries(t: Tensor, mask: Tensor | None) -> Tensor:
-    """A frozen tensor on the CPU, with zeros where entries of it train."""
+    """Return a frozen tensor on the CPU, with zeros where entries of it train."""
     own = t.detach().cpu()
     return own if mask is None else own.masked_fill(mask.cpu(), 0)
 
 
 def lines(frozen: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> tuple[dict[str, str], str]:
-    """Every frozen tensor's line, and the SHA-256 over all of their digests."""
+    """Return every frozen tensor's line, and the SHA-256 over all of their digests."""
     said, whole = {}, []
     for name, given in frozen.items():
         t = without_entries(given, masks.get(name))
@@ -77,5 +78,5 @@ def differences(
 
 
 def _over(digests: Iterable[str]) -> str:
-    """One SHA-256 over all of these, in whatever order."""
+    """Return one SHA-256 over all of these, in whatever order."""
     return hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()

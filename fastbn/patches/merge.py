@@ -68,7 +68,7 @@ def merge_patches(
 
 
 def merged(states: Sequence[dict[str, Tensor]], weights: Sequence[float] | None = None) -> dict[str, Tensor]:
-    """The average of tensors by name, as `merge_patches` has it."""
+    """Return the average of tensors by name, as `merge_patches` has it."""
     given = torch.tensor([1.0] * len(states) if weights is None else list(weights), dtype=torch.float64)
     found: dict[str, Tensor] = {}
     for name, first in states[0].items():
@@ -93,7 +93,7 @@ def merged(states: Sequence[dict[str, Tensor]], weights: Sequence[float] | None 
 
 
 def _shares(counts: list[Tensor | None], given: Tensor, counted: bool) -> Tensor:
-    """How much each one's statistics count, summing to 1."""
+    """Return how much each one's statistics count, summing to 1."""
     if counted and all(count is not None for count in counts):
         batches = torch.stack([count.double() for count in counts if count is not None])
         given = batches if float(batches.sum()) > 0 else given

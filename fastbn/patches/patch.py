@@ -58,11 +58,11 @@ class Patch:
 
     @property
     def of_checkpoint(self) -> bool:
-        """Whether the base has one digest and no other, as in a file of a FastBNOnlyResNet."""
+        """Return whether the base has one digest and no other, as in a file of a FastBNOnlyResNet."""
         return any(line.count(" ") == 1 for line in self.frozen.values())
 
     def said(self) -> dict[str, Any]:
-        """The header."""
+        """Return the header."""
         return {
             "fastbn": VERSION,
             "network": self.network,
@@ -119,7 +119,7 @@ def read(path: str | os.PathLike[str], most: int = MOST_BYTES) -> Patch:
 
 
 def _mask(name: str, tensors: dict[str, Tensor], frozen: Mapping[str, str]) -> Tensor:
-    """Which entries of a weight are stored; takes its bits out of the tensors."""
+    """Return which entries of a weight are stored; takes its bits out of the tensors."""
     bits, values = tensors.pop(name + BITS, None), tensors.get(name)
     shape = shape_of(frozen[name].split()[1]) if name in frozen else None
     if bits is None or values is None or shape is None or bits.dtype != torch.uint8 or bits.dim() != 1:
@@ -132,7 +132,8 @@ def _mask(name: str, tensors: dict[str, Tensor], frozen: Mapping[str, str]) -> T
 
 
 def _of_checkpoint(tensors: dict[str, Tensor], said: dict[str, Any], where: Path) -> Patch:
-    """A checkpoint as a patch. Its vectors are flat: the network, made without memory, says what is where."""
+    """Return a checkpoint as a patch. Its vectors are flat: the network, made without memory, says what is
+    where."""
     spec, source = Spec(**said["model"]), WeightSource(**said["source"])
     trains = set(said["trains"])
     try:

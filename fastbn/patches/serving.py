@@ -78,7 +78,7 @@ class Serving:
         return ServedProgram(program.module, batch).run(*tensors)
 
     def _task_by_task(self, x: Tensor, tasks: list[str | None]) -> Any:
-        """The same, one task after another: each on its own samples."""
+        """Return the same, one task after another: each on its own samples."""
         count, whole = len(tasks), None
         for name in dict.fromkeys(tasks):
             rows = torch.tensor([i for i, task in enumerate(tasks) if task == name], device=x.device)
@@ -93,7 +93,8 @@ class Serving:
         return pytree.tree_unflatten(whole, form)
 
     def _differing(self) -> dict[str, dict[str | None, Tensor]]:
-        """By name, the tensors that are not the same in the base and all patches, as each has them."""
+        """Return, by name, the tensors that are not the same in the base and all patches, as each has
+        them."""
         if self._changed is None:
             patches = self._patches
             by_task: dict[str | None, dict[str, Tensor]] = {}
@@ -108,7 +109,7 @@ class Serving:
         return self._changed
 
     def _vectors_of(self, region: FusedRegion) -> Tensor:
-        """A region's vectors of the base and every patch, (4, T, channels)."""
+        """Return a region's vectors of the base and every patch, (4, T, channels)."""
         found = self._vectors.get(id(region))
         if found is None:
             patches = self._patches

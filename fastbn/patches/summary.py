@@ -82,7 +82,7 @@ def inspect(path: str | os.PathLike[str]) -> PatchSummary:
 
 
 def kind_of(name: str, names: Collection[str]) -> str:
-    """Which of KINDS a tensor is: γ and β are a BatchNorm's, or another norm's with a vector of each."""
+    """Return which of KINDS a tensor is; γ and β are a BatchNorm's, or another norm's with both."""
     owner, _, key = name.rpartition(".")
     if key in (*RUNNING, COUNTER):
         return key
@@ -151,6 +151,6 @@ def diff_patches(first: str | os.PathLike[str], second: str | os.PathLike[str]) 
 
 
 def comparable(a: Patch, b: Patch, name: str) -> bool:
-    """Whether both have a tensor, and of a weight the same entries."""
+    """Return whether both have a tensor, and of a weight the same entries."""
     masks = [patch.masks.get(name, torch.ones(0)) for patch in (a, b)]
     return name in b.tensors and torch.equal(*masks)

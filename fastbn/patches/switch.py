@@ -53,7 +53,7 @@ class Patches:
 
     @property
     def names(self) -> list[str]:
-        """The patches' names, in the order in which they were added."""
+        """Return the patches' names, in the order in which they were added."""
         return [name for name in self._vectors if name is not None]
 
     def add(self, name: str, path: str | os.PathLike[str], strict: bool = True) -> None:
@@ -99,7 +99,7 @@ class Patches:
         return Switched(self, before)
 
     def forward(self, x: Tensor, tasks: Sequence[str | None]) -> Any:
-        """The outputs of a batch each of whose samples has a patch of its own, in eval mode, without
+        """Return the outputs of a batch each of whose samples has a patch of its own, in eval mode, without
         gradients.
 
         x: (N, …), the network's input. tasks: N names, None for the base.
@@ -118,14 +118,14 @@ class Patches:
 
     @property
     def served(self) -> str:
-        """How the last `forward` was carried out: "together", or "task by task: " and why."""
+        """Return how the last `forward` was carried out: "together", or "task by task: " and why."""
         return self._serving.how
 
     def __repr__(self) -> str:
         return f"Patches({type(self.model).__name__}, {self.names}, current={self.current!r})"
 
     def views(self, vectors: Vectors) -> dict[str, Tensor]:
-        """By name, the tensors that lie in flat vectors."""
+        """Return, by name, the tensors that lie in flat vectors."""
         each = zip(self._names, self._views, strict=True)
         return {
             name: vectors[dtype][start : start + shape.numel()].view(shape)
@@ -133,7 +133,7 @@ class Patches:
         }
 
     def values(self, name: str | None) -> dict[str, Tensor]:
-        """A patch's tensors by the network's names, views of its vectors."""
+        """Return a patch's tensors by the network's names, views of its vectors."""
         return self.views(self._vectors[name])
 
     def _known(self, name: str | None) -> None:
@@ -204,7 +204,7 @@ def _copy(target: Tensor, source: Tensor) -> None:
 
 
 def _slot(modules: dict[str, nn.Module], name: str) -> tuple[dict[str, Any], str]:
-    """The dictionary in which a module holds a tensor, and its key there."""
+    """Return the dictionary in which a module holds a tensor, and its key there."""
     owner, _, key = name.rpartition(".")
     module = modules[owner]
     return (module._parameters if key in module._parameters else module._buffers), key

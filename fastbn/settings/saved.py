@@ -33,17 +33,17 @@ def count(value: Any) -> bool:
 
 
 def number(value: Any) -> bool:
-    """An integer has to fit into 64 bits, as numpy's do."""
+    """Return whether it is a number: a float of float32's range, or an integer that fits into 64 bits."""
     return (type(value) is float and abs(value) <= FLOAT32_MAX) or (type(value) is int and abs(value) < 2**63)
 
 
 def finite(value: Any) -> bool:
-    """A sum of losses, in float64."""
+    """Return whether it is finite, as a sum of losses in float64 is."""
     return (type(value) is float and math.isfinite(value)) or number(value)
 
 
 def loss(value: Any) -> bool:
-    """An evaluation's may be infinite, or no number."""
+    """Return whether it is a loss: that of an evaluation may be infinite, or no number."""
     return type(value) is float or number(value)
 
 
@@ -68,7 +68,7 @@ def every(check: Check) -> Check:
 
 
 def _norms(value: Any) -> bool:
-    """γ and β in a few numbers a layer, of equally many layers."""
+    """Return whether it is γ and β in a few numbers a layer, of equally many layers."""
     if type(value) is not dict or not all(every(number)(one) for one in value.values()):
         return False
     return len({len(one) for one in value.values()}) <= 1

@@ -40,8 +40,8 @@ def write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any], kind: 
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the header, which says what it may. Raises UsageError for a file that is missing,
-    truncated, altered, or not fastbn's."""
+    """Return the tensors and the header, which says what it may. Raises UsageError for a file that is
+    missing, truncated, altered, or not fastbn's."""
     _, tensors, header = verified(path, (FORMAT,), "a checkpoint", MOST_BYTES)
     return checkpoint(tensors, header, path)
 
@@ -49,7 +49,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def checkpoint(
     tensors: dict[str, Tensor], header: Any, path: Path
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the header of a checkpoint, where they are one's. Raises UsageError."""
+    """Return the tensors and the header of a checkpoint, where they are one's. Raises UsageError."""
     for name in tensors:
         if name not in TENSORS and not name.startswith("optimizer."):
             raise UsageError(
@@ -59,8 +59,8 @@ def checkpoint(
 
 
 def verified(path: Path, kinds: tuple[str, ...], noun: str, most: int) -> tuple[str, dict[str, Tensor], Any]:
-    """Which of these formats the file has, its tensors and its header, a JSON value of any form, as they were
-    written. Raises UsageError as `read`."""
+    """Return which of these formats the file has, its tensors and its header, a JSON value of any form, as
+    they were written. Raises UsageError as `read`."""
     try:
         content = files.read(path, most)
         metadata = _metadata(content)
@@ -90,7 +90,7 @@ def verified(path: Path, kinds: tuple[str, ...], noun: str, most: int) -> tuple[
 
 
 def _metadata(content: bytes) -> dict[str, str]:
-    """The strings beside the tensors, by name."""
+    """Return the strings beside the tensors, by name."""
     length = int.from_bytes(content[:8], "little")
     if not 0 < length <= min(MOST_HEADER, len(content) - 8):
         raise ValueError("its header is cut off")

@@ -41,7 +41,8 @@ class WeightSource:
 
 
 def split(model: nn.Module) -> tuple[list[str], list[str]]:
-    """(stored, frozen) names of the parameters: stored are those that train and every norm layer's own."""
+    """Return (stored, frozen) names of the parameters: stored are those that train and every norm layer's
+    own."""
     owned = {
         id(p)
         for module in model.modules()
@@ -68,8 +69,8 @@ def source_of(model: Network) -> WeightSource:
 
 
 def tensors_of(model: nn.Module, source: WeightSource) -> dict[str, Tensor]:
-    """What a checkpoint stores of a model: `parameters`, `running` and `batches`, each flat; `frozen` if
-    nothing else gives it; `entries`, a bit a weight, if only some entries of parameters train."""
+    """Return what a checkpoint stores of a model: `parameters`, `running` and `batches`, each flat; `frozen`
+    if nothing else gives it; `entries`, a bit a weight, if only some entries of parameters train."""
     stored, frozen = split(model)
     parameters = dict(model.named_parameters())
     tensors = {"parameters": _flat([parameters[name] for name in stored])}
@@ -81,7 +82,7 @@ def tensors_of(model: nn.Module, source: WeightSource) -> dict[str, Tensor]:
 
 
 def some_entries(model: nn.Module) -> dict[str, Tensor]:
-    """The `entries` of a model of which only some entries of parameters train; of another, {}."""
+    """Return the `entries` of a model of which only some entries of parameters train; of another, {}."""
     masks = entries(model)
     return (
         {"entries": torch.from_numpy(np.packbits(_flat(list(masks.values())).cpu().numpy()))} if masks else {}
@@ -132,8 +133,8 @@ def numbers(name: str, values: Tensor, whole: bool = False) -> None:
 
 
 def _parts(model: nn.Module, source: WeightSource) -> dict[str, list[Tensor]]:
-    """The tensors of the model that a checkpoint stores, by the name of the vector that they are stored
-    in."""
+    """Return the tensors of the model that a checkpoint stores, by the name of the vector that they are
+    stored in."""
     stored, frozen = split(model)
     parameters = dict(model.named_parameters())
     parts: dict[str, list[Tensor]] = {"parameters": [parameters[name] for name in stored], **_buffers(model)}
@@ -158,7 +159,7 @@ def save(model: Network, path: str | os.PathLike[str], **extra: Any) -> None:
 
 
 def header_of(model: Network, source: WeightSource) -> dict[str, Any]:
-    """What a checkpoint says of the model itself."""
+    """Return what a checkpoint says of the model itself."""
     trains = [name for name, _ in trainable(model)]
     some = {"entries": list(masks)} if (masks := entries(model)) else {}
     return {"model": model.spec.said(), "source": dataclasses.asdict(source), "trains": trains, **some}
@@ -167,8 +168,8 @@ def header_of(model: Network, source: WeightSource) -> dict[str, Any]:
 def load(
     run: str | os.PathLike[str], engine: str = "auto", weights: str | os.PathLike[str] | None = None
 ) -> Network:
-    """The model of a run's folder, or of a file that `save` wrote, on the CPU, with what trained requiring
-    grad.
+    """Return the model of a run's folder, or of a file that `save` wrote, on the CPU, with what trained
+    requiring grad.
 
     weights: where the frozen weights' file lies now, if it has moved.
     Raises UsageError for a missing, damaged or foreign file, and where the frozen weights' SHA-256 differs.
@@ -181,8 +182,8 @@ def load(
 
 
 def read(run: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the header of a run's folder, or of a file that `save` wrote. Raises UsageError as
-    `checked_file.read`."""
+    """Return the tensors and the header of a run's folder, or of a file that `save` wrote. Raises UsageError
+    as `checked_file.read`."""
     path = Path(run)
     return checked_file.read(path / CHECKPOINT if files.is_folder(path) else path)
 
@@ -193,7 +194,7 @@ def build(
     engine: str,
     weights: str | os.PathLike[str] | None = None,
 ) -> Network:
-    """The model that a checkpoint's tensors and header describe, compared with them before it takes
+    """Return the model that a checkpoint's tensors and header describe, compared with them before it takes
     memory."""
     spec, source = Spec(**header["model"]), WeightSource(**header["source"])
     file = _weights_file(source) if weights is None else weights
@@ -222,9 +223,9 @@ def _mark(model: nn.Module, trains: set[str]) -> None:
 
 
 def _weights_file(source: WeightSource) -> str | None:
-    """Where a checkpoint says that its frozen weights lie. Raises UsageError where no weights lie there: what
-    a file says is looked up only where it names a regular file of a kind that holds weights, by its whole
-    path."""
+    """Return where a checkpoint says that its frozen weights lie. Raises UsageError where no weights lie
+    there: what a file says is looked up only where it names a regular file of a kind that holds weights, by
+    its whole path."""
     if source.kind != "file":
         return None
     remedy = "say where it lies now: weights=, or --weights"
@@ -272,7 +273,7 @@ def _restrict(model: nn.Module, names: list[str], packed: Tensor | None) -> None
 
 
 def _buffers(model: nn.Module) -> dict[str, list[Tensor]]:
-    """The running statistics and the batch counts, in module order."""
+    """Return the running statistics and the batch counts, in module order."""
     running = [b for name, b in model.named_buffers() if name.endswith(("running_mean", "running_var"))]
     batches = [b for name, b in model.named_buffers() if name.endswith("num_batches_tracked")]
     return {"running": running, "batches": batches}

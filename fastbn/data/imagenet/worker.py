@@ -94,7 +94,7 @@ def read(location: Location) -> bytes:
 
 
 def _one_line(error: Exception) -> str:
-    """What it says, without the addresses of objects: the same in every process."""
+    """Return what an error says, without the addresses of objects: the same in every process."""
     return f"{type(error).__name__}: {files.shown(' '.join(re.sub(r'<[^>]*>', '', str(error)).split()))}"
 
 
@@ -105,7 +105,7 @@ def _opened(path: str) -> BinaryIO:
 
 
 def perform(task: Any, memory: np.ndarray) -> Any:
-    """A task's result, or how it failed."""
+    """Return a task's result, or how it failed."""
     try:
         return task(memory)
     except Exception as error:

@@ -73,7 +73,7 @@ class Called(enum.IntEnum):
 
     @property
     def function(self) -> str:
-        """The function's name in the library."""
+        """Return the function's name in the library."""
         return f"fastbn_{self.name.lower()}"
 
 

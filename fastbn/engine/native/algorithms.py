@@ -37,14 +37,14 @@ class AlgorithmRow:
 
 @functools.cache
 def table(instructions: str) -> tuple[AlgorithmRow, ...]:
-    """The shipped rows of an instruction set."""
+    """Return the shipped rows of an instruction set."""
     tables = json.loads(TABLE.read_text(encoding="utf-8"))
     rows = tables[instructions if instructions in tables else SETS[-1]]["rows"]
     return tuple(AlgorithmRow(row["channels"], row["size"], row["M"]) for row in rows)
 
 
 def can_transform(conv: Conv) -> bool:
-    """Whether Winograd applies at all: 3×3, stride 1, padded by one, of one group."""
+    """Return whether Winograd applies at all: 3×3, stride 1, padded by one, of one group."""
     return (
         conv.groups == 1 and conv.kernel == (3, 3) and conv.stride == conv.dilation == conv.padding == (1, 1)
     )
@@ -69,7 +69,8 @@ def algorithm(
 def choices(
     convs: Sequence[Conv], shapes: dict[int, Shape], exact: bool, instructions: str
 ) -> tuple[int, ...]:
-    """The algorithm of each convolution of a region, within the memory that its packed weights may take.
+    """Return the algorithm of each convolution of a region, within the memory that its packed weights may
+    take.
 
     Packed and transformed weights are copies: at small batches they can outweigh all activations. A region's
     may take
@@ -94,14 +95,14 @@ def choices(
 
 
 def products(M: int, size: tuple[int, int]) -> int:
-    """A channel of an image's, by F(M×M, 3×3)."""
+    """Return the products that a channel of an image takes, by F(M×M, 3×3)."""
     height, width = size
     return -(-height // M) * -(-width // M) * (M + 2) ** 2 if M else 9 * height * width
 
 
 def _nearest(rows: Sequence[AlgorithmRow], channels: int, size: tuple[int, int] | None) -> AlgorithmRow:
-    """The row of the nearest number of channels, and of the nearest size among those; without a size the
-    largest. By ratio."""
+    """Return the row of the nearest number of channels, and of the nearest size among those; without a size
+    the largest. By ratio."""
 
     def away(row: AlgorithmRow) -> tuple[float, float]:
         pixels = -row.size if size is None else abs(math.log(row.size**2 / (size[0] * size[1])))

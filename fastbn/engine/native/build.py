@@ -37,8 +37,8 @@ def sources() -> list[str]:
 
 
 def library() -> ctypes.CDLL:
-    """The kernels, built if this version of them was not yet built for this CPU. Raises MachineError where
-    that fails."""
+    """Return the kernels, built if this version of them was not yet built for this CPU. Raises MachineError
+    where that fails."""
     found = _library()
     if isinstance(found, str):
         raise MachineError(f"engine 'native': {found}; use 'reference' instead")
@@ -46,13 +46,13 @@ def library() -> ctypes.CDLL:
 
 
 def failed() -> bool:
-    """Whether there is no library, so far as this process has asked."""
+    """Return whether there is no library, so far as this process has asked."""
     return _library.cache_info().currsize > 0 and isinstance(_library(), str)
 
 
 @functools.cache
 def _library() -> ctypes.CDLL | str:
-    """The kernels, or why there are none: tried once in a process."""
+    """Return the kernels, or why there are none: tried once in a process."""
     folder = Path()
     try:
         command, folder, key = compiler(), cache(), _key()
@@ -69,7 +69,7 @@ def _library() -> ctypes.CDLL | str:
 
 
 def _built_before(folder: Path, key: str) -> ctypes.CDLL:
-    """What an earlier process built, by whichever compiler; for where there is none now."""
+    """Return what an earlier process built, by whichever compiler; for where there is none now."""
     for path in sorted(folder.glob(f"kernels-{key}-*.so")):
         if is_intact(path):
             with contextlib.suppress(OSError):  # built elsewhere, for another C library
@@ -90,7 +90,7 @@ def _built(command: list[str], target: Path) -> ctypes.CDLL:
 
 
 def _load(target: Path) -> ctypes.CDLL | None:
-    """A kept library; None where it is missing, damaged, or fits this system no longer."""
+    """Return a kept library; None where it is missing, damaged, or fits this system no longer."""
     if is_intact(target):
         with contextlib.suppress(OSError):
             return ctypes.CDLL(str(target))

@@ -23,8 +23,8 @@ SHOWN = 160  # characters of that
 
 
 def compiler() -> list[str] | None:
-    """The C++ compiler's command: what CXX says, else the first of c++, g++, clang++ on the path; None if
-    there is none."""
+    """Return the C++ compiler's command: what CXX says, else the first of c++, g++, clang++ on the path; None
+    if there is none."""
     try:
         asked = shlex.split(os.environ.get("CXX", ""))
     except ValueError as error:
@@ -37,7 +37,7 @@ def compiler() -> list[str] | None:
 
 
 def identity(command: list[str]) -> str:
-    """What tells one compiler from another and its versions apart, without running it."""
+    """Return what tells one compiler from another and its versions apart, without running it."""
     state = os.stat(os.path.realpath(shutil.which(command[0]) or command[0]))
     return hashlib.sha256(
         f"{command} {state.st_size} {state.st_mtime_ns}".encode("utf-8", "replace")
@@ -58,8 +58,8 @@ def compile_library(command: list[str], arguments: list[str], library: Path) -> 
 
 
 def _run(command: list[str], seconds: float, folder: Path) -> tuple[int, str]:
-    """The exit code, and the beginning of what was printed. The command and its children are ended after
-    so many seconds."""
+    """Return the exit code, and the beginning of what was printed. The command and its children are ended
+    after so many seconds."""
     until = time.monotonic() + seconds
     try:
         process = subprocess.Popen(
@@ -103,6 +103,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _shown(text: str) -> str:
-    """A line as it can be shown: no control characters, not endless."""
+    """Return a line as it can be shown: no control characters, not endless."""
     plain = "".join(c if c.isprintable() else "�" for c in text.strip())
     return plain if len(plain) <= SHOWN else f"{plain[:SHOWN]}…"

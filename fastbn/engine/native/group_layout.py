@@ -24,8 +24,8 @@ def pack_groups(conv: Conv, w: Tensor, taps: list[tuple[int, int]], lanes: int) 
 
 
 def _blocks(m: Tensor, lanes: int) -> Tensor:
-    """(taps, groups, K, C) -> for each block of the groups' output channels (taps, K of all groups that it
-    touches, block), flat."""
+    """Return weights (taps, groups, K, C) by blocks of the groups' output channels, flat: of each block
+    (taps, K of all groups that it touches, block)."""
     _, groups, _, outer = m.shape
     width = lanes if outer % (2 * lanes) else 2 * lanes
     blocks = []

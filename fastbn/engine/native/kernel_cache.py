@@ -24,7 +24,7 @@ MOST = 256 << 20  # bytes; nothing larger was built here
 
 
 def cache() -> Path:
-    """The folder; nothing has made it yet. Raises MachineError where the user has none."""
+    """Return the folder; nothing has made it yet. Raises MachineError where the user has none."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     if base.startswith("~"):  # as it stays for a user id that the system does not know
         raise MachineError(
@@ -36,7 +36,7 @@ def cache() -> Path:
 
 
 def is_intact(library: Path) -> bool:
-    """Whether a library is the regular file that was written, byte for byte."""
+    """Return whether a library is the regular file that was written, byte for byte."""
     said = _read(_beside(library), 200)
     size, _, digest = (said or b"").decode("ascii", "replace").strip().partition(" ")
     if not size.isdecimal() or not 0 < int(size) <= MOST:
@@ -124,7 +124,7 @@ def _beside(library: Path) -> Path:
 
 
 def _read(path: Path, most: int) -> bytes | None:
-    """A regular file's first bytes; None for a link, a folder, a pipe, or where there is nothing."""
+    """Return a regular file's first bytes; None for a link, a folder, a pipe, or where there is nothing."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:

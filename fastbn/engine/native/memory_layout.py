@@ -68,7 +68,8 @@ def scratch_bytes(spans: Iterable[Span], calls: range) -> int:
 
 
 def _heights(saved: list[Span], calls: int) -> list[int]:
-    """By call, how far kept memory is in use: no further than what was born by then, or dies from then on."""
+    """Return, by call, how far kept memory is in use: no further than what was born by then, or dies from
+    then on."""
     born, dying = [0] * calls, [0] * calls
     for span in saved:
         born[span.first] = max(born[span.first], span.end)
@@ -78,7 +79,7 @@ def _heights(saved: list[Span], calls: int) -> list[int]:
 
 
 def _gap(size: int, start: int, others: list[Span]) -> int:
-    """The first place from `start` on where `size` bytes lie between the others."""
+    """Return the first place from `start` on where `size` bytes lie between the others."""
     for other in sorted(others, key=lambda span: span.offset):
         if other.offset - start >= size:
             break

@@ -218,6 +218,6 @@ def _at(t: Tensor | None) -> int | None:
 
 
 def _rows_at(vectors: Tensor, *rows: int) -> list[int]:
-    """Where rows of a (4, C) view begin, without a tensor for each."""
+    """Return where rows of a (4, C) view begin, without a tensor for each."""
     first, step = vectors.data_ptr(), vectors.stride(0) * vectors.element_size()
     return [first + row * step for row in rows]

@@ -36,8 +36,8 @@ class PackedWeight:
 
 
 def pack(conv: Conv, weight: Tensor, M: int, lanes: int) -> PackedWeight:
-    """A weight (C, C_in, KH, KW) for Winograd's F(M×M, 3×3), or for the direct sum where M is 0; lanes:
-    floats a vector. Where M is RAW it is the weight itself, copied only if it is not float32 in one of
+    """Return a weight (C, C_in, KH, KW) for Winograd's F(M×M, 3×3), or for the direct sum where M is 0;
+    lanes: floats a vector. Where M is RAW it is the weight itself, copied only if it is not float32 in one of
     PyTorch's two orders."""
     w = weight.detach().to("cpu", torch.float32)
     if conv.groups > 1:
@@ -87,7 +87,8 @@ def _blocks(
 
 
 def _by_parity(conv: Conv) -> tuple[list[int], list[int]]:
-    """The kernel's rows and columns in the order in which the input gradient's parity classes read them."""
+    """Return the kernel's rows and columns in the order in which the input gradient's parity classes read
+    them."""
     (kh, kw), (sh, sw), (ph, pw), (dh, dw) = conv.kernel, conv.stride, conv.padding, conv.dilation
     taps = [
         (i, j)

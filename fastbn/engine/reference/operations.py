@@ -103,12 +103,12 @@ class ReferenceOperations:
 
 
 def _wide(t: Tensor) -> Tensor:
-    """The tensor in the arithmetic's width: half precision becomes float32."""
+    """Return the tensor in the arithmetic's width: half precision becomes float32."""
     return t if t.dtype == torch.float64 else t.float()
 
 
 def _rows(t: Tensor) -> Tensor:
-    """(N, C, H, W) in channels-last memory -> (M, C) in the arithmetic's width, no copy."""
+    """Return (N, C, H, W) in channels-last memory as (M, C) in the arithmetic's width, without a copy."""
     return _wide(t).permute(0, 2, 3, 1).reshape(-1, t.shape[1])
 
 
@@ -141,7 +141,7 @@ def _sums(ds: Tensor, y: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _masked(dz: Tensor, mask: Mask, ours: bool) -> Tensor:
-    """The gradient of n, dz · function'(n); written over dz if that is ours."""
+    """Return the gradient of n, dz · function'(n); written over dz if that is ours."""
     function = mask.function
     if function == IDENTITY:
         return dz

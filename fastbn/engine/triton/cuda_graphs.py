@@ -140,7 +140,7 @@ class GraphRecording:
         self._made, self.vectors, self.saved = walk.forward(self.call, self._inputs)
 
     def forward(self, inputs: list[Tensor]) -> list[Tensor]:
-        """The outputs, in fresh memory."""
+        """Return the outputs, in fresh memory."""
         for own, x in zip(self._inputs, inputs, strict=True):
             own.copy_(x)
         self._replay()

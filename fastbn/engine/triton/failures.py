@@ -43,7 +43,7 @@ def explained(method: Method) -> Method:
 
 
 def _described(arguments: Iterable[Any]) -> str:
-    """The convolution and the first activation among an operation's arguments."""
+    """Return the convolution and the first activation among an operation's arguments."""
     conv, shape = None, ""
     waiting = list(arguments)
     while waiting:

@@ -56,12 +56,12 @@ class TritonOperations:
 
     @property
     def tuning(self) -> Tuning:
-        """What was measured of GPUs: what was handed in, or what ships."""
+        """Return what was measured of GPUs: what was handed in, or what ships."""
         return self._tuning if self._tuning is not None else tuning_table.shipped()
 
     @property
     def early(self) -> bool:
-        """Whether kernels are launched to begin before the one before them has ended."""
+        """Return whether kernels are launched to begin before the one before them has ended."""
         return self.tuning.begins_early(self.capability)
 
     @explained
@@ -119,7 +119,7 @@ class TritonOperations:
             norm.pending = None
 
     def _taken(self, source: Tensor | LazyActivation) -> batchnorm_pending.Forward | None:
-        """What the rolling convolution that reads this source makes ready on its way."""
+        """Return what the rolling convolution that reads this source makes ready on its way."""
         if isinstance(source, Tensor):
             return None
         pending: batchnorm_pending.Forward | None = source.norms[0].pending
@@ -233,7 +233,7 @@ class TritonOperations:
     def _source(
         self, source: Tensor | LazyActivation, keep_z: bool, keep_mask: bool
     ) -> tuple[Source, Formed | None]:
-        """What a kernel reads. Norms that are still pending are made ready."""
+        """Return what a kernel reads. Norms that are still pending are made ready."""
         if isinstance(source, Tensor):
             return Source(PLAIN, IDENTITY.name, source), None
         for norm in source.norms:
@@ -254,9 +254,9 @@ class TritonOperations:
         ), Formed(z, mask)
 
     def _precision(self, like: Tensor) -> str:
-        """How float32 is multiplied: by TF32 where PyTorch's own convolutions would take it; else by three of
-        TF32's products for each, of the operands' upper and lower bits, which are float32's but for the last
-        bit or two: those outside of the matrix unit would take minutes to compile."""
+        """Return how float32 is multiplied: by TF32 where PyTorch's own convolutions would take it; else by
+        three of TF32's products for each, of the operands' upper and lower bits, which are float32's but for
+        the last bit or two: those outside of the matrix unit would take minutes to compile."""
         if self.precision is not None:
             return self.precision
         if not like.is_cuda or like.dtype != torch.float32:
@@ -279,7 +279,7 @@ def forms_first(algorithm: Algorithm, conv: Conv, source: Shape, keeps: bool) ->
 
 
 def _forward(target: NormTarget, found: Partial | None) -> batchnorm_pending.Forward:
-    """What the target's vectors are made of."""
+    """Return what the target's vectors are made of."""
     module = target.module
     moves = batchnorm.moves(module)
     counts = module.num_batches_tracked if moves else None

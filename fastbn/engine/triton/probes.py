@@ -117,7 +117,7 @@ def _off(kind: Kind, storage: str, device: torch.device, batch: int, height: int
 
 
 def _left(model: nn.Module, x: Tensor, storage: str) -> dict[str, Tensor]:
-    """What one forward and backward with a random upstream gradient leave behind, in float64."""
+    """Return what one forward and backward with a random upstream gradient leave behind, in float64."""
     model.zero_grad()
     x = x.clone().requires_grad_(True)
     kind: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()

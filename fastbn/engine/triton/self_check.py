@@ -134,7 +134,7 @@ def examine(storage: str, share: int, count: int, device: torch.device) -> Resul
 
 
 def key(device: torch.device) -> dict[str, Any]:
-    """What a verdict holds for: another device, driver, version or kernel is checked anew."""
+    """Return what a verdict holds for: another device, driver, version or kernel is checked anew."""
     import triton
 
     properties = torch.cuda.get_device_properties(device)

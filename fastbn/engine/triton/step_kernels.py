@@ -12,16 +12,15 @@ from fastbn.engine import select
 
 
 def usable(device: torch.device) -> bool:
-    """Whether the Triton kernels run on this device."""
+    """Return whether the Triton kernels run on this device."""
     return device.type == "cuda" and select.why_not_triton(device, torch.float16) == ""
 
 
 def batch(
     images: Tensor, table: Tensor, indices: Tensor, offsets: Tensor | None, flips: Tensor | None, pad: int
 ) -> Tensor:
-    """The images (N, H, W, 3) at `indices` (B,), cropped and mirrored by an epoch's draws where there are
-    any, normalised by the
-    table: (B, 3, H, W), channels last, in the table's dtype."""
+    """Return the images (N, H, W, 3) at `indices` (B,), cropped and mirrored by an epoch's draws where there
+    are any, normalised by the table: (B, 3, H, W), channels last, in the table's dtype."""
     from fastbn.kernels.triton import augment
 
     with torch.cuda.device_of(images):  # Triton launches on the current device
@@ -46,7 +45,7 @@ class Update:
         allowed: Tensor,
         **constants: Any,
     ) -> Tensor:
-        """One step of SGD; returns whether it was taken, a bool scalar. constants: weight_decay,
+        """Take one step of SGD, and return whether it was taken, a bool scalar. constants: weight_decay,
         momentum_factor, nesterov."""
         moved = torch.empty_like(allowed)
         with torch.cuda.device_of(vector):
@@ -64,8 +63,8 @@ class Update:
         allowed: Tensor,
         **constants: Any,
     ) -> Tensor:
-        """One step of Adam; returns whether it was taken, a bool scalar. constants: weight_decay, beta1,
-        beta2, eps."""
+        """Take one step of Adam, and return whether it was taken, a bool scalar. constants: weight_decay,
+        beta1, beta2, eps."""
         moved = torch.empty_like(allowed)
         with torch.cuda.device_of(vector):
             self._kernels.adam(

@@ -14,7 +14,7 @@ SWITCHES = CUDNN.conv, CUDNN.rnn, torch.backends.cuda.matmul
 
 
 def convolutions() -> bool:
-    """Whether convolutions may."""
+    """Return whether convolutions may."""
     return bool(CUDNN.conv.fp32_precision == "tf32")
 
 

@@ -37,7 +37,7 @@ def check(ranks: Ranks, source: Feed, recipe: ResolvedRecipe) -> None:
 
 
 def start(step: TrainingStep, saver: Saver | None) -> tuple[Position, list[dict[str, Any]]]:
-    """The position to train from and the epochs before it: what the first rank's folder says, and its
+    """Return the position to train from and the epochs before it: what the first rank's folder says, and its
     bits, on every rank."""
     ranks, device = step.exchange.ranks, step.feed.device
     position = ranks.agree(lambda: saver.start(step) if saver else Position(0, 0, Totals.zero(device)))

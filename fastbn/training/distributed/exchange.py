@@ -54,7 +54,7 @@ class Exchange:
             self._asked[place].fill_(float(heard == number))
 
     def weighed(self, loss: Tensor) -> Tensor:
-        """The mean over this rank's samples as its part in the mean over all."""
+        """Return the mean over this rank's samples as its part in the mean over all."""
         return loss if self.ranks.count == 1 else loss * self.weight.to(loss.dtype)
 
     def sum(self, gradient: Tensor, found: StepResult) -> StepResult:
@@ -71,8 +71,9 @@ class Exchange:
         return StepResult(loss, correct.round().long(), self._images)
 
     def stopping(self) -> int | None:
-        """The signal that a rank was asked to stop by before a step that all have taken: the same answer on
-        every rank. On CUDA it is that of LAG steps ago, so that the host need not wait for the device."""
+        """Return the signal that a rank was asked to stop by before a step that all have taken: the same
+        answer on every rank. On CUDA it is that of LAG steps ago, so that the host need not wait for the
+        device."""
         # its launcher's ranks are threads, which hear no signal, and to read is to wait for the step
         if self._told.device.type == "xla":
             return None
@@ -92,7 +93,7 @@ class Exchange:
             self._oldest()
 
     def evaluated(self, totals: Totals, heard: int | None) -> int | None:
-        """The totals of a held-out set that the ranks share become everybody's. Returns the signal that
+        """Add up the totals of a held-out set that the ranks share, on every rank, and return the signal that
         any rank has heard."""
         if self.ranks.count == 1:
             return heard

@@ -73,14 +73,14 @@ class Ranks:
         return result
 
     def _everybody(self, value: T) -> list[T]:
-        """Each rank's value, a plain Python one, by rank."""
+        """Return each rank's value, a plain Python one, by rank."""
         told: list[Any] = [None] * self.count
         with self.waiting("the run's preparation", PREPARATION):
             dist.all_gather_object(told, value, group=self._hosts)
         return told
 
     def told(self, value: T) -> T:
-        """Rank 0's value, a plain Python one, on every rank."""
+        """Return rank 0's value, a plain Python one, on every rank."""
         if self.count == 1:
             return value
         box = [value if self.first else None]
@@ -128,7 +128,7 @@ class Ranks:
                 tensor.copy_(part.view(tensor.shape))
 
     def _first_ones(self, flat: Tensor) -> Tensor:
-        """Rank 0's vector."""
+        """Return rank 0's vector."""
         dist.broadcast(flat, src=dist.get_global_rank(self._tensors, 0), group=self._tensors)
         return flat
 
@@ -199,7 +199,7 @@ def started(timeout: float = TIMEOUT, device: str = "auto") -> Iterator[Ranks]:
 
 
 def joined(device: torch.device, timeout: float = TIMEOUT) -> Ranks:
-    """The ranks of the process group that is there already, `started` or a program's own; ALONE where
+    """Return the ranks of the process group that is there already, `started` or a program's own; ALONE where
     there is none."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return ALONE

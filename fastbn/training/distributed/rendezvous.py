@@ -20,7 +20,7 @@ PAUSE = 0.05
 
 
 def meet(timeout: float) -> tuple[Store, int, int]:
-    """(the store, this rank, how many). Raises RuntimeError where not all have come after `timeout`
+    """Return (the store, this rank, how many). Raises RuntimeError where not all have come after `timeout`
     seconds."""
     limit = datetime.timedelta(seconds=timeout)
     store, rank, count = next(rendezvous("env://", timeout=limit))

@@ -66,7 +66,7 @@ class Chips(Ranks):
 
 
 def ranks(timeout: float) -> Ranks:
-    """The chips that train together, or ALONE."""
+    """Return the chips that train together, or ALONE."""
     here = place()
     xla.device()
     from torch_xla import runtime

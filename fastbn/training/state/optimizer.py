@@ -31,8 +31,8 @@ class Optimizer:
 
     @torch.no_grad()
     def update(self, vector: Tensor, gradient: Tensor, lr: Tensor, allowed: Tensor) -> Tensor:
-        """One step, in place. Where `allowed` is false, or the step would not be finite (a gradient is not,
-        or it or the state overflows), nothing moves. Returns whether it moved; it, `lr` (float64) and
+        """Take one step, in place. Where `allowed` is false, or the step would not be finite (a gradient is
+        not, or it or the state overflows), nothing moves. Return whether it moved; it, `lr` (float64) and
         `allowed` are scalars on the device."""
         if self._kernels is not None:
             return self._by_kernels(self._kernels, vector, gradient, lr, allowed)

@@ -42,7 +42,7 @@ class Running:
 
 
 def _viewed(tensors: list[Tensor]) -> Tensor:
-    """One vector of which they all become views."""
+    """Return one vector of which all the tensors become views."""
     if not tensors:
         return torch.empty(0)
     vector = torch.cat([t.reshape(-1) for t in tensors])
