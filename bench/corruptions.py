@@ -21,7 +21,7 @@ PART = 1000  # images that are worked on at once
 
 
 def corrupted(images: Images, kind: str, severity: int, seed: int = 0) -> Images:
-    """The same images and labels, corrupted: image i the same whatever the others are.
+    """Return the same images and labels, corrupted: image i the same whatever the others are.
 
     kind: of KINDS; severity: of SEVERITIES; seed: of the noise. Raises UsageError for another kind or
     severity."""

@@ -30,7 +30,7 @@ SWITCHES = 50  # in a sample
 
 
 def patched(case: Case, tasks: int, device: torch.device, engine: str) -> Patches:
-    """The network with so many patches, all of whose statistics, γ and β differ."""
+    """Return the network with so many patches, all of whose statistics, γ and β differ."""
     other = freeze(case.network(), TRAINS)
     patches = Patches(fuse(copy.deepcopy(other).to(device).eval(), engine))
     with tempfile.TemporaryDirectory() as folder:
@@ -42,7 +42,7 @@ def patched(case: Case, tasks: int, device: torch.device, engine: str) -> Patche
 
 
 def switching(patches: Patches, model: nn.Module) -> dict[str, Callable[[], object]]:
-    """By provider, so many switches to and fro."""
+    """Return, by provider, so many switches to and fro."""
     states = [{key: t.clone() for key, t in patches.values(name).items()} for name in patches.names[:2]]
 
     def copied() -> None:
@@ -57,7 +57,7 @@ def switching(patches: Patches, model: nn.Module) -> dict[str, Callable[[], obje
 
 
 def serving(patches: Patches, x: torch.Tensor) -> dict[str, Callable[[], object]]:
-    """By provider, one batch."""
+    """Return, by provider, one batch."""
     count = len(patches.names)
     tasks = [patches.names[i % count] for i in range(len(x))]
     rows = [torch.arange(i, len(x), count) for i in range(count)]

@@ -56,7 +56,7 @@ def shifted(images: fastbn.Images, how: str) -> fastbn.Images:
 
 
 def sent(model: nn.Module, weights: bool, affine: bool, running: bool) -> dict[str, Tensor]:
-    """The tensors that a client sends, by name; the server sends as many back."""
+    """Return the tensors that a client sends, by name; the server sends as many back."""
     norms = {name for name, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
     found = {}
     for name, t in [*model.named_parameters(), *model.named_buffers()]:
@@ -79,7 +79,7 @@ def averaged(clients: list[nn.Module], shares: list[float], what: tuple[bool, bo
 
 
 def served(depth: int, images: fastbn.Images, epochs: int, seed: int) -> nn.Module:
-    """The server's network, trained on its own images."""
+    """Return the server's network, trained on its own images."""
     model = fastbn.FastBNOnlyResNet(depth, seed=seed, engine="stock", gamma_init="ones")
     recipe = {"epochs": epochs, "batch_size": 32, "lr": 0.05, "schedule": "cosine", "progress": False}
     fastbn.fit(fastbn.freeze(model, "all"), images, seed=seed, **recipe)
@@ -95,7 +95,7 @@ def accuracy(model: nn.Module, images: fastbn.Images) -> float:
 def federated(
     way: str, model: nn.Module, own: list[fastbn.Images], rounds: int, seed: int
 ) -> tuple[list, int]:
-    """The clients' networks after the last round, and the bytes that each sends in a round."""
+    """Return the clients' networks after the last round, and the bytes that each sends in a round."""
     trains, *what = WAYS[way]
     clients = [copy.deepcopy(model) for _ in own]
     for client in clients:

@@ -17,7 +17,7 @@ from fastbn.data import load
 
 
 def task(images: fastbn.Images, first: int) -> fastbn.Images:
-    """The five classes from `first` on, as 0 … 4."""
+    """Return the five classes from `first` on, as 0 … 4."""
     part = images.take(((images.labels >= first) & (images.labels < first + 5)).nonzero().flatten())
     like = {
         "mean": images.mean,

@@ -66,8 +66,8 @@ class Discriminator(nn.Module):
 
 
 def play(real: Tensor, trains: str, lr: float, epochs: int, width: int, seed: int) -> tuple[Generator, int]:
-    """A generator after its game with a discriminator, by the non-saturating loss, and the count of what
-    trained."""
+    """Return a generator after its game with a discriminator, by the non-saturating loss, and the count of
+    what trained."""
     torch.manual_seed(seed)
     generator, discriminator = Generator(width), Discriminator(width)
     optimizers = []
@@ -103,7 +103,7 @@ def classifier(images: fastbn.Images) -> nn.Module:
 
 @torch.no_grad()
 def features(model: nn.Module, images: fastbn.Images) -> Tensor:
-    """(N, 64) float64: what the classifier's last layer reads."""
+    """Return (N, 64) float64: what the classifier's last layer reads."""
     found: list[Tensor] = []
     hook = model.fc.register_forward_pre_hook(lambda module, args: found.append(args[0]))
     model(batch(images, torch.arange(len(images)), None))

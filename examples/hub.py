@@ -68,7 +68,7 @@ for images in (train, test):
 
 
 def base() -> nn.Module:
-    """The hub's network, with the same head each time."""
+    """Return the hub's network, with the same head each time."""
     torch.manual_seed(0)
     make, name = (from_timm, asked.timm) if asked.timm else (from_transformers, asked.transformers)
     try:

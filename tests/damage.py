@@ -47,12 +47,12 @@ def draws_of(*parts) -> np.random.Generator:
 
 
 def one(choices, draws: np.random.Generator):
-    """One of these."""
+    """Return one of these."""
     return choices[int(draws.integers(len(choices)))]
 
 
 def mutated(blob: bytes, draws: np.random.Generator) -> bytes:
-    """A copy with some damage: bits, bytes, numbers, lengths."""
+    """Return a copy with some damage: bits, bytes, numbers, lengths."""
     data = bytearray(blob or draws.bytes(1))
     n = max(1, len(data))
     start = (
@@ -94,7 +94,8 @@ def mutated(blob: bytes, draws: np.random.Generator) -> bytes:
 
 
 def of_value(value, draws: np.random.Generator):
-    """A JSON value with one place in it altered: another value or type, a key gone, one more, one renamed."""
+    """Return a JSON value with one place in it altered: another value or type, a key gone, one more, one
+    renamed."""
     parent, key = one(list(_places(value)), draws)
     kind = int(draws.integers(6))
     if kind == 0 and isinstance(parent, dict):
@@ -116,7 +117,7 @@ def _places(value):
 
 
 def of_json(content: bytes, draws: np.random.Generator) -> bytes:
-    """A line of the text altered as a value."""
+    """Return a line of the text altered as a value."""
     lines = content.decode().splitlines() if content.count(b"\n{") else [content.decode()]
     at = int(draws.integers(len(lines)))
     lines[at] = json.dumps(of_value(json.loads(lines[at]), draws))
@@ -173,7 +174,7 @@ def bounded():
 
 
 def _peak() -> int:
-    """The most memory that this process has had since it was last set back."""
+    """Return the most memory that this process has had since it was last set back."""
     return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 
 

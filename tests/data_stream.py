@@ -17,7 +17,7 @@ SIZES = [(40, 33), (64, 48), (31, 90), (120, 25), (16, 16), (200, 151), (9, 7)]
 
 
 def content(k: int, kind: str = "JPEG") -> bytes:
-    """An image file: smooth, with a colour of its own; every fifth grey, every seventh CMYK."""
+    """Return an image file: smooth, with a colour of its own; every fifth grey, every seventh CMYK."""
     width, height = SIZES[k % len(SIZES)]
     draw = np.random.default_rng(k)
     image = Image.fromarray(draw.integers(0, 256, (4, 5, 3), np.uint8)).resize(
@@ -50,7 +50,7 @@ def shard(path: Path, members: dict[str, bytes]) -> None:
 
 
 def samples(first: int, n: int, offset: int = 0) -> dict[str, bytes]:
-    """The members of n samples, each with a file besides that nothing reads."""
+    """Return the members of n samples, each with a file besides that nothing reads."""
     members = {}
     for k in range(first, first + n):
         suffix, kind = ("png", "PNG") if k % 9 == 5 else ("JPG" if k % 9 == 2 else "jpeg", "JPEG")

@@ -175,6 +175,6 @@ NETWORKS = {
 
 
 def drawn(name: str, seed: int = 0, **options) -> nn.Module:
-    """A network with its weights from a seed, as a download gives the same ones everywhere."""
+    """Return a network with its weights from a seed, as a download gives the same ones everywhere."""
     torch.manual_seed(seed)
     return scattered(NETWORKS[name](**options), seed).eval()

@@ -11,7 +11,8 @@ from fastbn.models.resnet import FastBNOnlyResNet
 
 
 def frozen_convolutions(model: nn.Module) -> nn.Module:
-    """Everything but BatchNorm frozen, as fastbn.freeze does it, and drawn from a fixed seed."""
+    """Return the model with everything but BatchNorm frozen, as fastbn.freeze does it, and drawn from a fixed
+    seed."""
     draw = torch.Generator().manual_seed(11)
     with torch.no_grad():
         for module in model.modules():

@@ -38,7 +38,7 @@ def _rank(rank, count, port, folder, act, arguments, named):
 
 
 def together(count, folder, act, *arguments, **named):
-    """What act(*arguments, **named), a function of a module, returns in each of `count` processes."""
+    """Return what act(*arguments, **named), a function of a module, returns in each of `count` processes."""
     folder.mkdir(parents=True, exist_ok=True)
     context = mp.spawn(_rank, (count, free_port(), str(folder), act, arguments, named), count, join=False)
     deadline = time.monotonic() + LONGEST
@@ -51,7 +51,7 @@ def together(count, folder, act, *arguments, **named):
 
 
 def torchrun(count, *arguments, restarts=0):
-    """A process of torchrun's that trains by `count` ranks, one thread each."""
+    """Return a process of torchrun's that trains by `count` ranks, one thread each."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [
         sys.executable,
@@ -72,7 +72,7 @@ def torchrun(count, *arguments, restarts=0):
 
 
 def children(pid):
-    """Its rank processes, by rank."""
+    """Return its rank processes, by rank."""
     pids = [
         int(word)
         for path in Path(f"/proc/{pid}/task").glob("*/children")
@@ -91,8 +91,8 @@ def children(pid):
 
 
 def start(count, *arguments, folders=None):
-    """The processes of `count` ranks, as torchrun would start them, each in the repository or in a folder
-    of its own."""
+    """Return the processes of `count` ranks, as torchrun would start them, each in the repository or in a
+    folder of its own."""
     port, found = free_port(), []
     for rank in range(count):
         environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | {

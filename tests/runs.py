@@ -52,19 +52,19 @@ def network(**arguments):
 
 
 def train(out, *arguments, epochs=2):
-    """The exit code of a tiny run in this process."""
+    """Return the exit code of a tiny run in this process."""
     return main([*TINY, "--epochs", str(epochs), "--out", str(out), *arguments])
 
 
 def _environment():
-    """One thread; without what the kernels' own tests set."""
+    """Return the environment of one thread, without what the kernels' own tests set."""
     return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | {
         "OMP_NUM_THREADS": "1"
     }
 
 
 def start(*arguments, module="fastbn.train"):
-    """A process that runs a module of fastbn's, one thread."""
+    """Return a process that runs a module of fastbn's, one thread."""
     return subprocess.Popen(
         [sys.executable, "-m", module, *map(str, arguments)],
         cwd=REPOSITORY,
@@ -76,7 +76,7 @@ def start(*arguments, module="fastbn.train"):
 
 
 def python(code, *arguments):
-    """A finished process that ran this code, one thread."""
+    """Return a finished process that ran this code, one thread."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.run(
         command, cwd=REPOSITORY, env=_environment(), capture_output=True, text=True, timeout=120
@@ -113,7 +113,7 @@ def checkpoint(out):
 
 
 def contents(out):
-    """Every file of a folder but its lock, by name."""
+    """Return every file of a folder but its lock, by name."""
     return {path.name: path.read_bytes() for path in out.iterdir() if path.name != "lock"}
 
 

@@ -11,8 +11,8 @@ def norms(model: nn.Module) -> list[nn.BatchNorm2d]:
 
 
 def scattered(model: nn.Module, seed: int = 0) -> nn.Module:
-    """γ of both signs, β, running statistics and frozen biases drawn: nothing is at a value that hides a
-    mistake."""
+    """Return the model with γ of both signs, β, running statistics and frozen biases drawn: nothing is at a
+    value that hides a mistake."""
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for norm in norms(model):
@@ -48,7 +48,7 @@ def images(
     dtype=torch.float64,
     grad=False,
 ) -> Tensor:
-    """A mean of its own in every channel, well away from 0."""
+    """Return images with a mean of its own in every channel, well away from 0."""
     draw = torch.Generator().manual_seed(seed)
     x = torch.randn(batch, channels, height, width, generator=draw, dtype=torch.float64)
     return (x + torch.arange(channels).view(1, -1, 1, 1) - 1.5).to(dtype).requires_grad_(grad)

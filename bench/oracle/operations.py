@@ -72,7 +72,7 @@ def norm(c: int, seed: int, batch: bool = True, device: str = "cpu") -> NormVect
 
 
 def target(c: int, batch: bool = True, seed: int = 20, device: str = "cpu") -> NormTarget:
-    """A BatchNorm's request, its vectors full of NaN, two of their rows beside them."""
+    """Return a BatchNorm's request, its vectors full of NaN, two of their rows beside them."""
     module = nn.BatchNorm2d(c).to(device)
     with torch.no_grad():
         for i, t in enumerate((module.weight, module.bias, module.running_mean, module.running_var)):
@@ -99,7 +99,7 @@ def rows(t: Tensor) -> Tensor:
 def source(
     kind: str, case: Case, dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> tuple[Tensor | LazyActivation, Tensor]:
-    """A convolution's source, and z in float64."""
+    """Return a convolution's source, and z in float64."""
     y, first = activation(*case.source, seed=1, dtype=dtype, device=device), norm(case.c, 2, device=device)
     if kind == "formed":
         return y, y.to(WIDE)
@@ -266,8 +266,8 @@ def gradient_errors(
 def two_paths(
     engine: Engine, dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> tuple[Tensor, Tensor]:
-    """A projection block's input: conv1ᵀ + projᵀ, of different kernels at stride 2, and three added terms:
-    found and expected."""
+    """Return the gradient of a projection block's input: conv1ᵀ + projᵀ, of different kernels at stride 2,
+    and three added terms: found and expected."""
     size = (3, 24, 9, 11)
     three, one = (
         Case("", 3, 9, 11, 24, 40, stride=2).conv(),

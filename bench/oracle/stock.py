@@ -28,7 +28,7 @@ class Run:
 
 
 def tolerance(dtype: torch.dtype, layers: int = 1) -> float:
-    """The norm-wise relative error to allow: each layer rounds an activation a few times, forward and
+    """Return the norm-wise relative error to allow: each layer rounds an activation a few times, forward and
     backward.
 
     float64 is the real test and its figure is fixed: far above eps·layers, far below any mistake in a
@@ -45,8 +45,8 @@ def error(found: Tensor, expected: Tensor) -> float:
 
 
 def flat_gradient(found: Run) -> Tensor:
-    """Every parameter's gradient in one vector: in short arithmetic the ones that are all rounding drown
-    in it."""
+    """Return every parameter's gradient in one vector: in short arithmetic the ones that are all rounding
+    drown in it."""
     return torch.cat([g.double().flatten() for g in found.parameters.values() if g is not None])
 
 

@@ -120,7 +120,7 @@ def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> No
 
 
 def _without_paths(header: dict[str, Any], out: str) -> dict[str, Any]:
-    """A checkpoint's header with no absolute path; a file of weights is known by its SHA-256."""
+    """Return a checkpoint's header with no absolute path; a file of weights is known by its SHA-256."""
     source = dict(header["source"])
     if source.get("file"):
         source["file"] = Path(source["file"]).name

@@ -70,8 +70,8 @@ def _row(path: Path, run: Run) -> list[str]:
 
 
 def _published(run: Run) -> str:
-    """The first published accuracy of a line that this run is of, with the word where the run is less than
-    the study's."""
+    """Return the first published accuracy of a line that this run is of, with the word where the run is less
+    than the study's."""
     for preset in PRESETS.values():
         for line in preset.lines:
             figures = [figure for figure in line.published if figure.of == "test_accuracy"]

@@ -73,7 +73,7 @@ class Row:
 
     @property
     def hopeless(self) -> bool:
-        """Whether it was let go after one step, as far too slow."""
+        """Return whether it was let go after one step, as far too slow."""
         return self.failed is not None and self.failed.startswith(HOPELESS)
 
     def time(self, samples: Iterable[float]) -> Row:
@@ -106,7 +106,7 @@ class Record:
 
     @property
     def device(self) -> str:
-        """The device as part of a file's name: "amd-epyc-avx-512-2-threads"."""
+        """Return the device as part of a file's name: "amd-epyc-avx-512-2-threads"."""
         return slug(self.conditions["device"])
 
 

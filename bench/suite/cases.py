@@ -50,7 +50,7 @@ class Case:
 
     @property
     def key(self) -> str:
-        """A short name for a test's id."""
+        """Return a short name for a test's id."""
         return f"{self.depth}-w{self.width}-{self.size}px-b{self.batch_size}-{self.precision}"
 
     def network(self, seed: int = 0) -> nn.Module:

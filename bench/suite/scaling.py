@@ -26,7 +26,7 @@ class Curve:
 
     @property
     def exponent(self) -> float | None:
-        """The exponent e of y ∝ x^e by least squares over the logarithms; None under three points."""
+        """Return the exponent e of y ∝ x^e by least squares over the logarithms; None under three points."""
         if len(self.points) < LEAST:
             return None
         logs = [(math.log(x), math.log(y)) for x, y in self.points]
@@ -34,7 +34,7 @@ class Curve:
 
     @property
     def steepest(self) -> float:
-        """The largest exponent between neighbours: a cliff stands far above the fitted one."""
+        """Return the largest exponent between neighbours: a cliff stands far above the fitted one."""
         return max(math.log(d / b) / math.log(c / a) for (a, b), (c, d) in itertools.pairwise(self.points))
 
     def __str__(self) -> str:

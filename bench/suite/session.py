@@ -26,7 +26,7 @@ class Suite:
 
     @functools.cached_property
     def machine(self) -> dict[str, float]:
-        """This machine's own rates, measured in this session before anything else."""
+        """Return this machine's own rates, measured in this session before anything else."""
         return machine_rates(self.device, self._small)
 
     def record(self) -> Record:

@@ -54,8 +54,8 @@ def augment_kernel(
 def batch(
     images: Tensor, table: Tensor, indices: Tensor, offsets: Tensor | None, flips: Tensor | None, pad: int
 ) -> Tensor:
-    """The images at `indices`, by an epoch's `offsets` and `flips`, or as they are where both are None:
-    (B, 3, H, W), channels last."""
+    """Return the images at `indices`, by an epoch's `offsets` and `flips`, or as they are where both are
+    None: (B, 3, H, W), channels last."""
     _, height, width, _ = images.shape
     shape = (indices.shape[0], 3, height, width)
     out = torch.empty(shape, dtype=table.dtype, device=images.device, memory_format=torch.channels_last)

@@ -83,8 +83,8 @@ class Backward:
 
     @property
     def few(self) -> bool:
-        """Whether the kernel that reads next shall merge them: beyond 32 channels it has no registers left
-        for it, and spills."""
+        """Return whether the kernel that reads next shall merge them: beyond 32 channels it has no registers
+        left for it, and spills."""
         return self.partial.few and self.vectors.shape[1] <= 32
 
     def arguments(self) -> dict[str, Any]:

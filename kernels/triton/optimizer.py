@@ -178,8 +178,8 @@ def adam_update_kernel(
 
 
 def scratch_for(vector: Tensor) -> Tensor:
-    """What the updates of this vector (n,) need beside their state: allocated once, of no value between
-    two calls."""
+    """Return what the updates of this vector (n,) need beside their state: allocated once, of no value
+    between two calls."""
     return torch.empty(
         HEAD.value + triton.cdiv(vector.numel(), BLOCK), dtype=torch.float32, device=vector.device
     )

@@ -24,8 +24,8 @@ NETWORKS = [(14, 6, None, 13), (18, 5, None, 37), (50, 4, "imagenet", 37)]
 
 
 def dying(depth, width, family, dtype=torch.float64):
-    """γ of both signs about 0, β too: a channel that goes leaves 0 or a constant above it. Channels 1 and 4
-    of all that feed the first stream are 0, so the stream itself gets narrower."""
+    """Return the model with γ of both signs about 0, β too: a channel that goes leaves 0 or a constant above
+    it. Channels 1 and 4 of all that feed the first stream are 0, so the stream itself gets narrower."""
     model = resnet(depth, width, family).to(dtype).eval()
     with torch.no_grad():
         for norm in norms(model):
@@ -35,7 +35,7 @@ def dying(depth, width, family, dtype=torch.float64):
 
 
 def by_hand(model, threshold):
-    """The oracle: γ under the threshold set to 0, in a plain copy."""
+    """Return the oracle: γ under the threshold set to 0, in a plain copy."""
     found = fastbn.fuse(copy.deepcopy(model), "stock")
     with torch.no_grad():
         for norm in norms(found):

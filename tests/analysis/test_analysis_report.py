@@ -65,7 +65,7 @@ def tree(content):
 
 
 def tables(content, section):
-    """Each table of a section: header and rows of texts."""
+    """Return each table of a section: header and rows of texts."""
     (own,) = [one for one in tree(content).iter("section") if one.get("id") == section]
     return [
         [["".join(cell.itertext()) for cell in row] for row in one.iter("tr")] for one in own.iter("table")
@@ -81,8 +81,8 @@ def refused(arguments, capfd, *patterns):
 
 
 def gamma_of(out):
-    """γ of every channel, from the checkpoint's flat vector alone: of each BatchNorm its weight, then its
-    bias."""
+    """Return γ of every channel, from the checkpoint's flat vector alone: of each BatchNorm its weight, then
+    its bias."""
     names = [name for name, _ in fastbn.load(out).named_parameters()]
     tensors, header = checkpoint(out)
     shapes = {name: p.shape for name, p in fastbn.load(out).named_parameters()}

@@ -11,7 +11,7 @@ from fastbn.page.scales import Scale
 
 
 def path(svg, kind):
-    """(x, y) of the corners of the one path of this class."""
+    """Return (x, y) of the corners of the one path of this class."""
     (found,) = [
         one
         for one in ET.fromstring(svg).iter("path")

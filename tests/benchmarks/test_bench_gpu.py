@@ -56,7 +56,7 @@ def stage(out, *arguments) -> int:
 
 
 def read(path) -> dict:
-    """A record: strict JSON, every number finite, no folder of this machine's."""
+    """Return a record: strict JSON, every number finite, no folder of this machine's."""
 
     def refuse(constant: str):
         raise AssertionError(f"{path} holds {constant}")

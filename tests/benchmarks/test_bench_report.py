@@ -115,7 +115,7 @@ def written(path, found):
 
 
 def tree(found):
-    """The page as XML: it fails where a tag is not closed, or a character not escaped."""
+    """Return the page as XML: it fails where a tag is not closed, or a character not escaped."""
     return ET.fromstring(found.removeprefix("<!DOCTYPE html>\n"))
 
 

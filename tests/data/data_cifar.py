@@ -18,13 +18,13 @@ PER_FILE = 7  # odd, and no multiple of a label count: a misread record length s
 
 
 def random_set(count: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """(count, 3, 32, 32) uint8 planes and (count,) labels."""
+    """Return (count, 3, 32, 32) uint8 planes and (count,) labels."""
     generator = np.random.default_rng(seed)
     return generator.integers(0, 256, (count, 3, 32, 32), np.uint8), generator.integers(0, classes, count)
 
 
 def python_blob(planes: np.ndarray, labels: np.ndarray, labels_key: str = "labels") -> bytes:
-    """A python batch as the official ones are: protocol 2, written under numpy's old module name."""
+    """Return a python batch as the official ones are: protocol 2, written under numpy's old module name."""
     content = {
         b"batch_label": b"some",
         labels_key.encode(): [int(k) for k in labels],
@@ -46,7 +46,7 @@ def describe(name: str, blob: bytes, sized: bool = True) -> File:
 def tiny(
     name: str = "cifar10", classes: int = 10, label_bytes: int = 1
 ) -> tuple[Cifar, dict[str, bytes], tuple, tuple]:
-    """A set of two training files and a test file in both forms: (its description, path -> content,
+    """Return a set of two training files and a test file in both forms: (its description, path -> content,
     (planes, labels) of each split)."""
     train, test = random_set(2 * PER_FILE, classes, 1), random_set(PER_FILE, classes, 2)
     key = "fine_labels" if label_bytes == 2 else "labels"
@@ -95,7 +95,7 @@ def write(blobs: dict[str, bytes], folder: str, root: Path) -> None:
 
 
 def archive(blobs: dict[str, bytes], extra: dict[str, bytes] | None = None) -> bytes:
-    """A tar.gz of the python form, with whatever else is asked for in front."""
+    """Return a tar.gz of the python form, with whatever else is asked for in front."""
     raw = io.BytesIO()
     with tarfile.open(fileobj=raw, mode="w:gz") as tar:
         for path, blob in {**(extra or {}), **blobs}.items():

@@ -23,7 +23,7 @@ NAMES = ["a\nb\x1b[31m", "x" * 100_000, "", "module."]
 
 
 def shard(content, draws):
-    """A class, a name or an image of another kind; every header is right."""
+    """Return a class, a name or an image of another kind; every header is right."""
     file = io.BytesIO()
     with tarfile.open(fileobj=io.BytesIO(content)) as before, tarfile.open(fileobj=file, mode="w") as after:
         members = before.getmembers()
@@ -47,8 +47,8 @@ def shard(content, draws):
 
 
 def picture(content, draws):
-    """A PNG of these sides, whole or by its header alone; or of 32 bits; or what Pillow would hand to another
-    program."""
+    """Return a PNG of these sides, whole or by its header alone; or of 32 bits; or what Pillow would hand to
+    another program."""
     kind, file = int(draws.integers(4)), io.BytesIO()
     width, height = one(SIDES, draws), one(SIDES, draws)
     if kind == 0:
@@ -67,7 +67,7 @@ def picture(content, draws):
 
 
 def arrays(content, draws):
-    """An index of which an array is missing, short, of another type, or points elsewhere."""
+    """Return an index of which an array is missing, short, of another type, or points elsewhere."""
     with np.load(io.BytesIO(content)) as saved:
         index = dict(saved)
     name = one([name for name in index if name != "broken"], draws)
@@ -106,7 +106,7 @@ def matrix(content, draws):
 
 
 def batch(content, draws):
-    """A pickle with labels or data of another kind."""
+    """Return a pickle with labels or data of another kind."""
     loaded = pickle.loads(content, encoding="bytes")
     key = one([b"data", b"labels", b"labels"], draws)
     if key == b"labels":
@@ -119,7 +119,7 @@ def batch(content, draws):
 
 
 def weights(content, draws, read, write):
-    """A value that is not finite or below 0, a name that is none; or an archive that is compressed."""
+    """Return a value that is not finite or below 0, a name that is none; or an archive that is compressed."""
     state, file = read(content), io.BytesIO()
     name = one(sorted(state), draws)
     kind = int(draws.integers(3))

@@ -40,7 +40,7 @@ def kind(make):
 
 
 def images(*sets):
-    """What `Images` hold, which is sound."""
+    """Return what `Images` hold, which is sound."""
     for one in sets:
         assert (
             one.images.dtype == torch.uint8
@@ -146,7 +146,7 @@ def class_folders(folder):
 
 
 def streamed(*streams):
-    """An epoch of the first, the centres of the second, sound."""
+    """Return an epoch of the first, the centres of the second, sound."""
     streams[0].begin(0, 0)
     batches = [*streams[0].batches(8), *streams[1].held_out(8)]
     for x, labels in batches:

@@ -20,7 +20,7 @@ def make(n=19, height=9, width=6, pad=4, flip=True):  # height ≠ width, neithe
 
 
 def naive(images, indices, epoch):
-    """One image at a time: normalise, pad with zeros, crop, mirror."""
+    """Return the batch, made one image at a time: normalise, pad with zeros, crop, mirror."""
     _, height, width, _ = images.images.shape
     out = []
     for i in indices.tolist():

@@ -27,7 +27,7 @@ def picture(width, height, mode="L", kind="PNG"):
 
 
 def claiming(width, height):
-    """A PNG of so many pixels by its header alone."""
+    """Return a PNG of so many pixels by its header alone."""
     content = bytearray(picture(8, 8))
     content[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
     content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")

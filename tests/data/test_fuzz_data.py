@@ -23,7 +23,7 @@ def made(request, tmp_path, monkeypatch):
 
 
 def outcome(read, what):
-    """What was read, or None where it was refused as it must be."""
+    """Return what was read, or None where it was refused as it must be."""
     try:
         with bounded():
             return read()

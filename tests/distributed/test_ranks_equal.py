@@ -39,7 +39,7 @@ class Double(Resident):
 
 
 def train(dtype=torch.float64, engine="auto", only="bn", recompute=None, **settings):
-    """What one process, or each of torchrun's, ends with."""
+    """Return what one process, or each of torchrun's, ends with."""
     train, test = digits(IMAGES, 32)
     model = freeze(network().to(dtype), only)
     if dtype == torch.float32:
@@ -68,7 +68,7 @@ def train(dtype=torch.float64, engine="auto", only="bn", recompute=None, **setti
 
 
 def error(found, expected):
-    """The largest over tensors, norm-wise."""
+    """Return the largest error over tensors, norm-wise."""
     return max(
         ((found[k].double() - t.double()).norm() / t.double().norm().clamp(min=0.1)).item()
         for k, t in expected.items()
@@ -94,9 +94,9 @@ def test_two_ranks_with_synchronised_statistics_are_one_process(tmp_path):
 
 
 def train_apart(count):
-    """What per-rank statistics mean, by plain PyTorch in one process: each part of a batch goes through the
-    network by itself, the gradients are added by the parts' sizes, and each part's running statistics are
-    averaged in the end."""
+    """Return what per-rank statistics mean, by plain PyTorch in one process: each part of a batch goes
+    through the network by itself, the gradients are added by the parts' sizes, and each part's running
+    statistics are averaged in the end."""
     images, _ = digits(IMAGES, 32)
     model, source = network(engine="stock").double().train(), Double(images)
     optimizer = torch.optim.SGD([p for _, p in trainable(model)], lr=0.1, momentum=0.9, weight_decay=1e-4)

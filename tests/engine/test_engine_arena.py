@@ -21,7 +21,8 @@ def apart(spans):
 
 
 def drawn(seed):
-    """A forward of 40 calls, whose saved spans die in the backward of 40 more, and others of short lives."""
+    """Return a forward of 40 calls, whose saved spans die in the backward of 40 more, and others of short
+    lives."""
     draw = random.Random(seed)
     sizes = [SIZE // 2, SIZE, 3 * SIZE, 8 * SIZE + 1]
     saved = [Span(draw.choice(sizes), call, draw.randint(40, 79)) for call in range(40)]

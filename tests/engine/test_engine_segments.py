@@ -29,7 +29,7 @@ def same_bits(found, expected):
 
 
 def saved_bytes(model, *inputs):
-    """By the region's own saved tensors."""
+    """Return the bytes of the region's own saved tensors."""
     kept: dict[int, int] = {}
 
     def pack(t):

@@ -48,7 +48,7 @@ def assert_gradients(model, expected, times=1.0):
 
 
 def is_fused(model):
-    """Whether a call saves no convolution's input: its backward node is ours."""
+    """Return whether a call saves no convolution's input: its backward node is ours."""
     z = model(images(2, dtype=next(model.parameters()).dtype))
     seen, todo = set(), [z.grad_fn]
     while todo:
@@ -435,8 +435,8 @@ def test_an_input_of_odd_strides():
 
 
 def saved_bytes(model, x):
-    """Bytes of distinct storages held between forward and backward, parameters aside; with what the model
-    keeps packed."""
+    """Return the bytes of distinct storages held between forward and backward, parameters aside; with what
+    the model keeps packed."""
     held = {}
 
     def hold(tensor):

@@ -18,7 +18,7 @@ def line_of(preset, name):
 
 
 def saved(preset, name, seed=0, **settings):
-    """The config.json of a run of this line; `settings` over the line's."""
+    """Return the config.json of a run of this line; `settings` over the line's."""
     line = line_of(preset, name)
     start = [] if line.after is None else ["--weights", f"somewhere/{run_name(line.after, seed)}"]
     words = [*start, *command({**line.settings, **settings}), "--seed", str(seed), "--out", "runs/pretended"]
@@ -26,7 +26,7 @@ def saved(preset, name, seed=0, **settings):
 
 
 def body(preset, name, last, seed=0, over=None, gammas=None, **settings):
-    """A record: `last` the last epoch's test accuracy, a fraction. over: how many of its epochs are."""
+    """Return a record: `last` the last epoch's test accuracy, a fraction. over: how many of its epochs are."""
     config = saved(preset, name, seed, **settings)
     count = 1 if config["train"] == "none" else config["epochs"] if over is None else over
     examples = PRESETS[preset].examples or settings.get("limit_train") or IMAGES
@@ -55,7 +55,7 @@ def write(folder, name, content):
 
 
 def write_folder(folder, content, finished):
-    """The same as the trainer leaves it."""
+    """Return the same as the trainer leaves it."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(content["config"]))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in content["epochs"]))

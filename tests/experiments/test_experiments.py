@@ -165,7 +165,7 @@ def text(tmp_path_factory):
 
 
 def tiny(job, text):
-    """The job's arguments with next to no data, and narrow."""
+    """Return the job's arguments with next to no data, and narrow."""
     more = [*TINY, "--width", "16" if job.config.family == "mlp" else "8"]
     if job.config.family == "lstm":
         more += ["--data-dir", str(text), "--embedding", "3"] + (

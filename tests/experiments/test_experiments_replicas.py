@@ -28,7 +28,7 @@ ADAM = ("--optimizer", "adam", "--lr", "0.01", "--val", "8")
 
 
 def words(folder, *more, epochs=EPOCHS, **own):
-    """The arguments of three replicas; own: those of one alone, as s1=[…]."""
+    """Return the arguments of three replicas; own: those of one alone, as s1=[…]."""
     found = []
     for seed in SEEDS:
         found += ["--"] * bool(found) + [

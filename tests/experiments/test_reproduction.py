@@ -31,7 +31,7 @@ def runs_here():
 
 
 def found(folder, preset, name):
-    """(seed, finished) of the runs of a line."""
+    """Return (seed, finished) of the runs of a line."""
     return [
         (run.config.seed, run.finished)
         for run in runs_of(PRESETS[preset], line_of(preset, name), read([folder]))
@@ -69,7 +69,7 @@ def test_what_is_kept_of_runs_under_way_holds_no_path_of_a_machine():
 
 
 def absolute(value):
-    """The strings in JSON that are, or hold, an absolute path."""
+    """Return the strings in JSON that are, or hold, an absolute path."""
     if isinstance(value, dict | list):
         return [
             text for part in (value.values() if isinstance(value, dict) else value) for text in absolute(part)

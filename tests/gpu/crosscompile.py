@@ -32,8 +32,8 @@ class Request:
 
 
 def told(child: str, asked: Any, timeout: float) -> Any:
-    """What `child`, Python in a process where Triton compiles, answers on stdout to what it is asked on
-    stdin, both pickled."""
+    """Return what `child`, Python in a process where Triton compiles, answers on stdout to what it is asked
+    on stdin, both pickled."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), *sys.path]))
     done = subprocess.run(
@@ -49,7 +49,7 @@ def told(child: str, asked: Any, timeout: float) -> Any:
 
 
 def costs(requests: Sequence[Request]) -> list[Any]:
-    """The bench.audit.cost.Cost of each."""
+    """Return the bench.audit.cost.Cost of each."""
     found: list[Any] = told(CHILD, list(requests), 600)
     return found
 

@@ -37,7 +37,7 @@ EARLY = 8  # more, of those that begin early, which keep an address across the w
 
 
 def compiled(family, dtype, capability, only="", **switches):
-    """Each distinct launch's title, form, whether it multiplies, the limit of shared memory and the
+    """Return each distinct launch's title, form, whether it multiplies, the limit of shared memory and the
     bench.audit.cost.Cost, and the launch's arguments by the number that PTX gives them; of a process of its
     own, since where Triton interprets nothing can be compiled."""
     return told(CHILD, (family, dtype, capability, only, switches), 1800)

@@ -28,7 +28,8 @@ NETS = {
 
 
 def gradients(model, x):
-    """By the Triton engine and by stock in float64, each run's outputs, gradients and running statistics."""
+    """Return, by the Triton engine and by stock in float64, each run's outputs, gradients and running
+    statistics."""
     found = run(fused(model, "triton"), x)
     return found, run(stock(model).double(), x.detach().double().requires_grad_(x.requires_grad))
 

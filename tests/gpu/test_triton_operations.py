@@ -46,7 +46,7 @@ def engine_for(case: Routed) -> Triton:
 
 
 def combinations(kinds, fast):
-    """Every kind in both precisions; without the slow marker one a precision, those of `fast`."""
+    """Return every kind in both precisions; without the slow marker one a precision, those of `fast`."""
     quick = set(zip(fast, TOLERANCE, strict=True))
     return [
         pytest.param(

@@ -76,7 +76,7 @@ class Fused:
         return moved.item()
 
     def bits(self):
-        """Copies of everything a step may move."""
+        """Return copies of everything a step may move."""
         return [value.clone().view(torch.int32) for value in (self.vector, *self.state.values())]
 
 

@@ -26,8 +26,8 @@ def seeded(seed):
 
 
 def once(model, draw, seed, grad):
-    """A call and a backward: the result's class and contents, gradients, all that the model then holds,
-    random numbers after it."""
+    """Return what a call and a backward leave: the result's class and contents, gradients, all that the model
+    then holds, random numbers after it."""
     args, kwargs = arguments(draw, images(3, 7, 7, seed=seed, grad=draw.random() < 0.5))
     model.zero_grad()
     seeded(seed)

@@ -236,7 +236,7 @@ def test_a_mode_that_is_the_one_around_the_call_changes_nothing():
 
 
 def marks(model):
-    """All that a model holds: tensors with their versions, attributes, submodules."""
+    """Return all that a model holds: tensors with their versions, attributes, submodules."""
     found = []
     for name, module in model.named_modules():
         for key, value in vars(module).items():

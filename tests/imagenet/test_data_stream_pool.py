@@ -127,7 +127,7 @@ def test_cores_are_shared_among_local_ranks(monkeypatch):
 
 
 def children(pid):
-    """The processes whose parent this is."""
+    """Return the processes whose parent this is."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():

@@ -19,7 +19,7 @@ TOLERANCE = 2e-6
 
 
 def packed(images, boxes, flips):
-    """The flat bytes and the rows."""
+    """Return the flat bytes and the rows."""
     content, rows, start = [], [], 0
     for k, (image, box, flip) in enumerate(zip(images, boxes, flips, strict=True)):
         rows.append((start, *image.shape[:2], *box, flip, k))

@@ -31,7 +31,7 @@ def cifar10(tmp_path_factory):
 
 
 def folder_of(dataset, cifar10):
-    """Where the data lie that a network was trained on; skips where they do not."""
+    """Return where the data lie that a network was trained on; skip where they do not."""
     if dataset == "cifar10":
         return cifar10 or pytest.skip(
             "no CIFAR-10: set FASTBN_CIFAR10 to the folder that holds its official one"

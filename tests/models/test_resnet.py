@@ -49,8 +49,8 @@ def test_parameter_counts(depth, width, classes, family, total, bn):
 
 
 def oracle(state, x, blocks, training, imagenet):
-    """The network from its state dict alone: strides, paddings and the order of operations as the papers
-    and torchvision have them."""
+    """Return the network from its state dict alone: strides, paddings and the order of operations as the
+    papers and torchvision have them."""
 
     def conv(x, name, stride=1):
         weight = state[f"{name}.weight"]

@@ -30,7 +30,7 @@ def small(**arguments):
 
 
 def drawn(*modules, **arguments):
-    """The modules, drawn in a Sequential; NaN where the draw forgets one."""
+    """Return the modules, drawn in a Sequential; NaN where the draw forgets one."""
     model = nn.Sequential(*modules)
     with torch.no_grad():
         for tensor in [*model.parameters(), *model.buffers()]:

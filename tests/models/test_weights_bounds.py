@@ -32,7 +32,7 @@ def load_refused(path, match, **more):
 
 
 def repacked(path, change, compression=zipfile.ZIP_STORED):
-    """The archive with some members changed, by the end of their names."""
+    """Return the archive with some members changed, by the end of their names."""
     content = {info.filename: zipfile.ZipFile(path).read(info) for info in zipfile.ZipFile(path).infolist()}
     with zipfile.ZipFile(path, "w", compression) as archive:
         for name, data in content.items():

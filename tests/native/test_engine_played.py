@@ -40,7 +40,7 @@ def regions(model):
 
 
 def pair(model, batch=2):
-    """The model fused twice, the second always walked. Only for the modes that it is in."""
+    """Return the model fused twice, the second always walked. Only for the modes that it is in."""
     ours, theirs = (fuse(copy.deepcopy(model).float(), "native") for _ in "ab")
     theirs(images(batch, 17, 15, dtype=torch.float32))
     theirs.load_state_dict(model.state_dict())
@@ -54,7 +54,7 @@ def programs(model):
 
 
 def step(model, x, **keywords):
-    """The output, all gradients and buffers of a step with a random upstream gradient."""
+    """Return the output, all gradients and buffers of a step with a random upstream gradient."""
     model.zero_grad()
     z = model(x)
     z.backward(upstream([z])[0], **keywords)

@@ -74,8 +74,8 @@ def test_the_pool_has_no_race(tmp_path):
 
 
 def both_passes(engine: native.Native) -> Callable[[], list[torch.Tensor]]:
-    """A convolution that forms its source, and a gradient with its sums: calling it runs the kernels, and
-    nothing of torch's that has threads of its own."""
+    """Return a convolution that forms its source, and a gradient with its sums: calling it runs the kernels,
+    and nothing of torch's that has threads of its own."""
     conv, (read, _) = CASE.conv(), source("residual", CASE)
     packed, c1_c2_c0 = (
         engine.pack(conv, draw(CASE.oc, CASE.c, 3, 3, seed=5), torch.float32),

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def trained(model, train="bn", seed=7):
-    """The model as training might leave it: all that trains has moved, statistics and counters too."""
+    """Return the model as training might leave it: all that trains has moved, statistics and counters too."""
     fastbn.freeze(model, train)
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():

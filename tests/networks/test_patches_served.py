@@ -51,7 +51,7 @@ def base(name, engine="reference", train="bn", dtype=torch.float64):
 
 
 def alone(name, path, train="bn", dtype=torch.float64):
-    """The network with that patch alone, stock: the oracle."""
+    """Return the network with that patch alone, stock: the oracle."""
     return fastbn.apply_patch(base(name, None, train, dtype), path)
 
 

@@ -32,7 +32,7 @@ class Small(nn.Module):
 
 
 def trained(block, network=None):
-    """The network after a block of the page."""
+    """Return the network after a block of the page."""
     network = copy.deepcopy(network or START)
     x = torch.randn(12, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     data = torch.utils.data.TensorDataset(x, torch.arange(12) % 4)

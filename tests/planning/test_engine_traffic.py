@@ -53,7 +53,7 @@ A = 2 * 4 * 8 * 8
 
 
 def moved(passes, name=""):
-    """(read, written) of the passes whose name begins so."""
+    """Return (read, written) of the passes whose name begins so."""
     found = total(each for each in passes if each.name.startswith(name))
     return found.read, found.written
 
@@ -354,7 +354,7 @@ def test_a_blocks_worth_by_difference():
 
 
 def really_saved(model, x):
-    """By dtype, the bytes that a forward keeps of activations: 4-D, no parameter, each storage once."""
+    """Return, by dtype, the bytes that a forward keeps of activations: 4-D, no parameter, each storage once."""
     kept, own = {}, {p.data_ptr() for p in model.parameters()}
 
     def pack(t):

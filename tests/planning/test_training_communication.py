@@ -13,7 +13,8 @@ LINK = Link(bandwidth=1e9, latency=1e-5)
 
 
 def ring(chunks):
-    """Bytes that device 0 sends, counted: K−1 steps that reduce, K−1 that gather, a chunk of 1/K each."""
+    """Return the bytes that device 0 sends, counted: K−1 steps that reduce, K−1 that gather, a chunk of 1/K
+    each."""
     return sum(1 for _ in range(2) for _ in range(chunks - 1)) / chunks
 
 

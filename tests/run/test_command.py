@@ -179,7 +179,7 @@ def test_an_interruption_is_one_line(act, monkeypatch, capfd, tmp_path):
 
 
 def shell(words, *arguments, **environment):
-    """What a shell makes of these words, in which $@ is the command."""
+    """Return what a shell makes of these words, in which $@ is the command."""
     here = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | {
         "OMP_NUM_THREADS": "1"
     }

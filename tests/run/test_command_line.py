@@ -38,7 +38,7 @@ HELPS = {"train": main, "evaluate": evaluate.main, "analyze": analyze.main, "doc
 
 
 def shown(act, words, capfd):
-    """What a command prints that exits by itself."""
+    """Return what a command prints that exits by itself."""
     with pytest.raises(SystemExit) as ended:
         act(words)
     out, err = capfd.readouterr()

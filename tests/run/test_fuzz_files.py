@@ -77,7 +77,7 @@ def started_from(folder):
 
 
 def signed(content, draws):
-    """A checkpoint whose header says something else, under a digest that is right."""
+    """Return a checkpoint whose header says something else, under a digest that is right."""
     path = signed.scratch
     path.write_bytes(content)
     tensors, header = checked_file.read(path)
@@ -127,7 +127,7 @@ def merged(folder):
 
 
 def signed_patch(content, draws):
-    """A patch that says or holds something else, under a digest that is right."""
+    """Return a patch that says or holds something else, under a digest that is right."""
     path = signed.scratch
     path.write_bytes(content)
     _, tensors, header = checked_file.verified(path, (PATCH,), "a patch", 1 << 30)
@@ -210,7 +210,7 @@ def contents(folder):
 
 
 def tried(name, number, folder, capfd):
-    """One mutation of a kind, and one command that reads it; whether it was refused."""
+    """Try one mutation of a kind by one command that reads it, and return whether it was refused."""
     kind, draws = KINDS[name], draws_of("files", name, number)
     folder.mkdir()
     path = kind.made(folder)
@@ -242,7 +242,7 @@ def tried(name, number, folder, capfd):
 
 
 def every(count):
-    """So many mutations, shared equally among the kinds; those that cost a network more are seldom."""
+    """Return so many mutations, shared equally among the kinds; those that cost a network more are seldom."""
     return [(name, number) for name in KINDS for number in range(-(-count // len(KINDS)))]
 
 

@@ -22,7 +22,7 @@ KINDS = {"sgd": [], "adam, validated": ["--optimizer", "adam", "--lr", "0.01", "
 
 
 def forked(out, *arguments):
-    """The number of a process that goes on with the run in `out`."""
+    """Return the number of a process that goes on with the run in `out`."""
     pid = os.fork()
     if pid:
         return pid
@@ -40,8 +40,9 @@ def lines(out):
 
 
 def ended_by(number, pid, out):
-    """The exit code of the process, which a signal was sent to; minus the signal's number where that ended
-    it. Every other time one more epoch is waited for, or the run would get nowhere on a slow machine."""
+    """Return the exit code of the process, which a signal was sent to; minus the signal's number where that
+    ended it. Every other time one more epoch is waited for, or the run would get nowhere on a slow machine.
+    """
     before, done = lines(out), 0
     if random.randrange(2):
         while not done and lines(out) <= before:

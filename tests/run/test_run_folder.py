@@ -33,7 +33,7 @@ def run(finished, tmp_path):
 
 
 def state(folder):
-    """Every path with its bytes or its link's target, and when it was written."""
+    """Return every path with its bytes or its link's target, and when it was written."""
     found = {}
     for path in sorted(folder.rglob("*")):
         content = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None

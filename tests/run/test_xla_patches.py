@@ -11,7 +11,7 @@ pytestmark = pytest.mark.xla
 
 
 def network() -> nn.Module:
-    """The same bits each time, BatchNorm and the output train."""
+    """Return the network, the same bits each time; BatchNorm and the output train."""
     torch.manual_seed(0)
     layers = (
         nn.Conv2d(3, 8, 3, bias=False),
@@ -24,7 +24,7 @@ def network() -> nn.Module:
 
 
 def moved(model: nn.Module) -> nn.Module:
-    """The network as training on a device might leave it."""
+    """Return the network as training on a device might leave it."""
     draw = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for name, t in model.state_dict(keep_vars=True).items():

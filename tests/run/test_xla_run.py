@@ -49,7 +49,7 @@ def known():
 
 
 def trained(device, engine="auto", epochs=2, train=64, width=4, **settings):
-    """A tiny fit's lines. width: one that no other test has, where graphs are to be compiled."""
+    """Return a tiny fit's lines. width: one that no other test has, where graphs are to be compiled."""
     model = network(width=width, engine="stock").to(device)
     fuse(model, engine)
     return fit(model, *digits(train, 32), epochs=epochs, batch_size=BATCH, progress=False, **settings)

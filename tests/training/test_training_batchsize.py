@@ -27,7 +27,7 @@ def test_the_smallest_within_five_percent_of_the_best():
 
 
 def measured(monkeypatch, rates, samples=1000, memory=None):
-    """The choice where these are the rates; the sizes that were asked about."""
+    """Return the choice where these are the rates, and the sizes that were asked about."""
     asked = []
 
     def rate(model, source, recipe):

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def trained(**arguments):
-    """A network whose parameters and statistics are no longer those it was drawn with."""
+    """Return a network whose parameters and statistics are no longer those it was drawn with."""
     model = network(**arguments)
     fastbn.fit(model, *digits(), epochs=1, batch_size=32, progress=False)
     return model

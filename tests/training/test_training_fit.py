@@ -184,8 +184,8 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(engine):
 
 
 def without_flips(model):
-    """Every ReLU wide open or shut: β = +6 where channel % 3 > 0, else −6, so that rounding cannot switch
-    one."""
+    """Return the model with every ReLU wide open or shut: β = +6 where channel % 3 > 0, else −6, so that
+    rounding cannot switch one."""
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):

@@ -37,7 +37,7 @@ def figures(history):
 
 
 def alone(models, rates, **settings):
-    """Each trained by itself: its history, or that it diverged, and its state."""
+    """Train each by itself, and return its history, or that it diverged, and its state."""
     found = []
     for model, seed, rate in zip(models, SEEDS, rates, strict=True):
         try:

@@ -26,12 +26,12 @@ ELSEWHERE = {"trainers.md", "hub.md", "many-devices.md", "patches.md"}
 
 
 def blocks(name: str, kind: str) -> list[str]:
-    """The code blocks of one kind in a page."""
+    """Return the code blocks of one kind in a page."""
     return [textwrap.dedent(b) for b in re.findall(rf"^```{kind}\n(.*?)^```$", TEXTS[name], re.M | re.S)]
 
 
 def commands(name: str) -> list[list[str]]:
-    """Every call of a module of fastbn's in a page, as words."""
+    """Return every call of a module of fastbn's in a page, as words."""
     found = []
     for block in blocks(name, "bash"):
         for line in block.replace("\\\n", " ").splitlines():

@@ -28,7 +28,7 @@ PLACE = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 
 
 def room(module: str) -> str:
-    """The part of a dotted name that a floor is known by; "" of the package itself."""
+    """Return the part of a dotted name that a floor is known by; "" of the package itself."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 and parts[1] in PLACE else ""
 
@@ -45,7 +45,7 @@ def named(node: ast.AST) -> Iterator[str]:
 
 
 def upward(module: str, source: str) -> list[str]:
-    """What a module's source names that stands above it."""
+    """Return what a module's source names that stands above it."""
     own = PLACE[room(module)]
     found = []
     for node in ast.walk(ast.parse(source)):

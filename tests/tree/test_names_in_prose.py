@@ -27,13 +27,13 @@ def files() -> list[Path]:
 
 
 def prose(text: str, python: bool) -> str:
-    """A page whole; of Python the docstrings and comments, near enough."""
+    """Return a page whole; of Python the docstrings and comments, near enough."""
     return "\n".join(PROSE.findall(text)) if python else text
 
 
 @functools.cache
 def module_is_there(name: str) -> bool:
-    """Whether a dotted name is a module's, or of something that its module has."""
+    """Return whether a dotted name is a module's, or of something that its module has."""
     parts = name.split(".")
     for n in range(len(parts), 0, -1):
         place = ROOT.joinpath(*parts[:n])
@@ -49,7 +49,7 @@ def module_is_there(name: str) -> bool:
 
 
 def stale(text: str, known: set[str]) -> list[str]:
-    """What a text names that is not there."""
+    """Return what a text names that is not there."""
     lost = [name for name in FILE.findall(text) if name not in known and name.split("/")[-1] not in ELSEWHERE]
     return lost + [name for name in MODULE.findall(text) if not module_is_there(name)]
 

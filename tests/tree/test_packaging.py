@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 
 def shipped() -> set[str]:
-    """Every module, and the files that travel with them."""
+    """Return every module, and the files that travel with them."""
     modules = {
         str(path.relative_to(ROOT)) for path in (ROOT / "fastbn").rglob("*.py") if "kernels" not in path.parts
     }
