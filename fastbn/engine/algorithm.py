@@ -1,4 +1,4 @@
-"""The ways in which engines carry a convolution out, each under the name that people read."""
+"""The ways in which engines run a convolution, each under the name that people read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import enum
 
 
 class Algorithm(str, enum.Enum):
-    """How a convolution is carried out. The value is what `explain` prints and what records and tables hold.
+    """How a convolution runs. The value is what `explain` prints and what records and tables hold.
 
     >>> Algorithm("rolling rows") is Algorithm.ROLLING
     True

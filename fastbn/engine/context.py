@@ -16,7 +16,7 @@ from fastbn.engine.recomputation import Recompute
 
 @dataclasses.dataclass(frozen=True)
 class ForwardContext:
-    """How the forwards inside are carried out."""
+    """How the forwards inside run."""
 
     # what gradients are stored in beside activations in float16; None: both as the input, or autocast, has it
     gradients: torch.dtype | None = None

@@ -1,6 +1,6 @@
 """What carries a region's walks out, and carries the like of what it has seen out faster: the executor.
 
-Walks are carried out eagerly, replayed as CUDA graphs (triton/cuda_graphs.py), or played as programs of the
+Walks run eagerly, replayed as CUDA graphs (triton/cuda_graphs.py), or played as programs of the
 native library (native/program.py); the region chooses by what its engine says of itself."""
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ KEYS = 4  # states of which recordings are kept: each holds a step's memory
 
 
 class Recording(Protocol):
-    """What carried a forward out, for its backward."""
+    """What ran a forward, kept for its backward."""
 
     def backward(
         self, gradients: list[Tensor | None], vectors: Tensor, saved: list[Tensor]

@@ -184,7 +184,7 @@ class Memory(Protocol):
 
 
 class Execution(enum.Enum):
-    """How the like of a walk that has been seen may be carried out faster."""
+    """How a walk like one that was seen before may run faster."""
 
     EAGER = "walked each time"
     CUDA_GRAPH = "replayed as a CUDA graph"
@@ -192,7 +192,7 @@ class Execution(enum.Enum):
 
 
 class Engine(Operations, Protocol):
-    """The operations, and what carries them out: which convolutions, by which algorithms, in how much
+    """The operations, and what runs them: which convolutions, by which algorithms, in how much
     memory."""
 
     name: str
@@ -206,10 +206,10 @@ class Engine(Operations, Protocol):
         """Return None, or why this convolution must run stock."""
 
     def takes(self, device: torch.device, dtype: torch.dtype) -> bool:
-        """Return whether it carries out activations of this dtype there."""
+        """Return whether it runs activations of this dtype there."""
 
     def algorithm(self, conv: Conv, size: tuple[int, int] | None = None) -> Algorithm:
-        """Return what carries this convolution out, of images of this (height, width) if it is known."""
+        """Return the algorithm that runs this convolution, of images of this (height, width) if it is known."""
 
     def choices(self, convs: Sequence[Conv], shapes: dict[int, Shape]) -> list[Algorithm]:
         """Return what carries a region's convolutions out, for values of these shapes: as algorithm() has it,

@@ -1,4 +1,4 @@
-"""Which engine carries out a graph on a device, and why. Nothing here falls back in silence."""
+"""Which engine runs a graph on a device, and why. Nothing here falls back in silence."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Everything that torch_xla is asked: the device, what was compiled, the precision of products.
 
-torch_xla notes down what is done to its tensors, and compiles it when it is carried out; a graph that it has
-seen it runs again. Part of a graph is every shape and most Python numbers in it, so what differs from step to
+torch_xla records what is done to its tensors, and compiles it when it runs; a graph that it has seen it runs
+again. Part of a graph is every shape and most Python numbers in it, so what differs from step to
 step has to be data: indices, the learning rate."""
 
 from __future__ import annotations

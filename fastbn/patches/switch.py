@@ -118,7 +118,7 @@ class Patches:
 
     @property
     def served(self) -> str:
-        """Return how the last `forward` was carried out: "together", or "task by task: " and why."""
+        """Return how the last `forward` ran: "together", or "task by task: " and why."""
         return self._serving.how
 
     def __repr__(self) -> str:

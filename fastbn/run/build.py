@@ -1,5 +1,5 @@
 """The network that a run's settings ask for, with what it starts from and what trains in it; and the
-engine that carries it out."""
+engine that runs it."""
 
 from __future__ import annotations
 

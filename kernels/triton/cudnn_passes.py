@@ -1,4 +1,4 @@
-"""cudnn_passes: what BatchNorm needs beside a convolution that a library carries out: y's statistics, and
+"""cudnn_passes: what BatchNorm needs beside a convolution that a library runs: y's statistics, and
 dy = c1·ds + c2·y + c0.
 
 Layout   (M, C) rows of pixels.

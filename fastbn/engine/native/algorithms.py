@@ -1,4 +1,4 @@
-"""Which algorithm carries a convolution out on a CPU: by its shape, from a table that `python -m bench.tune`
+"""Which algorithm runs a convolution on a CPU: by its shape, from a table that `python -m bench.tune`
 measured for the instruction set that the kernels were built for, and by what its weights would occupy. Never
 by a measurement during a run."""
 

@@ -38,7 +38,7 @@ class Triton(TritonOperations):
         precision: str | None = None,
     ) -> None:
         """capability: of the GPU whose choices it takes, as select.capability has it; 0 for the interpreter.
-        by: the one algorithm that carries every convolution out, instead of the table's or the rule's.
+        by: the one algorithm that runs every convolution, in place of the table's or the rule's.
         tuning: what was measured; what ships, where it is None.
         precision: Triton's word for how float32 is multiplied; as PyTorch's own switches have it, where it is
         None."""

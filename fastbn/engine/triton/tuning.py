@@ -1,4 +1,4 @@
-"""Which kernel carries a convolution out on a GPU, and how it is cut into programs: static choices by shape
+"""Which kernel runs a convolution on a GPU, and how it is cut into programs: static choices by shape
 and compute capability, as `python -m bench.tune` measured it (tuning_table.py), and where it did not by rules
 read off machine code (`python -m bench.audit`); never measured during a run.
 
@@ -35,7 +35,7 @@ def layer(conv: Conv, size: tuple[int, int], device: int) -> TunedLayer | None:
 
 
 def algorithm(conv: Conv, size: tuple[int, int] | None, device: int, tuning: Tuning) -> Algorithm:
-    """Return what carries a convolution out of images of this (height, width): as was measured, else by
+    """Return what runs a convolution of images of this (height, width): as was measured, else by
     rule."""
     way = tuning.ways.get(layer(conv, size, device)) if size else None
     return way.algorithm if way else usual(conv)

@@ -3,7 +3,7 @@ none elsewhere.
 
     launches      a row a capability: whether kernels begin before the one before them has ended
                   (kernels/triton/early_launch.py), which no count can judge: off where there is none
-    convolutions  a row a layer: which kernel carries it out, and how the one tap by tap is cut for it
+    convolutions  a row a layer: which kernel runs it, and how the one tap by tap is cut for it
     rolling       a row a rolling kernel and shape: how it is cut
 """
 
@@ -39,7 +39,7 @@ class TunedLayer:
 
 @dataclasses.dataclass(frozen=True)
 class Way:
-    """What carries a layer out, and how the kernels tap by tap are cut for it."""
+    """What runs a layer, and how the kernels tap by tap are cut for it."""
 
     algorithm: Algorithm
     forward: Tile
@@ -82,7 +82,7 @@ class Tuning:
     False
     """
 
-    ways: Mapping[TunedLayer | None, Way] = dataclasses.field(default_factory=dict)  # what carries layers out
+    ways: Mapping[TunedLayer | None, Way] = dataclasses.field(default_factory=dict)  # what runs layers
     rolls: Mapping[Key, Choice] = dataclasses.field(default_factory=dict)  # how rolling kernels are cut
     early: frozenset[int] = frozenset()  # the capabilities whose kernels do better if they begin early
 
