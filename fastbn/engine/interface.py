@@ -209,7 +209,8 @@ class Engine(Operations, Protocol):
         """Return whether it runs activations of this dtype there."""
 
     def algorithm(self, conv: Conv, size: tuple[int, int] | None = None) -> Algorithm:
-        """Return the algorithm that runs this convolution, of images of this (height, width) if it is known."""
+        """Return the algorithm that runs this convolution, of images of this (height, width) if it is
+        known."""
 
     def choices(self, convs: Sequence[Conv], shapes: dict[int, Shape]) -> list[Algorithm]:
         """Return what carries a region's convolutions out, for values of these shapes: as algorithm() has it,

@@ -18,7 +18,8 @@ ONE_THREAD = ["--threads", "1"]
 
 
 def run(out, *arguments):
-    """Return the exit code of a tiny run as this rank, and the files that it opened for writing or renamed."""
+    """Return the exit code of a tiny run as this rank, and the files that it opened for writing or
+    renamed."""
     written = []
 
     def listen(event, given):

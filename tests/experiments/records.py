@@ -26,7 +26,8 @@ def saved(preset, name, seed=0, **settings):
 
 
 def body(preset, name, last, seed=0, over=None, gammas=None, **settings):
-    """Return a record: `last` the last epoch's test accuracy, a fraction. over: how many of its epochs are."""
+    """Return a record: `last` the last epoch's test accuracy, a fraction. over: how many of its epochs
+    are."""
     config = saved(preset, name, seed, **settings)
     count = 1 if config["train"] == "none" else config["epochs"] if over is None else over
     examples = PRESETS[preset].examples or settings.get("limit_train") or IMAGES

@@ -354,7 +354,8 @@ def test_a_blocks_worth_by_difference():
 
 
 def really_saved(model, x):
-    """Return, by dtype, the bytes that a forward keeps of activations: 4-D, no parameter, each storage once."""
+    """Return, by dtype, the bytes that a forward keeps of activations: 4-D, no parameter, each storage
+    once."""
     kept, own = {}, {p.data_ptr() for p in model.parameters()}
 
     def pack(t):
