@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.adaptation.table import conditions, put, table
 from bench.records.conditions import RESULTS, ROOT
 from bench.records.rows import Record, Row, new
-from bench.report.adaptation import conditions, put, table
 
 PAGE, PICTURE = ROOT / "docs" / "examples.md", ROOT / "docs" / "figures" / "gan.png"
 

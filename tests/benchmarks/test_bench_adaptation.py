@@ -6,11 +6,12 @@ import pytest
 import torch
 from runs import REPOSITORY, train
 
-from bench import adaptation, examples
-from bench.corruptions import KINDS, SEVERITIES, corrupted
+from bench import examples
+from bench.adaptation import __main__ as adaptation
+from bench.adaptation.corruptions import KINDS, SEVERITIES, corrupted
+from bench.adaptation.table import NAMES, write
 from bench.records.conditions import RESULTS
 from bench.records.rows import load
-from bench.report.adaptation import NAMES, write
 from fastbn import Images
 from fastbn.errors import UsageError
 

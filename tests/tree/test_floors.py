@@ -24,6 +24,7 @@ FLOORS = (  # from the ground up; docs/architecture.md says what lives where
     {"", "__main__", "analysis", "analyze", "doctor", "evaluate", "experiments", "patch", "train",
      "train_xla"},
 )  # fmt: skip
+MOST_FILES = 18  # of a folder
 PLACE = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 
 
@@ -84,6 +85,15 @@ def test_every_room_has_a_floor():
 def test_a_wrong_import_is_found(source):
     assert upward("fastbn.engine.walk", source) != []
     assert upward("fastbn.experiments.paper", source) == []
+
+
+def test_rooms_are_small():
+    """No folder of code holds more files than a reader takes in at a glance."""
+    rooms: collections.Counter[str] = collections.Counter()
+    for root in ("bench", "fastbn", "kernels", "tests"):
+        found = [path for end in ("py", "cpp", "h", "sh") for path in (ROOT / root).rglob(f"*.{end}")]
+        rooms.update(str(path.parent.relative_to(ROOT)) for path in found)
+    assert {room: count for room, count in rooms.items() if count > MOST_FILES} == {}
 
 
 def types_of(source: str) -> Iterator[str]:

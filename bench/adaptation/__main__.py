@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 import fastbn
-from bench.corruptions import KINDS, SEVERITIES, corrupted
+from bench.adaptation.corruptions import KINDS, SEVERITIES, corrupted
+from bench.adaptation.table import BY_SIZE, ENGINES, NAMES, write
 from bench.records.conditions import RESULTS, ROOT
 from bench.records.rows import Row, new
-from bench.report.adaptation import BY_SIZE, ENGINES, NAMES, write
 from bench.suite.clock import interleaved
 from fastbn.adapt import AdaBN, AlphaBN, Tent
 from fastbn.data import batch, load

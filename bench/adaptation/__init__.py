@@ -1,0 +1,1 @@
+"""What a trained network errs on corrupted images, as trained and adapted."""
