@@ -28,7 +28,7 @@ def corrupted(images: fastbn.Images) -> fastbn.Images:
 
 
 def accuracy(predict, images: fastbn.Images) -> float:
-    """In batches of 100, in the order in which they come."""
+    """Return the accuracy in batches of 100, in the order in which they come."""
     found = [
         predict(batch(images, indices, None)).argmax(1) == images.labels[indices]
         for indices in torch.arange(len(images)).split(100)

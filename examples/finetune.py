@@ -30,7 +30,7 @@ def task(images: fastbn.Images, first: int) -> fastbn.Images:
 
 
 def kilobytes(model: torch.nn.Module, statistics: bool) -> float:
-    """Of what the second task changes."""
+    """Return the size of what the second task changes."""
     changed = [p for p in model.parameters() if p.requires_grad]
     if statistics:
         changed += [b for name, b in model.named_buffers() if "running" in name]

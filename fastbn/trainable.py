@@ -69,7 +69,7 @@ def freeze(model: nn.Module, train: str = "bn", seed: int = 0) -> nn.Module:
 
 
 def restrict(module: nn.Module, mask: Tensor) -> None:
-    """Only the entries of the module's weight where `mask` (bool, its shape) is true train."""
+    """Train only the entries of the module's weight where `mask` (bool, its shape) is true."""
     weight = module.weight
     assert isinstance(weight, nn.Parameter)
     module.register_buffer(ENTRIES, mask.to(weight.device), persistent=False)

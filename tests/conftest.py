@@ -48,6 +48,6 @@ def one_thread():
 
 @pytest.fixture
 def no_gpu(monkeypatch):
-    """As on a machine without CUDA where Triton does not interpret."""
+    """Make the machine one without CUDA, where Triton does not interpret."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

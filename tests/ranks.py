@@ -131,7 +131,7 @@ def ended(processes, seconds=300):
 
 
 def wait_for(condition, *processes, seconds=180):
-    """Until it holds; fails where a process ends before."""
+    """Wait until it holds; fail where a process ends before."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come about"

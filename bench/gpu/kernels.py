@@ -130,7 +130,7 @@ def nan(by: str) -> Errors:
 
 
 def large_mean(by: str) -> Errors:
-    """In float32; the identity, as a convolution."""
+    """Yield the errors of statistics with mean = 1000·std, in float32; the convolution is the identity."""
     torch.backends.cudnn.allow_tf32 = False
     device = str(DEVICE)
     conv, wanted, engine = Case("", 3, 9, 9, 16, 16).conv(), target(16, device=device), Triton(CAPABILITY, by)

@@ -24,7 +24,7 @@ class Recording(Protocol):
     def backward(
         self, gradients: list[Tensor | None], vectors: Tensor, saved: list[Tensor]
     ) -> RegionGradients | None:
-        """As walk.backward, or None where it has to be walked."""
+        """Run as walk.backward does, or return None where the walk itself has to run."""
 
 
 @dataclasses.dataclass
@@ -44,7 +44,7 @@ class Executor(Protocol):
     """Carries out one region's walks, and keeps what it needs to do so faster."""
 
     def forward(self, call: walk.Call, inputs: list[Tensor]) -> ForwardResult:
-        """As walk.forward."""
+        """Run as walk.forward does."""
 
 
 def walked(call: walk.Call, inputs: list[Tensor]) -> ForwardResult:

@@ -168,7 +168,7 @@ class Operations(Protocol):
 
 
 class Memory(Protocol):
-    """Where the tensors of a workspace come from; they have shapes and lifetimes, and no contents."""
+    """What the tensors of a workspace are taken from; they have shapes and lifetimes, and no contents."""
 
     def activation(self, shape: Shape) -> Any:
         """Return a tensor of the forward's dtype."""

@@ -44,7 +44,7 @@ class ModuleState:
         self._plain = False  # whether all that is read is parameters and buffers
 
     def look(self) -> None:
-        """Which tensors the modules now have."""
+        """Note which tensors the modules now have."""
         dicts = itertools.chain(
             map(PARAMETERS, self._convs), map(PARAMETERS, self._norms), map(BUFFERS, self._norms)
         )

@@ -203,7 +203,7 @@ def forward(call: Call, inputs: list[Tensor]) -> tuple[list[Tensor], Tensor, lis
 def _by_task(
     call: Call, inputs: list[Tensor], tasks: Tensor, vectors: Tensor
 ) -> tuple[list[Tensor], Tensor, list[Tensor]]:
-    """As forward; nothing is kept for a backward."""
+    """Run as forward does, and keep nothing for a backward."""
     call.batch.extend(False for _ in call.modules)
     walk = _Forward(call, vectors, dict(enumerate(inputs)), (), tasks)
     walk.run(call.region.joins, call.region.uses(), False)

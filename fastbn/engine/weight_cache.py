@@ -30,7 +30,8 @@ class Packing:
     def __call__(
         self, frozen: FrozenWeights, dtype: torch.dtype, gradients: torch.dtype, shapes: dict[int, Shape]
     ) -> list[Any]:
-        """For activations and gradients of these dtypes, and values of these shapes."""
+        """Return the packed weights for activations and gradients of these dtypes, and values of these
+        shapes."""
         asked = dtype, gradients, id(shapes), frozen.addresses, frozen.versions
         if asked != self._last[0]:
             keys = zip(frozen.addresses, frozen.versions, strict=True)

@@ -94,8 +94,8 @@ def number(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def carry_out(device: torch.device, wait: bool = False) -> None:
-    """On XLA, which only notes down what it is told, has that done: one graph, compiled where it is new.
-    Elsewhere it is done already. `wait`: until a device that works beside its host has caught up."""
+    """Run on XLA what it has only recorded so far, as one graph, compiled where it is new; elsewhere it has
+    run already. `wait`: until a device that works beside its host has caught up."""
     if device.type == "xla":
         from fastbn.machine import xla
 
@@ -109,7 +109,8 @@ def versions() -> dict[str, str]:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """On CUDA the most that tensors have occupied; elsewhere the process's largest resident size so far."""
+    """Return the most that tensors have occupied on CUDA; elsewhere the process's largest resident size so
+    far."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
@@ -147,7 +148,7 @@ class EnergyMeter:
         self._nvml = pynvml
 
     def joules(self) -> float | None:
-        """Since the last call, or since the meter was made."""
+        """Return the joules since the last call, or since the meter was made."""
         if self._nvml is None:
             return None
         start, self._start = self._start, self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)

@@ -53,8 +53,8 @@ def _number(name: str, default: int) -> int:
 
 @contextlib.contextmanager
 def placed(there: Place) -> Iterator[None]:
-    """Inside, that is this thread's place: another launcher than torchrun says so, which starts threads in
-    processes."""
+    """Inside, this thread's place is the given one: another launcher than torchrun says so, which starts
+    threads in processes."""
     token = _PLACED.set(there)
     try:
         yield

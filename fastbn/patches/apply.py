@@ -108,7 +108,8 @@ def placed(model: nn.Module, patch: Patch, strict: bool) -> dict[str, Tensor]:
 def fitted(
     tensors: Mapping[str, Tensor], patch: Patch, strict: bool, digest: Callable[[], str]
 ) -> dict[str, Tensor]:
-    """As placed, of a network's tensors by name. digest: their SHA-256 as a checkpoint has it."""
+    """Return what `placed` returns, for a network's tensors by name. digest: their SHA-256 as a checkpoint
+    has it."""
     misfits = _misfits(tensors, patch)
     wrong = [*misfits.values(), *_other_base(tensors, patch, misfits.keys(), digest)]
     if wrong:

@@ -52,7 +52,7 @@ def lines(frozen: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> tuple[di
 def differences(
     said: Mapping[str, str], sha256: str, frozen: Mapping[str, Tensor], masks: Mapping[str, Tensor]
 ) -> list[str]:
-    """In what a network's frozen tensors differ from a patch's base: a sentence for each tensor that does.
+    """Return how a network's frozen tensors differ from a patch's base: a sentence for each tensor that does.
     Those that the network lacks are not looked for."""
     found, whole, exact = [], [], True
     for name in frozen:

@@ -243,7 +243,7 @@ def _weights_file(source: WeightSource) -> str | None:
 
 
 def _restrict(model: nn.Module, names: list[str], packed: Tensor | None) -> None:
-    """Of these parameters only the entries train whose bit is set."""
+    """Train only the entries of these parameters whose bit is set."""
     parameters = dict(model.named_parameters())
     some = {
         name

@@ -23,7 +23,7 @@ TEST = digits()[1]
 
 
 def normalised(test):
-    """In float32, as a data set's table rounds it once."""
+    """Return the pixels in float32, as a data set's table rounds them once."""
     x = test.images.permute(0, 3, 1, 2).float() / 255
     return ((x - torch.tensor(test.mean).view(3, 1, 1)) / torch.tensor(test.std).view(3, 1, 1)).double()
 

@@ -60,7 +60,7 @@ def found(pair, tmp_path_factory):
 
 
 def tree(content):
-    """As XML: it fails where a tag is not closed, or a character not escaped."""
+    """Return the page as XML: it fails where a tag is not closed, or a character not escaped."""
     return ET.fromstring(content.removeprefix("<!DOCTYPE html>\n"))
 
 
@@ -245,7 +245,7 @@ def test_the_headline_over_seeds_is_their_mean(found, pair):
 
 @pytest.mark.parametrize("name", ["resnet14-cifar10-bn-s0", "torri-lstm-bn-s0"])
 def test_a_network_that_ships_without_its_epochs(name, tmp_path):
-    """As a folder and as a file; of BatchNorms over images and over words."""
+    """It is read as a folder and as a file; with BatchNorms over images and over words."""
     place, out = REPOSITORY / "pretrained" / name, tmp_path / "x.html"
     for path in (place, place / "checkpoint.safetensors"):
         assert main([str(path), "--no-data", "-o", str(out)]) == 0

@@ -75,7 +75,7 @@ def test_tent_gains_on_record():
 
 @pytest.mark.slow
 def test_the_command(tmp_path, monkeypatch):
-    """On a tiny run and few images: both records, and the page of them."""
+    """A tiny run and few images give both records, and the page of them."""
     assert train(tmp_path / "run", "--train", "all") == 0
     page, results = tmp_path / "adaptation.md", tmp_path / "results"
     results.mkdir()

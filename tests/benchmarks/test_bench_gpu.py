@@ -152,7 +152,7 @@ def test_what_is_missing_is_said(tmp_path, capsys, monkeypatch):
 
 
 def test_merge(tmp_path, capsys):
-    """Of a stage that failed and one that did not end."""
+    """A stage that failed and one that did not end are told apart."""
     Sink(tmp_path, "correctness").finish(checked=1, failures=[{"name": "a kernel", "what": "ds"}])
     Sink(tmp_path, "trial").leave_out("something")
     assert stage(tmp_path, "merge", "--results", str(tmp_path / "results")) == 1

@@ -290,7 +290,7 @@ def test_a_bar_s_and_a_point_s_place():
 
 
 def test_no_text_of_a_chart_leaves_it():
-    """By the width that a glyph takes at most, for names that are too long too."""
+    """The width is what a glyph takes at most; names that are too long are among them."""
     long = "a provider's name of some eighty letters, which nobody would give, but who knows, after all"
     points = [(14.0, 1e-3), (14.5, 5.0), (866.0, 1e4)]
     drawn = [

@@ -216,7 +216,7 @@ def test_the_floors_are_written_from_what_is_measured(monkeypatch, tmp_path, eng
 
 
 def test_a_provider_that_fails_is_a_row(monkeypatch):
-    """As one does that runs into torch.compile's recompile limit, or out of memory."""
+    """A provider fails that meets torch.compile's recompile limit, or runs out of memory."""
     chosen = few(providers(TINY, CPU), "eager")
     right = type(chosen[0]).make
 
@@ -232,7 +232,7 @@ def test_a_provider_that_fails_is_a_row(monkeypatch):
 
 
 def test_a_hopeless_provider_takes_one_step_and_is_no_failure(monkeypatch):
-    """As bf16 is where the CPU has no bfloat16 arithmetic."""
+    """bf16 is such a provider where the CPU has no bfloat16 arithmetic."""
     chosen, taken = (
         few(providers(TINY, CPU), "eager"),
         dict.fromkeys(("stock-full channels-last", "stock-bn channels-last"), 0),
@@ -383,7 +383,7 @@ def test_a_cpu_offers_no_provider_of_cudas():
 
 
 def test_a_gpu_has_every_provider(monkeypatch):
-    """By name only: nothing runs."""
+    """Names are compared; nothing runs."""
     engine = type("Engine", (), {"name": "triton", "execution": Execution.CUDA_GRAPH})
     monkeypatch.setattr("bench.suite.providers.choose", lambda *_: (engine, ""))
     cuda = torch.device("cuda")

@@ -272,7 +272,7 @@ def test_bands_of_one_row_are_tried_at_64_channels_and_of_eight_at_16():
 
 
 def launched(monkeypatch, seconds):
-    """Of a step that takes these seconds in the ordinary way, and begun early."""
+    """Return the row of a step that takes these seconds in the ordinary way, and begun early."""
     times = itertools.cycle(seconds)
     monkeypatch.setattr(launches, "device_seconds", lambda call, device: next(times))
     return launches.row(2, 1, 8, 8)
@@ -286,7 +286,8 @@ def test_kernels_begin_early_where_that_is_faster(monkeypatch):
 
 @pytest.mark.slow
 def test_other_bits_do_not_begin_early(monkeypatch):
-    """As a kernel would leave them that does not wait: here the second network's first convolution is off."""
+    """A kernel that does not wait would leave such bits: here the second network's first convolution is
+    off."""
     right, networks = Triton.pack, []
 
     def pack(self, conv, weight, *dtypes):

@@ -84,8 +84,8 @@ def test_a_stream_of_samples_is_counted():
 
 
 def test_training_on_pairs_is_training_on_the_images():
-    """Without augmentation and in the order that the images' epochs have, losses and parameters are the same
-    bits."""
+    """Losses and parameters are the same bits, without augmentation and in the order of the images'
+    epochs."""
     train, test = digits()
     train, seed, size = train.prepared("none"), 5, 24
     source = feed(train, CPU)

@@ -48,7 +48,7 @@ def train(dtype=torch.float64, engine="auto", only="bn", recompute=None, **setti
     kind = Double if dtype == torch.float64 else Resident
 
     def feed(images, device, what):
-        """Of its own kind; a feed is one already."""
+        """Return a feed of its own kind; a feed is one already."""
         return images if isinstance(images, Resident) else kind(images)
 
     with (

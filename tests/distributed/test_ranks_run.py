@@ -198,7 +198,7 @@ def test_a_rank_that_is_killed_is_started_again_and_nothing_is_lost(tmp_path, vi
 
 @pytest.mark.slow
 def test_torchrun_that_is_asked_to_stop_saves(tmp_path):
-    """As at the end of a Slurm job's time: the signal goes to torchrun, which hands it on."""
+    """It is so at the end of a Slurm job's time: the signal goes to torchrun, which hands it on."""
     out, arguments = tmp_path / "run", [*TINY, *ONE_THREAD, "--resume", "--out", tmp_path / "run"]
     running = torchrun(2, *arguments, "--epochs", 10_000, restarts=2)
     wait_for(lambda: lines(out) >= 3, running)

@@ -210,7 +210,8 @@ def test_estimate_takes_the_domains_statistics(engine):
 
 
 def test_the_native_engine_adapts_too():
-    """In float32, where Tent's steps differ by Adam's sign of a gradient that is all rounding: few, small."""
+    """It does in float32, where Tent's steps differ by Adam's sign of a gradient that is all rounding: few,
+    small."""
     nets = [small(engine).float() for engine in ("stock", "native")]
     x = BATCHES[0].float()
     adapted = [[AdaBN(net)(x), AlphaBN(net, 0.5)(x), Tent(net)(x), Tent(net)(x)] for net in nets]

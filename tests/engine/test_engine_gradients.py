@@ -214,7 +214,7 @@ def test_nan_comes_out(training):
 
 
 def test_an_infinite_gradient_stops_at_a_closed_relu():
-    """As stock's does: 0, not ∞·0."""
+    """Stock's does so too: 0, not ∞·0."""
     net = resnet(8, 4).double()
     for norm in norms(net):
         nn.init.constant_(norm.bias, -100.0)

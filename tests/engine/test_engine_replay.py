@@ -190,7 +190,7 @@ def test_no_garbage_is_collected_while_a_graph_is_captured():
 
 
 def test_where_memory_does_not_hold_a_recording_the_walk_goes_on(monkeypatch, model):
-    """And says so once; statistics count every batch once."""
+    """It says so once; statistics count every batch once."""
     asked = []
 
     def record(launches):

@@ -122,7 +122,7 @@ def test_hours_are_a_step_of_each_line_measured_here(monkeypatch, capfd):
 
 
 def test_published_figures():
-    """As the studies have them, by line."""
+    """The figures are those of the studies, by line."""
 
     def published(name, of="test_accuracy"):
         return {

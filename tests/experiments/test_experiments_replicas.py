@@ -119,7 +119,7 @@ def test_begun_alone_continued_beside_others_and_alone_again(whole, tmp_path, mo
 
 
 def test_one_that_fails_fails_alone(whole, tmp_path):
-    """By its learning rate; by its folder, before it has begun and while it trains."""
+    """It fails by its learning rate, or by its folder, before it has begun and while it trains."""
     rates = {"s1": ["--lr", "1e30"]}
     assert main(words(tmp_path / "a", *whole[0], **rates)) == 3
     assert (

@@ -85,7 +85,7 @@ def start(n):
 
 
 def gradients(n, count):
-    """Of sizes from 1e-6 to 1e3, so that Adam's ε and the moments both matter."""
+    """Return gradients of sizes from 1e-6 to 1e3, so that Adam's ε and the moments both matter."""
     return torch.randn(count, n, generator=torch.Generator().manual_seed(1)) * 10 ** torch.linspace(-6, 3, n)
 
 
@@ -140,7 +140,7 @@ def test_the_first_step_of_adam_is_the_rate():
 )
 @pytest.mark.parametrize("settings", [KINDS[2], KINDS[4]], ids=["sgd", "adam"])
 def test_a_step_that_must_not_be_moves_nothing(settings, bad, rate, allowed, place):
-    """Nor does it leave a trace: the next step is as if it had not been asked for."""
+    """It leaves no trace either: the next step is as if it had not been asked for."""
     n, recipe = 1025, Recipe(**settings)
     it, other = Fused(recipe, start(n)), Fused(recipe, start(n))
     first, second, wrong = gradients(n, 3)
@@ -177,7 +177,7 @@ def test_overflow_moves_nothing(settings, gradient, rate):
 
 @pytest.mark.parametrize("place", [0, 70, 130, None])  # in the first, a middle, and the last chunk of flags
 def test_flags_are_read_in_as_many_chunks_as_there_are(monkeypatch, place):
-    """As a vector of more than BLOCK·FLAGS values has them."""
+    """A vector of more than BLOCK·FLAGS values has several."""
     monkeypatch.setattr(optimizer, "BLOCK", 16)
     monkeypatch.setattr(optimizer, "FLAGS", 4)
     it = Fused(Recipe(**KINDS[1]), start(131))  # 9 programs: two chunks and one flag

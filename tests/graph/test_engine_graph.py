@@ -306,7 +306,7 @@ def test_explain_reads_a_model_that_is_not_fused_as_it_would_be():
 
 @pytest.mark.parametrize(("depth", "family"), [(14, "cifar"), (50, "imagenet")])
 def test_channels_follow_each_other_in_the_order_of_the_convolutions(depth, family):
-    """By which a flat gradient is cut."""
+    """A flat gradient is cut by that order."""
     for region in explain(FastBNOnlyResNet(depth, width=4, family=family)).graph.regions:
         ends = list(itertools.accumulate(conv.channels for conv in region.convs))
         assert [conv.slot for conv in region.convs] == [0, *ends[:-1]] and ends[-1] == region.channels

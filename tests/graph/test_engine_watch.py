@@ -204,7 +204,7 @@ def both(model, *inputs, calls=3):
 
 @pytest.mark.parametrize("kind", SEEN)
 def test_a_part_runs_as_it_was_written(kind):
-    """And the rest is fused, without a word."""
+    """The rest is fused, without a warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ours, _ = both(net(Whole(kind())), images(3, grad=True))
@@ -465,7 +465,7 @@ def test_a_replica_runs_on_its_own_weights():
 
 
 def wrapped(model):
-    """As accelerate prepares a model: around the function, and bound anew."""
+    """Wrap a forward as accelerate prepares a model: around the function, and bound again."""
     inner = model.forward.__func__
 
     def forward(self, *args, **kwargs):
@@ -665,7 +665,7 @@ class Projected(Flat):
 @pytest.mark.parametrize("kind", [lambda: Part(3), lambda: Whole(Part()), Flat, Projected])
 @pytest.mark.parametrize("batch", [3, 8, 16])
 def test_the_comparison_costs_less_than_a_forward(kind, batch, monkeypatch):
-    """In pixels that the first convolution reads, of all trials together."""
+    """The cost is the pixels that the first convolution reads, in all trials together."""
     read = []
     own = nn.Conv2d.forward
     model = fused(net(kind()))

@@ -102,7 +102,7 @@ def test_what_was_read_before_is_not_decoded_again(train, monkeypatch):
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_the_ranks_shares_make_up_the_batch(train, ranks):
-    """Also of the last batch of 6 among 4."""
+    """They do so for the last batch of 6 among 4 too."""
     shares = [collected(train, first=1, share=(rank, ranks)) for rank in range(ranks)]
     for (x, labels), *parts in zip(collected(train, first=1), *shares, strict=True):
         assert torch.equal(torch.cat([part for part, _ in parts]), x) and torch.equal(
@@ -120,7 +120,8 @@ def test_ranks_have_as_many_batches_each(train):
 
 
 def test_a_samples_crop_does_not_depend_on_the_batch(train):
-    """Nor on the limit: found again in another batch of another size, by its pixels."""
+    """It does not depend on the limit either: it is found again in another batch of another size, by its
+    pixels."""
     some, alone = collected(train, 5), collected(train.limit(9), 2)
     whole = {row.numpy().tobytes() for x, _ in some for row in x}
     assert len(whole) == N and len(alone) == 5
@@ -183,7 +184,8 @@ def test_it_is_a_feed_and_says_what_it_is(train, root):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_on_cuda_batches_are_the_same(root, train):
-    """To float32's rounding, also while the device lags behind the host, whose buffers are then in use."""
+    """They are the same up to float32's rounding, also while the device lags behind the host, whose buffers
+    are then in use."""
     moved = train.to("cuda")
     moved.begin(3, 1)
     slow, found = torch.randn(4096, 4096, device="cuda"), []

@@ -51,7 +51,7 @@ def test_samples_are_those_that_webdataset_reads(root):
 
 
 def test_what_its_writer_writes_is_read(tmp_path):
-    """By its ShardWriter; in folders, under long names, with an extension of two parts beside."""
+    """Its ShardWriter writes folders, long names, and an extension of two parts beside."""
     (tmp_path / "data").mkdir()
     keys = ["a/b.c/0001", "n01440764/" + "x" * 120, "plain"]  # b.c: a dot in a folder's name
     for split in ("train", "validation"):

@@ -285,7 +285,7 @@ def test_native_in_float32(name, mode):
 
 
 def test_a_norm_with_an_activation_counts_its_batches():
-    """And its cumulative average is that of three batches, not of one trace."""
+    """Its cumulative average is that of three batches, not of one trace."""
     model = family("shuffled")
     for norm in norms(model):
         norm.momentum = None
@@ -294,7 +294,7 @@ def test_a_norm_with_an_activation_counts_its_batches():
 
 
 class Wrong(nn.BatchNorm2d):
-    """Not a batch norm, in one of the ways in which it can't be."""
+    """A module that is no batch norm, in one of the possible ways."""
 
     def __init__(self, channels, way):
         super().__init__(channels)
@@ -378,7 +378,7 @@ class Dropped(nn.Module):
 
 
 def test_a_dropout_is_looked_through_while_it_drops_nothing():
-    """As its own mode and its p are at the call, the model's mode unchanged."""
+    """Its own mode and its p at the call decide, the model's mode unchanged."""
     model = frozen_convolutions(Dropped())
     ours, theirs = fused(model.double()), stock(model)
 
@@ -399,7 +399,7 @@ def test_a_dropout_is_looked_through_while_it_drops_nothing():
 
 
 def test_the_stems_input_gradient_is_not_computed(monkeypatch):
-    """Of a grouped stem either."""
+    """That of a grouped stem is not computed either."""
     calls, convolve = [], torch.nn.functional.conv_transpose2d
     monkeypatch.setattr(
         torch.nn.functional, "conv_transpose2d", lambda *args: (calls.append(1), convolve(*args))[1]

@@ -54,7 +54,7 @@ def test_torris_output_layer_trains_too():
 
 
 def perturbed(model, training):
-    """In float64, with statistics that say which BatchNorm was used."""
+    """Return the model in float64, with statistics that tell which BatchNorm was used."""
     model = model.double().train(training)
     for i, (name, buffer) in enumerate(model.named_buffers()):
         if not name.endswith("tracked"):

@@ -203,7 +203,7 @@ GOLDEN = {
 
 
 def fingerprints():
-    """Of every parameter, γ, β and fc's bias included."""
+    """Return a fingerprint of every parameter, γ, β and fc's bias included."""
     cases = {f"14 {init}": small(weight_init=init) for init in sorted(init_names.REGENERABLE)}
     cases |= {f"14 γ {init}": small(gamma_init=init) for init in init_names.GAMMA_INITS[1:]}
     cases |= {"14 β ones": small(beta_init="ones"), "14 seed 1": small(seed=1)}

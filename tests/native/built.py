@@ -47,7 +47,7 @@ class Here:
 
 
 def building(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
-    """For a fixture to yield from: nothing that was built before is known inside."""
+    """Provide a fixture's body, within which nothing that was built before is known."""
     sources = tmp_path / "sources"
     sources.mkdir()
     (sources / "lanes.cpp").write_text(

@@ -206,7 +206,7 @@ def test_checkpointing(reentrant):
     "move", [lambda t: t.clone(), lambda t: t.clone() if t.numel() > 5000 else t], ids=["all", "large ones"]
 )
 def test_what_autograd_keeps_elsewhere_is_read_there(move):
-    """As torch.autograd.graph.save_on_cpu does, or a hook that compresses."""
+    """torch.autograd.graph.save_on_cpu keeps it elsewhere, or a hook that compresses."""
     ours, theirs = pair(NETS["basic"]())
     x = images(3, 17, 15, dtype=torch.float32)
     for _ in range(2):

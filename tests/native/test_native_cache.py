@@ -111,7 +111,7 @@ def _beside(library: Path) -> Path:
 
 
 def _replace(library: Path, held: bytes) -> None:
-    """In a file of its own: this process has the old one in its memory."""
+    """Replace it by a new file: this process has the old one in its memory."""
     library.unlink()
     library.write_bytes(held)
 

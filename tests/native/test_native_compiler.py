@@ -22,7 +22,7 @@ def here(tmp_path, monkeypatch):
 
 
 def test_a_compiler_that_hangs_is_ended(here, monkeypatch):
-    """With what it started; at its version already, or while it builds."""
+    """What it started ends too; it hangs at its version already, or while it builds."""
     number = here.path / "number"
     hangs = f"echo $$ > {number}; sleep 1000"
     for limit, script in (("ANSWERS", hangs), ("BUILDS", f'[ "$1" = --version ] || {{ {hangs}; }}')):

@@ -113,7 +113,7 @@ def test_callers_in_several_threads_get_the_same_bits(three_threads):
 
 
 def test_a_forked_process_computes_on(three_threads):
-    """As a data loader's workers are, after the parent has used its threads."""
+    """A data loader's workers are forked so, after the parent has used its threads."""
     run = both_passes(native.Native())
     expected = run()
 

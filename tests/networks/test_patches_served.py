@@ -24,7 +24,7 @@ def x(count=6, dtype=torch.float64, **options):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """By network and what trains, three patches of it."""
+    """Write three patches for each network and what trains."""
     folder = tmp_path_factory.mktemp("patches")
 
     def of(name, train="bn"):
@@ -77,8 +77,8 @@ def test_each_sample_as_its_own_task(name, train, engine, files):
 @pytest.mark.parametrize("name", NETWORKS)
 @torch.no_grad()
 def test_the_native_engine(name, dtype, files):
-    """To the rounding of what is stored: the engine's own forward of one task, beside the same of all. Sizes
-    that no vector fits; images that lie in one block of 256 pixels together."""
+    """It agrees up to the rounding of what is stored: the engine's own forward of one task, beside the same
+    of all. Sizes that no vector fits; images that lie in one block of 256 pixels together."""
     model, given = base(name, "native", "bn+output", dtype), files(name, "bn+output")
     patches, bound = with_patches(model, given), 16 * torch.finfo(dtype).eps
     for size in (16, 7):
@@ -184,7 +184,7 @@ def test_switching_is_one_copy(files):
 
 @torch.no_grad()
 def test_a_weight_that_a_patch_changes_is_packed_anew(files):
-    """Where a frozen convolution is in a patch, a program must not multiply by the weight of another."""
+    """A frozen convolution is in a patch here: a program must not multiply by the weight of another."""
     name = "torchvision's basic blocks"
     given = files(name, "all")
     model = base(name, "reference")

@@ -276,7 +276,7 @@ def test_frozen_statistics():
 
 
 def test_some_frozen_statistics():
-    """By BatchNorm: only the second block's first is the batch's."""
+    """Only the second block's first BatchNorm takes the batch's."""
     batch = (False, False, True, False, False, False)
     plan = fused(TrafficCase(basic_blocks(3), BLOCK, 1, 1, batch=batch))
     assert table(plan.backward)["1.b"] == (2 * A, A) and table(plan.backward)["1.a"] == (4 * A + A / 8, A)
@@ -389,7 +389,7 @@ def test_saved_bytes_are_what_the_reference_engine_saves(depth, size, one_thread
 
 @pytest.mark.parametrize("train", ["bn", "all"])
 def test_saved_bytes_are_what_stock_saves(train, one_thread):
-    """At a width of 8, below which a projection that trains is computed on a contiguous copy."""
+    """The width is 8, below which a projection that trains is computed on a contiguous copy."""
     model = freeze(FastBNOnlyResNet(14, width=8, engine="stock"), train).to(memory_format=torch.channels_last)
     x = images(2, 16, 16, dtype=torch.float32).contiguous(memory_format=torch.channels_last)
     (region,) = regions(14, width=8)

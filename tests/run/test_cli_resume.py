@@ -131,7 +131,7 @@ def test_a_kill_at_every_write(whole, tmp_path, monkeypatch):
 
 
 def test_a_second_signal_ends_at_once(tmp_path, monkeypatch, capfd):
-    """Without waiting for the step: nothing is saved, what was saved stays."""
+    """It does not wait for the step: nothing is saved, what was saved stays."""
 
     def twice():
         for _ in range(2):
@@ -217,8 +217,8 @@ def test_a_process_that_is_ended_while_it_trains(tmp_path, number, code):
 
 @pytest.mark.slow
 def test_a_process_that_is_killed_at_random_until_it_is_done(tmp_path):
-    """From torch's import to the last write; the moments differ from run to run, on purpose, and are
-    printed."""
+    """The kills come between torch's import and the last write; the moments differ from run to run, on
+    purpose, and are printed."""
     epochs, out, kills = 200, tmp_path / "run", []
     while True:
         running = process(out, epochs)

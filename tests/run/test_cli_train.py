@@ -371,7 +371,7 @@ def test_a_checkpoint_that_save_wrote_is_no_run_to_resume(tmp_path, capfd, finis
 
 
 def test_help_imports_no_torch():
-    """Nor needs what only some machines have."""
+    """It needs nothing that only some machines have."""
     done = python(
         "import sys\n"
         "for name in ('triton', 'pynvml', 'matplotlib', 'torch_xla'): sys.modules[name] = None\n"

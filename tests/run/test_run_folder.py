@@ -85,7 +85,7 @@ def test_a_lock_that_is_none(run, tmp_path, capfd, what):
 
 
 def test_nothing_is_written_through_a_link(run, tmp_path):
-    """Not where a run's own file is one, nor where a temporary might be."""
+    """A run's own file may be one, or a temporary may lie there."""
     (tmp_path / "victim").write_text("mine")
     for name in WRITTEN:
         (run / f"{name}.part").symlink_to(tmp_path / "victim")

@@ -230,7 +230,7 @@ def test_an_epoch_of_a_wrong_kind(run, capfd, name, value):
 
 
 def test_every_file_that_a_run_writes_may_say_what_it_says(finished, tmp_path):
-    """With a validation set, ranks, Adam: what is written is what is read."""
+    """What is written is what is read: with a validation set, ranks, Adam."""
     assert train(tmp_path, "--val", "16", "--optimizer", "adam", "--lr", "0.01") == 0
     for folder in (finished, tmp_path):
         saved.settings(saved.json_file(folder / "config.json"), folder)

@@ -48,7 +48,7 @@ def receivers(act, kinds):
 
 
 def test_few_functions_receive_the_settings(tmp_path, monkeypatch, capfd):
-    """From the command line to the first step; the settings' own methods count too."""
+    """The functions from the command line to the first step count, the settings' own methods among them."""
 
     def step(*_):
         raise FirstStep

@@ -44,7 +44,7 @@ ADAM = {"optimizer": "adam", "schedule": "cosine"}
 
 @pytest.fixture(scope="module", autouse=True)
 def known():
-    """To torch "xla" is a device once torch_xla is there."""
+    """Know "xla" as a device, as torch does once torch_xla is imported."""
     return xla.device()
 
 
@@ -144,7 +144,8 @@ def test_bf16_is_near_fp32_and_another():
     ids=["sgd", "adam"],
 )
 def test_nothing_is_compiled_after_the_first_epoch(width, settings):
-    """Whatever the learning rate does: with warm-up it becomes 1, which could be a constant of the graph."""
+    """The learning rate changes nothing: with warm-up it becomes 1, which could be a constant of the
+    graph."""
     before, counts = xla.compilations(), []
     lines = trained(
         "xla", epochs=4, width=width, log=lambda line: counts.append(xla.compilations()), **settings
@@ -200,8 +201,8 @@ def test_a_lost_loss_is_told(tmp_path, capfd):
 
 
 def test_the_ranks_gradients_are_one_all_reduce(monkeypatch):
-    """In the step's own graph, as XLA is given it. The chips themselves are not here: torch_xla's CPU
-    devices do not reach each other."""
+    """The step's own graph has it, as XLA is given it. No chips take part: torch_xla's CPU devices cannot
+    reach each other."""
     monkeypatch.setenv("XLA_ALWAYS_ALLREDUCE", "1")
     import torch_xla
 

@@ -30,7 +30,7 @@ KINDS = [
 
 
 def gradients(n, count):
-    """Of sizes from 1e-6 to 1e3, so that Adam's ε and the moments both matter."""
+    """Return gradients of sizes from 1e-6 to 1e3, so that Adam's ε and the moments both matter."""
     torch.manual_seed(1)
     return torch.randn(count, n, dtype=torch.float64) * 10 ** torch.linspace(-6, 3, n, dtype=torch.float64)
 

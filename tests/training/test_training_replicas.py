@@ -103,7 +103,7 @@ def test_they_may_end_at_different_times():
 
 
 def test_captured_steps(monkeypatch):
-    """With a recorder that launches again what it was given, as a CUDA graph does on a GPU."""
+    """A recorder launches again what it was given, as a CUDA graph does on a GPU."""
     recorded = []
 
     def record(launches):
@@ -238,7 +238,7 @@ def test_what_cannot_be(change, error, said):
 
 
 def test_on_a_gpu_each_plans_within_its_part_of_the_memory(monkeypatch):
-    """In turns each may have it all: nothing of one step is left when the next begins."""
+    """In turns each could have all of it: nothing of one step is left when the next begins."""
     monkeypatch.setattr(planner, "free_memory", lambda device: 12 * 10**9)
     recipe, budgets = Recipe(batch_size=8).resolved(1), {}
     for device, count in (("cpu", 4), ("cuda", 1), ("cuda", 4)):

@@ -46,7 +46,7 @@ def step_of(model, settings, say=lambda line: None):
 
 
 class Wide(torch.nn.Module):
-    """In float64, whatever comes in."""
+    """A network that computes in float64, whatever comes in."""
 
     def __init__(self, model):
         super().__init__()

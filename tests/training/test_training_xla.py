@@ -179,7 +179,7 @@ def test_what_fails_on_one_chip_is_told_by_all(monkeypatch):
 
 
 def test_two_chips_are_one_device(monkeypatch):
-    """By frozen statistics, which no slicing of the batch changes; one message a step."""
+    """Statistics are frozen, so that slicing the batch changes nothing; a step sends one message."""
 
     def act(ranks):
         model = network(engine="stock")

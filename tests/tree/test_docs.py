@@ -123,7 +123,7 @@ def test_the_site_names_pages_that_are_there():
 
 
 def test_the_requirements_agree():
-    """But for triton, which comes with CUDA."""
+    """They differ by triton alone, which comes with CUDA."""
 
     def pins(name):
         lines = (REPOSITORY / name).read_text(encoding="utf-8").splitlines()

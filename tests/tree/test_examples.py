@@ -49,7 +49,7 @@ def test_adapt():
 
 
 def test_sweep_says_what_it_lacks():
-    """Without Optuna: one line, and how to get it."""
+    """Without Optuna it prints one line, with how to get it."""
     path = str(REPOSITORY / "examples" / "sweep.py")
     code = (
         "import sys, runpy; sys.modules['optuna'] = None; sys.argv = ['sweep.py']; "

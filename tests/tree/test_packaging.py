@@ -59,7 +59,7 @@ def test_the_sdist_builds_the_same(built):
 
 
 def test_an_installed_wheel_trains(built, tmp_path):
-    """From a folder that holds nothing but the wheel's content, away from the checkout."""
+    """It does so from a folder that holds the wheel's content alone, away from the checkout."""
     (wheel,) = built.glob("*.whl")
     site = tmp_path / "site"
     subprocess.run(

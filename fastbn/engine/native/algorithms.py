@@ -27,8 +27,8 @@ ROOM = 8 << 20  # bytes of packed weights that a region may have in any case
 
 @dataclasses.dataclass(frozen=True)
 class AlgorithmRow:
-    """Of so many channels, in images so many pixels high: M of Winograd's F(M×M, 3×3), or 0 for the direct
-    sum."""
+    """The choice for so many channels in images so many pixels high: M of Winograd's F(M×M, 3×3), or 0 for
+    the direct sum."""
 
     channels: int
     size: int

@@ -121,8 +121,8 @@ def _build(command: list[str], target: Path) -> ctypes.CDLL:
 
 
 def _key() -> str:
-    """Of the sources, the flags and the CPU's features: all that a library must fit, known without a
-    compiler. A CXX that was asked for has libraries of its own."""
+    """Return a digest of the sources, the flags and the CPU's features: all that a library must fit, known
+    without a compiler. A CXX that was asked for has libraries of its own."""
     digest = hashlib.sha256()
     for path in sorted([*SOURCES.rglob("*.h"), *SOURCES.rglob("*.cpp")]):
         digest.update(path.relative_to(SOURCES).as_posix().encode() + path.read_bytes())

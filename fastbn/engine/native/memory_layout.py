@@ -56,7 +56,7 @@ def lay_out(saved: list[Span], others: list[Span], calls: int) -> int:
 
 
 def scratch_bytes(spans: Iterable[Span], calls: range) -> int:
-    """Of scratch memory, what these calls need."""
+    """Return the scratch memory that these calls need."""
     return max(
         (
             span.end

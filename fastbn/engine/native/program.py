@@ -41,8 +41,8 @@ class Programs:
         )
 
     def forward(self, call: walk.Call, inputs: list[Tensor]) -> ForwardResult:
-        """As walk.forward, played where nothing in it is Python's: no group of processes, no tensor that the
-        kernels can't read."""
+        """Run as walk.forward does, played where nothing in it is Python's: no group of processes, no tensor
+        that the kernels can't read."""
         if call.group is not None:
             return walked(call, inputs)
         key = key_of(call, inputs)
@@ -116,7 +116,7 @@ class _Program:
         self._backward = _Pass(tape, range(turn, len(tape.calls)), spans, after + foreign, engine.kernels)
 
     def forward(self, inputs: list[Tensor]) -> ForwardResult:
-        """As walk.forward. What is saved lies in one block, lent until nobody refers to it."""
+        """Run as walk.forward does. What is saved lies in one block, lent until nobody refers to it."""
         kept = self._buffers.empty((self._kept,), torch.uint8)
         outputs = [activation(self._buffers, *like) for like in self._outputs]
         own = [*inputs, *outputs]

@@ -82,7 +82,7 @@ class CudaGraphs:
         self._free: collections.OrderedDict[Any, list[GraphRecording]] = collections.OrderedDict()
 
     def forward(self, call: walk.Call, inputs: list[Tensor]) -> ForwardResult:
-        """As walk.forward, replayed where this call's like has been seen."""
+        """Run as walk.forward does, replayed where this call's like has been seen."""
         device = inputs[0].device
         if not current().recorded or not self._usable(device):
             return walked(call, inputs)
@@ -149,10 +149,9 @@ class GraphRecording:
     def backward(
         self, gradients: list[Tensor | None], vectors: Tensor, saved: list[Tensor]
     ) -> RegionGradients | None:
-        """As walk.backward of what the last forward left, in fresh memory. Its first run is not recorded: it
-        compiles. None where what
-        autograd kept is not what lies here: its hooks may have put a copy, or a recomputation, in its place.
-        """
+        """Run as walk.backward does on what the last forward left, in fresh memory. Its first run is not
+        recorded: it compiles. None where what autograd kept is not what lies here: its hooks may have put a
+        copy, or a recomputation, in its place."""
         if vectors.data_ptr() != self.vectors.data_ptr():
             return None
         which = tuple(g is not None for g in gradients)

@@ -45,7 +45,7 @@ class Ranks:
 
     @property
     def share(self) -> tuple[int, int]:
-        """As a feed's batches take it."""
+        """Return this rank and the number of ranks, as a feed's batches take them."""
         return self.rank, self.count
 
     @property
@@ -96,7 +96,7 @@ class Ranks:
         return tensor
 
     def total(self, value: float | None, device: torch.device) -> float | None:
-        """Of one number a rank; None where any rank has none."""
+        """Return the sum of one number per rank; None where any rank has none."""
         if self.count == 1:
             return value
         found = self.sum(
