@@ -1,5 +1,5 @@
-"""A convolution with its BatchNorm on this device, forward and backward, run by the engine's kernels, by
-cuDNN alone, or by stock's passes. The cases are those of the tests."""
+"""A convolution with its BatchNorm on this device, forward and backward, by the engine's kernels as they are
+tuned. The cases are those of the tests."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from bench.gpu.measure import CAPABILITY, DEVICE
@@ -42,7 +41,6 @@ class Tensors:
     y: Tensor  # (N, C, H, W) of the layer before, raw
     ds: Tensor  # of this layer's output, masked
     own: Tensor  # this layer's raw output
-    z: Tensor  # relu(scale·y + shift), for stock's passes
 
 
 class Layer:
@@ -51,12 +49,10 @@ class Layer:
     def __init__(self, case: operations.Case, dtype: torch.dtype):
         self.case, self.dtype, device = case, dtype, str(DEVICE)
         self.weight = case.weight().to(DEVICE, dtype)
-        self.library = self.weight.contiguous(memory_format=torch.channels_last)
         self.norm = operations.norm(case.c, 2, device=device)
         self.target = operations.target(case.oc, device=device)
         self.coefficients = tuple(operations.draw(3, case.oc, seed=9, device=device))
         self.affine = operations.affine(case.c, device)
-        self.saved = [t.float() for t in self.norm.vectors[:2]]
 
     def tensors(self, seed: int) -> Tensors:
         out = self.case.conv().shape(self.case.source)
@@ -65,7 +61,7 @@ class Layer:
             operations.activation(*s, seed=seed + k, dtype=self.dtype, device=str(DEVICE))
             for k, s in enumerate(shapes)
         )
-        return Tensors(y, ds, own, F.relu(y))
+        return Tensors(y, ds, own)
 
     def fused_forward(
         self, by: Algorithm, t: Tensors, ends: bool = False, tuning: Tuning | None = None
@@ -129,42 +125,3 @@ class Layer:
             return engine.gradient([path], [], masks[1], self.case.source)[0]
 
         return run
-
-    def library_forward(self, t: Tensors) -> Call:
-        return lambda: self._convolved(t.z)
-
-    def library_gradient(self, t: Tensors) -> Call:
-        return lambda: self._returned(t.ds, t.z)
-
-    def stock_forward(self, t: Tensors) -> Call:
-        m = self.target.module
-
-        def run() -> Tensor:
-            y = self._convolved(F.relu(t.y))
-            return F.batch_norm(y, m.running_mean, m.running_var, m.weight, m.bias, True)
-
-        return run
-
-    def stock_gradient(self, t: Tensors) -> Call:
-        """Return stock's gradient, by PyTorch's own BatchNorm kernels: cuDNN's want a reserve that only its
-        forward hands out."""
-        m, aten = self.target.module, torch.ops.aten
-
-        def run() -> Tensor:
-            moving = m.running_mean, m.running_var
-            dy = aten.native_batch_norm_backward(
-                t.ds, t.own, m.weight, *moving, *self.saved, True, m.eps, [True, True, True]
-            )[0]
-            return aten.threshold_backward(self._returned(dy, t.z), t.z, 0)
-
-        return run
-
-    def _convolved(self, z: Tensor) -> Tensor:
-        conv = self.case.conv()
-        return F.conv2d(z, self.library, None, conv.stride, conv.padding, conv.dilation, conv.groups)
-
-    def _returned(self, dy: Tensor, z: Tensor) -> Tensor:
-        """conv2dᵀ(dy)."""
-        conv, backward = self.case.conv(), torch.ops.aten.convolution_backward
-        geometry = conv.stride, conv.padding, conv.dilation, False, [0, 0], conv.groups
-        return backward(dy, z, self.library, None, *geometry, (True, False, False))[0]

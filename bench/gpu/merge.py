@@ -21,7 +21,7 @@ def merge(out: Path, results: Path) -> int:
     """Write one record of every stage in `out`, and print a table. Returns 1 where a stage has a failure, 2
     where there is no stage.
 
-    The record is a benchmark's own: its rows are those of the steps, the rest lies under `stages`."""
+    The record is a benchmark's own: its rows are those of steps and kernels, the rest lies under `stages`."""
     paths = [path for path in sorted(out.glob("*.json")) if path.stem != "visit"]
     paths = [path for path in paths if not re.fullmatch(r"correctness-\d+", path.stem)]
     stages: Stages = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
@@ -42,7 +42,7 @@ def merge(out: Path, results: Path) -> int:
         rates |= stage.pop("machine")
         if stage["conditions"] == found:
             del stage["conditions"]
-        if name.startswith("step"):
+        if name.startswith(("step", "trial")):
             steps += [row for row in stage.pop("rows") if "skipped" not in row.get("more", {})]
     results.mkdir(parents=True, exist_ok=True)
     body = {"format": FORMAT, "conditions": found, "machine": rates, "rows": steps, "stages": stages}
@@ -58,13 +58,10 @@ def _table(stages: Stages) -> Iterator[str]:
         done = "finished" if stage["finished"] else "NOT FINISHED"
         counts = f"{len(stage.get('failures', [])):4} failures{len(stage['left_out']):4} left out"
         yield f"{name:20}{done:14}{counts}"
-        if name.startswith("step"):
-            yield from map(_step, (Row(**row) for row in stage["rows"] if "seconds" in row))
-        for row in stage.get("rows", []):
-            if row.get("L2") == "cold":
-                head = f"{row['channels']}/{row['size']}² b{row['batch']} {row['dtype']} {row['pass']}"
-                rate = f"{1e6 * row['seconds']:9.1f} µs{row['of_copy']:7.2f} of copy"
-                yield f"    {head:34}{row['provider']:30}{rate}"
+        timed = [Row(**row) for row in stage.get("rows", []) if "seconds" in row and "provider" in row]
+        yield from (_step(row) for row in timed if row.level == "step")
+        cold = (row for row in timed if row.level == "kernel" and row.case.endswith("cold"))
+        yield from (_kernel(row, stage["machine"]) for row in cold)
         if name.startswith("train"):
             accuracy = stage.get("summary", {}).get("test_accuracy", "not yet")
             yield f"    epochs {stage.get('epochs_done', 'unknown')}, accuracy {accuracy}"
@@ -80,3 +77,9 @@ def _step(row: Row) -> str:
     part = (row.more or {}).get("seconds_per_replica")
     each = f"{1e3 * part:10.3f} ms per replica" if part else ""
     return f"    {row.provider:40}{1e3 * (row.seconds or 0.0):10.3f} ms{memory}{each}"
+
+
+def _kernel(row: Row, machine: dict[str, float]) -> str:
+    seconds = row.seconds or 1.0
+    share = (row.moved_bytes or 0) / seconds / machine["copy_bytes_per_second"]
+    return f"    {row.case:60}{row.provider:32}{1e6 * seconds:9.1f} µs{share:7.2f} of copy"

@@ -121,33 +121,9 @@ def source(
 Error = tuple[str, float, float]  # of what, how large, and what it must stay below
 
 
-def check_forward(
-    engine: Engine,
-    case: Case,
-    kind: str,
-    dtype: torch.dtype,
-    tolerance: float,
-    batch: bool = True,
-    device: str = "cpu",
-) -> None:
-    """y, z, the mask, the target's vectors and the running statistics. `tolerance`: of y; the statistics
-    are those of the stored y."""
-    for what, found, most in forward_errors(engine, case, kind, dtype, tolerance, batch, device):
-        assert found < most, f"{what}: {found:.1e}, allowed {most:.1e}"
-
-
-def check_gradient(
-    engine: Engine,
-    case: Case,
-    masked: str,
-    dtype: torch.dtype,
-    tolerance: float,
-    batch: bool = True,
-    device: str = "cpu",
-) -> None:
-    """One path and an added term, masked, with dγ and dβ and the coefficients of the raw outputs that the
-    value was made of."""
-    for what, found, most in gradient_errors(engine, case, masked, dtype, tolerance, batch, device):
+def check(errors: Iterator[Error]) -> None:
+    """Assert that every error is below what it must stay below."""
+    for what, found, most in errors:
         assert found < most, f"{what}: {found:.1e}, allowed {most:.1e}"
 
 
@@ -157,11 +133,13 @@ def forward_errors(
     kind: str,
     dtype: torch.dtype,
     tolerance: float,
-    batch: bool,
-    device: str,
+    batch: bool = True,
+    device: str = "cpu",
     exact: float = 1e-6,
 ) -> Iterator[Error]:
-    """What check_forward holds to its tolerance, one by one. `exact`: the tolerance of what is float32 in
+    """Yield the errors of y, z, the mask, the target's vectors and the running statistics.
+
+    tolerance: of y; the statistics are those of the stored y. exact: the tolerance of what is float32 in
     every precision."""
     conv, (read, z) = case.conv(), source(kind, case, dtype, device)
     weight = case.weight().to(device, dtype)
@@ -203,11 +181,12 @@ def gradient_errors(
     masked: str,
     dtype: torch.dtype,
     tolerance: float,
-    batch: bool,
-    device: str,
+    batch: bool = True,
+    device: str = "cpu",
     exact: float = 2e-6,
 ) -> Iterator[Error]:
-    """What check_gradient holds to its tolerance, one by one."""
+    """Yield the errors of one path and an added term, masked, with dγ and dβ and the coefficients of the raw
+    outputs that the value was made of."""
     conv, size = case.conv(), case.source
     weight = case.weight().to(device, dtype)
     out = conv.shape(size)

@@ -16,7 +16,7 @@ from fastbn.engine.region import FusedRegion
 from fastbn.planning import traffic
 from fastbn.planning.cost import Cost, roofline, total
 
-BYTES = {"fp32": 4, "amp-fp16": 2, "amp-bf16": 2, "bf16": 2, "mixed": 2}  # an element of what is stored
+BYTES = {"fp32": 4} | dict.fromkeys(("amp-fp16", "amp-bf16", "fp16", "bf16", "mixed"), 2)  # an element stored
 
 
 def least_seconds(cost: Cost, machine: dict[str, float], precision: str) -> float:

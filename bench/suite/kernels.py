@@ -12,6 +12,7 @@ replaces.
     form    z of the last addition, which no convolution reads
             stock: BatchNorm, addition, ReLU
 
+"convolution alone" is the library's own, of what is formed already: what it could not be done faster than.
 Both sides do as many statistics, normalisations and products; only at which end of the operation the
 statistics lie differs. Warm, what the model counts as moved may come from a cache: there the share of
 roofline can exceed 1."""
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -43,9 +44,9 @@ OPERATIONS = ("conv2", "conv1", "∇conv2", "∇conv1", "form")
 # before each clocked call: a buffer larger than any cache is written; or the very call is made
 CACHES = ("cold", "warm")
 FLUSH = {"cpu": 1 << 27, "cuda": 1 << 28}  # bytes of that buffer
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 EPSILON = 1e-5  # of BatchNorm
-STOCK = "stock channels-last"
+STOCK, ALONE = "stock channels-last", "convolution alone"
 
 Results = Callable[[], list[Tensor]]  # a forward's: [output]; a gradient's: [ds, dγ, dβ, dy]
 
@@ -95,12 +96,13 @@ def region(channels: int) -> Region:
     return Region(1, tuple(joins), (4,))
 
 
-def cost(blocks: Blocks, operation: str, fused: bool) -> Cost:
+def cost(blocks: Blocks, operation: str, provider: str) -> Cost:
     """Return what one operation costs by the traffic model."""
     size = costs.BYTES[blocks.precision]
     case = traffic.TrafficCase(
         region(blocks.channels), ((blocks.batch_size, blocks.channels, blocks.size, blocks.size),), size, size
     )
+    fused = provider.startswith("fastbn")
     plan = traffic.fused(case) if fused else traffic.stock(case)
     names = {
         "conv2": (["1.b"], ["1.a_bn", "1.a_bn relu", "1.b"]),
@@ -108,7 +110,7 @@ def cost(blocks: Blocks, operation: str, fused: bool) -> Cost:
         "∇conv2": (["1.b"], ["1.b", "1.a_bn relu", "1.a_bn"]),
         "∇conv1": (["1.a"], ["1.a", "0.b_bn accumulate", "0.b_bn relu", "0.b_bn"]),
         "form": (["1.b_bn form"], ["1.b_bn", "1.b_bn add", "1.b_bn relu"]),
-    }[operation][0 if fused else 1]
+    }[operation][0 if fused or provider == ALONE else 1]
     passes = plan.backward if operation.startswith("∇") else plan.forward
     return total(each for each in passes if each.name in names)
 
@@ -192,6 +194,16 @@ def stock(operation: str, given: Inputs) -> Results:
     return gradient
 
 
+def alone(operation: str, given: Inputs) -> Results:
+    """Return a call of the convolution, or of its input gradient, and of nothing beside it."""
+    if not operation.startswith("∇"):
+        z = F.relu(given.y)
+        return lambda: [F.conv2d(z, given.weight, None, padding=1)]
+    geometry = [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, False, False]
+    backward = torch.ops.aten.convolution_backward
+    return lambda: [backward(given.dy, given.y, given.weight, None, *geometry)[0]]
+
+
 def error(found: list[Tensor], exact: list[Tensor], given: Inputs) -> float:
     """Return the largest of the results' errors against float64's."""
     if len(found) > len(exact):
@@ -207,33 +219,50 @@ def allowed(blocks: Blocks) -> float:
     return max(rounding, summing(blocks.batch_size * blocks.size**2))
 
 
-@torch.no_grad()
-def measure(
-    blocks: Blocks, operation: str, device: torch.device, machine: dict[str, float], rounds: int
-) -> dict[tuple[str, str], tuple[Row, list[float]]]:
-    """Return, by cache and provider, the row and its samples: both providers in turn, after the gate."""
+def everyone(blocks: Blocks, device: torch.device) -> dict[str, Engine | None]:
+    """Return the providers of a session: stock, and fastbn by its auto engine."""
     engine, _ = choose("auto", device, DTYPES[blocks.precision])
     assert engine is not None
-    given, ours = inputs(blocks, device), f"fastbn {engine.name}"
+    return {STOCK: None, f"fastbn {engine.name}": engine}
+
+
+@torch.no_grad()
+def measure(
+    blocks: Blocks,
+    operation: str,
+    device: torch.device,
+    machine: dict[str, float],
+    rounds: int,
+    providers: Mapping[str, Engine | None] | None = None,
+) -> dict[tuple[str, str], tuple[Row, list[float]]]:
+    """Return, by cache and provider, the row and its samples: all providers in turn, after the gate, which
+    the convolution alone has nothing to be let through for.
+
+    providers: fastbn's by name with their engine, STOCK and ALONE with none; those of `everyone` where none
+    are given."""
+    providers = everyone(blocks, device) if providers is None else providers
+    given = inputs(blocks, device)
     exact = stock(operation, given.double())()
     rows, calls = {}, {}
-    makes = {STOCK: lambda: stock(operation, given), ours: lambda: fused(operation, engine, given)}
-    for name, make in makes.items():
-        spent = cost(blocks, operation, name == ours)
+    for name, engine in providers.items():
+        spent = cost(blocks, operation, name)
         row = Row(level="kernel", case="", provider=name, trains="", width=blocks.channels, size=blocks.size)
         row.batch_size, row.precision = blocks.batch_size, blocks.precision
         row.launches, row.moved_bytes, row.flops = spent.launches, spent.moved, spent.flops
         rows[name] = row
         try:
-            call = make()
-            off = error(call(), exact, given)
-            row.gradient_error = off if math.isfinite(off) else None
+            if engine is not None:
+                call = fused(operation, engine, given)
+            else:
+                call = (stock if name == STOCK else alone)(operation, given)
+            off = 0.0 if name == ALONE else error(call(), exact, given)
+            row.gradient_error = off if name != ALONE and math.isfinite(off) else None
             if off > allowed(blocks):
                 row.failed = f"off by {off:.1e} against float64, allowed {allowed(blocks):.1e}"
             else:
                 calls[name] = clock.captured(call, device)
                 calls[name]()
-        except Exception as problem:  # its row says what went wrong, and the other is measured
+        except Exception as problem:  # its row says what went wrong, and the others are measured
             row.failed = reason(problem)
     flush = torch.empty(FLUSH[device.type], dtype=torch.uint8, device=device)
     found = {}
@@ -244,7 +273,7 @@ def measure(
             own = dataclasses.replace(row, case=f"{operation}, {blocks.title}, caches {cache}")
             if name in samples:
                 own.time(samples[name])
-                least = costs.least_seconds(cost(blocks, operation, name == ours), machine, blocks.precision)
+                least = costs.least_seconds(cost(blocks, operation, name), machine, blocks.precision)
                 own.roofline_share = least / (own.seconds or 1.0)
             found[cache, name] = own, samples.get(name, [])
     return found

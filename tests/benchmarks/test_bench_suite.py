@@ -310,12 +310,13 @@ def test_an_identity_block_costs_what_the_design_says():
     blocks = Blocks(16, 8, 4)
     A = 4 * 4 * 16 * 8 * 8
 
-    def moved(fused, *operations):
-        found = [kernels.cost(blocks, operation, fused) for operation in operations]
+    def moved(provider, *operations):
+        found = [kernels.cost(blocks, operation, provider) for operation in operations]
         return round(sum(each.read + each.written for each in found) / A)
 
-    assert moved(True, "conv1", "conv2") == 6 and moved(True, "∇conv1", "∇conv2") == 9
-    assert moved(False, "conv1", "conv2") == 17 and moved(False, "∇conv1", "∇conv2") == 23
+    assert moved("fastbn", "conv1", "conv2") == 6 and moved("fastbn", "∇conv1", "∇conv2") == 9
+    assert moved(kernels.STOCK, "conv1", "conv2") == 17 and moved(kernels.STOCK, "∇conv1", "∇conv2") == 23
+    assert moved(kernels.ALONE, "conv2") == moved(kernels.ALONE, "∇conv2") == 2
 
 
 def test_costs_of_a_network_with_pooling_between_its_regions():

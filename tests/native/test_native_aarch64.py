@@ -11,7 +11,7 @@ from emulated import Emulated, build_driver
 from test_native_operations import CASES, STORED, TOLERANCE
 
 from bench.oracle.errors import relative
-from bench.oracle.operations import check_forward, check_gradient, two_paths
+from bench.oracle.operations import check, forward_errors, gradient_errors, two_paths
 from fastbn.engine.native import build
 
 CROSS, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
@@ -52,13 +52,13 @@ def test_vectors_have_four_lanes(engine):
 @pytest.mark.parametrize("kind", ["formed", "residual", "projection"])
 @pytest.mark.parametrize("case, dtype", BOTH, ids=lambda given: getattr(given, "why", str(given)))
 def test_forward(engine, case, kind, dtype):
-    check_forward(engine, case, kind, dtype, STORED[dtype])
+    check(forward_errors(engine, case, kind, dtype, STORED[dtype]))
 
 
 @pytest.mark.parametrize("masked", ["saved", "again"])
 @pytest.mark.parametrize("case, dtype", BOTH, ids=lambda given: getattr(given, "why", str(given)))
 def test_gradient(engine, case, masked, dtype):
-    check_gradient(engine, case, masked, dtype, STORED[dtype])
+    check(gradient_errors(engine, case, masked, dtype, STORED[dtype]))
 
 
 def test_two_paths_and_three_added_terms(engine):

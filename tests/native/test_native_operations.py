@@ -15,9 +15,10 @@ from bench.oracle.operations import (
     Case,
     activation,
     affine,
-    check_forward,
-    check_gradient,
+    check,
     draw,
+    forward_errors,
+    gradient_errors,
     norm,
     rows,
     source,
@@ -127,13 +128,13 @@ def engine() -> native.Native:
 @pytest.mark.parametrize("kind", SOURCES)
 @pytest.mark.parametrize("case, dtype", BOTH, ids=lambda given: getattr(given, "why", str(given)))
 def test_forward(engine, case, kind, dtype):
-    check_forward(engine, case, kind, dtype, STORED[dtype])
+    check(forward_errors(engine, case, kind, dtype, STORED[dtype]))
 
 
 @pytest.mark.parametrize("masked", MASKS)
 @pytest.mark.parametrize("case, dtype", BOTH, ids=lambda given: getattr(given, "why", str(given)))
 def test_gradient(engine, case, masked, dtype):
-    check_gradient(engine, case, masked, dtype, STORED[dtype])
+    check(gradient_errors(engine, case, masked, dtype, STORED[dtype]))
 
 
 class Unpacked(native.Native):
@@ -155,8 +156,8 @@ class UnpackedChannelsLast(Unpacked):
 @pytest.mark.parametrize("kernels", [Unpacked, UnpackedChannelsLast])
 @pytest.mark.parametrize("case", [case for case in CASES[::2] if case.groups == 1], ids=lambda case: case.why)
 def test_weights_that_were_not_packed(case, kernels):
-    check_forward(kernels(), case, "residual", torch.float32, TOLERANCE)
-    check_gradient(kernels(), case, "saved", torch.float32, TOLERANCE)
+    check(forward_errors(kernels(), case, "residual", torch.float32, TOLERANCE))
+    check(gradient_errors(kernels(), case, "saved", torch.float32, TOLERANCE))
 
 
 WIDE = [
@@ -172,13 +173,13 @@ WIDE = [
 @pytest.mark.parametrize("case", WIDE, ids=lambda case: case.why)
 @pytest.mark.parametrize("kernels", [native.Native, Unpacked, UnpackedChannelsLast])
 def test_wide_convolutions(case, kernels):
-    check_forward(kernels(), case, "projection", torch.float32, TOLERANCE)
-    check_gradient(kernels(), case, "again", torch.float32, TOLERANCE)
+    check(forward_errors(kernels(), case, "projection", torch.float32, TOLERANCE))
+    check(gradient_errors(kernels(), case, "again", torch.float32, TOLERANCE))
 
 
 def test_frozen_statistics(engine):
-    check_forward(engine, CASES[5], "residual", torch.float32, TOLERANCE, batch=False)
-    check_gradient(engine, CASES[5], "saved", torch.float32, TOLERANCE, batch=False)
+    check(forward_errors(engine, CASES[5], "residual", torch.float32, TOLERANCE, batch=False))
+    check(gradient_errors(engine, CASES[5], "saved", torch.float32, TOLERANCE, batch=False))
 
 
 def test_bfloat16_is_rounded_as_torch_rounds_it(engine):
