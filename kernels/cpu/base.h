@@ -1,8 +1,9 @@
 // What every CPU kernel of fastbn shares: the vector, what is stored, the mask's bits.
 //
-// GCC vector extensions, no intrinsics: the same source serves AVX-512, AVX2 and NEON. Activations are channels-last,
-// (N, H, W, C), stored as float32 or as bfloat16; arithmetic is float32's. Work is cut into items (items.h) that stay in the core's L2 from load to store; each leaves its own
-// partial sums, merged in the items' order, so results have the same bits at any thread count.
+// GCC vector extensions, no intrinsics: the same source serves AVX-512, AVX2 and NEON. Activations are
+// channels-last, (N, H, W, C), stored as float32 or as bfloat16; arithmetic is float32's. Work is cut into
+// items (items.h) that stay in the core's L2 from load to store; each leaves its own partial sums, merged in
+// the items' order, so results have the same bits at any thread count.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -28,7 +29,8 @@ inline void store(float* p, vec v) { *(vec*)p = v; }
 inline vec splat(float x) { return vec{} + x; }
 inline vec relu(vec t) { return t < 0.f ? vec{} : t; }  // a NaN is not below zero: it stays
 
-// The upper half of a float32, to the nearest, ties to even. Only where activations and gradients lie: no sum is taken in it.
+// The upper half of a float32, to the nearest, ties to even. Only where activations and gradients lie: no sum
+// is taken in it.
 struct bfloat16 {
     uint16_t bits;
 };
@@ -51,7 +53,8 @@ inline vec as_stored(const bfloat16*, vec v) {
     return load(there);
 }
 
-// The first k ≤ L numbers, zero beyond; and storing only those. Whole vectors have a type of their own, so their loops are plain.
+// The first k ≤ L numbers, zero beyond; and storing only those. Whole vectors have a type of their own, so
+// their loops are plain.
 using Whole = std::integral_constant<int, L>;
 template <typename S>
 inline vec load_some(const S* p, Whole) { return load(p); }
@@ -81,7 +84,8 @@ inline void across(int c, int C, F f) {
     if (c < C) f(c, C - c);
 }
 
-// A ReLU's mask: a bit an element, set where it was open; whole bytes a vector, mask_bytes(C) of them a pixel.
+// A ReLU's mask: a bit an element, set where it was open; whole bytes a vector, mask_bytes(C) of them a
+// pixel.
 constexpr int VECTOR_BYTES = (L + 7) / 8;
 inline int mask_bytes(int C) { return (C + L - 1) / L * VECTOR_BYTES; }
 inline void store_mask(uint8_t* p, vec z) {
@@ -106,15 +110,18 @@ inline vec masked(vec t, const uint8_t* p) {
 
 inline int round_up(int n, int to) { return (n + to - 1) / to * to; }
 
-// Output channels go in blocks of two vectors, the last of one: packed weights are laid out so. f(c, vectors), from c up to C.
+// Output channels go in blocks of two vectors, the last of one: packed weights are laid out so. f(c,
+// vectors), from c up to C.
 template <typename F>
 inline void blocks(int c, int C, F f) {
     for (; c + 2 * L <= C; c += 2 * L) f(c, 2);
     if (c < C) f(c, 1);
 }
 
-// Elements from a pixel of K channels to the next, where it is formed: not a large power of two, at which the pixels of a tile would meet
-// in a few sets of the first-level cache.
+// Elements from a pixel of K channels to the next, where it is formed: not a large power of two, at which the
+// pixels of a tile would meet in a few sets of the first-level cache.
 inline int pixel_step(int K) { return K % 256 ? K : K + 16; }
 
-inline float* floats(size_t n) { return static_cast<float*>(aligned_alloc(64, (sizeof(float) * n + 63) / 64 * 64)); }
+inline float* floats(size_t n) {
+    return static_cast<float*>(aligned_alloc(64, (sizeof(float) * n + 63) / 64 * 64));
+}

@@ -1,4 +1,5 @@
-// How many floats a vector holds in this build, by which packed weights are laid out, and by which instructions it computes.
+// How many floats a vector holds in this build, by which packed weights are laid out, and by which
+// instructions it computes.
 #include "base.h"
 
 extern "C" int fastbn_lanes() { return L; }

@@ -1,5 +1,5 @@
-// The structures and the enumerations that cross the library's border. fastbn/engine/native/abi.py mirrors them, and
-// tests/native/test_native_abi.py compiles this header and compares every size, offset and value.
+// The structures and the enumerations that cross the library's border. fastbn/engine/native/abi.py mirrors
+// them, and tests/native/test_native_abi.py compiles this header and compares every size, offset and value.
 #pragma once
 #include <cstdint>
 
@@ -16,10 +16,11 @@ extern "C" struct Geometry {
     int kh, kw, sh, sw, ph, pw, dh, dw, groups;
 };
 
-// What a convolution reads: z = function(scale·y + shift [+ rscale·y_r + rshift | + residual]), formed as it is loaded.
+// What a convolution reads: z = function(scale·y + shift [+ rscale·y_r + rshift | + residual]), formed as it
+// is loaded.
 extern "C" struct Source {
     int function, half;           // half: y, y_r, residual and z are bfloat16, else float32
-    int rows, stride;             // where there are tasks: pixels an image; floats from one task's vectors to the next's
+    int rows, stride;  // where there are tasks: pixels an image; floats from one task's vectors to the next's
     float slope;                  // the function's, where it has one
     const void* y;                // (N, H, W, C)
     const float *scale, *shift;   // (C,); null: y is z itself
@@ -27,14 +28,16 @@ extern "C" struct Source {
     const float *rscale, *rshift;
     const void* residual;         // (N, H, W, C), or null
     void* z;                      // where to write z, or null
-    void* mask;                   // where to write what the derivative needs, or null: bits, see store_mask; without a gate n, (N, H, W, C)
-    const int* tasks;             // (N,): whose scale, shift, rscale and rshift each image takes; null: all the same
+    void* mask;  // where to write what the derivative needs, or null: bits, see store_mask; without a gate n,
+                 // (N, H, W, C)
+    const int* tasks;  // (N,): whose scale, shift, rscale and rshift each image takes; null: all the same
 };
 
 // A way by which gradient comes back to a value: convᵀ(dy) with dy = c1·ds + c2·y + c0.
 extern "C" struct Path {
     Geometry g;  // of the forward convolution
-    int M;       // Winograd's F(M×M, 3×3), 0 for the direct sum, RAW or RAW_CHANNELS_LAST for the direct sum by a weight that was not packed
+    int M;  // Winograd's F(M×M, 3×3), 0 for the direct sum, RAW or RAW_CHANNELS_LAST for the direct sum by a
+            // weight that was not packed
     const void *ds, *y;         // (N, OH, OW, OC)
     const float *c1, *c2, *c0;  // (OC,); c2 and c0 null where statistics are frozen
     const float* weights;
@@ -42,7 +45,8 @@ extern "C" struct Path {
 
 // A value whose gradient is made: how it was formed, what is added, and where its gradient goes.
 extern "C" struct Value {
-    int n, h, w, c, function, half; // half: activations and gradients are bfloat16, the paths' too; else float32
+    // half: activations and gradients are bfloat16, the paths' too; else float32
+    int n, h, w, c, function, half;
     float slope;                    // the function's, where it has one
     const void* mask;               // the forward's, or null: n is recomputed from ys[0]
     const void* ys[2];              // (N, H, W, C), the raw outputs that the value was made of; null beyond
@@ -59,8 +63,9 @@ extern "C" struct Norm {
     const float *weight, *bias;    // γ and β, or null
     const float* conv_bias;        // of the convolution before, or null: the raw output is without it
     float *running_mean, *running_var;
-    int64_t* counted;              // the batches that moved the running statistics, this one not yet among them; or null
-    double eps, share, unbiased;   // share: of this batch in them, 0 where they stay, −1 for the mean of all counted; unbiased: M/(M − 1)
+    int64_t* counted;  // the batches that moved the running statistics, this one not yet among them; or null
+    double eps, share, unbiased;  // share: of this batch in them, 0 where they stay, −1 for the mean of all
+                                  // counted; unbiased: M/(M − 1)
     float* out;                    // mean, rstd, scale, shift
     long stride;                   // between their rows
 };

@@ -1,7 +1,10 @@
-// Carries out one call of the CPU kernels on another machine or an emulator of it: read from stdin, its memory written to stdout.
+// Carries out one call of the CPU kernels on another machine or an emulator of it: read from stdin, its
+// memory written to stdout.
 //
-// In    int64: threads, n_blobs, n_patches; the blobs' sizes; the patches, (blob, offset, points to blob, offset) each; the blobs.
-//       The first blob is the call itself, a Step of structs.h; the others are its structures and its tensors.
+// In    int64: threads, n_blobs, n_patches; the blobs' sizes; the patches, (blob, offset, points to blob,
+// offset) each; the blobs.
+//       The first blob is the call itself, a Step of structs.h; the others are its structures and its
+//       tensors.
 // Out   the blobs. Exit code 3 where a kernel wrote outside of them.
 #include <cstddef>
 #include <cstdint>
@@ -11,7 +14,8 @@
 #include <vector>
 
 extern "C" {
-void fastbn_play(const void* steps, long n_steps, const void* patches, long n_patches, char* const* memory, int threads);
+void fastbn_play(
+    const void* steps, long n_steps, const void* patches, long n_patches, char* const* memory, int threads);
 int fastbn_lanes();
 }
 
@@ -30,7 +34,8 @@ int main(int argc, char** argv) {
     read_all(patches.data(), 8 * patches.size());
     std::vector<char*> blobs;
     for (const int64_t size : sizes) {
-        char* whole = static_cast<char*>(aligned_alloc(64, (static_cast<size_t>(size) + 2 * FENCE + 63) / 64 * 64));
+        char* whole =
+            static_cast<char*>(aligned_alloc(64, (static_cast<size_t>(size) + 2 * FENCE + 63) / 64 * 64));
         memset(whole, 0x5a, FENCE), memset(whole + FENCE + size, 0x5a, FENCE);
         blobs.push_back(whole + FENCE);
         read_all(blobs.back(), static_cast<size_t>(size));

@@ -28,7 +28,8 @@ static int every_item_once() {
         for (int threads : {-1, 0, 1, 2, 3, 5, 16}) {
             std::vector<int> times(static_cast<size_t>(n), 0);
             parallel(n, threads, [&](int i) { times[i]++; });
-            wrong += check(times == std::vector<int>(static_cast<size_t>(n), 1), "an item was left out or done twice", n, threads);
+            wrong += check(times == std::vector<int>(static_cast<size_t>(n), 1),
+                "an item was left out or done twice", n, threads);
             std::atomic<int> shares{0}, items{0};
             share_out(n, threads, [&](Share& share) {
                 shares++;
@@ -37,7 +38,8 @@ static int every_item_once() {
                 items += mine;
             });
             wrong += check(items == n, "the shares do not make up the whole", n, threads);
-            wrong += check(shares <= (threads < 1 ? n > 0 : threads), "more threads than were asked for", n, threads);
+            wrong += check(
+                shares <= (threads < 1 ? n > 0 : threads), "more threads than were asked for", n, threads);
         }
     return wrong;
 }
@@ -74,8 +76,8 @@ static int nested() {
     return check(done == 64, "a loop within a loop");
 }
 
-// Loops of one team, with pauses in which its threads fall asleep; the caller's rounding is that of every item, and
-// a thread of OpenMP's has its own again afterwards.
+// Loops of one team, with pauses in which its threads fall asleep; the caller's rounding is that of every
+// item, and a thread of OpenMP's has its own again afterwards.
 static int one_team() {
     int wrong = 0;
     const int before = std::fegetround();

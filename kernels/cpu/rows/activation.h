@@ -1,6 +1,8 @@
-// The activation functions, on vectors: z of n, and the gradient of n from z's. A NaN passes each of them, and leaves a mask open.
+// The activation functions, on vectors: z of n, and the gradient of n from z's. A NaN passes each of them,
+// and leaves a mask open.
 //
-// A function whose derivative has two values has a gate too: what is at or below zero where the mask is closed.
+// A function whose derivative has two values has a gate too: what is at or below zero where the mask is
+// closed.
 #pragma once
 #include "base.h"
 #include "structs.h"
@@ -12,10 +14,16 @@ inline vec clamp(vec t, float low, float high) {
 
 // eˣ to two of float32's last bits: 2ᵏ·eʳ with |r| ≤ ln 2 / 2, and Cephes' polynomial for eʳ.
 inline vec exponential(vec x) {
-    constexpr float magic = 12582912.f;  // 1.5·2²³: adding it rounds to a whole number, which its lowest bits then hold
+    constexpr float magic =
+        12582912.f;  // 1.5·2²³: adding it rounds to a whole number, which its lowest bits then hold
     x = clamp(x, -87.f, 88.f);
-    const vec shifted = x * 1.44269504f + magic, k = shifted - magic, r = x - k * 0.693359375f + k * 2.12194440e-4f;
-    const vec p = ((((1.9875691500e-4f * r + 1.3981999507e-3f) * r + 8.3334519073e-3f) * r + 4.1665795894e-2f) * r + 1.6666665459e-1f) * r + 5.0000001201e-1f;
+    const vec shifted = x * 1.44269504f + magic, k = shifted - magic,
+              r = x - k * 0.693359375f + k * 2.12194440e-4f;
+    const vec p =
+        ((((1.9875691500e-4f * r + 1.3981999507e-3f) * r + 8.3334519073e-3f) * r + 4.1665795894e-2f) * r
+            + 1.6666665459e-1f)
+            * r
+        + 5.0000001201e-1f;
     const veci power = ((veci)shifted - (veci)splat(magic) + 127) << 23;
     return (p * r * r + r + 1.f) * (vec)power;
 }
@@ -25,7 +33,8 @@ inline vec sigmoid(vec n) { return 1.f / (1.f + exponential(-n)); }
 // The normal distribution's function, by Abramowitz and Stegun 7.1.26: 1.5e-7 at most beside erf.
 inline vec normal_cdf(vec n) {
     const vec x = (n < 0.f ? -n : n) * 0.70710678f, t = 1.f / (1.f + 0.3275911f * x);
-    const vec p = t * (0.254829592f + t * (-0.284496736f + t * (1.421413741f + t * (-1.453152027f + t * 1.061405429f))));
+    const vec p = t
+        * (0.254829592f + t * (-0.284496736f + t * (1.421413741f + t * (-1.453152027f + t * 1.061405429f))));
     const vec tail = 0.5f * p * exponential(-x * x);
     return n < 0.f ? tail : 1.f - tail;
 }

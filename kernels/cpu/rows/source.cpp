@@ -8,7 +8,11 @@ static void form_some(const Source& s, size_t first, int pixels, int C, float* t
     const size_t at = first * C;
     const S *y = static_cast<const S*>(s.y) + at, *r = static_cast<const S*>(s.y_r ? s.y_r : s.residual);
     if (!s.scale) {
-        for (int p = 0; p < pixels; p++) across(0, C, [&](int c, auto k) { store_some(to + static_cast<ptrdiff_t>(p) * K + c, load_some(y + static_cast<ptrdiff_t>(p) * C + c, k), k); });
+        for (int p = 0; p < pixels; p++)
+            across(0, C, [&](int c, auto k) {
+                store_some(to + static_cast<ptrdiff_t>(p) * K + c,
+                    load_some(y + static_cast<ptrdiff_t>(p) * C + c, k), k);
+            });
         return;
     }
     const int bytes = mask_bytes(C);
@@ -18,7 +22,8 @@ static void form_some(const Source& s, size_t first, int pixels, int C, float* t
 #pragma GCC unroll 4
             for (int v = 0; v < V; v++) {
                 scale[v] = load_some(s.scale + c + v * L, k), shift[v] = load_some(s.shift + c + v * L, k);
-                rscale[v] = s.y_r ? load_some(s.rscale + c + v * L, k) : splat(1.f), rshift[v] = s.y_r ? load_some(s.rshift + c + v * L, k) : vec{};
+                rscale[v] = s.y_r ? load_some(s.rscale + c + v * L, k) : splat(1.f),
+                rshift[v] = s.y_r ? load_some(s.rshift + c + v * L, k) : vec{};
             }
             for (int p = 0; p < pixels; p++)
 #pragma GCC unroll 4
@@ -29,7 +34,10 @@ static void form_some(const Source& s, size_t first, int pixels, int C, float* t
                     if constexpr (!plain()) {
                         if (r) n += load_some(r + at + i, k) * rscale[v] + rshift[v];
                         if (s.mask) {
-                            if constexpr (has_gate(F())) store_mask(static_cast<uint8_t*>(s.mask) + (first + p) * bytes + (c / L + v) * VECTOR_BYTES, gate<F()>(n));
+                            if constexpr (has_gate(F()))
+                                store_mask(static_cast<uint8_t*>(s.mask) + (first + p) * bytes
+                                        + (c / L + v) * VECTOR_BYTES,
+                                    gate<F()>(n));
                             else store_some(static_cast<S*>(s.mask) + at + i, n, k);
                         }
                     }

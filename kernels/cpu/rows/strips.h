@@ -1,5 +1,5 @@
-// Passes over rows of pixels whose channels lie together: a strip of some vectors of channels at a time, so that lines of memory are
-// read one after another, and what is summed by channel stays in registers.
+// Passes over rows of pixels whose channels lie together: a strip of some vectors of channels at a time, so
+// that lines of memory are read one after another, and what is summed by channel stays in registers.
 #pragma once
 #include "base.h"
 
@@ -12,7 +12,8 @@ inline void add_to(double* sums, vec v) {
     for (int l = 0; l < L; l++) sums[l] += numbers[l];
 }
 
-// f(c, how many vectors, how many channels of each), from channel c up to C; the channels that fill no vector last.
+// f(c, how many vectors, how many channels of each), from channel c up to C; the channels that fill no vector
+// last.
 template <typename F>
 inline void strips(int c, int C, F f) {
     for (; c + STRIP * L <= C; c += STRIP * L) f(c, std::integral_constant<int, STRIP>{}, Whole{});

@@ -21,17 +21,20 @@ void dy_row(const Path& path, int n, int q, float* row, int K) {
                 const ptrdiff_t i = static_cast<ptrdiff_t>(x) * g.oc + c + v * L;
                 float* to = row + static_cast<ptrdiff_t>(x) * K + c + v * L;
                 ahead(ds + i + g.ow * g.oc), ahead(y + i + g.ow * g.oc);  // the next row's
-                if (path.c2) store_some(to, load_some(ds + i, k) * c1[v] + (load_some(y + i, k) * c2[v] + c0[v]), k);
+                if (path.c2)
+                    store_some(to, load_some(ds + i, k) * c1[v] + (load_some(y + i, k) * c2[v] + c0[v]), k);
                 else store_some(to, load_some(ds + i, k) * c1[v], k);
             }
     });
 }
 
 template <typename S>
-void finish_row(const Value& value, size_t pixel, const float* row, int c, int end, int C, int n_ys, double* sums) {
+void finish_row(
+    const Value& value, size_t pixel, const float* row, int c, int end, int C, int n_ys, double* sums) {
     const size_t at = pixel * value.c;
     const S *added[2], *ys[2], *n_kept = static_cast<const S*>(value.mask);
-    for (int a = 0; a < 2; a++) added[a] = static_cast<const S*>(value.added[a]), ys[a] = static_cast<const S*>(value.ys[a]);
+    for (int a = 0; a < 2; a++)
+        added[a] = static_cast<const S*>(value.added[a]), ys[a] = static_cast<const S*>(value.ys[a]);
     const int bytes = mask_bytes(value.c);
     with_function(value.function, [&](auto F) {
         strips(c, end, [&](int c, auto V, auto k) {
@@ -39,8 +42,11 @@ void finish_row(const Value& value, size_t pixel, const float* row, int c, int e
 #pragma GCC unroll 4
             for (int v = 0; v < V; v++) {
                 const bool again = F() != IDENTITY && !value.mask;
-                scale[v] = again ? load_some(value.scale + c + v * L, k) : vec{}, shift[v] = again ? load_some(value.shift + c + v * L, k) : vec{};
-                for (int a = 0; a < 2; a++) mean[a][v] = a < n_ys ? load_some(value.means[a] + c + v * L, k) : vec{}, product[a][v] = vec{};
+                scale[v] = again ? load_some(value.scale + c + v * L, k) : vec{},
+                shift[v] = again ? load_some(value.shift + c + v * L, k) : vec{};
+                for (int a = 0; a < 2; a++)
+                    mean[a][v] = a < n_ys ? load_some(value.means[a] + c + v * L, k) : vec{},
+                    product[a][v] = vec{};
                 total[v] = vec{};
             }
             for (int q = 0; q < value.w; q++)
@@ -56,8 +62,10 @@ void finish_row(const Value& value, size_t pixel, const float* row, int c, int e
                         if (!value.mask) {
                             dz = gradient_of<F()>(dz, y * scale[v] + shift[v], value.slope);
                         } else if constexpr (has_gate(F())) {
-                            const uint8_t* bits = static_cast<const uint8_t*>(value.mask) + (pixel + q) * bytes + (c / L + v) * VECTOR_BYTES;
-                            if constexpr (F() == LEAKY_RELU) dz = masked(splat(1.f), bits) != 0.f ? dz : dz * value.slope;
+                            const uint8_t* bits = static_cast<const uint8_t*>(value.mask)
+                                + (pixel + q) * bytes + (c / L + v) * VECTOR_BYTES;
+                            if constexpr (F() == LEAKY_RELU)
+                                dz = masked(splat(1.f), bits) != 0.f ? dz : dz * value.slope;
                             else dz = masked(opened<F()>(dz), bits);
                         } else {
                             dz = gradient_of<F()>(dz, load_some(n_kept + i, k), value.slope);
@@ -73,7 +81,8 @@ void finish_row(const Value& value, size_t pixel, const float* row, int c, int e
             for (int a = 0; a < n_ys; a++)
 #pragma GCC unroll 4
                 for (int v = 0; v < V; v++)
-                    add_to(sums + 2 * a * C + c + v * L, total[v]), add_to(sums + (2 * a + 1) * C + c + v * L, a ? product[1][v] : product[0][v]);
+                    add_to(sums + 2 * a * C + c + v * L, total[v]),
+                        add_to(sums + (2 * a + 1) * C + c + v * L, a ? product[1][v] : product[0][v]);
         });
     });
 }

@@ -10,8 +10,9 @@
 //
 //     hold_team(threads, [&] { … });                   the loops within find their threads waiting
 //
-// Which thread takes which item is left to chance, so an item may depend on nothing but its number; sums over items are
-// merged afterwards, in the items' order. Several threads may call at once. An exception in a loop ends the process.
+// Which thread takes which item is left to chance, so an item may depend on nothing but its number; sums over
+// items are merged afterwards, in the items' order. Several threads may call at once. An exception in a loop
+// ends the process.
 #pragma once
 #include <atomic>
 
@@ -55,7 +56,8 @@ private:
 // Calls body(f, share) in the calling thread and in up to `threads` − 1 others, until all n items are done.
 void share_out(int n, int threads, void (*body)(void* f, Share& share), void* f) noexcept;
 
-// Each thread has its own copy of f: what f captures by value then stays in registers, as what it captures by reference cannot.
+// Each thread has its own copy of f: what f captures by value then stays in registers, as what it captures by
+// reference cannot.
 template <typename F>
 void share_out(int n, int threads, F f) {
     const auto body = [](void* f, Share& share) {
@@ -72,7 +74,8 @@ void parallel(int n, int threads, F f) {
     });
 }
 
-// Calls f(data) in the calling thread. Loops that it runs share one team of threads, held from here to the end.
+// Calls f(data) in the calling thread. Loops that it runs share one team of threads, held from here to the
+// end.
 void hold_team(int threads, void (*f)(void* data), void* data) noexcept;
 
 template <typename F>

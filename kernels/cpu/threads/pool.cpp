@@ -1,10 +1,11 @@
-// The threads behind parallel.h. They wait for the next loop for some tens of microseconds, then sleep. A loop never waits
-// for a thread that has not begun: what nobody took, the caller does, so that beside other processes a loop takes no longer
-// than in the calling thread alone.
+// The threads behind parallel.h. They wait for the next loop for some tens of microseconds, then sleep. A
+// loop never waits for a thread that has not begun: what nobody took, the caller does, so that beside other
+// processes a loop takes no longer than in the calling thread alone.
 //
-// Where PyTorch brought OpenMP along, the threads are OpenMP's, which serve for as long as a team is held: OpenMP's threads
-// spin for milliseconds after each of PyTorch's operations, and threads of our own would have to share processors with
-// them. Elsewhere, and in a forked process, which has none of OpenMP's threads, they are a pool of the library's own.
+// Where PyTorch brought OpenMP along, the threads are OpenMP's, which serve for as long as a team is held:
+// OpenMP's threads spin for milliseconds after each of PyTorch's operations, and threads of our own would
+// have to share processors with them. Elsewhere, and in a forked process, which has none of OpenMP's threads,
+// they are a pool of the library's own.
 #include <pthread.h>
 #include <signal.h>
 #include <algorithm>
@@ -76,9 +77,10 @@ std::atomic<Parallel> openmp{nullptr};
 std::atomic<bool> forked{false};
 thread_local Pool* team = nullptr;  // of OpenMP's threads, while this thread is one of them
 
-// A forked child has none of the threads, and GNU's OpenMP waits for them there for ever; registered when the library is
-// loaded, before any lock could be held.
-[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] { current = nullptr, openmp = nullptr, team = nullptr, forked = true; });
+// A forked child has none of the threads, and GNU's OpenMP waits for them there for ever; registered when the
+// library is loaded, before any lock could be held.
+[[maybe_unused]] const int registered = pthread_atfork(
+    nullptr, nullptr, [] { current = nullptr, openmp = nullptr, team = nullptr, forked = true; });
 
 Pool& pool() {
     Pool* there = current;
@@ -107,7 +109,8 @@ void Pool::serve(int id) {
     std::unique_lock lock(mutex);
     for (;;) {
         if (closed) return;
-        const auto open = std::find_if(jobs.begin(), jobs.end(), [](const Job* job) { return job->welcome > 0; });
+        const auto open =
+            std::find_if(jobs.begin(), jobs.end(), [](const Job* job) { return job->welcome > 0; });
         if (open == jobs.end()) {
             const unsigned seen = published;
             const auto next = [&] { return published != seen; };
@@ -170,7 +173,8 @@ void hold_team(int threads, void (*f)(void*), void* data) noexcept {
     const Parallel parallel = openmp;
     if (threads < 2 || team || !parallel) return f(data);
     Team members{f, data};
-    parallel([](void* members) { static_cast<Team*>(members)->enter(); }, &members, static_cast<unsigned>(threads), 0);
+    parallel([](void* members) { static_cast<Team*>(members)->enter(); }, &members,
+        static_cast<unsigned>(threads), 0);
 }
 
 void share_out(int n, int threads, void (*body)(void*, Share&), void* f) noexcept {
