@@ -78,8 +78,8 @@ def restrict(module: nn.Module, mask: Tensor) -> None:
 
 def entries(model: nn.Module) -> dict[str, Tensor]:
     """Return, by name, the bool masks of the parameters of which only some entries train, of their shapes."""
-    found = {name: module._buffers.get(ENTRIES) for name, module in model.named_modules()}
-    return {f"{name}.weight".removeprefix("."): mask for name, mask in found.items() if mask is not None}
+    masks = {name: module._buffers.get(ENTRIES) for name, module in model.named_modules()}
+    return {f"{name}.weight".removeprefix("."): mask for name, mask in masks.items() if mask is not None}
 
 
 def trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -96,10 +96,10 @@ def count(model: nn.Module) -> tuple[int, int]:
 
 def _layers(model: nn.Module, term: Term) -> list[Layer]:
     """Return the layers that a term means."""
-    found = [layer for layer in SELECT[term.name](model) if layer[2]]
-    if not found and term.name != "none":
+    layers = [layer for layer in SELECT[term.name](model) if layer[2]]
+    if not layers and term.name != "none":
         raise UsageError(f"train={str(term)!r} {_lacking(model, term)}")
-    return found if term.where is None else _where(model, term, found)
+    return layers if term.where is None else _where(model, term, layers)
 
 
 def _where(model: nn.Module, term: Term, layers: list[Layer]) -> list[Layer]:
@@ -138,8 +138,8 @@ def _owned(
         if belongs(module)
     ]
     return [
-        (name, module, [p for kind, p in own.items() if kinds is None or kind in kinds])
-        for name, module, own in owned
+        (name, module, [p for kind, p in parameters.items() if kinds is None or kind in kinds])
+        for name, module, parameters in owned
     ]
 
 
@@ -181,10 +181,10 @@ def _lacking(model: nn.Module, term: Term) -> str:
     kind = type(model).__name__
     if term.name in AFFINE:
         norms = sum(isinstance(module, NORMS) for module in model.modules())
-        found = (
+        lacks = (
             f"{norms} norm layers, none with such a parameter (affine=False?)" if norms else "no norm layer"
         )
-        return f"needs norm layers with {' or '.join(AFFINE[term.name])}, and {kind} has {found}"
+        return f"needs norm layers with {' or '.join(AFFINE[term.name])}, and {kind} has {lacks}"
     needs = {
         "output": "an nn.Linear",
         "shortcut": "a residual block with a convolution on its shortcut",

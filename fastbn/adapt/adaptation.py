@@ -67,7 +67,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def state_of(norms: Iterable[nn.Module]) -> list[dict[str, Tensor]]:
     """Return copies of what each norm holds."""
     held = [{name: getattr(norm, name) for name in STATE} for norm in norms]
-    return [{name: t.detach().clone() for name, t in own.items() if t is not None} for own in held]
+    return [{name: t.detach().clone() for name, t in tensors.items() if t is not None} for tensors in held]
 
 
 def put(norms: Iterable[nn.Module], states: list[dict[str, Tensor]], names: Iterable[str] = STATE) -> None:

@@ -116,8 +116,8 @@ class _Blend(TorchFunctionMode):
         bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
     ) -> Tensor:  # fmt: skip
         if not training and mean is not None and var is not None:
-            own, others = x.to(mean.dtype), [d for d in range(x.dim()) if d != 1]
-            found_var, found_mean = torch.var_mean(own, others, correction=0)
+            wide, others = x.to(mean.dtype), [d for d in range(x.dim()) if d != 1]
+            found_var, found_mean = torch.var_mean(wide, others, correction=0)
             mean, var = torch.lerp(found_mean, mean, self._alpha), torch.lerp(found_var, var, self._alpha)
         return F.batch_norm(x, mean, var, weight, bias, training, momentum, eps)
 

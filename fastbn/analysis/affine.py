@@ -47,12 +47,12 @@ class Histogram:
 
 def affine(model: nn.Module) -> Affine:
     """Return γ and β of a network. Raises UsageError for one without a BatchNorm that has γ and β."""
-    found = affine_norms(model, AnyBatchNorm)
-    if not found:
+    norms = affine_norms(model, AnyBatchNorm)
+    if not norms:
         raise UsageError(
             f"{type(model).__name__} has no BatchNorm with γ and β: there is nothing to look into"
         )
-    return Affine([name for name, _ in found], *vectors([norm for _, norm in found]))
+    return Affine([name for name, _ in norms], *vectors([norm for _, norm in norms]))
 
 
 def edges(found: Sequence[Affine], which: str, bins: int = 40) -> np.ndarray:

@@ -35,11 +35,11 @@ Models = Mapping[str, nn.Module]
 
 def histogram(models: Models, which: str = "gamma", bins: int = 40, ax: Axes | None = None) -> Axes:
     """Draw γ or β ("beta") of all layers, as shares of the channels: `affine.histogram`."""
-    found = {name: values.affine(model) for name, model in models.items()}
-    at = values.edges(list(found.values()), which, bins)
+    by_name = {name: values.affine(model) for name, model in models.items()}
+    at = values.edges(list(by_name.values()), which, bins)
     ax = _axes(ax)
-    for name, own in found.items():
-        ax.stairs(values.histogram(own, which, at).shares, at, label=name)
+    for name, values_of in by_name.items():
+        ax.stairs(values.histogram(values_of, which, at).shares, at, label=name)
     return _named(ax, which, "share of the channels")
 
 
@@ -118,8 +118,8 @@ def feature_maps(
 ) -> Axes:
     """Draw a layer's first channels, a row per image, by the largest value: `features.feature_maps`, after γ
     and β or raw."""
-    found = maps_of(model, images, norm)
-    shown = (found.normalised if normalised else found.raw)[:, :columns]
+    maps = maps_of(model, images, norm)
+    shown = (maps.normalised if normalised else maps.raw)[:, :columns]
     grey = (shown / shown.abs().max().clamp(min=1e-12)).flatten(0, 1)[:, None].expand(-1, 3, -1, -1)
     return _pictures(grey, shown.shape[1], ax)
 

@@ -33,43 +33,43 @@ class Curve:
 def groups(runs: Sequence[FinishedRun]) -> list[tuple[str, list[FinishedRun]]]:
     """Return runs that differ in nothing but the seed, together, under a name that tells the groups apart:
     what trains, and of which network where there are several."""
-    found: dict[tuple[tuple[str, str], ...], list[FinishedRun]] = {}
+    grouped: dict[tuple[tuple[str, str], ...], list[FinishedRun]] = {}
     for run in runs:
-        found.setdefault(run.recipe, []).append(run)
+        grouped.setdefault(run.recipe, []).append(run)
     several = len({run.network for run in runs}) > 1
-    names = [_name(own, several) for own in found.values()]
+    names = [_name(group, several) for group in grouped.values()]
     twice = {name for name in names if names.count(name) > 1}
     return [
-        (f"{name}: {own[0].path.name}" if name in twice else name, own)
-        for name, own in zip(names, found.values(), strict=True)
+        (f"{name}: {group[0].path.name}" if name in twice else name, group)
+        for name, group in zip(names, grouped.values(), strict=True)
     ]
 
 
 def curves(runs: Sequence[FinishedRun], metric: str = "test_accuracy") -> list[Curve]:
     """Return a curve per group of `groups`. metric: a key of metrics.jsonl; a group in which it is lacking,
     or that has no epochs, is left out."""
-    found = []
-    for name, own in groups(runs):
-        if any(metric not in line for run in own for line in run.lines):
+    drawn = []
+    for name, group in groups(runs):
+        if any(metric not in line for run in group for line in run.lines):
             continue
-        length = min(len(run.lines) for run in own)
+        length = min(len(run.lines) for run in group)
         if not length:
             continue
-        values = np.array([[line[metric] for line in run.lines[:length]] for run in own])
+        values = np.array([[line[metric] for line in run.lines[:length]] for run in group])
         seconds = (
-            np.array([[line["seconds"] for line in run.lines[:length]] for run in own]).cumsum(1).mean(0)
+            np.array([[line["seconds"] for line in run.lines[:length]] for run in group]).cumsum(1).mean(0)
         )
-        joules = [[line.get("energy_joules") for line in run.lines[:length]] for run in own]
+        joules = [[line.get("energy_joules") for line in run.lines[:length]] for run in group]
         counted = (
             None
             if any(j is None for row in joules for j in row)
             else np.array(joules, dtype=float).cumsum(1).mean(0)
         )
-        std = values.std(0, ddof=1) if len(own) > 1 else np.zeros(length)
-        found.append(Curve(name, len(own), np.arange(1, length + 1), seconds, counted, values.mean(0), std))
-    return found
+        std = values.std(0, ddof=1) if len(group) > 1 else np.zeros(length)
+        drawn.append(Curve(name, len(group), np.arange(1, length + 1), seconds, counted, values.mean(0), std))
+    return drawn
 
 
-def _name(own: Sequence[FinishedRun], several: bool) -> str:
-    network = f"{own[0].network}, " if several else ""
-    return f"{network}{own[0].trains}" + (f", {len(own)} seeds" if len(own) > 1 else "")
+def _name(group: Sequence[FinishedRun], several: bool) -> str:
+    network = f"{group[0].network}, " if several else ""
+    return f"{network}{group[0].trains}" + (f", {len(group)} seeds" if len(group) > 1 else "")

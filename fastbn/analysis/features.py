@@ -50,12 +50,12 @@ def feature_maps(model: nn.Module, images: Tensor, norm: str) -> Maps:
     A stock pass of a copy, its BatchNorm hooked: the engine forms neither of the two by itself.
     Raises UsageError where no BatchNorm2d has that name.
     """
-    own = fuse(copy.deepcopy(model), "stock").eval()
-    modules = {name: module for name, module in own.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    stock = fuse(copy.deepcopy(model), "stock").eval()
+    modules = {name: module for name, module in stock.named_modules() if isinstance(module, nn.BatchNorm2d)}
     if norm not in modules:
         raise UsageError(f"no BatchNorm2d is called {norm!r}; choose one of {', '.join(modules)}")
-    found: list[Maps] = []
-    modules[norm].register_forward_hook(lambda module, inputs, output: found.append(Maps(inputs[0], output)))
+    maps: list[Maps] = []
+    modules[norm].register_forward_hook(lambda module, inputs, output: maps.append(Maps(inputs[0], output)))
     with torch.no_grad():
-        own(images)
-    return found[0]
+        stock(images)
+    return maps[0]

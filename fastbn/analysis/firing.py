@@ -106,16 +106,16 @@ def watch(model: nn.Module, images: Images, look: Look, engine: str = "auto") ->
 
     Raises UsageError for a network in which nothing can run fused, TypeError for one that torch.fx can't
     trace."""
-    own = freeze(fuse(copy.deepcopy(model), "stock"), "none").eval()
-    like = next(own.parameters())
-    found, _ = choose(engine, like.device, like.dtype)
-    if found is None:
+    frozen = freeze(fuse(copy.deepcopy(model), "stock"), "none").eval()
+    like = next(frozen.parameters())
+    chosen, _ = choose(engine, like.device, like.dtype)
+    if chosen is None:
         raise UsageError(
             "firing is read off the fused engine's pass, and engine 'stock' has none; ask for 'auto' or "
             "'reference'"
         )
-    watching = _Watching(found, look)
-    graph, program = read(own, Fused(own, engine).defaults(), cast(Engine, watching), {})
+    watching = _Watching(chosen, look)
+    graph, program = read(frozen, Fused(frozen, engine).defaults(), cast(Engine, watching), {})
     if not any(join.function == RELU for region in graph.regions for join in region.joins):
         raise UsageError(
             f"{type(model).__name__} has no ReLU behind a convolution and its BatchNorm: there is nothing "

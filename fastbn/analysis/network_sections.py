@@ -77,21 +77,23 @@ def features(found: Sequence[Subject], tests: Sequence[Images], layer: str | Non
 
 
 def _filters(s: Subject) -> Html:
-    own = filters(s.model)
-    each = own.weight / own.weight.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
-    scaled = own.weight * own.scale[:, None, None, None]
+    kernels = filters(s.model)
+    each = kernels.weight / kernels.weight.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
+    scaled = kernels.weight * kernels.scale[:, None, None, None]
     common = scaled / scaled.abs().max().clamp(min=1e-12)
     shown = [("each by its own largest weight", each), ("as γ weighs them, all by the largest", common)]
     rows = [
         (
             name,
-            pictures.picture(pictures.grid(_signed(w), COLUMNS), f"{len(w)} filters of {own.name}, {name}"),
+            pictures.picture(
+                pictures.grid(_signed(w), COLUMNS), f"{len(w)} filters of {kernels.name}, {name}"
+            ),
         )
         for name, w in shown
     ]
     return figure(
         pictures.rows(rows),
-        f"{s.name}: {own.name}",
+        f"{s.name}: {kernels.name}",
         "Grey is 0, red, green and blue are the weights of the image's channels.",
     )
 
@@ -133,20 +135,20 @@ def _resized(images: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
 
 
 def _exciting(s: Subject, test: Images, layer: str) -> Html:
-    own = exciting(s.model, test, layer, COLUMNS, _engine(s))
-    alive = [c for c in range(len(own.values)) if own.values[c, 0] > 0]
+    excited = exciting(s.model, test, layer, COLUMNS, _engine(s))
+    alive = [c for c in range(len(excited.values)) if excited.values[c, 0] > 0]
     if not alive:
         return paragraph(f"{s.name}: no channel of {layer} fires for any test image.")
     chosen = [alive[i] for i in spread_out(len(alive), COLUMNS)]
-    shown = test.images[own.indices[chosen].flatten()].numpy()
-    names = ", ".join(f"{c} ({number(own.values[c, 0].item())})" for c in chosen)
-    fire = f"{len(alive)} of {len(own.values)} fire"
+    shown = test.images[excited.indices[chosen].flatten()].numpy()
+    names = ", ".join(f"{c} ({number(excited.values[c, 0].item())})" for c in chosen)
+    fire = f"{len(alive)} of {len(excited.values)} fire"
     caption = (
         f"A row a channel, the most exciting image first: {names}, in brackets the largest "
         f"activation. {fire}."
     )
     drawn = pictures.picture(
-        pictures.grid(shown, own.indices.shape[1]),
+        pictures.grid(shown, excited.indices.shape[1]),
         f"the images that excite {len(chosen)} channels of {layer} most",
     )
     return figure(drawn, f"{s.name}: {layer}", caption)

@@ -40,8 +40,8 @@ def masked(model: nn.Module, threshold: float) -> nn.Module:
     for a threshold that is not a number of at least 0, and for a network without such γ."""
     if not threshold >= 0:
         raise UsageError(f"threshold must be a number of at least 0, got {threshold!r}")
-    found = copy.deepcopy(model)
-    norms = affine_norms(found)
+    pruned = copy.deepcopy(model)
+    norms = affine_norms(pruned)
     if not norms:
         raise UsageError(
             f"{type(model).__name__} has no BatchNorm2d with γ and β: there is nothing to prune by"
@@ -49,7 +49,7 @@ def masked(model: nn.Module, threshold: float) -> nn.Module:
     with torch.no_grad():
         for _, norm in norms:
             norm.weight.mul_(norm.weight.abs() >= threshold)
-    return found
+    return pruned
 
 
 def prune(model: FastBNOnlyResNet, threshold: float = 0.01) -> PrunedResNet:
@@ -117,7 +117,7 @@ class Joint:
 
 def _joints(model: Any) -> list[Joint]:
     """Return the stem's joint and then each block's."""
-    found = [Joint([(model.conv1, model.bn1)], [], False)]
+    joints = [Joint([(model.conv1, model.bn1)], [], False)]
     for i in range(len(model.spec.blocks)):
         for block in model.get_submodule(f"layer{i + 1}"):
             units = [
@@ -126,8 +126,8 @@ def _joints(model: Any) -> list[Joint]:
                 if hasattr(block, f"conv{k}")
             ]
             projection = [] if block.downsample is None else [(block.downsample[0], block.downsample[1])]
-            found.append(Joint(units, projection, block.downsample is None))
-    return found
+            joints.append(Joint(units, projection, block.downsample is None))
+    return joints
 
 
 def _feeds(joints: list[Joint]) -> list[ChannelFeed]:
@@ -195,15 +195,15 @@ def _sum(joint: Joint, before: ChannelFeed, after: ChannelFeed) -> Sum:
 
 def _chain(units: list[Unit], feed: ChannelFeed) -> list[Unit]:
     """Return the same convolutions in a row, without what is constant before, between and after them."""
-    found = []
+    chain = []
     for i, (conv, norm) in enumerate(units):
         kept = _alive(norm).nonzero().flatten()
         after = ChannelFeed(kept, norm.bias.double().relu(), False)
         if i + 1 < len(units):
             after = after.taken_by([units[i + 1][0]])
-        found.append(_unit(conv, norm, feed, after))
+        chain.append(_unit(conv, norm, feed, after))
         feed = after
-    return found
+    return chain
 
 
 def _unit(conv: nn.Conv2d, norm: nn.BatchNorm2d, before: ChannelFeed, after: ChannelFeed) -> Unit:

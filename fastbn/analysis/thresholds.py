@@ -60,12 +60,12 @@ def by_threshold(
     images = batch(test, torch.arange(min(batch_size, len(test)), device=device), None)
     seconds = _seconds(networks, images, rounds)
     gamma = torch.cat([norm.weight.detach().abs() for _, norm in affine_norms(model)])
-    found = []
+    cuts = []
     for threshold, network, own in zip([None, *thresholds], networks, seconds, strict=True):
         zeroed = (gamma < threshold) | (gamma == 0) if threshold is not None else gamma == 0
         accuracy = evaluate(network, feed(test, device)).mean("test")["test_accuracy"]
         share = zeroed.double().mean().item()
-        found.append(
+        cuts.append(
             Cut(
                 threshold,
                 share,
@@ -76,7 +76,7 @@ def by_threshold(
                 seconds[0] / own,
             )
         )
-    return found
+    return cuts
 
 
 def arrays(cuts: Sequence[Cut]) -> dict[str, np.ndarray]:

@@ -52,9 +52,9 @@ def verify(path: Path, file: File, remedy: str | None = None) -> bytes:
         raise UsageError(
             f"{path} cannot be read: {reason(error)}; check its permissions, or {remedy}"
         ) from None
-    found = hashlib.md5(blob, usedforsecurity=False).hexdigest()
-    if found != file.md5:
-        raise UsageError(f"{path} is damaged: expected MD5 {file.md5}, found {found}; {remedy}")
+    digest = hashlib.md5(blob, usedforsecurity=False).hexdigest()
+    if digest != file.md5:
+        raise UsageError(f"{path} is damaged: expected MD5 {file.md5}, found {digest}; {remedy}")
     return blob
 
 

@@ -49,9 +49,9 @@ def download(
     part = target.with_name(target.name + ".part")
     by_hand = f"download it by other means and put {target.name} into {target.parent}"
     try:
-        found = _stream(url, part, progress, connect_seconds)
-        if found != md5:
-            reason = f"the file's MD5 is {found}, not the expected {md5}"
+        digest = _stream(url, part, progress, connect_seconds)
+        if digest != md5:
+            reason = f"the file's MD5 is {digest}, not the expected {md5}"
             raise DownloadFailed(f"cannot use {url}: {reason}; try again, or {by_hand}", reason)
         os.replace(part, target)
     except (OSError, http.client.HTTPException) as error:  # URLError, HTTPError and time-outs are OSErrors

@@ -79,12 +79,12 @@ def _backward(ctx: Any, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | 
     ]
     recording: Recording | None = ctx.recording
     replayed = recording.backward(given, vectors, saved) if recording else None
-    found = walk.backward(call, given, vectors, saved) if replayed is None else replayed
+    results = walk.backward(call, given, vectors, saved) if replayed is None else replayed
     needs, dtypes = ctx.needs_input_grad[3:], ctx.dtypes
-    every = [found.inputs.get(value) for value in range(call.region.inputs)]
+    every = [results.inputs.get(value) for value in range(call.region.inputs)]
     sizes = [conv.channels for conv in call.region.convs]  # which follow each other in the flat vector
-    for conv, *pair in zip(call.region.convs, *(row.split(sizes) for row in found.affine), strict=True):
-        every += pair if conv in found.reached else (None, None)
+    for conv, *pair in zip(call.region.convs, *(row.split(sizes) for row in results.affine), strict=True):
+        every += pair if conv in results.reached else (None, None)
     each = zip(every, needs, dtypes, strict=True)
     return tuple(
         [

@@ -34,13 +34,13 @@ def spans(region: Region, shapes: dict[int, Shape], itemsize: int, policy: Recom
     if not places or places[0] == 0:
         return ()
     end = places[0]
-    found, start, last = [], 0, 0
+    segments, start, last = [], 0, 0
     for i in [i for i in cuts(region) if 0 < i <= end]:
         if after[start] - after[i] > policy.segment and last > start:
-            found.append(range(start, last))
+            segments.append(range(start, last))
             start = last
         last = i
-    return (*found, range(start, end))
+    return (*segments, range(start, end))
 
 
 def cuts(region: Region) -> list[int]:

@@ -102,8 +102,8 @@ class FusedRegion(nn.Module):
         wide = torch.promote_types(like.dtype, torch.float32)
         vectors = torch.empty((4, self.region.channels), dtype=wide, device=like.device)
         for conv, (module, norm) in zip(self.region.convs, self.pairs, strict=True):
-            own = NormVectors(vectors[:, conv.span], False)
-            batchnorm.normalise(None, NormTarget(norm, module.bias, own), 1)
+            norm_vectors = NormVectors(vectors[:, conv.span], False)
+            batchnorm.normalise(None, NormTarget(norm, module.bias, norm_vectors), 1)
         return vectors
 
     def _walked(
@@ -185,9 +185,9 @@ class FusedRegion(nn.Module):
 
     def _check_modules(self) -> None:
         """Raise Unfit where a module's shape is not what was read."""
-        found = self._held.sizes()
-        if found != self._own:
-            own = zip(self.region.convs, *found, *self._own, strict=True)
+        sizes = self._held.sizes()
+        if sizes != self._own:
+            own = zip(self.region.convs, *sizes, *self._own, strict=True)
             conv = next(conv for conv, weight, size, *expected in own if [weight, size] != expected)
             raise Unfit(f"{conv.name} or {conv.norm} has another shape than it says")
 

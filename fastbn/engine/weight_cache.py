@@ -53,12 +53,12 @@ class Packing:
         gradients: torch.dtype, size: tuple[int, int], by: Algorithm,
     ) -> Any:  # fmt: skip
         place = module, dtype, gradients, by
-        found = self._packs.get(place)
-        if found is None or found[0] != key:
+        packed = self._packs.get(place)
+        if packed is None or packed[0] != key:
             # the alias keeps this address from being given to another weight
-            found = self._packs[place] = (
+            packed = self._packs[place] = (
                 key,
                 weight.detach(),
                 self._engine.pack(conv, weight, dtype, gradients, size, by),
             )
-        return found[2]
+        return packed[2]

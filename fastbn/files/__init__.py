@@ -40,14 +40,14 @@ def look(path: AnyPath) -> os.stat_result | None:
 
 def is_folder(path: AnyPath) -> bool:
     """Tell whether a folder lies there. Raises UsageError as `look`."""
-    found = look(path)
-    return found is not None and stat.S_ISDIR(found.st_mode)
+    status = look(path)
+    return status is not None and stat.S_ISDIR(status.st_mode)
 
 
 def is_file(path: AnyPath) -> bool:
     """Tell whether a regular file lies there. Raises UsageError as `look`."""
-    found = look(path)
-    return found is not None and stat.S_ISREG(found.st_mode)
+    status = look(path)
+    return status is not None and stat.S_ISREG(status.st_mode)
 
 
 def opened(path: AnyPath, most: int | None = None) -> BinaryIO:
@@ -59,14 +59,14 @@ def opened(path: AnyPath, most: int | None = None) -> BinaryIO:
     except ValueError as error:
         raise OSError(errno.EINVAL, str(error)) from None  # a NUL in the path
     try:
-        found = os.fstat(handle)
-        if stat.S_ISDIR(found.st_mode):
+        status = os.fstat(handle)
+        if stat.S_ISDIR(status.st_mode):
             raise OSError(errno.EISDIR, "a folder, not a file")
-        if not stat.S_ISREG(found.st_mode):
+        if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file")
-        if most is not None and found.st_size > most:
+        if most is not None and status.st_size > most:
             raise OSError(
-                errno.EFBIG, f"{found.st_size:,} bytes, more than the {most:,} that such a file may have"
+                errno.EFBIG, f"{status.st_size:,} bytes, more than the {most:,} that such a file may have"
             )
         return os.fdopen(handle, "rb")
     except BaseException:

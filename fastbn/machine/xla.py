@@ -42,8 +42,8 @@ def device() -> torch.device:
     """Return this process's device: the first chip of the kind that PJRT_DEVICE names. Raises MachineError
     where there is none."""
     try:
-        found: torch.device = torch_xla_package().device()
-        return found
+        chip: torch.device = torch_xla_package().device()
+        return chip
     except RuntimeError as error:
         if isinstance(error, MachineError):
             raise
@@ -64,8 +64,8 @@ def describe() -> str:
 
 
 def version() -> str:
-    found: str = torch_xla_package().__version__
-    return found
+    release: str = torch_xla_package().__version__
+    return release
 
 
 def carry_out(wait: bool = False) -> None:
@@ -78,8 +78,8 @@ def compilations() -> int:
     torch_xla_package()
     from torch_xla.debug import metrics
 
-    found = metrics.metric_data("CompileTime")
-    return 0 if found is None else int(found[0])
+    counted = metrics.metric_data("CompileTime")
+    return 0 if counted is None else int(counted[0])
 
 
 def exact(asked: bool) -> None:

@@ -27,16 +27,16 @@ def to_torch(model: nn.Module) -> fx.GraphModule:
     no class of fastbn's in it, so that what torch.save writes of it loads where fastbn is not installed. What
     its Python code decides is fixed as eval mode has it; a part that no trace keeps is called as it was
     written. Raises TypeError for a network of which that is the whole."""
-    own = fuse(copy.deepcopy(model), "stock").eval()
-    unspare(own)
-    traced = trace(own, {})
+    stock = fuse(copy.deepcopy(model), "stock").eval()
+    unspare(stock)
+    traced = trace(stock, {})
     for name, constant in traced.constants.items():
-        own.register_buffer(name, constant)
+        stock.register_buffer(name, constant)
     graph = fx.Graph()  # one that knows of no tracer
     graph.output(graph.graph_copy(traced.graph, {}))
     for node in graph.nodes:
         node.type = None  # a type's name, where annotations are strings, can't be pickled
-    return fx.GraphModule(own, graph, type(model).__name__).eval()
+    return fx.GraphModule(stock, graph, type(model).__name__).eval()
 
 
 def fold_bn(model: nn.Module) -> fx.GraphModule:
@@ -81,11 +81,11 @@ def to_onnx(model: nn.Module, images: Tensor, path: str | os.PathLike[str]) -> N
             f"ONNX export needs onnx and onnxscript ({error}); pip install 'fastbn[export]'"
         ) from error
     program = to_exported(fold_bn(model), images)
-    found = torch.onnx.export(
+    exported = torch.onnx.export(
         program, input_names=["images"], output_names=["logits"], dynamo=True, verbose=False
     )
-    assert found is not None
-    found.save(os.fspath(path), external_data=False)
+    assert exported is not None
+    exported.save(os.fspath(path), external_data=False)
 
 
 def _foldable(plain: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node]]:

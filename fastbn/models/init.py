@@ -136,8 +136,8 @@ def draw(model: nn.Module, spec: Spec) -> None:
             if module.padding_idx is not None and not module.weight.is_meta:
                 module.weight.data[module.padding_idx] = 0
         elif isinstance(module, nn.LSTM):
-            for own, parameter in module.named_parameters():
-                _fill(parameter, _within(1.0 / math.sqrt(module.hidden_size)), spec.seed, f"{name}.{own}")
+            for key, parameter in module.named_parameters():
+                _fill(parameter, _within(1.0 / math.sqrt(module.hidden_size)), spec.seed, f"{name}.{key}")
 
 
 def fingerprint(model: nn.Module, names: Iterable[str] | None = None) -> str:

@@ -46,8 +46,8 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> str:
     path = Path(path)
     most = BESIDE + TIMES * sum(value.nbytes for value in model.state_dict().values())
     with access("weights file", path):
-        content, found = read_state(path, most)
-        put(model, found, path)
+        content, state = read_state(path, most)
+        put(model, state, path)
     return hashlib.sha256(content).hexdigest()
 
 
@@ -147,11 +147,11 @@ def _check(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: st
 
 
 def _check_values(
-    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: str | os.PathLike[str]
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: str | os.PathLike[str]
 ) -> None:
     """Raise UsageError for values with which no network computes anything, as they would be in the model's
     dtypes."""
-    values = {name: found[name].to(target.dtype) for name, target in expected.items() if name in found}
+    values = {name: state[name].to(target.dtype) for name, target in expected.items() if name in state}
     problems = []
     if infinite := [
         name for name, value in values.items() if value.is_floating_point() and not value.isfinite().all()

@@ -75,20 +75,20 @@ def apply_patch(model: nn.Module, path: str | os.PathLike[str], strict: bool = T
         net = timm.create_model("resnet18", pretrained=True, num_classes=102)
         fastbn.apply_patch(net, "flowers.safetensors").eval()
     """
-    own = unwrapped(model)
-    patch = patch_for(own, path)
+    network = unwrapped(model)
+    patch = patch_for(network, path)
     try:
-        values = placed(own, patch, strict)
+        values = placed(network, patch, strict)
     except UsageError as error:
         raise UsageError(f"{shown(path)}: {error}") from None
-    write_onto(own, values)
+    write_onto(network, values)
     return model
 
 
 def patch_for(model: nn.Module, path: str | os.PathLike[str]) -> Patch:
     """Read a patch that is no larger than one of this network can be. Raises UsageError as `read`."""
-    own = sum(t.nbytes for t in parts_of(model).tensors.values())
-    return read(path, min(MOST_BYTES, BESIDE + TIMES * own))
+    size = sum(t.nbytes for t in parts_of(model).tensors.values())
+    return read(path, min(MOST_BYTES, BESIDE + TIMES * size))
 
 
 def write_onto(model: nn.Module, values: Mapping[str, Tensor]) -> None:
@@ -123,13 +123,13 @@ def fitted(
 
 def _cast(name: str, value: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
     """Return a patch's value as the network holds it. Made on the CPU: another device has to copy alone."""
-    own = value.to(target.dtype)
-    if bool((torch.isfinite(own) != torch.isfinite(value)).any()):
-        dtype = dtype_name(own.dtype)
+    cast = value.to(target.dtype)
+    if bool((torch.isfinite(cast) != torch.isfinite(value)).any()):
+        dtype = dtype_name(cast.dtype)
         raise UsageError(f"{shown(name, 80)} holds values too large for the network's {dtype}; cast it up")
     if mask is not None:
-        own = target.detach().cpu().masked_scatter(mask.view(target.shape), own)
-    return own.to(target.device)
+        cast = target.detach().cpu().masked_scatter(mask.view(target.shape), cast)
+    return cast.to(target.device)
 
 
 def _misfits(tensors: Mapping[str, Tensor], patch: Patch) -> dict[str, str]:
@@ -138,19 +138,19 @@ def _misfits(tensors: Mapping[str, Tensor], patch: Patch) -> dict[str, str]:
     known = {name: (tuple(t.shape), t.is_floating_point()) for name, t in patch.tensors.items()}
     for name, line in patch.frozen.items():
         known[name] = shape_of(line.split()[1]), line.startswith(("float", "bfloat"))
-    found = {}
+    sentences = {}
     for name, t in tensors.items():
         if name not in known:
-            found[name] = f"the network has {name}, of which the patch knows nothing"
+            sentences[name] = f"the network has {name}, of which the patch knows nothing"
             continue
         shape, floats = known[name]
         if shape != tuple(t.shape):
             here = f"{shape_name(t.shape)} in the network"
-            found[name] = f"{name} is {shape_name(shape)} in the patch and {here}"
+            sentences[name] = f"{name} is {shape_name(shape)} in the patch and {here}"
         elif floats != t.is_floating_point():
-            found[name] = f"{name} holds {dtype_name(t.dtype)}, and in the patch another kind of numbers"
+            sentences[name] = f"{name} holds {dtype_name(t.dtype)}, and in the patch another kind of numbers"
     alone = [name for name in known if name not in tensors]
-    return found | {name: f"the patch has {name}, which the network has not" for name in alone}
+    return sentences | {name: f"the patch has {name}, which the network has not" for name in alone}
 
 
 def _other_base(

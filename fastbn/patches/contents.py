@@ -67,8 +67,8 @@ def parts_of(model: nn.Module) -> NetworkParts:
     whole = {name for name, p in parameters.items() if p.requires_grad or id(p) in owned} - masks.keys()
     stored: dict[str, Tensor] = {name: p.detach() for name, p in parameters.items() if name in whole}
     for name, buffer in model.named_buffers():
-        owner, _, own = name.rpartition(".")
-        if own not in model.get_submodule(owner)._non_persistent_buffers_set:
+        owner, _, key = name.rpartition(".")
+        if key not in model.get_submodule(owner)._non_persistent_buffers_set:
             stored[name] = buffer
     frozen = {name: p.detach() for name, p in parameters.items() if name not in whole}
     buffers = [name for name in stored if name not in parameters]
@@ -78,16 +78,16 @@ def parts_of(model: nn.Module) -> NetworkParts:
 def check_values(name: str, t: Tensor, trains: bool) -> None:
     """Raise UsageError for values that no training leaves: NaN; an infinite parameter or statistic; a
     variance or a count below 0. A buffer of another kind, an attention mask say, may be infinite."""
-    own, called = name.rpartition(".")[2], shown(name, 80)
+    key, called = name.rpartition(".")[2], shown(name, 80)
     if t.dtype not in FLOATS + WHOLE:
         raise UsageError(f"{called} holds {dtype_name(t.dtype)}, which no patch does; cast it first")
-    if own == COUNTER and t.dtype != torch.int64:
+    if key == COUNTER and t.dtype != torch.int64:
         raise UsageError(f"{called} counts batches in int64, found {dtype_name(t.dtype)}; use another copy")
     if t.is_floating_point():
-        finite = trains or own in FINITE
+        finite = trains or key in FINITE
         if bool((~torch.isfinite(t) if finite else torch.isnan(t)).any()):
             raise UsageError(f"{called} holds NaN or infinite numbers; take a copy from before it diverged")
-    if own in (VARIANCE, COUNTER) and bool((t < 0).any()):
+    if key in (VARIANCE, COUNTER) and bool((t < 0).any()):
         raise UsageError(f"{called} holds a number below 0, which it never is; use another copy")
 
 

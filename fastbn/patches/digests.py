@@ -25,16 +25,16 @@ def kinds(dtype: torch.dtype) -> list[torch.dtype]:
 
 def digest(name: str, t: Tensor) -> str:
     """SHA-256 (hex) over a tensor's name, dtype, shape, and its bytes in row-major order."""
-    own = t.detach().to("cpu").contiguous()
-    found = hashlib.sha256(f"{name} {dtype_name(own.dtype)} {shape_name(own.shape)}\n".encode())
-    found.update(own.reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+    content = t.detach().to("cpu").contiguous()
+    sha = hashlib.sha256(f"{name} {dtype_name(content.dtype)} {shape_name(content.shape)}\n".encode())
+    sha.update(content.reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
 
 
 def without_entries(t: Tensor, mask: Tensor | None) -> Tensor:
     """Return a frozen tensor on the CPU, with zeros where entries of it train."""
-    own = t.detach().cpu()
-    return own if mask is None else own.masked_fill(mask.cpu(), 0)
+    copied = t.detach().cpu()
+    return copied if mask is None else copied.masked_fill(mask.cpu(), 0)
 
 
 def lines(frozen: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> tuple[dict[str, str], str]:
@@ -42,9 +42,9 @@ def lines(frozen: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> tuple[di
     said, whole = {}, []
     for name, given in frozen.items():
         t = without_entries(given, masks.get(name))
-        own, *rounded = (digest(name, t.to(dtype)) for dtype in kinds(t.dtype))
-        whole.append(own)
-        short = " ".join(one[:SHORT] for one in (own, *rounded))
+        exact, *rounded = (digest(name, t.to(dtype)) for dtype in kinds(t.dtype))
+        whole.append(exact)
+        short = " ".join(one[:SHORT] for one in (exact, *rounded))
         said[name] = f"{dtype_name(t.dtype)} {shape_name(t.shape)} {short}"
     return said, _over(whole)
 
@@ -54,27 +54,27 @@ def differences(
 ) -> list[str]:
     """Return how a network's frozen tensors differ from a patch's base: a sentence for each tensor that does.
     Those that the network lacks are not looked for."""
-    found, whole, exact = [], [], True
+    sentences, whole, exact = [], [], True
     for name in frozen:
         if name not in said:
             continue
         dtype, _, *digests = said[name].split()
         t = without_entries(frozen[name], masks.get(name))
-        own = next((one for one in FLOATS if dtype_name(one) == dtype), t.dtype)
-        kept = [dtype_name(one) for one in kinds(own)]
-        if own in FLOATS and dtype_name(t.dtype) not in kept and t.dtype in FLOATS:
-            t = t.to(own)  # a wider one: it is the base where it rounds to it
+        kept_as = next((one for one in FLOATS if dtype_name(one) == dtype), t.dtype)
+        kept = [dtype_name(one) for one in kinds(kept_as)]
+        if kept_as in FLOATS and dtype_name(t.dtype) not in kept and t.dtype in FLOATS:
+            t = t.to(kept_as)  # a wider one: it is the base where it rounds to it
         here = dtype_name(t.dtype)
         exact = exact and here == dtype
         if here not in kept:
-            found.append(f"{name} is {dtype} in the patch's base and {here} in the network")
+            sentences.append(f"{name} is {dtype} in the patch's base and {here} in the network")
             continue
         if (now := digest(name, t))[:SHORT] != digests[kept.index(here)]:
-            found.append(f"{name} has other values than in the network that the patch was made from")
+            sentences.append(f"{name} has other values than in the network that the patch was made from")
         whole.append(now)
-    if not found and exact and len(whole) == len(said) and _over(whole) != sha256:
-        found.append("the frozen weights have another SHA-256 than those that the patch was made from")
-    return found
+    if not sentences and exact and len(whole) == len(said) and _over(whole) != sha256:
+        sentences.append("the frozen weights have another SHA-256 than those that the patch was made from")
+    return sentences
 
 
 def _over(digests: Iterable[str]) -> str:

@@ -70,26 +70,26 @@ def merge_patches(
 def merged(states: Sequence[dict[str, Tensor]], weights: Sequence[float] | None = None) -> dict[str, Tensor]:
     """Return the average of tensors by name, as `merge_patches` has it."""
     given = torch.tensor([1.0] * len(states) if weights is None else list(weights), dtype=torch.float64)
-    found: dict[str, Tensor] = {}
+    average: dict[str, Tensor] = {}
     for name, first in states[0].items():
         owner, _, key = name.rpartition(".")
         values = torch.stack([state[name] for state in states])
         prefix = f"{owner}." if owner else ""
         if key == COUNTER:
-            found[name] = values.sum(0)
+            average[name] = values.sum(0)
         elif not first.is_floating_point():
             if not all(torch.equal(value, values[0]) for value in values):
                 raise UsageError(f"{shown(name, 80)} holds whole numbers that differ, which have no average")
-            found[name] = first
+            average[name] = first
         elif key in RUNNING and f"{prefix}{RUNNING[1]}" in states[0]:
             shares = _shares([state.get(prefix + COUNTER) for state in states], given, weights is None)
             means = torch.stack([state[prefix + RUNNING[0]] for state in states]).double()
             mean = _mean(means, shares)
             pooled = mean if key == RUNNING[0] else _mean(values.double() + (means - mean).square(), shares)
-            found[name] = pooled.to(first.dtype)
+            average[name] = pooled.to(first.dtype)
         else:
-            found[name] = _mean(values.double(), given / given.sum()).to(first.dtype)
-    return found
+            average[name] = _mean(values.double(), given / given.sum()).to(first.dtype)
+    return average
 
 
 def _shares(counts: list[Tensor | None], given: Tensor, counted: bool) -> Tensor:

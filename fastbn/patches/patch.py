@@ -82,10 +82,10 @@ class Patch:
             )
         for name, t in self.tensors.items():
             check_values(name, t, name in self.trains)
-        own = {name: t.detach().to("cpu").contiguous().clone() for name, t in self.tensors.items()}
+        tensors = {name: t.detach().to("cpu").contiguous().clone() for name, t in self.tensors.items()}
         for name, mask in self.masks.items():
-            own[name + BITS] = torch.from_numpy(np.packbits(mask.cpu().numpy()))
-        checked_file.write(Path(path), own, self.said(), PATCH)
+            tensors[name + BITS] = torch.from_numpy(np.packbits(mask.cpu().numpy()))
+        checked_file.write(Path(path), tensors, self.said(), PATCH)
 
 
 def read(path: str | os.PathLike[str], most: int = MOST_BYTES) -> Patch:
@@ -151,13 +151,13 @@ def _of_checkpoint(tensors: dict[str, Tensor], said: dict[str, Any], where: Path
         "running": {name: b for name, b in buffers.items() if name.endswith(RUNNING)},
         "batches": {name: b for name, b in buffers.items() if name.endswith(COUNTER)},
     }
-    own: dict[str, Tensor] = {}
+    unflattened: dict[str, Tensor] = {}
     for key, like in named.items():
         parts = tensors[key].split([t.numel() for t in like.values()])
-        own |= {name: part.view(like[name].shape) for name, part in zip(like, parts, strict=True)}
+        unflattened |= {name: part.view(like[name].shape) for name, part in zip(like, parts, strict=True)}
     lines = {name: f"{dtype_name(t.dtype)} {shape_name(t.shape)}" for name, t in parameters.items()}
     beside = {key: value for key, value in said.items() if key not in CHECKPOINTS}
     return Patch(
-        own, {}, tuple(said["trains"]), type(model).__name__, {name: lines[name] for name in frozen},
+        unflattened, {}, tuple(said["trains"]), type(model).__name__, {name: lines[name] for name in frozen},
         source.sha256, beside,
     )  # fmt: skip

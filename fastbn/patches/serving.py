@@ -100,22 +100,22 @@ class Serving:
             by_task: dict[str | None, dict[str, Tensor]] = {}
             if patches.names:
                 by_task = {name: patches.values(name) for name in [None, *patches.names]}
-            found: dict[str, dict[str | None, Tensor]] = {}
+            differing: dict[str, dict[str | None, Tensor]] = {}
             for name, base in by_task.get(None, {}).items():
-                own = {task: values[name] for task, values in by_task.items()}
-                if not all(torch.equal(base, value) for value in own.values()):
-                    found[name] = own
-            self._changed = found
+                by_patch = {task: values[name] for task, values in by_task.items()}
+                if not all(torch.equal(base, value) for value in by_patch.values()):
+                    differing[name] = by_patch
+            self._changed = differing
         return self._changed
 
     def _vectors_of(self, region: FusedRegion) -> Tensor:
         """Return a region's vectors of the base and every patch, (4, T, channels)."""
-        found = self._vectors.get(id(region))
-        if found is None:
+        kept = self._vectors.get(id(region))
+        if kept is None:
             patches = self._patches
             each = []
             for name in [None, *patches.names]:
                 with patches.use(name):
                     each.append(region.eval_vectors())
-            found = self._vectors[id(region)] = region, torch.stack(each, 1)
-        return found[1]
+            kept = self._vectors[id(region)] = region, torch.stack(each, 1)
+        return kept[1]

@@ -63,13 +63,13 @@ def inspect(path: str | os.PathLike[str]) -> PatchSummary:
         print(held, held.metadata["accuracy"])
     """
     patch = read(path)
-    found = files.look(path)
+    status = files.look(path)
     numbers = dict.fromkeys(KINDS, 0)
     for name, t in patch.tensors.items():
         numbers[kind_of(name, patch.tensors)] += t.numel()
     return PatchSummary(
         path=os.fspath(path),
-        bytes=found.st_size if found else 0,
+        bytes=status.st_size if status else 0,
         network=patch.network,
         tensors={name: (dtype_name(t.dtype), tuple(t.shape)) for name, t in patch.tensors.items()},
         numbers=numbers,

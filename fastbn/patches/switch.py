@@ -69,11 +69,11 @@ class Patches:
                 raise UsageError(f"{shown(path)}: {error}") from None
             if new := values.keys() - set(self._names):
                 self._lay_out([*self._names, *sorted(new)])
-            own = {dtype: vector.clone() for dtype, vector in self._vectors[None].items()}
-            places = self.views(own)
+            vectors = {dtype: vector.clone() for dtype, vector in self._vectors[None].items()}
+            places = self.views(vectors)
             for key, value in values.items():
                 places[key].copy_(value)
-            self._vectors[name] = own
+            self._vectors[name] = vectors
             self._serving.forget()
 
     def remove(self, name: str) -> None:
@@ -168,14 +168,14 @@ class Patches:
         device = next(iter(places), torch.device("cpu"))
         with torch.inference_mode(False), torch.no_grad():
             self._flat = {dtype: torch.empty(n, dtype=dtype, device=device) for dtype, n in sizes.items()}
-            for t, own in zip(self._held, self.views(self._flat).values(), strict=True):
-                own.copy_(t)
-                t.data = own
+            for t, view in zip(self._held, self.views(self._flat).values(), strict=True):
+                view.copy_(t)
+                t.data = view
             for name in {None, *before}:
                 self._vectors[name] = {dtype: vector.clone() for dtype, vector in self._flat.items()}
-                for key, own in self.values(name).items():
+                for key, view in self.values(name).items():
                     if key in before.get(name, {}):
-                        own.copy_(before[name][key])
+                        view.copy_(before[name][key])
         self._addresses = addresses(self._held)
         self._serving.forget()
 

@@ -58,8 +58,8 @@ def test_set(
     name = dataset or settings.get("dataset")
     if name is None:
         raise UsageError(f"{where} does not say what it was trained on; name it with --dataset")
-    own = name == settings.get("dataset")
-    if own and data_dir is None and follows("data_dir", settings):
+    as_trained = name == settings.get("dataset")
+    if as_trained and data_dir is None and follows("data_dir", settings):
         raise UsageError(
             f"{where}: its data were read from {shown(settings['data_dir'], 120)}, and what a file says is "
             "never opened; give --data-dir"
@@ -67,7 +67,7 @@ def test_set(
     config = Config(
         dataset=name,
         data_dir=data_dir,
-        limit_test=settings.get("limit_test") if own and limit is None else None,
+        limit_test=settings.get("limit_test") if as_trained and limit is None else None,
         pixels=settings.get("pixels", "standard"),
     )
     return data(config, family, may_download).test.limit(limit)

@@ -90,8 +90,8 @@ def _opened(
 def _run(out: str, model: Network, train: Feed, recipe: ResolvedRecipe) -> ResolvedRun:
     """Return the settings of the run that this training is."""
     spec, fused = model.spec, fused_forward(model)
-    own = {field.name for field in dataclasses.fields(Config)}
-    said = {name: value for name, value in spec.said().items() if name in own and name != "seed"}
+    fields = {field.name for field in dataclasses.fields(Config)}
+    said = {name: value for name, value in spec.said().items() if name in fields and name != "seed"}
     return ResolvedRun(
         asked=Config(**said, seed=recipe.seed, train=_trains(model) or "bn"),
         spec=spec,

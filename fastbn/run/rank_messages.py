@@ -25,8 +25,8 @@ def other_ranks(recipe: ResolvedRecipe, before: int | None, ranks: Ranks) -> str
     --sync-bn it is the same run. before: None, where no run goes on."""
     if before in (None, ranks.count) or recipe.sync_bn:
         return ""
-    own = recipe.batch_size // ranks.count
+    share = recipe.batch_size // ranks.count
     return (
         f", saved by {before} ranks and continued by {ranks.count}: BatchNorm's statistics are now of "
-        f"{own} images"
+        f"{share} images"
     )

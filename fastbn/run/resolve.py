@@ -68,5 +68,5 @@ def resolve(config: Config, loaded: Loaded, ranks: Ranks = ALONE) -> ResolvedRun
             "number"
         )
     speak = Progress(run.recipe.epochs, True).say
-    found = fastest(network_of(run, loaded.train), feed(loaded.train, device), recipe_at, speak)
-    return dataclasses.replace(run, recipe=recipe_at(batch=found))
+    size = fastest(network_of(run, loaded.train), feed(loaded.train, device), recipe_at, speak)
+    return dataclasses.replace(run, recipe=recipe_at(batch=size))

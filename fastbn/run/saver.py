@@ -110,9 +110,9 @@ class FolderSaver:
         for name, value in step.optimizer.state.items():
             kept = tensors.get(f"optimizer.{name}")
             if kept is None or kept.shape != value.shape:
-                found = "nothing" if kept is None else tuple(kept.shape)
+                shape = "nothing" if kept is None else tuple(kept.shape)
                 needed = f"optimizer.{name} should have the shape {tuple(value.shape)}"
-                raise UsageError(f"{path}: {needed}, found {found}; use another copy")
+                raise UsageError(f"{path}: {needed}, found {shape}; use another copy")
             numbers(f"optimizer.{name}", kept)
 
     def save(self, step: TrainingStep, position: Position) -> None:

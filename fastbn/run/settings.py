@@ -33,8 +33,8 @@ class ResolvedRun:
 
     def settings(self) -> dict[str, Any]:
         """Return every setting by name as config.json holds them, tuples as lists."""
-        found = self.asked.asdict() | dataclasses.asdict(self.recipe)
-        found |= {name: getattr(self.spec, name) for name in ("depth", "family", "width", "conv_bias")}
-        own = ("dataset", "engine", "device", "threads", "data_dir", "out")
-        found |= {name: getattr(self, name) for name in own}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
+        content = self.asked.asdict() | dataclasses.asdict(self.recipe)
+        content |= {name: getattr(self.spec, name) for name in ("depth", "family", "width", "conv_bias")}
+        names = ("dataset", "engine", "device", "threads", "data_dir", "out")
+        content |= {name: getattr(self, name) for name in names}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in content.items()}

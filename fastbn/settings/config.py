@@ -219,14 +219,14 @@ class Config(Recipe):
 
     def asdict(self) -> dict[str, Any]:
         """Return every setting by name, as config.json does."""
-        given, found = dict(self.study), dict[str, Any]()
+        given, values = dict(self.study), dict[str, Any]()
         for field in dataclasses.fields(self):
             if field.name == "study":
                 for options in OPTIONS.values():
-                    found |= {name: given.get(name, one.default) for name, one in options.items()}
+                    values |= {name: given.get(name, one.default) for name, one in options.items()}
             else:
-                found[field.name] = getattr(self, field.name)
-        return found
+                values[field.name] = getattr(self, field.name)
+        return values
 
     def settings(
         self, default_epochs: int, precision: str = "fp32", usual: Mapping[str, Any] = NOTHING
@@ -262,12 +262,12 @@ def follows(name: str, saved: Mapping[str, Any]) -> bool:
 
 def known() -> dict[str, Option]:
     """Return every setting's option by name, those of one family alone among them, in config.json's order."""
-    found: dict[str, Option] = {}
+    by_name: dict[str, Option] = {}
     for field in dataclasses.fields(Config):
         own = [OPTIONS[family] for family in OPTIONS] if field.name == "study" else []
         for options in own or [{field.name: field.metadata["option"]}]:
-            found |= options
-    return found
+            by_name |= options
+    return by_name
 
 
 def differences(asked: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:

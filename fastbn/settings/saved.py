@@ -134,30 +134,30 @@ HEADER: dict[str, Check] = {
 def json_file(path: AnyPath, remedy: str = DAMAGED) -> dict[str, Any]:
     """Return the object that a run's JSON file holds."""
     try:
-        found = read_json(path)
+        content = read_json(path)
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: not readable as JSON ({reason(error)}); {remedy}") from None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise UsageError(f"{path}: not a run's file; {remedy}")
-    return found
+    return content
 
 
-def settings(found: Any, where: object, remedy: str = DAMAGED) -> dict[str, Any]:
+def settings(content: Any, where: object, remedy: str = DAMAGED) -> dict[str, Any]:
     """Check the settings in a config.json, or in a checkpoint: those that are there are a Config's, of its
     types and within its limits."""
     options = known()
     checks = {name: maybe(_kind(one)) if one.default is None else _kind(one) for name, one in options.items()}
-    _checked(found, checks | dict.fromkeys(BESIDE, count), where, remedy, known_alone=True)
+    _checked(content, checks | dict.fromkeys(BESIDE, count), where, remedy, known_alone=True)
     given: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
-        for name, value in found.items()
+        for name, value in content.items()
         if name in options
     }
     try:
         Config.of(given)
     except UsageError as error:
         raise UsageError(f"{where}: {shown(error)}; {remedy}") from None
-    return found
+    return content
 
 
 def _kind(one: Option) -> Check:
@@ -212,7 +212,7 @@ def lines(
     return found
 
 
-def header(found: Any, where: object, remedy: str = "use another copy") -> dict[str, Any]:
+def header(content: Any, where: object, remedy: str = "use another copy") -> dict[str, Any]:
     """Check a checkpoint's header, its model's Spec within the limits of `resolve`. What `fastbn.save` was
     given beside is the caller's."""
     checks = HEADER | {
@@ -221,7 +221,7 @@ def header(found: Any, where: object, remedy: str = "use another copy") -> dict[
         "position": lambda value: _part(value, POSITION, "position", where, remedy, POSITION),
         "config": lambda value: bool(settings(value, f"{where}: config", remedy)) or value == {},
     }
-    return _checked(found, checks, where, remedy, ("model", "source", "trains"))
+    return _checked(content, checks, where, remedy, ("model", "source", "trains"))
 
 
 def _part(
@@ -251,7 +251,7 @@ def _spec(value: Any, where: object, remedy: str) -> bool:
 
 
 def _checked(
-    found: Any,
+    content: Any,
     checks: Mapping[str, Check],
     where: object,
     remedy: str,
@@ -260,15 +260,15 @@ def _checked(
 ) -> dict[str, Any]:
     """Return the object where all that is needed is in it, and each key that is known holds what it may;
     others pass unless `known_alone`."""
-    if not isinstance(found, dict):
-        raise UsageError(f"{where}: should be a JSON object, found {type(found).__name__}; {remedy}")
-    if lacking := [name for name in needed if name not in found]:
+    if not isinstance(content, dict):
+        raise UsageError(f"{where}: should be a JSON object, found {type(content).__name__}; {remedy}")
+    if lacking := [name for name in needed if name not in content]:
         raise UsageError(f"{where} says nothing of {', '.join(lacking)}; {remedy}")
-    if known_alone and (unknown := [name for name in found if name not in checks]):
+    if known_alone and (unknown := [name for name in content if name not in checks]):
         raise UsageError(
             f"{where} says {shown(unknown[0], 40)!r}, which this version of fastbn does not know; {remedy}"
         )
-    for name, value in found.items():
+    for name, value in content.items():
         if name in checks and not checks[name](value):
             raise UsageError(f"{where}: {name} can't be {shown(repr(value), 60)}; {remedy}")
-    return found
+    return content

@@ -37,27 +37,27 @@ def fastest(
 
     recipe_at: returns the recipe for the batch size given as `batch`, as `Recipe.resolved` does. say: is told
     each measurement. Raises MachineError where not even the smallest fits."""
-    found: dict[int, float] = {}
+    measured: dict[int, float] = {}
     size, since = SMALLEST, 0
     while size <= LARGEST and (size == SMALLEST or size <= len(source)) and since < PATIENCE:
         try:
-            found[size] = _images_per_second(copy.deepcopy(model), source, recipe_at(batch=size))
+            measured[size] = _images_per_second(copy.deepcopy(model), source, recipe_at(batch=size))
         except MachineError:
-            if not found:
+            if not measured:
                 raise
             break
-        since = 0 if found[size] == max(found.values()) else since + 1
+        since = 0 if measured[size] == max(measured.values()) else since + 1
         size *= 2
-    chosen = choose(found)
-    rates = ", ".join(f"{n:,}: {rate:,.0f}" for n, rate in found.items())
+    chosen = choose(measured)
+    rates = ", ".join(f"{n:,}: {rate:,.0f}" for n, rate in measured.items())
     say(f"batch     {chosen:,}: the smallest within {1 - WITHIN:.0%} of the best images/s ({rates})")
     return chosen
 
 
-def choose(found: dict[int, float]) -> int:
+def choose(rates: dict[int, float]) -> int:
     """Return the smallest batch of those measured whose rate is within 5% of the best."""
-    best = max(found.values())
-    return min(n for n, rate in found.items() if rate >= WITHIN * best)
+    best = max(rates.values())
+    return min(n for n, rate in rates.items() if rate >= WITHIN * best)
 
 
 def _images_per_second(model: nn.Module, source: Feed, recipe: ResolvedRecipe) -> float:

@@ -94,8 +94,8 @@ def _metadata(content: bytes) -> dict[str, str]:
     length = int.from_bytes(content[:8], "little")
     if not 0 < length <= min(MOST_HEADER, len(content) - 8):
         raise ValueError("its header is cut off")
-    found = files.parsed(content[8 : 8 + length].decode("utf-8"))
-    metadata = found.get("__metadata__") if isinstance(found, dict) else None
+    parsed = files.parsed(content[8 : 8 + length].decode("utf-8"))
+    metadata = parsed.get("__metadata__") if isinstance(parsed, dict) else None
     return (
         metadata
         if isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())

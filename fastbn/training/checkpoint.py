@@ -114,9 +114,9 @@ def check(model: nn.Module, tensors: dict[str, Tensor], source: WeightSource) ->
     for name, targets in _parts(model, source).items():
         length = sum(t.numel() for t in targets)
         if name not in tensors or tensors[name].shape != (length,):
-            found = tuple(tensors[name].shape) if name in tensors else "nothing"
+            shape = tuple(tensors[name].shape) if name in tensors else "nothing"
             raise UsageError(
-                f"the checkpoint is of another network: {name} should hold {length:,} numbers, found {found}"
+                f"the checkpoint is of another network: {name} should hold {length:,} numbers, found {shape}"
             )
         numbers(name, tensors[name], whole=name == "batches")
 

@@ -51,8 +51,8 @@ class Captured:
             with unrecorded():
                 self._compute(self._inputs[n], self._lr, totals)
             return
-        for own, given in zip(self._inputs[n], inputs, strict=True):
-            own.copy_(given)
+        for held, given in zip(self._inputs[n], inputs, strict=True):
+            held.copy_(given)
         if n not in self._replays:
             self._replays[n] = self._recorded(n, totals)
         self._replays[n]()

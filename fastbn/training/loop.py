@@ -143,11 +143,11 @@ class TrainingLoop:
                     self._stop(position, request.signal, moved=False)
 
             loss, share = step.custom.loss_of, step.exchange.ranks.share
-            found = evaluate(step.model, held, pause=pause, share=share, loss=loss)
-            heard = step.exchange.evaluated(found, request.signal)
+            figures = evaluate(step.model, held, pause=pause, share=share, loss=loss)
+            heard = step.exchange.evaluated(figures, request.signal)
             if heard is not None:
                 self._stop(position, heard, moved=False)
-            line |= found.mean(name)
+            line |= figures.mean(name)
         return line
 
     def _stop(self, position: Position, heard: int, moved: bool) -> None:

@@ -38,8 +38,8 @@ def evaluate(
     device = _device(model)
     with arithmetic("fp32", device):
         totals = evaluation.evaluate(model, feed(data, device, "data"), batch_size, loss=loss)
-    found = {name.removeprefix("data_"): value for name, value in totals.mean("data").items()}
-    return found | {"images": totals.images}
+    figures = {name.removeprefix("data_"): value for name, value in totals.mean("data").items()}
+    return figures | {"images": totals.images}
 
 
 @torch.no_grad()
@@ -55,7 +55,7 @@ def predict(
         classes = fastbn.predict(model, x).argmax(1)
 
     Raises UsageError for images of another kind."""
-    device, found = _device(model), list[Tensor]()
+    device, logits = _device(model), list[Tensor]()
     if isinstance(images, Tensor):
         if images.ndim < 2 or not len(images) or not images.is_floating_point():
             said = f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}"
@@ -70,13 +70,13 @@ def predict(
     model.eval()
     try:
         with arithmetic("fp32", device):
-            found += [at_least_float32(model(x)).cpu() for x in parts]
+            logits += [at_least_float32(model(x)).cpu() for x in parts]
     finally:
         for module, mode in modes:
             module.training = mode
-    if not found:
+    if not logits:
         raise UsageError("predict needs images, and was given none")
-    return torch.cat(found)
+    return torch.cat(logits)
 
 
 def _device(model: nn.Module) -> torch.device:

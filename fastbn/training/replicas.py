@@ -56,13 +56,13 @@ def fit_replicas(
     device = _device(models)
     train = _images(train).to(device)
     test, val = (images if images is None else _images(images).to(device) for images in (test, val))
-    found: list[Any] = [None] * len(models)
+    histories: list[Any] = [None] * len(models)
 
     def ended(k: int, error: Diverged | UsageError | MachineError | None) -> None:
         if isinstance(error, (UsageError, MachineError)):
             raise error
         # whose frames would keep the networks' memory
-        found[k] = error.with_traceback(None) if error else courses[k].history
+        histories[k] = error.with_traceback(None) if error else courses[k].history
 
     with contextlib.ExitStack() as stack:
         courses: list[TrainingLoop] = []
@@ -73,7 +73,7 @@ def fit_replicas(
             courses.append(prepared(model, source, held_out, resolved, bar, replicas=len(models)))
             stack.callback(courses[k].close)
         side_by_side(courses, ended)
-    return found
+    return histories
 
 
 def side_by_side(courses: Sequence[TrainingLoop], ended: Ended) -> None:

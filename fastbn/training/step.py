@@ -69,13 +69,13 @@ class TrainingStep:
 
         Of a batch of `images` that ranks share, `inputs` are this rank's; `heard`: the signal that asks it to
         stop, if one did."""
-        own = len(inputs[0])
-        inputs = inputs if own else self._stand_in
-        self.exchange.begin(len(inputs[0]), own, own if images is None else images, heard)
+        count = len(inputs[0])
+        inputs = inputs if count else self._stand_in
+        self.exchange.begin(len(inputs[0]), count, count if images is None else images, heard)
         rate = devices.number(lr, torch.float64, self.feed.device)
         while (reason := self._tried(inputs, rate, totals)) is not None:
             self._shrink(reason)
-        totals.images += own if images is None else images
+        totals.images += count if images is None else images
 
     def dissolve(self) -> None:
         """Give the model's tensors storage of their own again."""
@@ -124,11 +124,11 @@ class TrainingStep:
         self._say(f"fastbn: out of memory ({reason}); the same step again by a smaller plan: {self.plan.how}")
 
     def _compute(self, inputs: Inputs, lr: Tensor, totals: Totals) -> None:
-        found = self._gradient(inputs)
+        result = self._gradient(inputs)
         self._shared = self.exchange.ranks.count > 1  # from here on no rank can try again alone
-        found = self.exchange.sum(self.flat.gradient, found)
-        moved = self.optimizer.update(self.flat.vector, self.flat.gradient, lr, torch.isfinite(found.loss))
-        totals.add(found)
+        result = self.exchange.sum(self.flat.gradient, result)
+        moved = self.optimizer.update(self.flat.vector, self.flat.gradient, lr, torch.isfinite(result.loss))
+        totals.add(result)
         totals.finite &= moved
 
     def _gradient(self, inputs: Inputs) -> StepResult:
@@ -136,7 +136,7 @@ class TrainingStep:
         gradients added up."""
         n, recompute = len(inputs[0]), self.plan.recompute if self.plan else None
         slices = -(-n // (self.recipe.bn_batch or n))
-        found: list[StepResult] = []
+        results: list[StepResult] = []
         for part in zip(*(given.tensor_split(slices) for given in inputs), strict=True):
             x, labels = self.feed.load(*part)
             x = self.custom.augmented(x)
@@ -145,11 +145,11 @@ class TrainingStep:
             loss = self.custom.loss_of(at_least_float32(logits), labels)
             loss = loss if slices == 1 else loss * (len(labels) / n)  # its part in the batch's mean
             self.exchange.weighed(loss).backward()
-            self.flat.gather(add=bool(found))
-            found.append(StepResult.of(logits, labels, loss))
+            self.flat.gather(add=bool(results))
+            results.append(StepResult.of(logits, labels, loss))
         loss, correct = (
             functools.reduce(torch.add, figures)
-            for figures in ([f.loss for f in found], [f.correct for f in found])
+            for figures in ([f.loss for f in results], [f.correct for f in results])
         )
         return StepResult(loss, correct, n)
 

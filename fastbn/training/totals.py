@@ -41,19 +41,19 @@ class Totals:
 
         return Totals(scalar(0, torch.float64), scalar(0, torch.int64), 0, scalar(True, torch.bool))
 
-    def add(self, found: StepResult) -> None:
+    def add(self, result: StepResult) -> None:
         """Add a batch's figures, on the device. `images` is counted by the host."""
-        self.loss += found.loss.double() * found.images
-        self.correct += found.correct
+        self.loss += result.loss.double() * result.images
+        self.correct += result.correct
 
     def mean(self, prefix: str) -> dict[str, float]:
         """Return the mean loss and the fraction correct, as a metrics line names them."""
-        found = {
+        figures = {
             f"{prefix}_loss": self.loss.item() / self.images,
             f"{prefix}_accuracy": self.correct.item() / self.images,
         }
         return (
-            found
+            figures
             if self.top5 is None
-            else found | {f"{prefix}_top5_accuracy": self.top5.item() / self.images}
+            else figures | {f"{prefix}_top5_accuracy": self.top5.item() / self.images}
         )

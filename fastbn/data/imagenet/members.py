@@ -24,7 +24,7 @@ class Member(NamedTuple):
 def members(path: str) -> tuple[list[Member], str]:
     """Return the whole members, in order, and what is wrong with the shard: empty, or why there are no
     more."""
-    found: list[Member] = []
+    listed: list[Member] = []
     try:
         with opened(path) as file, open_tar(file) as tar:
             total, before = os.fstat(file.fileno()).st_size, -1
@@ -32,7 +32,7 @@ def members(path: str) -> tuple[list[Member], str]:
                 # it would be read again and again
                 if tar.offset <= before or member.size < 0 or len(member.name) > NAME:
                     return (
-                        found,
+                        listed,
                         f"damaged at byte {member.offset:,}: {shown(member.name, 40)}, {member.size:,} bytes",
                     )
                 before = tar.offset
@@ -40,12 +40,12 @@ def members(path: str) -> tuple[list[Member], str]:
                 if not member.isreg():
                     continue
                 if member.offset_data + member.size > total:
-                    return found, f"cut off within {shown(member.name)}"
+                    return listed, f"cut off within {shown(member.name)}"
                 label = member.name.lower().endswith(f".{LABEL}") and member.size <= LABEL_BYTES
                 text = os.pread(file.fileno(), member.size, member.offset_data) if label else b""
-                found.append(Member(member.name, member.offset_data, member.size, text))
+                listed.append(Member(member.name, member.offset_data, member.size, text))
             # the mark of an archive's end
             whole = os.pread(file.fileno(), tarfile.BLOCKSIZE, tar.offset) == bytes(tarfile.BLOCKSIZE)
-            return found, "" if whole else f"cut off or damaged at byte {tar.offset:,} of {total:,}"
+            return listed, "" if whole else f"cut off or damaged at byte {tar.offset:,} of {total:,}"
     except Exception as error:  # a damaged header raises anything, from OverflowError to RecursionError
-        return found, f"{type(error).__name__}: {reason(error)}"
+        return listed, f"{type(error).__name__}: {reason(error)}"

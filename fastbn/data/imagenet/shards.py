@@ -121,14 +121,14 @@ def _scan(root: Path, names: list[str], crew: Crew) -> dict[str, np.ndarray]:
     rows: list[tuple[int, int, int, int, bytes]] = []
     broken: list[str] = []
     for k, (name, job) in enumerate(zip(names, jobs, strict=True)):
-        found, wrong = pool.result(job)
+        listed, wrong = pool.result(job)
         if wrong:
-            broken.append(f"{root / name}: {wrong}; {len(found):,} members before that are used")
-        for key, image, label in _samples(group, found):
+            broken.append(f"{root / name}: {wrong}; {len(listed):,} members before that are used")
+        for key, image, label in _samples(group, listed):
             if isinstance(image, Member) and isinstance(label, int):
                 rows.append((label, k, image.start, image.size, os.fsencode(key)))
             # the sample that the shard is cut off in is part of that line
-            elif not wrong or key != _last(found):
+            elif not wrong or key != _last(listed):
                 broken.append(
                     f"{shown(key)} in {root / name}: {'no class' if image else 'no jpg, jpeg or png'}"
                 )
@@ -147,9 +147,9 @@ def _scan(root: Path, names: list[str], crew: Crew) -> dict[str, np.ndarray]:
     return index | {"broken": np.array(broken, dtype=str)}
 
 
-def _samples(group: Callable[..., Any], found: list[Member]) -> list[tuple[str, Member | None, int | None]]:
+def _samples(group: Callable[..., Any], listed: list[Member]) -> list[tuple[str, Member | None, int | None]]:
     """Return (key, image, class) of each sample in a shard, None for what it lacks."""
-    files = ({"fname": member.name, "data": member, "__url__": ""} for member in found)
+    files = ({"fname": member.name, "data": member, "__url__": ""} for member in listed)
     return [
         (
             sample["__key__"],
@@ -165,6 +165,6 @@ def _label(member: Any) -> int | None:
     return min(int(text), LARGEST) if text.isdigit() else None
 
 
-def _last(found: list[Member]) -> str:
+def _last(listed: list[Member]) -> str:
     """Return the key of the last sample."""
-    return re.sub(r"[.][^/]*$", "", found[-1].name) if found else ""
+    return re.sub(r"[.][^/]*$", "", listed[-1].name) if listed else ""

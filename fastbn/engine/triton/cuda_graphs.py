@@ -141,8 +141,8 @@ class GraphRecording:
 
     def forward(self, inputs: list[Tensor]) -> list[Tensor]:
         """Return the outputs, in fresh memory."""
-        for own, x in zip(self._inputs, inputs, strict=True):
-            own.copy_(x)
+        for held, x in zip(self._inputs, inputs, strict=True):
+            held.copy_(x)
         self._replay()
         return [z.clone(memory_format=torch.preserve_format) for z in self._made]
 
@@ -160,11 +160,11 @@ class GraphRecording:
             return walk.backward(self.call, gradients, self.vectors, [*self.saved])
         replay = self._backwards[which]
         if replay is None:
-            own = [None if g is None else g.clone(memory_format=torch.preserve_format) for g in gradients]
-            self._gradients[which] = own
+            held = [None if g is None else g.clone(memory_format=torch.preserve_format) for g in gradients]
+            self._gradients[which] = held
 
             def run() -> None:
-                self._found[which] = walk.backward(self.call, own, self.vectors, [*self.saved])
+                self._found[which] = walk.backward(self.call, held, self.vectors, [*self.saved])
 
             replay = self._backwards[which] = self._record(run)
         for place, g in zip(self._gradients[which], gradients, strict=True):
@@ -174,7 +174,7 @@ class GraphRecording:
         return _fresh(self._found[which])
 
 
-def _fresh(found: RegionGradients) -> RegionGradients:
+def _fresh(gradients: RegionGradients) -> RegionGradients:
     """Return copies."""
-    copies = {value: g.clone(memory_format=torch.preserve_format) for value, g in found.inputs.items()}
-    return RegionGradients(copies, found.affine.clone(), found.reached)
+    copies = {value: g.clone(memory_format=torch.preserve_format) for value, g in gradients.inputs.items()}
+    return RegionGradients(copies, gradients.affine.clone(), gradients.reached)

@@ -89,25 +89,27 @@ class TritonOperations:
         read, formed = self._source(source, keep_z, keep_mask)
         precision, moments = self._precision(x), target is not None and target.norm.batch
         device, dependent = self.capability, self.early
-        found: Partial | None
+        statistics: Partial | None
         if packed.algorithm == ROLLING:
             roll = tuning.roll(conv, (h, w), x.dtype, device, False, self.tuning)
-            found = conv_rolling.launch(read, pending, packed.forward, y, moments, precision, roll, dependent)
+            statistics = conv_rolling.launch(
+                read, pending, packed.forward, y, moments, precision, roll, dependent
+            )
         elif packed.algorithm == LIBRARY:
             y = F.conv2d(read.x, packed.forward, None, conv.stride, conv.padding, conv.dilation, conv.groups)
             y = y.contiguous(memory_format=torch.channels_last)
-            found = (
+            statistics = (
                 cudnn_passes.moments(y, y.numel() // conv.channels, conv.channels, dependent)
                 if moments
                 else None
             )
         else:
             tile = tuning.tile(conv, (h, w), x.dtype, device, False, self.tuning)
-            found = taps.launch(
+            statistics = taps.launch(
                 read, packed.forward, y, moments, (n, c, h, w), conv, precision, tile, dependent
             )
         if target is not None:
-            target.norm.pending = _forward(target, found)
+            target.norm.pending = _forward(target, statistics)
         if left is not None:
             return y, Formed(left.z if keep_z else None, left.mask)
         return y, formed
@@ -278,14 +280,14 @@ def forms_first(algorithm: Algorithm, conv: Conv, source: Shape, keeps: bool) ->
     return (keeps or source[1] % 8 > 0) and not owns
 
 
-def _forward(target: NormTarget, found: Partial | None) -> batchnorm_pending.Forward:
+def _forward(target: NormTarget, statistics: Partial | None) -> batchnorm_pending.Forward:
     """Return what the target's vectors are made of."""
     module = target.module
     moves = batchnorm.moves(module)
     counts = module.num_batches_tracked if moves else None
     share = module.momentum if module.momentum is not None or counts is not None else 0.0
     return batchnorm_pending.Forward(
-        found, target.norm.vectors, module.weight, module.bias, target.conv_bias, module.running_mean,
+        statistics, target.norm.vectors, module.weight, module.bias, target.conv_bias, module.running_mean,
         module.running_var, counts,
         module.eps, share if moves else 0.0,
     )  # fmt: skip

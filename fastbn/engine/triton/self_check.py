@@ -69,19 +69,19 @@ def checked(
 
     path = place(key, storage)
     with exclusively(path):
-        found = kept(path, key)
-        if found is None:
+        results = kept(path, key)
+        if results is None:
             start = time.monotonic()
-            found = (run or run_apart)(storage, device)
-            keep(path, key, found)
-            failed = sum(map(bool, found.values()))
-            said = f"{failed} of {len(found)} checks failed" if failed else f"{len(found)} checks passed"
+            results = (run or run_apart)(storage, device)
+            keep(path, key, results)
+            failed = sum(map(bool, results.values()))
+            said = f"{failed} of {len(results)} checks failed" if failed else f"{len(results)} checks passed"
             seconds = time.monotonic() - start
             command.say(
                 f"fastbn: first use of {key['device']}: Triton kernels in {storage} against the reference "
                 f"engine, {said} in {seconds:.0f} s"
             )
-    return found
+    return results
 
 
 def run_apart(storage: str, device: int) -> Results:

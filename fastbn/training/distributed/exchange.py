@@ -57,11 +57,11 @@ class Exchange:
         """Return the mean over this rank's samples as its part in the mean over all."""
         return loss if self.ranks.count == 1 else loss * self.weight.to(loss.dtype)
 
-    def sum(self, gradient: Tensor, found: StepResult) -> StepResult:
+    def sum(self, gradient: Tensor, result: StepResult) -> StepResult:
         """Adds the ranks' gradients, in place, and their figures."""
         if self.ranks.count == 1:
-            return found
-        loss, correct = found.loss * self.weight, found.correct * (self.weight > 0)
+            return result
+        loss, correct = result.loss * self.weight, result.correct * (self.weight > 0)
         figures = torch.stack([loss.to(gradient.dtype), correct.to(gradient.dtype)])
         gradient *= self.weight > 0
         message = self.ranks.sum(torch.cat([gradient, figures, self._asked.to(gradient.dtype)]))

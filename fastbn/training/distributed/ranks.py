@@ -64,10 +64,10 @@ class Ranks:
         except (UsageError, MachineError) as raised:
             failure = raised
         mine = None if failure is None else (isinstance(failure, UsageError), str(failure))
-        for rank, found in enumerate(self._everybody(mine)):
-            if found is not None:
-                text = found[1] if rank == 0 else f"rank {rank}: {found[1]}"
-                error = UsageError(text) if found[0] else MachineError(text)
+        for rank, answer in enumerate(self._everybody(mine)):
+            if answer is not None:
+                text = answer[1] if rank == 0 else f"rank {rank}: {answer[1]}"
+                error = UsageError(text) if answer[0] else MachineError(text)
                 error.agreed = True
                 raise error from failure
         return result
@@ -99,10 +99,10 @@ class Ranks:
         """Return the sum of one number per rank; None where any rank has none."""
         if self.count == 1:
             return value
-        found = self.sum(
+        summed = self.sum(
             torch.tensor([value or 0.0, value is None], dtype=torch.float64, device=device)
         ).tolist()
-        return None if found[1] else found[0]
+        return None if summed[1] else summed[0]
 
     @torch.no_grad()
     def average(self, tensors: list[Tensor]) -> None:
@@ -120,11 +120,11 @@ class Ranks:
         if self.count == 1:
             return
         for dtype in dict.fromkeys(t.dtype for t in tensors):
-            own = [t for t in tensors if t.dtype == dtype]
-            flat = torch.cat([t.reshape(-1) for t in own])
+            same_dtype = [t for t in tensors if t.dtype == dtype]
+            flat = torch.cat([t.reshape(-1) for t in same_dtype])
             with self.waiting("a broadcast", self.timeout):
                 flat = self._first_ones(flat)
-            for tensor, part in zip(own, flat.split([t.numel() for t in own]), strict=True):
+            for tensor, part in zip(same_dtype, flat.split([t.numel() for t in same_dtype]), strict=True):
                 tensor.copy_(part.view(tensor.shape))
 
     def _first_ones(self, flat: Tensor) -> Tensor:

@@ -55,14 +55,14 @@ class Chips(Ranks):
     def sum(self, tensor: Tensor) -> Tensor:
         from torch_xla.core import xla_model
 
-        found: Tensor = tensor.copy_(xla_model.all_reduce(xla_model.REDUCE_SUM, tensor))
-        return found
+        summed: Tensor = tensor.copy_(xla_model.all_reduce(xla_model.REDUCE_SUM, tensor))
+        return summed
 
     def _first_ones(self, flat: Tensor) -> Tensor:
         from torch_xla.core import xla_model
 
-        found: Tensor = xla_model.all_gather(flat.view(1, -1))[0]
-        return found
+        first: Tensor = xla_model.all_gather(flat.view(1, -1))[0]
+        return first
 
 
 def ranks(timeout: float) -> Ranks:

@@ -58,11 +58,11 @@ class Custom:
         """Return the loss. Raises UsageError for one that is no scalar."""
         loss = self.loss(logits, labels)
         if not isinstance(loss, Tensor) or loss.ndim:
-            found = (
+            losses = (
                 f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
             )
             raise UsageError(
-                f"loss must return a scalar tensor, the batch's mean, got {found}; take its mean()"
+                f"loss must return a scalar tensor, the batch's mean, got {losses}; take its mean()"
             )
         return loss
 
@@ -70,11 +70,11 @@ class Custom:
         """Return a training batch as the caller augments it. Raises UsageError for one of another shape."""
         if self.augment is None:
             return x
-        found = self.augment(x)
-        if not isinstance(found, Tensor) or len(found) != len(x):
-            got = tuple(found.shape) if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        augmented = self.augment(x)
+        if not isinstance(augmented, Tensor) or len(augmented) != len(x):
+            got = tuple(augmented.shape) if isinstance(augmented, Tensor) else f"a {type(augmented).__name__}"
             raise UsageError(f"augment must return as many images as it is given, {len(x)}, got {got}")
-        return found
+        return augmented
 
 
 OWN = Custom()  # nothing is the caller's
@@ -89,19 +89,19 @@ def optimizer_of(
     if isinstance(given, torch.optim.Optimizer):
         if lr is not None:
             raise UsageError(f"lr is the optimizer's own where fit is given one, got lr={lr}; leave it out")
-        found = given
+        optimizer = given
     else:
-        found = given(parameters, **({} if lr is None else {"lr": lr}))
-    if not isinstance(found, torch.optim.Optimizer):
-        got = type(found).__name__
+        optimizer = given(parameters, **({} if lr is None else {"lr": lr}))
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        got = type(optimizer).__name__
         raise UsageError(f"optimizer must be a torch.optim.Optimizer, or make one of parameters, got {got}")
-    theirs = {id(p) for group in found.param_groups for p in group["params"] if p.requires_grad}
+    theirs = {id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
     if theirs != {id(p) for p in parameters}:
         raise UsageError(
             f"the optimizer has {len(theirs)} parameters that train, the model {len(parameters)} or others; "
             "make it of [p for p in model.parameters() if p.requires_grad]"
         )
-    return found
+    return optimizer
 
 
 class TorchOptimizer:
@@ -153,10 +153,10 @@ def callbacks_of(
     given: Callable[..., Any] | Iterable[Callable[..., Any]] | None,
 ) -> tuple[Callable[..., Any], ...]:
     """Return one callback, or several, as a tuple. Raises UsageError for what can't be called."""
-    found = () if given is None else (given,) if callable(given) else tuple(given)
-    for one in found:
+    callbacks = () if given is None else (given,) if callable(given) else tuple(given)
+    for one in callbacks:
         if not callable(one):
             raise UsageError(
                 f"callbacks are called with the model and an epoch's metrics, got {type(one).__name__}"
             )
-    return found
+    return callbacks

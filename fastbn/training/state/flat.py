@@ -37,14 +37,14 @@ class Flat:
             )
         place = 0
         for p in self.parameters:
-            own = self.vector[place : place + p.numel()].view(p.shape)
+            view = self.vector[place : place + p.numel()].view(p.shape)
             place += p.numel()
             p.grad = None
             # by another dtype the parameter parts from its node in autograd: an earlier result that is still
             # held keeps that on the stream which it was made on, and a step that waits for it can't be
             # captured
             p.data = torch.empty(0, dtype=torch.complex64, device=p.device)
-            p.data = own
+            p.data = view
 
     @torch.no_grad()
     def gather(self, add: bool = False) -> None:
