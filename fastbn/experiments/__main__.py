@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +16,10 @@ from fastbn import files
 from fastbn.cli import command as command_line
 from fastbn.cli.parser import Parser
 from fastbn.errors import MachineError, Stopped, UsageError
-from fastbn.experiments.preset import Job, Preset, command, folder, jobs, shard
-from fastbn.experiments.presets import PRESETS, preset
+from fastbn.experiments.estimate import rate
+from fastbn.experiments.listing import listing, show
+from fastbn.experiments.preset import Job, Preset, folder, jobs, shard
+from fastbn.experiments.presets import preset
 from fastbn.experiments.table import table
 
 DONE, FAILED = 0, 1
@@ -38,7 +39,7 @@ def _main(words: list[str]) -> int:
     try:
         asked = _parser().parse_args(words)
         if asked.what == "list":
-            command_line.show(listing())
+            command_line.show(listing(rate()))
             return DONE
         if asked.what == "table" and (asked.all or asked.markdown):
             return _all(asked)
@@ -46,7 +47,7 @@ def _main(words: list[str]) -> int:
             raise UsageError("table needs the name of an experiment, or --all; see list")
         chosen = preset(asked.name)
         if asked.what == "show":
-            command_line.show(show(chosen))
+            command_line.show(show(chosen, rate()))
             return _hours(chosen, asked.quick) if asked.hours else DONE
         for flag, number in (("--seeds", asked.seeds), ("--replicas", getattr(asked, "replicas", 1))):
             if number is not None and number < 1:
@@ -61,34 +62,6 @@ def _main(words: list[str]) -> int:
     except Stopped as stopped:
         command_line.say(f"fastbn: {stopped}; the same command continues")
         return stopped.exit_code
-
-
-def listing() -> str:
-    """Return a line per preset."""
-    width = max(map(len, PRESETS))
-    return "\n".join(
-        f"{one.name:{width}}  {one.title} ({len(one.lines)} lines, {one.seeds} seeds)"
-        for one in PRESETS.values()
-    )
-
-
-def show(one: Preset) -> str:
-    """Return everything that a preset says: its study, where it differs, each line as the trainer's command
-    with its published figures."""
-    lines = [
-        f"{one.name}: {one.title}",
-        f"source: {one.source}",
-        f"states: {one.states}",
-        f"seeds: {one.seeds}",
-        "",
-    ]
-    for line in one.lines:
-        figures = ", ".join(f"{found.of} {found.value:g}% ({found.grade})" for found in line.published)
-        lines.append(f"{line.name}" + (f": published {figures}" if figures else ""))
-        after = f" --weights (the run of {line.after!r})" if line.after else ""
-        lines.append(f"    python -m fastbn.train {shlex.join(command(line.settings))}{after}")
-    cut = shlex.join(command(one.quick.settings))
-    return "\n".join([*lines, "", f"--quick: the lines {', '.join(one.quick.lines)}, one seed, with {cut}"])
 
 
 def _hours(chosen: Preset, quick: bool) -> int:

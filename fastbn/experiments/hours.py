@@ -10,6 +10,7 @@ import torch
 from fastbn.data.datasets import Loaded
 from fastbn.data.feed import feed
 from fastbn.data.images import Images
+from fastbn.experiments.estimate import SIZES
 from fastbn.experiments.preset import Line, Preset, command
 from fastbn.planning.precision import arithmetic
 from fastbn.run.build import network_of
@@ -19,12 +20,6 @@ from fastbn.settings.arguments import parse
 from fastbn.training.planner import planner_of
 from fastbn.training.step import TrainingStep
 
-SIZES = {  # images to train on, classes, side, epochs where a line does not say
-    "cifar10": (50_000, 10, 32, 160),
-    "cifar100": (50_000, 100, 32, 160),
-    "digits": (1_437, 10, 32, 15),
-    "imagenet": (1_281_167, 1_000, 224, 90),
-}
 MOST = 128  # images of the batch whose step is taken; a larger one takes as many times as long
 
 
@@ -49,7 +44,7 @@ def _seconds(line: Line) -> float | None:
         return None
     if config.train == "none":
         return 0.0
-    count, classes, side, epochs = SIZES[config.dataset]
+    count, _, classes, side, epochs = SIZES[config.dataset]
     count = min(count, config.limit_train or count)
     batch = min(config.resolved(epochs).batch_size, count, MOST)
     generator = torch.Generator().manual_seed(0)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fastbn.errors import UsageError
 from fastbn.settings.arguments import parse
 from fastbn.settings.config import Config
 
@@ -55,24 +56,28 @@ class Quick:
 @dataclasses.dataclass(frozen=True)
 class Preset:
     """An experiment. `states`: where its study differs from the trainer's defaults, and what the study does
-    not say. `mark`: the word, one of MARKS, for an experiment that is less than its study's; such figures
-    stand beside the published ones with that word alone, and no difference is taken. `examples`: of the
-    training set, where sets of one name differ in size."""
+    not say. `quick`: the cut of --quick, or why there is none. `mark`: the word, one of MARKS, for an
+    experiment that is less than its study's; such figures stand beside the published ones with that word
+    alone, and no difference is taken. `examples`: of the training set, where sets of one name differ in
+    size."""
 
     name: str
     title: str
     source: str
     states: str
     lines: tuple[Line, ...]
-    quick: Quick
+    quick: Quick | str
     seeds: int = 3
     mark: str = ""
     examples: int | None = None
 
     def cut(self, quick: bool) -> tuple[Line, ...]:
-        """Return its lines, or those of the quick cut with its settings."""
+        """Return its lines, or those of the quick cut with its settings. Raises UsageError where it has no
+        quick cut."""
         if not quick:
             return self.lines
+        if isinstance(self.quick, str):
+            raise UsageError(f"{self.name} has no --quick: {self.quick}")
         kept = [line for line in self.lines if line.name in self.quick.lines]
         return tuple(
             dataclasses.replace(line, settings={**line.settings, **self.quick.settings}) for line in kept

@@ -6,7 +6,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from fastbn.experiments.preset import GRADES, Figure, Job, Line, Preset
+from fastbn.experiments.preset import GRADES, Figure, Job, Line, Preset, Quick
 from fastbn.experiments.results import Outcome, figure, outcome
 
 CLOSE = 2.5  # points within which a figure counts as reproduced
@@ -31,7 +31,7 @@ def table(preset: Preset, jobs: Sequence[Job], quick: bool) -> str:
     ]
     done = sum(result.state == "done" for _, result in found)
     title = f"# {preset.name}: {preset.title}\n\n{preset.source}. {done} of {len(found)} runs finished."
-    if quick:
+    if quick and isinstance(preset.quick, Quick):
         cut = ", ".join(
             f"{name} {value}" for name, value in preset.quick.settings.items() if value is not None
         )
