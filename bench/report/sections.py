@@ -12,6 +12,7 @@ from bench.report.wording import (
     AGAINST,
     ALONE,
     COLOUR,
+    LEGEND,
     TRAINS,
     failures,
     figure_of,
@@ -39,18 +40,26 @@ CAPTION = (
     "the same."
 )
 
+ABOVE = (
+    "The roofline is the least time that this machine's own copy and matrix product allow for the bytes "
+    "that must move and the products that the convolutions have. A share above 100 % is no error: Winograd's "
+    "and other algorithms make fewer products than are counted, and caches serve some of the bytes."
+)
+
 
 def headline(records: Sequence[Record]) -> Html:
     """Return the section that sets fastbn's step beside the best stock step of each kind."""
     found = cases(records, "step")
-    rows, chart, said = [], [], []
+    rows, said = [], []
+    charts: dict[int, list[Bar]] = {}
     for case in found:
         name = f"{case.name} [{case.place}]" if len(records) > 1 else case.name
         cells, ratios = [_at_best(case, "fastbn")], [case.ratio(kind) for kind in AGAINST]
         for kind, ratio in zip(AGAINST, ratios, strict=True):
             cells += [_at_best(case, kind), f"{ratio[0]:.2f}×" if ratio else ABSENT]
         rows.append([name, *cells])
-        chart.append(Bar(name, [ChartValue(*ratio) if ratio else None for ratio in ratios]))
+        values = [ChartValue(*ratio) if ratio else None for ratio in ratios]
+        charts.setdefault(case.place, []).append(Bar(case.name, values))
     for kind, against in AGAINST.items():
         speeds = [ratio[0] for case in found if (ratio := case.ratio(kind))]
         if speeds:
@@ -58,10 +67,15 @@ def headline(records: Sequence[Record]) -> Html:
             slower = sum(ratio < 1 for ratio in speeds)
             but = f", slower in {slower} of {len(speeds)} cases" if slower else ""
             said.append(f"A step of fastbn is {extent} times as fast as {against}{but}.")
-    drawn = bars(TITLE, chart, "×", ("BN only", "everything"), rule=1.0)
+    conditions = {case.place: under(case) for case in found}
+    drawn = [
+        figure(bars(TITLE, own, "×", ("BN only", "everything"), rule=1.0), TITLE, conditions[place])
+        for place, own in charts.items()
+    ]
     header = ["training step", "fastbn", "best stock, BN only", "ratio", "best stock, everything", "ratio"]
     words = paragraph(" ".join(said)) if said else NOTHING
-    return section("Headline", words, figures([figure(drawn, TITLE, CAPTION)]), table(header, rows))
+    whiskers = paragraph(CAPTION, "note") if charts else NOTHING
+    return section("Headline", words, whiskers, figures(drawn), table(header, rows))
 
 
 def _at_best(case: Case, kind: str) -> str:
@@ -72,7 +86,10 @@ def _at_best(case: Case, kind: str) -> str:
 
 
 def steps(records: Sequence[Record]) -> Html:
-    return section("Steps", *(_steps(case) for case in cases(records, "step")))
+    found = cases(records, "step")
+    shares = [share_of_roofline(row, case.record.machine) or 0.0 for case in found for row in case.rows]
+    note = paragraph(ABOVE, "note") if max(shares, default=0.0) > 1 else NOTHING
+    return section("Steps", note, *map(_steps, found)) if found else NOTHING
 
 
 def _steps(case: Case) -> Html:
@@ -86,7 +103,7 @@ def _timed(case: Case) -> Html:
         for r in case.rows
         if measured(r) and r.seconds
     ]
-    chart = bars(f"{case.name}, ms a step", found, " ms")
+    chart = bars(f"{case.name}, ms a step", found, " ms", kinds=LEGEND)
     return figure(chart, "Median of a step, whiskers at the quartiles", under(case))
 
 

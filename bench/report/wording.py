@@ -9,6 +9,7 @@ from fastbn.page.page import ABSENT, Html, listing
 from fastbn.page.scales import number
 
 COLOUR = {"fastbn": 0, "bn": 1, "all": 2, "": 2, "stock": 2}
+LEGEND = (("fastbn, BN only", 0), ("stock, BN only", 1), ("stock, everything", 2))  # of COLOUR, for steps
 TRAINS = {"bn": "BN only", "all": "everything"}
 ALONE = "timed one after another, not in turn: memory does not hold all providers at once"
 AGAINST = {"bn": "the best stock BN-only step", "all": "the best stock step that trains everything"}

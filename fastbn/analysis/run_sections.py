@@ -226,8 +226,8 @@ def _recorded(line: dict[str, Any]) -> bool:
 
 
 def recipe(found: Sequence[Subject]) -> Html:
-    """Return the section of every setting and condition: what all share in a sentence, the rest by group;
-    what all leave open is left out."""
+    """Return the section of every setting and condition as a table by group of runs: first those in which
+    groups differ, then those that all share; what all leave open is left out."""
     names = list(dict.fromkeys(name for s in found for name in s.run.config))
     skipped = ("out", "resume", "explain", "download", "data_dir", "track")
     rows = [
@@ -238,11 +238,8 @@ def recipe(found: Sequence[Subject]) -> Html:
     for name in ("device", "engine_why", "versions", "date"):
         key = "machine" if name == "device" else name.replace("_", " ")
         rows.append([key, *(_said(s.run.summary.get(name)) for s in found)])
-    shared = [row for row in rows if len(set(row[1:])) == 1 and row[1] != ABSENT]
-    said = "; ".join(f"{row[0]} {row[1]}" for row in shared)
-    differing = [row for row in rows if len(set(row[1:])) > 1]
-    in_common = paragraph(f"{'In common: ' if len(found) > 1 else ''}{said}.")
-    return section("Recipe and machine", in_common, table(["setting", *(s.name for s in found)], differing))
+    kept = sorted((row for row in rows if set(row[1:]) != {ABSENT}), key=lambda row: len(set(row[1:])) == 1)
+    return section("Recipe and machine", table(["setting", *(s.name for s in found)], kept))
 
 
 def _said(value: object) -> str:

@@ -13,11 +13,11 @@ import dataclasses
 import os
 import time
 
-from fastbn.settings.arguments import parse
 from fastbn.choices import TRAINS_CONVOLUTIONS, train_terms
-from fastbn.settings.config import Config
 from fastbn.experiments.preset import Line, Preset, command
 from fastbn.models.families import Spec, resolve
+from fastbn.settings.arguments import parse
+from fastbn.settings.config import Config
 
 SIZES = {  # images to train on, to test on, classes, side, epochs where a line does not say
     "cifar10": (50_000, 10_000, 10, 32, 160),

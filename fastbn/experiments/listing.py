@@ -5,10 +5,10 @@ from __future__ import annotations
 import shlex
 import textwrap
 
+from fastbn.cli.parser import COLUMNS
 from fastbn.experiments.estimate import Rate, about, hours, line_hours, source
 from fastbn.experiments.preset import Preset, Quick, command
 from fastbn.experiments.presets import PRESETS
-from fastbn.cli.parser import COLUMNS
 
 
 def listing(rate: Rate) -> str:

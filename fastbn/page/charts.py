@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from fastbn.page.page import NOTHING, Html
 from fastbn.page.scales import Scale, domain, number, short
-from fastbn.page.svg import GLYPH, WIDTH, drawing, fit, tooltip, written
+from fastbn.page.svg import GLYPH, WIDTH, drawing, fit, labelled, legend, tooltip, written
 
 DASHES = ("", "7 4", "2 3", "9 3 2 3", "1 5")
 MARKS = (  # around (0, 0): circle, square, triangle, diamond, plus, triangle on its tip
@@ -61,10 +61,16 @@ class Series:
 
 
 def bars(
-    title: str, rows: Sequence[Bar], unit: str, measures: Sequence[str] = ("",), rule: float | None = None
+    title: str,
+    rows: Sequence[Bar],
+    unit: str,
+    measures: Sequence[str] = ("",),
+    rule: float | None = None,
+    kinds: Sequence[tuple[str, int]] = (),
 ) -> Html:
     """Draw horizontal bars: a name above its bars, one for each measure that it has, and a whisker where a
-    value has an interval. `rule` is a line to compare with. `unit` follows a value at once: " ms", "×"."""
+    value has an interval. `rule` is a line to compare with. `unit` follows a value at once: " ms", "×".
+    `kinds`: what the colours mean, for a legend; several measures have one too."""
     rows = [row for row in rows if any(row.values)]
     if not rows:
         return NOTHING
@@ -109,7 +115,14 @@ def bars(
         f"{row.name} {', '.join(_value(v, unit, m) for v, m in zip(row.values, measures, strict=True) if v)}"
         for row in rows
     )
-    return drawing(f"{title}: {said}", top - 4, drawn)
+    if len(measures) > 1:
+        kind = rows[0].kind
+        entries = [(name, f"bar{' second' if i else ''} k{kind}") for i, name in enumerate(measures)]
+    else:
+        there = {row.kind for row in rows}
+        entries = [(name, f"bar k{kind}") for name, kind in kinds if kind in there]
+    swatches, top = legend(top, entries) if entries else ([], top)
+    return drawing(f"{title}: {said}", top - 4, [*drawn, *swatches])
 
 
 def lines(
@@ -156,7 +169,7 @@ def lines(
         spots, row = [(x(a), y(b)) for a, b in s.points], 306.0 + 18 * i
         tips = [f"{s.name}: {number(a)} → {number(b)}" for a, b in s.points]
         around = [(at, (y(low), y(high))) for (at, _), (low, high) in zip(spots, s.band, strict=False)]
-        drawn += [*_band(s, around), *_drawn(s, spots, tips), *_labels(s.labels, spots, taken)]
+        drawn += [*_band(s, around), *_drawn(s, spots, tips), *labelled(s.labels, spots, taken)]
         drawn += [f'<path class="curve k{s.kind}"{_dashes(s)} d="M0 {row:g}h28" />'] if s.joined else []
         drawn += [*_drawn(s, [(14.0, row)], [s.name]), written(34, row + 4, fit(s.name, WIDTH - 34))]
     said = said or "; ".join(
@@ -264,26 +277,6 @@ def _band(s: Series, around: Sequence[tuple[float, tuple[float, float]]]) -> lis
         f"{x:.1f} {low:.1f}" for x, (low, _) in reversed(around)
     ]
     return [f'<path class="band k{s.kind}" d="M{"L".join(path)}z" />']
-
-
-def _labels(
-    labels: Sequence[str], spots: Sequence[tuple[float, float]], taken: list[tuple[float, float, float]]
-) -> list[str]:
-    """Draw labels beside their points, at the first of four places that nothing has `taken`: (x, y, half the
-    width) of marks and labels."""
-    drawn = []
-    for label, (x, y) in zip(labels, spots, strict=False):
-        half = GLYPH * len(label) / 2
-        places = [(x + 7 + half, y), (x - 7 - half, y), (x, y - 12), (x, y + 12)]
-        free = [
-            (a, b)
-            for a, b in places
-            if all(abs(a - c) > half + own or abs(b - d) > 9 for c, d, own in taken) and a + half < WIDTH
-        ]
-        a, b = (free or places)[0]
-        taken.append((a, b, half))
-        drawn.append(written(a, b + 4, label, place="middle"))
-    return drawn
 
 
 def _value(value: ChartValue, unit: str, measure: str) -> str:

@@ -44,7 +44,7 @@ svg .bar { fill: var(--k); } svg .bar.second { fill-opacity: .35; stroke: var(--
 """
 BODY = """
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 68rem; padding: 1.5rem 1rem 3rem; background: var(--paper);
+body { margin: 0 auto; max-width: 100rem; padding: 1.5rem 1rem 3rem; background: var(--paper);
   color: var(--ink);
   font: 1rem/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif;
   overflow-wrap: anywhere; }
@@ -55,8 +55,8 @@ p, ul, figure { margin: .5rem 0; } p, li { max-width: 46rem; } a { color: var(--
 nav { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; margin: .8rem 0; }
 .lead { font-size: 1.1rem; } .note, figcaption { color: var(--soft); font-size: .85rem; }
 .figures { display: grid; gap: .8rem 2rem;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); align-items: start; }
-figure { max-width: 30rem; break-inside: avoid; } figcaption { margin-bottom: .4rem; } figcaption strong {
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); align-items: start; }
+figure { max-width: 38rem; break-inside: avoid; } figcaption { margin-bottom: .4rem; } figcaption strong {
   color: var(--ink); }
 .scroll { overflow-x: auto; margin: .8rem 0; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
@@ -134,9 +134,9 @@ def listing(items: Iterable[str]) -> Html:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
     """Return a table; a row's first cell is its name. A column of numbers is set right; one in which no row
-    has anything is left out."""
+    has anything is left out, and so is a table of names alone."""
     used = [i for i, _ in enumerate(header) if i == 0 or any(row[i] not in ("", ABSENT) for row in rows)]
-    if not rows:
+    if not rows or len(used) < min(2, len(header)):
         return NOTHING
     right = {i for i in used[1:] if all(NUMERIC.match(row[i]) or row[i] in ("", ABSENT) for row in rows)}
     style = {i: ' class="figure"' if i in right else "" for i in used}

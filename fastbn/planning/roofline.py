@@ -47,14 +47,22 @@ def seconds(planner: Planner, plan: Plan, precision: str, device: Device) -> flo
     return found * plan.batch / plan.bn_batch
 
 
-def line(planner: Planner, plan: Plan, precision: str, device: Device) -> str:
-    """What --explain says of it."""
+def line(planner: Planner, plan: Plan, precision: str, device: Device, busy: str = "") -> str:
+    """Return what --explain says of it, in two digits: rates that a copy and a product reach are no bound to
+    the last digit, for caches serve some of the bytes. busy: what else wanted the device while it was
+    measured."""
     least = seconds(planner, plan, precision, device)
-    return (
-        f"at least {least * 1e3:,.{0 if least > 0.1 else 2}f} ms a step, at most {plan.batch / least:,.0f} "
-        "images/s, "
-        f"{device.name} {device.source}"
+    said = (
+        f"at least about {rounded(1e3 * least)} ms a step, at most about {rounded(plan.batch / least)} "
+        f"images/s, {device.name} {device.source}"
     )
+    return f"{said} {busy}: an idle machine does better" if busy else said
+
+
+def rounded(value: float) -> str:
+    """Return a number of two significant digits, without an exponent: 0.032, 7.8, 78, 1,600."""
+    digits = 1 - math.floor(math.log10(value))
+    return f"{round(value, digits):,.{max(digits, 0)}f}"
 
 
 def products(region: Region, shapes: dict[int, Shape], engine: Engine) -> float:

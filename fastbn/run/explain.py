@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from fastbn.data.feed import feed
+from fastbn.machine import devices
 from fastbn.planning import data_sheets, roofline
 from fastbn.planning.explain import explain
 from fastbn.run import explain_device, explain_devices, messages
@@ -33,7 +34,7 @@ def explain_run(config: Config) -> str:
     if planner is not None:
         batch = min(recipe.batch_size, len(source))  # which may hold fewer
         plan = planner.plan(batch, recipe.bn_batch)
-        least = roofline.line(planner, plan, recipe.precision, data_sheets.here(device))
+        least = roofline.line(planner, plan, recipe.precision, data_sheets.here(device), _busy(device))
         lines += [f"plan      {plan}", f"time      {least}"]
         lines += str(explain(model, planner.image, batch)).splitlines()
     else:
@@ -42,3 +43,11 @@ def explain_run(config: Config) -> str:
         step = TrainingStep(model, source, recipe, planner=planner)
         lines += explain_devices.lines(step, recipe, config.devices, config.step_seconds)
     return "\n".join(lines)
+
+
+def _busy(device: torch.device) -> str:
+    """Return what takes a part of the processors that the rates of a CPU are measured with."""
+    load, processors = devices.load(), devices.processors()
+    if device.type != "cpu" or load <= processors:
+        return ""
+    return f"while {load:.1f} processes want {processors} processors"

@@ -196,7 +196,9 @@ def test_recipe(found, pair):
     assert table[0] == ["setting", "BatchNorm only, 2 seeds", "everything"]
     engines = [json.loads((out / "config.json").read_text())["engine"] for out in pair[::2]]
     assert ["train", "bn", "all"] in table and ["engine", *engines] in table
-    assert "batch size 24" in found and "momentum 0.9" in found
+    assert ["batch size", "24", "24"] in table and ["momentum", "0.9", "0.9"] in table
+    differ = [len(set(row[1:])) > 1 for row in table[1:]]
+    assert differ == sorted(differ, reverse=True) and differ[0] and not differ[-1]
 
 
 def test_pictures_are_what_they_should_be(found):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
+from fastbn.machine import devices
+from fastbn.planning import roofline
 from fastbn.train import main
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -26,6 +30,22 @@ def test_the_plan_here(capsys):
         and "of 0.162 GB at the peak" in lines["plan"]
     )
     assert "at least" in lines["time"] and "measured here" in lines["time"]
+
+
+def test_rates_under_load_are_said_with_care(monkeypatch, capsys):
+    """In two digits, and that an idle machine does better."""
+    monkeypatch.setattr(devices, "processors", lambda: 2)
+    lines = []
+    for load in (0.5, 6.2):
+        monkeypatch.setattr(devices, "load", lambda load=load: load)
+        _, text = said(capsys, "--depth", "8")
+        lines += [line for line in text.out.replace("\n          ", " ").splitlines() if line[:4] == "time"]
+    assert all(re.search(r"at most about [1-9]\d?[0,.]*\d? images/s", line) for line in lines)
+    busy = "measured here while 6.2 processes want 2 processors: an idle machine does better"
+    assert [line.endswith(busy) for line in lines] == [False, True]
+    assert [roofline.rounded(value) for value in (0.0319, 7.77, 77.7, 1_599, 98_765)] == [
+        *("0.032", "7.8", "78", "1,600", "99,000")
+    ]
 
 
 def test_slices_are_called_another_model(capsys):
