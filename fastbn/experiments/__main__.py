@@ -16,7 +16,7 @@ from fastbn import files
 from fastbn.cli import command as command_line
 from fastbn.cli.parser import Parser
 from fastbn.errors import MachineError, Stopped, UsageError
-from fastbn.experiments.estimate import rate
+from fastbn.experiments.hours.estimate import rate
 from fastbn.experiments.listing import listing, show
 from fastbn.experiments.preset import Job, Preset, folder, jobs, shard
 from fastbn.experiments.presets import preset
@@ -69,7 +69,7 @@ def _hours(chosen: Preset, quick: bool) -> int:
     from fastbn.machine.load_torch import load_torch
 
     load_torch()
-    from fastbn.experiments.hours import hours, said
+    from fastbn.experiments.hours.measure import hours, said
     from fastbn.machine import devices
 
     command_line.show("\nhours, a step of each line measured here, without the tests after each epoch:")

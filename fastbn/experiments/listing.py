@@ -6,7 +6,7 @@ import shlex
 import textwrap
 
 from fastbn.cli.parser import COLUMNS
-from fastbn.experiments.estimate import Rate, about, hours, line_hours, source
+from fastbn.experiments.hours.estimate import Rate, about, hours, line_hours, source
 from fastbn.experiments.preset import Preset, Quick, command
 from fastbn.experiments.presets import PRESETS
 

@@ -11,9 +11,9 @@ from torch import nn
 
 from bench.records.rows import load
 from bench.report.compare import cases
-from fastbn.experiments import estimate
 from fastbn.experiments.__main__ import main
-from fastbn.experiments.estimate import Rate
+from fastbn.experiments.hours import estimate
+from fastbn.experiments.hours.estimate import Rate
 from fastbn.experiments.listing import show
 from fastbn.experiments.preset import Line
 from fastbn.experiments.presets import PRESETS

@@ -16,9 +16,10 @@ import pytest
 from runs import REPOSITORY, python
 
 from fastbn.data.names import DATASETS
-from fastbn.experiments import hours, launch
+from fastbn.experiments import launch
 from fastbn.experiments.__main__ import main
-from fastbn.experiments.estimate import Rate
+from fastbn.experiments.hours import measure
+from fastbn.experiments.hours.estimate import Rate
 from fastbn.experiments.listing import show
 from fastbn.experiments.preset import GRADES, Line, Preset, Quick, jobs, shard
 from fastbn.experiments.presets import PRESETS
@@ -115,7 +116,7 @@ def test_hours_are_a_step_of_each_line_measured_here(monkeypatch, capfd):
         Line("words", {"family": "lstm", "dataset": "tweets"}),
     )
     preset = Preset("small", "", "", "", lines, Quick(("bn",), {"epochs": 1, "limit_train": 6_400}))
-    monkeypatch.setattr(hours, "measured", lambda step, batch, repeats: 0.004 * batch)
+    monkeypatch.setattr(measure, "measured", lambda step, batch, repeats: 0.004 * batch)
     monkeypatch.setitem(PRESETS, "small", preset)
     assert main(["show", "small", "--hours"]) == 0
     out = capfd.readouterr().out

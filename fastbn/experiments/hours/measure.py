@@ -10,7 +10,7 @@ import torch
 from fastbn.data.datasets import Loaded
 from fastbn.data.feed import feed
 from fastbn.data.images import Images
-from fastbn.experiments.estimate import SIZES
+from fastbn.experiments.hours.estimate import SIZES
 from fastbn.experiments.preset import Line, Preset, command
 from fastbn.planning.precision import arithmetic
 from fastbn.run.build import network_of

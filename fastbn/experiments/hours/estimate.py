@@ -82,7 +82,7 @@ def rate() -> Rate:
     """Measure this machine: the best of some products of a fifth of a second in all."""
     import numpy as np
 
-    size, found = 1024, []
+    size, found = 1024, list[float]()
     a, until = np.ones((size, size), np.float32), time.perf_counter() + 0.2
     while len(found) < 2 or time.perf_counter() < until:
         start = time.perf_counter()
