@@ -10,7 +10,6 @@ R20 = {**CIFAR, "depth": 20}
 R14 = {**CIFAR, "depth": 14}
 SHORT = {"epochs": 40}
 CUT = " Cut to 40 epochs of 160, the learning rate divided at 20 and 30."
-NO_QUICK = "the first layers alone stay at chance for more steps than a cut of minutes holds"
 SELECTED = ("bn", "bn@first-9", "bn@last-9", "bn@layer1", "bn@layer2", "bn@layer3")
 
 PRESETS = (
@@ -41,7 +40,7 @@ PRESETS = (
             "module order."
         ),
         tuple(Line(train, {**R20, "train": train}) for train in SELECTED),
-        NO_QUICK,
+        Quick(("bn", "bn@first-9", "bn@last-9"), MINUTES),
     ),
     Preset(
         "instance-norm",
@@ -90,7 +89,7 @@ PRESETS = (
             "module order."
         ),
         tuple(Line(train, {**R20, **SHORT, "train": train}) for train in ("bn", "bn@first-9", "bn@last-9")),
-        NO_QUICK,
+        Quick(("bn", "bn@first-9", "bn@last-9"), MINUTES),
         mark="cut",
     ),
     Preset(
