@@ -1,4 +1,4 @@
-"""What is measured, and how it is kept. Nothing here is installed.
+"""The benchmarks: they measure, and keep what they measured. Nothing here is installed.
 
 suite/          cases, providers, the gate before the clock, the clock, the levels of pytest bench/
 records/        rows and conditions as files of results/; runs of the trainer kept in the repository

@@ -38,7 +38,7 @@ class Slow(Exception):
 
 
 class Lead(NamedTuple):
-    """How much faster fastbn's step is than the best of stock: a ratio per round."""
+    """The lead of fastbn's step over the best of stock: a ratio per round."""
 
     ratios: list[float]
     said: str  # who took how long

@@ -1,4 +1,4 @@
-"""What the command line turns into one line and an exit code; a library user catches ValueError or
+"""The errors that the command line turns into one line and an exit code; a library user catches ValueError or
 RuntimeError. And how memory that ran out is known, whoever says it.
 
 A message says what was asked, what was found, and what to do.

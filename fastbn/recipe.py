@@ -1,4 +1,5 @@
-"""How to train, as asked (`Recipe`) and with nothing left open (`ResolvedRecipe`). Imports no torch."""
+"""The settings of a training, as asked (`Recipe`) and with nothing left open (`ResolvedRecipe`). Imports no
+torch."""
 
 from __future__ import annotations
 
@@ -46,7 +47,7 @@ def batch_number(text: str) -> int | str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How to train. The defaults are the paper's (its public code's)."""
+    """The settings of a training. The defaults are the paper's (its public code's)."""
 
     epochs: int | None = option(
         None, "passes over the training set; 160, or the data set's own number", int, group="recipe"
@@ -208,7 +209,7 @@ class Recipe:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResolvedRecipe:
-    """How a network is trained, with nothing left open; the fields are those of `Recipe`.
+    """The settings of a training, with nothing left open; the fields are those of `Recipe`.
 
     bn_batch: None, BatchNorm is over the whole batch. memory: GB that the run may take; None, what is free.
     """

@@ -1,4 +1,4 @@
-"""Which parameters train: chosen by the type of the module that owns them, never by their name."""
+"""The parameters that train: chosen by the type of the module that owns them, never by their name."""
 
 from __future__ import annotations
 

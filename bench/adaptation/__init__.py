@@ -1,1 +1,1 @@
-"""What a trained network errs on corrupted images, as trained and adapted."""
+"""The errors of a trained network on corrupted images, as trained and adapted."""

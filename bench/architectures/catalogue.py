@@ -1,4 +1,4 @@
-"""Which networks of torchvision and timm are looked at, randomly initialised, and with what images.
+"""The networks of torchvision and timm that are looked at, randomly initialised, and their images.
 
 Three of each family and more: their own libraries build them, so that what is seen is what users have."""
 

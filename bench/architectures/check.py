@@ -1,4 +1,4 @@
-"""Whether a network's fused step is the network's own: against its stock path in float64, with random
+"""A check that a network's fused step is the network's own: against its stock path in float64, with random
 upstream gradients."""
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What a Triton kernel costs on a GPU that need not be there: compiled, disassembled, counted."""
+"""The cost of a Triton kernel on a GPU that need not be there: compiled, disassembled, counted."""

@@ -1,4 +1,4 @@
-"""What a Triton kernel costs on a GPU that need not be there: cross-compiled, disassembled, counted.
+"""The cost of a Triton kernel on a GPU that need not be there: cross-compiled, disassembled, counted.
 
     python -m bench.audit [--capability 90] [--family cifar|imagenet] [--dtype bf16] [--only rolling]
                           [--dependent]

@@ -1,1 +1,1 @@
-"""What a visit to a GPU should find out: see __main__.py and ../gpu_check.sh."""
+"""The stages of a visit to a GPU: see __main__.py and ../gpu_check.sh."""

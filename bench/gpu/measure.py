@@ -1,4 +1,4 @@
-"""What the stages of bench.gpu share: their records, written as they grow, and the device."""
+"""The stages of bench.gpu share this: their records, written as they grow, and the device."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What is right: the oracles that the tests and the benchmarks hold the engines to."""
+"""The oracles that the tests and the benchmarks hold the engines to."""

@@ -1,4 +1,4 @@
-"""How far a result is from what it should be."""
+"""The distance of a result from what it should be."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every engine's operations are held to, one by one: the same formula in float64, on odd shapes, fed
+"""Every engine's operations are held to this, one by one: the same formula in float64, on odd shapes, fed
 the same rounded inputs."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every benchmark records: one row per provider and case, in long format, under bench/results/.
+"""Every benchmark records one row per provider and case, in long format, under bench/results/.
 
 A file holds the conditions once (device, versions, commit, date, the machine's own rates) and its rows. Rows
 of one (level, case) were measured side by side, in turn: only they are compared."""

@@ -1,4 +1,4 @@
-"""How time and memory grow with depth, batch and width: curves, their exponents, their charts."""
+"""The growth of time and memory with depth, batch and width: curves, their exponents, their charts."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Who takes a training step: stock PyTorch in every way that a user could make it fast, and fastbn, on the
-same network and images.
+"""The providers of a training step: stock PyTorch in every way that a user could make it fast, and fastbn, on
+the same network and images.
 
     stock-full   everything trains           plain        contiguous, eager        channels-last   eager
     stock-bn     BatchNorm's γ and β alone   compiled     channels-last, torch.compile

@@ -1,4 +1,4 @@
-"""How time and memory grow: exponents fitted to the rows of a curve, and its steepest part."""
+"""The growth of time and memory: exponents fitted to the rows of a curve, and its steepest part."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""How a training step is made: a user's loop on stock PyTorch or fastbn, and fastbn's own captured step.
+"""The training steps that are measured: a user's loop on stock PyTorch or fastbn, and fastbn's own captured
+step.
 
 Every loop takes the paper's SGD step. torch.float16 under autocast has a loss scale that never changes, so
 that the host need not look at the gradient: it favours stock."""

@@ -1,4 +1,4 @@
-"""How the Triton engine's tables are measured: candidates that agree, timed in turn, compiled beforehand by
+"""The Triton engine's tables are measured so: candidates that agree are timed in turn, compiled beforehand by
 all processors."""
 
 from __future__ import annotations

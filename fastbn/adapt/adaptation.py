@@ -1,4 +1,4 @@
-"""What every way of adapting shares: the model's BatchNorms, what they held before, the modes of a call."""
+"""Every way of adapting shares this: the model's BatchNorms, what they held before, the modes of a call."""
 
 from __future__ import annotations
 

@@ -28,8 +28,8 @@ ONLY = ("seed", "out", "data_dir", "download", "resume", "explain", "track", "th
 
 @dataclasses.dataclass(frozen=True)
 class FinishedRun:
-    """What a finished run left; of a network that ships without its epochs, `lines` and `summary` are
-    empty."""
+    """The files that a finished run left, read; of a network that ships without its epochs, `lines` and
+    `summary` are empty."""
 
     path: Path
     config: dict[str, Any]

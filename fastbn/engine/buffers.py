@@ -24,7 +24,7 @@ LINE = 64  # bytes of a cache line: a vector that straddles two is loaded twice
 
 
 class BlockPool(Protocol):
-    """What tensors are taken from."""
+    """A source of tensors."""
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
         """An uninitialised tensor."""

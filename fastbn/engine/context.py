@@ -1,4 +1,4 @@
-"""What steers the forwards of a piece of code: one context, each part of it set for a `with` block."""
+"""The context that steers the forwards of a piece of code, each part of it set for a `with` block."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastbn.engine.recomputation import Recompute
 
 @dataclasses.dataclass(frozen=True)
 class ForwardContext:
-    """How the forwards inside run."""
+    """The settings by which the forwards inside run."""
 
     # what gradients are stored in beside activations in float16; None: both as the input, or autocast, has it
     gradients: torch.dtype | None = None

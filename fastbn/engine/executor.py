@@ -1,4 +1,4 @@
-"""What carries a region's walks out, and carries the like of what it has seen out faster: the executor.
+"""The executor runs a region's walks, and runs a walk like one that it has seen faster.
 
 Walks run eagerly, replayed as CUDA graphs (triton/cuda_graphs.py), or played as programs of the
 native library (native/program.py); the region chooses by what its engine says of itself."""
@@ -19,7 +19,7 @@ KEYS = 4  # states of which recordings are kept: each holds a step's memory
 
 
 class Recording(Protocol):
-    """What ran a forward, kept for its backward."""
+    """A forward as it ran, kept for its backward."""
 
     def backward(
         self, gradients: list[Tensor | None], vectors: Tensor, saved: list[Tensor]
@@ -29,8 +29,8 @@ class Recording(Protocol):
 
 @dataclasses.dataclass
 class ForwardResult:
-    """What a forward made. `lease` (1,) keeps what it saved from being overwritten for as long as that tensor
-    lives; where nothing is lent it is there too, for checkpointing counts what is saved."""
+    """The tensors that a forward made. `lease` (1,) keeps what it saved from being overwritten for as long as
+    that tensor lives; where nothing is lent it is there too, for checkpointing counts what is saved."""
 
     outputs: list[Tensor]
     vectors: Tensor

@@ -122,8 +122,8 @@ class BackpropPath:
 
 @dataclasses.dataclass(frozen=True)
 class Mask:
-    """How a value was made, as far as its gradient depends on it. `saved` is the forward's mask; without one
-    the mask is recomputed from y."""
+    """The way in which a value was made, as far as its gradient depends on it. `saved` is the forward's mask;
+    without one the mask is recomputed from y."""
 
     function: Function
     saved: Any | None
@@ -168,7 +168,7 @@ class Operations(Protocol):
 
 
 class Memory(Protocol):
-    """What the tensors of a workspace are taken from; they have shapes and lifetimes, and no contents."""
+    """A source of the tensors of a workspace; they have shapes and lifetimes, and no contents."""
 
     def activation(self, shape: Shape) -> Any:
         """Return a tensor of the forward's dtype."""
@@ -184,7 +184,7 @@ class Memory(Protocol):
 
 
 class Execution(enum.Enum):
-    """How a walk like one that was seen before may run faster."""
+    """The way in which a walk like one that was seen before may run faster."""
 
     EAGER = "walked each time"
     CUDA_GRAPH = "replayed as a CUDA graph"

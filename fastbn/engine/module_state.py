@@ -1,6 +1,6 @@
-"""What a region's modules hold at a call. It is read at every call, all of it: a parameter may have been
-exchanged, moved, frozen since. At depth 866 these are ten thousand things, so they are read in passes that
-Python's own loops in C carry out."""
+"""The tensors and settings that a region's modules hold at a call. They are read at every call, all of them:
+a parameter may have been exchanged, moved, frozen since. At depth 866 these are ten thousand things, so they
+are read in passes that are Python's own loops in C."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Which engine runs a graph on a device, and why. Nothing here falls back in silence."""
+"""The choice of the engine that runs a graph on a device, and its reason. Nothing here falls back in
+silence."""
 
 from __future__ import annotations
 

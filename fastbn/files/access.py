@@ -1,4 +1,4 @@
-"""What the system says while a data set or a file of weights is read, as one line of ours."""
+"""The system's errors while a data set or a file of weights is read, as one line of fastbn's."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What this machine is and what it is asked: device, versions, threads, torchrun's environment, XLA."""
+"""The machine that a command runs on: device, versions, threads, torchrun's environment, XLA."""

@@ -1,4 +1,4 @@
-"""What the machine is, and what it counts: device, versions, peak memory, energy."""
+"""The machine's description and its counters: device, versions, peak memory, energy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What torchrun tells a process that it started, by its environment. Imports no torch: the command line
+"""The environment by which torchrun tells a process its place. Imports no torch: the command line
 asks before that."""
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ def compilations() -> int:
 
 
 def exact(asked: bool) -> None:
-    """Whether products of float32 are float32's: a TPU's are bfloat16's unless told otherwise."""
+    """Set whether products of float32 are float32's: a TPU's are bfloat16's unless this asks for more."""
     torch_xla_package()
     from torch_xla import backends
 

@@ -1,4 +1,4 @@
-"""Which tensors of a network belong to its patch, and which are its frozen base.
+"""The tensors of a network that belong to its patch, and those that are its frozen base.
 
 A patch holds everything that training may have changed: the parameters that require grad, the norms' own
 parameters, and every persistent buffer (running statistics and counters). The base is the rest."""

@@ -1,4 +1,5 @@
-"""What a patch's header may say: names, lines of digests, and metadata within limits. Imports no torch."""
+"""The content that a patch's header may have: names, lines of digests, and metadata within limits. Imports no
+torch."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ BITS = ".entries"  # what follows a weight's name in that of the bits of its ent
 
 @dataclasses.dataclass(frozen=True)
 class Patch:
-    """What a patch holds.
+    """The content of a patch.
 
     tensors: by the network's names: γ, β, running statistics, counters, and whatever else trained; of a
         weight of which only some entries train, those entries' values alone, (k,)

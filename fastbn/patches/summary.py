@@ -1,4 +1,4 @@
-"""What a patch holds, and how far two are apart: figures, and the lines that show them."""
+"""A patch's content, and the distance of two patches: figures, and the lines that show them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FURTHEST = 5  # tensors that a difference names
 
 @dataclasses.dataclass(frozen=True)
 class PatchSummary:
-    """What a patch holds. str() of it is what `python -m fastbn.patch show` prints.
+    """A patch's content in figures. str() of it is what `python -m fastbn.patch show` prints.
 
     path, bytes: the file. network: the class of the network that it was made from
     tensors: by name, dtype and shape. numbers: how many there are of each kind of KINDS
@@ -94,7 +94,7 @@ def kind_of(name: str, names: Collection[str]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class PatchDifference:
-    """How far a second patch is from a first. str() of it is what `python -m fastbn.patch diff` prints.
+    """The distance of a second patch from a first. str() of it is what `python -m fastbn.patch diff` prints.
 
     same_base: whether their frozen weights are the same
     distance: by kind of KINDS, ‖b − a‖ over all its numbers, and ‖a‖ (Euclidean)

@@ -181,7 +181,7 @@ class Patches:
 
 
 class Switched:
-    """What `use` returns: as a context manager it brings back what was in before."""
+    """The result of `use`: as a context manager it brings back what was in before."""
 
     def __init__(self, patches: Patches, before: str | None):
         self._patches, self._before = patches, before

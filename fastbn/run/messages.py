@@ -1,4 +1,4 @@
-"""What a run says of itself: its first lines, its last, its summary, the name of its folder."""
+"""The messages of a run about itself: its first lines, its last, its summary, the name of its folder."""
 
 from __future__ import annotations
 

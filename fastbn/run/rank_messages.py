@@ -1,4 +1,4 @@
-"""What a run says of the ranks that share it."""
+"""The messages of a run about the ranks that share it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run's settings leave open, found out: the data set, the engine, the device, the recipe, the batch
+"""A run's settings with nothing left open: the data set, the engine, the device, the recipe, the batch
 size."""
 
 from __future__ import annotations

@@ -159,7 +159,7 @@ def ready(
 
 @dataclasses.dataclass(frozen=True)
 class _Opened:
-    """What the first rank decides for all: the config, its folder and data set named; `before`, the number of
+    """The first rank's decisions for all: the config, its folder and data set named; `before`, the number of
     ranks that have saved the run that goes on."""
 
     config: Config

@@ -1,4 +1,4 @@
-"""What a run saves while it trains, and how it takes the thread up again."""
+"""The files that a run saves while it trains, and its continuation from them."""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ from fastbn.settings.config import Config
 
 @dataclasses.dataclass(frozen=True)
 class ResolvedRun:
-    """What `fastbn.run.resolve.resolve` makes of a Config, and what train, explain and the experiments run
-    by.
+    """The settings that `fastbn.run.resolve.resolve` makes of a Config, by which train, explain and the
+    experiments run.
 
     asked: the Config, whose other settings are never open (a None there means "without"). spec: what the
     network is made from. dataset: its name, never "auto". engine: its name, and `why` it is that one. device:

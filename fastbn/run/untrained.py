@@ -1,4 +1,4 @@
-"""What a network is worth with nothing trained: `--train none`, the control of every experiment."""
+"""The accuracy of a network with nothing trained: `--train none`, the control of every experiment."""
 
 from __future__ import annotations
 

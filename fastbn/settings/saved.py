@@ -1,5 +1,5 @@
-"""What a run's files may say, one function for each kind of file: names that the program knows and numbers
-within limits.
+"""The content that a run's files may have, one function for each kind of file: names that the program knows
+and numbers within limits.
 
 Each returns what it was given, or raises a UsageError of one line that names the file and the key. What such
 a file says never names a module to import. Imports no torch.

@@ -31,7 +31,7 @@ WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
 @dataclasses.dataclass(frozen=True)
 class WeightSource:
-    """Where the frozen parameters come from: 'seed', 'file' or 'stored', and the SHA-256 that they must
+    """The origin of the frozen parameters: 'seed', 'file' or 'stored', and the SHA-256 that they must
     have."""
 
     kind: str

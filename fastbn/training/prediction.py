@@ -1,4 +1,4 @@
-"""What a trained network makes of images: `evaluate` and `predict`, as fastbn hands them on."""
+"""The predictions of a trained network: `evaluate` and `predict`, as fastbn hands them on."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ BAR = "{desc} {percentage:3.0f}%|{bar}|{postfix}"
 
 
 class Progress:
-    """What a training shows of itself while it runs. `epochs`: of the whole training."""
+    """The lines or the bar that a training shows while it runs. `epochs`: of the whole training."""
 
     def __init__(self, epochs: int, shown: bool, name: str = "", file: TextIO | None = None):
         self.epochs, self.shown = epochs, shown

@@ -1,4 +1,4 @@
-"""Where training stands, and what keeps it: the loop asks a saver, and knows of no folder."""
+"""A training's position, and the saver that keeps it: the loop asks a saver, and knows of no folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass
 class Position:
-    """Where training stands: `step` steps of epoch `epoch` are done, and these are its totals."""
+    """A training's position: `step` steps of epoch `epoch` are done, and these are its totals."""
 
     epoch: int
     step: int
@@ -32,7 +32,7 @@ class Position:
 
 
 class Saver(Protocol):
-    """What keeps a run: its metrics and checkpoints."""
+    """A saver keeps a run: its metrics and checkpoints."""
 
     history: list[dict[str, Any]]  # a dict per epoch that is over
 

@@ -25,7 +25,7 @@ class StepResult:
 
 @dataclasses.dataclass
 class Totals:
-    """What an epoch adds up, on the device."""
+    """The sums of an epoch, on the device."""
 
     loss: Tensor  # float64: Σ loss over images
     correct: Tensor  # int64

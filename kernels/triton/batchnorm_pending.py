@@ -20,7 +20,7 @@ MOST = 256
 
 @dataclasses.dataclass(frozen=True)
 class Partial:
-    """What a launch's programs left, for others to merge."""
+    """The partial results that a launch's programs left, for others to merge."""
 
     values: Tensor  # (tiles, rows, C) fp32
     rows: int  # of the raw output

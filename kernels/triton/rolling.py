@@ -1,4 +1,4 @@
-"""What the rolling kernels share: how a program's rows and products lie, the weights, and the three
+"""The rolling kernels share this: how a program's rows and products lie, the weights, and the three
 products of a row.
 
 A program takes a band of ROWS rows of IMAGES images, STRIP products wide. Each row is loaded once and feeds

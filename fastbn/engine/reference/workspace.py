@@ -1,4 +1,4 @@
-"""What the reference engine allocates: PyTorch's own operations, each with a result of its own."""
+"""The allocations of the reference engine: PyTorch's own operations, each with a result of its own."""
 
 from __future__ import annotations
 

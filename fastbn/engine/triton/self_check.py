@@ -1,4 +1,4 @@
-"""Whether the Triton engine has earned its place on a GPU: checked once, in processes of their own, and kept.
+"""The Triton engine's check on a GPU: made once, in processes of its own, its results kept.
 
     python -m fastbn.engine.triton.self_check STORAGE I N      # one process's share: a JSON line per kind
 

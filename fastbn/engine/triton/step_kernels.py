@@ -1,5 +1,5 @@
-"""What else a training step on CUDA runs by kernels: the batch from the data set's bytes, and the flat
-vector's update."""
+"""The other parts of a training step that run by kernels on CUDA: the batch from the data set's bytes, and
+the flat vector's update."""
 
 from __future__ import annotations
 

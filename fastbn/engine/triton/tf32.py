@@ -1,5 +1,5 @@
-"""Whether PyTorch lets float32's products be TF32's, read and set. allow_tf32 can be set, but not read where
-somebody has set one of the newer switches; those can be read always."""
+"""The switches by which PyTorch lets float32's products be TF32's, read and set. allow_tf32 can be set, but
+not read where somebody has set one of the newer switches; those can be read always."""
 
 from __future__ import annotations
 

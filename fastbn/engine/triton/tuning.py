@@ -1,6 +1,6 @@
-"""Which kernel runs a convolution on a GPU, and how it is cut into programs: static choices by shape
-and compute capability, as `python -m bench.tune` measured it (tuning_table.py), and where it did not by rules
-read off machine code (`python -m bench.audit`); never measured during a run.
+"""The choice of the kernel that runs a convolution on a GPU, and of its cut into programs: static choices by
+shape and compute capability, as `python -m bench.tune` measured it (tuning_table.py), and where it did not by
+rules read off machine code (`python -m bench.audit`); never measured during a run.
 
 What the choices keep to: as few instructions a pixel as go without spilled registers, in the shared memory
 that there is. A band of four rows forms each input row 1½ times and one of two rows twice, but the latter

@@ -1,5 +1,5 @@
-"""What `python -m bench.tune --engine triton` measured of GPUs, as it ships: a row where it was measured,
-none elsewhere.
+"""The table that `python -m bench.tune --engine triton` measured of GPUs, as it ships: a row where it was
+measured, none elsewhere.
 
     launches      a row a capability: whether kernels begin before the one before them has ended
                   (kernels/triton/early_launch.py), which no count can judge: off where there is none
@@ -26,8 +26,8 @@ DEPENDENT = 90  # the capability from which kernels can begin before the one bef
 
 @dataclasses.dataclass(frozen=True)
 class TunedLayer:
-    """What the choice among algorithms depends on: a convolution of square taps, not grouped or spread,
-    padded by half of them."""
+    """A layer as far as the choice among algorithms depends on it: a convolution of square taps, not grouped
+    or spread, padded by half of them."""
 
     capability: int  # 90 for a Hopper GPU; 0 for the interpreter
     in_channels: int
@@ -39,7 +39,7 @@ class TunedLayer:
 
 @dataclasses.dataclass(frozen=True)
 class Way:
-    """What runs a layer, and how the kernels tap by tap are cut for it."""
+    """The algorithm that runs a layer, and the cuts of the kernels that run it tap by tap."""
 
     algorithm: Algorithm
     forward: Tile
@@ -48,7 +48,7 @@ class Way:
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """What a rolling kernel's configuration depends on."""
+    """A launch as far as a rolling kernel's configuration depends on it."""
 
     capability: int  # 90 for a Hopper GPU; 0 for the interpreter
     backward: bool
@@ -59,7 +59,7 @@ class Key:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """How a rolling kernel is cut."""
+    """The cut of a rolling kernel."""
 
     row: int  # products of a row of a program
     rows: int  # of its band
@@ -76,7 +76,7 @@ def read(what: str) -> list[dict[str, Any]]:
 
 @dataclasses.dataclass(frozen=True)
 class Tuning:
-    """What was measured of GPUs, as an engine takes it. Without any, everything goes by rule.
+    """The measurements of GPUs, as an engine takes them. Without any, everything goes by rule.
 
     >>> Tuning().begins_early(90)
     False

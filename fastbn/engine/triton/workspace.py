@@ -1,4 +1,4 @@
-"""What the Triton engine allocates."""
+"""The allocations of the Triton engine."""
 
 from __future__ import annotations
 

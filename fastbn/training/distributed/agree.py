@@ -1,4 +1,4 @@
-"""What the loop asks of the ranks: that they fit the batch, start from the same bits, and bring their
+"""The loop asks of the ranks that they fit the batch, start from the same bits, and bring their
 running statistics together."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What ranks tell each other in a step: one all-reduce of the gradient, with the step's figures and requests
+"""The exchange of the ranks in a step: one all-reduce of the gradient, with the step's figures and requests
 to stop behind it.
 
 Of n samples in a batch a rank has n_r, and its loss is their mean. Weighted by n_r/n before the backward, the

@@ -1,4 +1,4 @@
-"""How the ranks find each other: a store of torch.distributed's, under a name that no earlier start of theirs
+"""The ranks' rendezvous: a store of torch.distributed's, under a name that no earlier start of theirs
 has used.
 
 torchrun's store outlives the processes that it starts again, with what they wrote there, and a rank that

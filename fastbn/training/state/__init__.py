@@ -1,1 +1,1 @@
-"""What a step changes, each in one vector, and what a caller brings in its place."""
+"""The state that a step changes, each part in one vector, and what a caller brings in its place."""

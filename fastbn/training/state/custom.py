@@ -1,5 +1,5 @@
-"""What a caller brings in place of fastbn's own: a loss, an augmentation, an optimizer of torch.optim's
-kind."""
+"""The parts that a caller brings in place of fastbn's own: a loss, an augmentation, an optimizer of
+torch.optim's kind."""
 
 from __future__ import annotations
 
