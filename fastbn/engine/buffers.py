@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import collections
+import dataclasses
 import math
 import threading
 import weakref
@@ -17,10 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# a block may be this many times as large as what is asked for: the ragged last batch uses the whole batches'
-# blocks
-MOST = 8
 LINE = 64  # bytes of a cache line: a vector that straddles two is loaded twice
+LARGE = 1 << 20  # bytes from which a block is cut out of a room; smaller ones would leave it in pieces
+ROOM = 256 << 20  # bytes of a room's addresses: memory is occupied where it was once written to
+# a small block may be this many times as large as what is asked for: the ragged last batch uses the whole
+# batches' blocks
+MOST = 8
 
 
 class BlockPool(Protocol):
@@ -36,37 +39,98 @@ def activation(memory: BlockPool, shape: tuple[int, ...], dtype: torch.dtype) ->
     return memory.empty((n, h, w, c), dtype).permute(0, 3, 1, 2)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Block:
+    """Bytes from `start` to `end` of a room; all of a room that is a small block."""
+
+    room: np.ndarray
+    start: int
+    end: int
+
+    @property
+    def size(self) -> int:
+        return self.end - self.start
+
+
 class Buffers:
     """Blocks by size. A block is out for as long as any tensor views it, so forwards and backwards may
-    overlap as they like."""
+    overlap as they like.
+
+    Large blocks are cut out of the smallest gap of a room that holds them, and what comes back becomes one
+    gap with its neighbours (best fit with coalescing: Knuth, The Art of Computer Programming, 2.5): the
+    regions of a network ask for many sizes, and each of its own would occupy their sum."""
 
     def __init__(self) -> None:
-        self._free: list[np.ndarray] = []  # by rising size
+        # by rising size: small blocks, and the rooms' gaps
+        self._small: list[_Block] = []
+        self._gaps: list[_Block] = []
+        self._beginning: dict[tuple[int, int], _Block] = {}  # gaps by room and first byte
+        self._ending: dict[tuple[int, int], _Block] = {}  # and by room and end
         # come back, not yet among the free ones
-        self._back: collections.deque[np.ndarray] = collections.deque()
+        self._back: collections.deque[_Block] = collections.deque()
         self._lock = threading.Lock()
-        self.bytes = 0  # in all blocks, out or not
+        self.bytes = 0  # in all small blocks and rooms, out or not
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
         """Return an uninitialised tensor."""
         size = math.prod(shape) * dtype.itemsize
+        whole = -(-size // LINE) * LINE
         with self._lock:
-            block = self._fitting(size)
-        lent = block[:size]  # its own object: it dies with the last tensor on it
+            while self._back:
+                self._return(self._back.popleft())
+            block = self._cut(whole) if whole >= LARGE else self._fitting(whole)
+        lent = block.room[block.start : block.start + size]  # its own object: dies with the last tensor on it
         # at any moment, in any thread: one atomic append
         weakref.finalize(lent, self._back.append, block).atexit = False
         return torch.from_numpy(lent).view(dtype).view(shape)
 
-    def _fitting(self, size: int) -> np.ndarray:
-        """Return the smallest free block that is large enough, and not much too large; else a new one."""
-        while self._back:
-            block = self._back.popleft()
-            # the last to come back, still in a cache, first
-            self._free.insert(bisect.bisect_left(self._free, len(block), key=len), block)
-        place = bisect.bisect_left(self._free, size, key=len)
-        if place < len(self._free) and len(self._free[place]) <= MOST * size:
-            return self._free.pop(place)
+    def _fitting(self, size: int) -> _Block:
+        """The smallest free small block that is large enough, and not much too large; else a new one."""
+        place = bisect.bisect_left(self._small, size, key=_size)
+        if place < len(self._small) and self._small[place].size <= MOST * size:
+            return self._small.pop(place)
+        return self._new(size)
+
+    def _cut(self, size: int) -> _Block:
+        """The beginning of the smallest gap that is large enough, else of a new room."""
+        place = bisect.bisect_left(self._gaps, size, key=_size)
+        gap = self._gaps[place] if place < len(self._gaps) else self._new(max(size, ROOM))
+        if place < len(self._gaps):
+            self._close(gap)
+        if gap.size > size:
+            self._open(_Block(gap.room, gap.start + size, gap.end))
+        return _Block(gap.room, gap.start, gap.start + size)
+
+    def _new(self, size: int) -> _Block:
         room = np.empty(size + LINE, np.uint8)
         start = -room.ctypes.data % LINE
         self.bytes += size
-        return room[start : start + size]
+        return _Block(room[start : start + size], 0, size)
+
+    def _return(self, block: _Block) -> None:
+        if block.size < LARGE:
+            # the last to come back, still in a cache, first
+            self._small.insert(bisect.bisect_left(self._small, block.size, key=_size), block)
+            return
+        start, end = block.start, block.end
+        if (before := self._ending.get((id(block.room), start))) is not None:
+            self._close(before)
+            start = before.start
+        if (after := self._beginning.get((id(block.room), end))) is not None:
+            self._close(after)
+            end = after.end
+        self._open(_Block(block.room, start, end))
+
+    def _open(self, gap: _Block) -> None:
+        self._gaps.insert(bisect.bisect_left(self._gaps, gap.size, key=_size), gap)
+        self._beginning[id(gap.room), gap.start] = self._ending[id(gap.room), gap.end] = gap
+
+    def _close(self, gap: _Block) -> None:
+        place = bisect.bisect_left(self._gaps, gap.size, key=_size)
+        while self._gaps[place] is not gap:
+            place += 1
+        del self._gaps[place], self._beginning[id(gap.room), gap.start], self._ending[id(gap.room), gap.end]
+
+
+def _size(block: _Block) -> int:
+    return block.size

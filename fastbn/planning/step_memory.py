@@ -122,7 +122,7 @@ class NetworkMemory:
 
     def _walked(self, x: Shape) -> None:
         if x not in self._shapes:
-            with _apart(self._program), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+            with apart(self._program), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
                 walk = _Walk(self._program, self.engine, Counted(), (torch.float32, torch.float32), None)
                 walk.run(torch.empty(x, device=self._device))
             self._shapes[x], self._stock[x] = walk.shapes, walk.products
@@ -156,7 +156,7 @@ class NetworkMemory:
         run."""
         before = [(p, p.grad) for p in self._program.parameters()]  # of what trains outside the regions
         try:
-            with _apart(self._program), FakeTensorMode(allow_non_fake_inputs=True), Counted() as counted:
+            with apart(self._program), FakeTensorMode(allow_non_fake_inputs=True), Counted() as counted:
                 walk = _Walk(self._program, self.engine, counted, dtypes, policy)
                 logits = walk.run(
                     torch.empty(x, device=self._device).contiguous(memory_format=torch.channels_last)
@@ -173,7 +173,7 @@ class NetworkMemory:
 
 
 @contextlib.contextmanager
-def _apart(program: fx.GraphModule) -> Iterator[None]:
+def apart(program: fx.GraphModule) -> Iterator[None]:
     """A context in which modules have copies of their buffers, and random numbers are as they were
     afterwards: stock BatchNorms count batches on fake tensors too, and the model shall show no mark of it."""
     held = [(module._buffers, dict(module._buffers)) for module in program.modules() if module._buffers]

@@ -2,7 +2,9 @@
 stock and says why."""
 
 import copy
+import gc
 import random
+import sys
 import threading
 import types
 import warnings
@@ -21,6 +23,7 @@ from bench.oracle.stock import assert_same, fused, run, stock, tolerance
 from fastbn.engine import fuse, fused_forward
 from fastbn.engine.program import compare
 from fastbn.graph.trace import tracer as tracing
+from fastbn.planning import step_memory
 from fastbn.planning.explain import explain
 
 EXACT = tolerance(torch.float64)
@@ -638,6 +641,23 @@ def test_the_comparison_takes_a_part_once_a_mode():
         ours.train(training)
         ours(images(16))
     assert seen.batches == ["traced", 2, 2]  # one trace serves both modes
+
+
+def test_the_comparison_lets_go_of_what_it_made(monkeypatch):
+    """A ReLU saves its own output: handed to autograd as it is, it would keep itself alive, and its graph."""
+    left, x = [], images(4, 64, 64)
+
+    def counted(*arguments):
+        with step_memory.Counted() as memory:
+            memory.note(x)
+            found = compare.difference(*arguments)
+            gc.collect()
+            left.append(memory.live - x.nbytes)
+        return found
+
+    monkeypatch.setattr(sys.modules["fastbn.engine.fuse"], "difference", counted)
+    fused(net(Part(3)))(x)
+    assert left[0] < 2 * 4 * 32 * 32 * 8  # bytes of one activation, of two images' corners
 
 
 class Flat(Part):

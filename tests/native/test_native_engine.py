@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import gc
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from bench.oracle.networks import flip_free, images
 from bench.oracle.stock import error, flat_gradient, fused, run, stock
 from fastbn import FastBNOnlyResNet, explain, fuse
 from fastbn.engine import select
-from fastbn.engine.buffers import Buffers
+from fastbn.engine.buffers import ROOM, Buffers
 from fastbn.engine.native import build
 from fastbn.engine.native.algorithms import algorithm
 from fastbn.errors import MachineError
@@ -237,9 +238,27 @@ def test_blocks_are_not_given_out_twice():
     b = buffers.empty((4, 5))
     b.fill_(1)
     view.fill_(2)  # a's block is still out, held by the view
-    assert (b == 1).all() and buffers.bytes == 2 * 80
+    assert (b == 1).all() and buffers.bytes == 2 * 128  # whole cache lines
     del view
-    assert buffers.empty((20,)).data_ptr() % 64 == 0 and buffers.bytes == 2 * 80
+    assert buffers.empty((20,)).data_ptr() % 64 == 0 and buffers.bytes == 2 * 128
+
+
+def test_large_blocks_of_many_sizes_share_a_room():
+    """What comes back joins its neighbours: sizes that change from step to step occupy what is out at once."""
+    buffers, draw = Buffers(), random.Random(0)
+    out: dict[int, tuple[torch.Tensor, int]] = {}
+    for turn in range(400):
+        if len(out) == 12:
+            t, mark = out.pop(draw.choice(list(out)))
+            assert (t == mark).all()  # nobody else wrote there
+            del t
+        t = buffers.empty((draw.randint(1 << 18, 1 << 20),))[:: 1 << 10]
+        out[turn] = t.fill_(turn), turn
+    assert buffers.bytes == ROOM  # of its 256 MB; a block for each size would have taken a GB
+    out.clear()
+    del t
+    whole = buffers.empty((ROOM // 4,))
+    assert buffers.bytes == ROOM and whole.data_ptr() % 64 == 0
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:

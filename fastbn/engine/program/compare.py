@@ -40,8 +40,9 @@ def difference(
     """Say in what a trace differs from the model's own forward, "" where in nothing. Both run on copies, from
     the same random numbers. Where the model's own forward raises there is nothing to compare with (a region
     takes half inputs to float32 parameters)."""
-    # those around a call (a checkpoint's) count what is saved
-    unheard = torch.autograd.graph.saved_tensors_hooks(_same, _same)
+    # those around a call (a checkpoint's) count what is saved; detached, for an output that its own operation
+    # saves would keep itself alive, and with it the whole graph
+    unheard = torch.autograd.graph.saved_tensors_hooks(torch.Tensor.detach, _same)
     outside = of_model(list(model.modules()), forward)
     with preserved(), unheard, _unmarked(model, outside), warnings.catch_warnings():
         warnings.simplefilter("ignore")

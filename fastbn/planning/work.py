@@ -1,0 +1,131 @@
+"""What a BatchNorm-only training step of a network is made of, counted: by PyTorch's own operations alone, and
+with the regions run by an engine. What lies between the regions is the same in both.
+
+Counted   bytes and launches of the regions by the traffic model (planning/traffic.py); the convolutions'
+          FLOPs by kind; of the operations between the regions the bytes that each reads and writes.
+Left out  what a library moves beside that; what caches save."""
+
+from __future__ import annotations
+
+import collections
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from fastbn.engine import batchnorm
+from fastbn.engine.algorithm import Algorithm
+from fastbn.engine.interface import Engine
+from fastbn.engine.region import FusedRegion
+from fastbn.graph.regions import Conv, Shape
+from fastbn.planning import cost, traffic
+from fastbn.planning.counting import multiplied
+from fastbn.planning.step_memory import apart
+
+Work = collections.Counter[str]  # amounts by kind: "bytes", "launches", "regions", and FLOPs by KINDS
+WINOGRAD = (Algorithm.WINOGRAD_2, Algorithm.WINOGRAD_4)
+KINDS = ("1×1", "k×k", "grouped", "depthwise", "Winograd", "not packed")
+BACKWARD = 2  # bytes of a backward for each of the forward's, between the regions
+
+
+def kind(conv: Conv, algorithm: Algorithm = Algorithm.TORCH) -> str:
+    """Return the kind of a convolution's FLOPs."""
+    if conv.groups > 1:
+        return "depthwise" if conv.groups == conv.in_channels else "grouped"
+    if algorithm in WINOGRAD or algorithm is Algorithm.RAW:
+        return "Winograd" if algorithm in WINOGRAD else "not packed"
+    return "1×1" if conv.kernel == (1, 1) else "k×k"
+
+
+def step_work(program: fx.GraphModule, engine: Engine, inputs: list[Any]) -> tuple[Work, Work]:
+    """Return the work of a training step, stock's and fused, for inputs like these. Nothing is computed, and
+    the model shows no mark of it.
+
+    Raises what the model raises for an input that it can't read, and Unfit for one that a region can't."""
+    with apart(program), FakeTensorMode(allow_non_fake_inputs=True) as fake, _Passes() as between:
+        walk = _Walk(program, engine)
+        walk.run(*(fake.from_tensor(x) if isinstance(x, Tensor) else x for x in inputs))
+    return walk.stock + between.work, walk.fused + between.work
+
+
+class _Passes(TorchDispatchMode):
+    """A context that counts what PyTorch's operations move, a backward's among it where they have one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.work: Work = collections.Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        made = function(*arguments, **(keywords or {}))
+        if function.is_view or not (outputs := _tensors(made)) or not (read := _tensors(arguments)):
+            return made
+        passes = 1 + BACKWARD * any(t.requires_grad for t in read)
+        self.work["bytes"] += passes * sum(t.nbytes for t in (*read, *outputs))
+        self.work["launches"] += passes
+        if function is torch.ops.aten.convolution.default:
+            weight, groups = arguments[1], arguments[-1]
+            named = "k×k" if weight[0, 0].numel() > 1 else "1×1"
+            if groups > 1:
+                named = "depthwise" if weight.shape[1] == 1 else "grouped"
+            positions = arguments[0] if arguments[6] else made
+            self.work[named] += passes * 2 * weight[0].numel() * positions.numel()
+        return made
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [t for t in tree_leaves(values) if isinstance(t, Tensor)]
+
+
+class _Walk(fx.Interpreter):
+    """A run of a program on fake tensors, its regions replaced by their work."""
+
+    def __init__(self, program: fx.GraphModule, engine: Engine):
+        super().__init__(program)
+        self.extra_traceback = False
+        self._engine = engine
+        self.stock: Work = collections.Counter()
+        self.fused: Work = collections.Counter()
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        module = self.fetch_attr(target)
+        if not isinstance(module, FusedRegion):
+            return super().call_module(target, args, kwargs)
+        region, norms = module.region, [norm for _, norm in module.pairs]
+        case = traffic.TrafficCase(
+            region,
+            tuple(tuple(x.shape) for x in args),  # type: ignore[misc]
+            args[0].element_size(),
+            args[0].element_size(),
+            tuple(x.requires_grad for x in args),
+            tuple(any(t is not None and t.requires_grad for t in (n.weight, n.bias)) for n in norms),
+            tuple(batchnorm.uses_batch(norm) for norm in norms),
+        )
+        chosen = self._engine.choices(region.convs, case.shapes)
+        self.stock += _work(case, traffic.stock(case), dict.fromkeys(region.convs, Algorithm.TORCH))
+        self.fused += _work(case, traffic.fused(case), dict(zip(region.convs, chosen, strict=True)))
+        self.fused["regions"] += 1
+        live = case.live()
+        return tuple(_empty(case.shapes[z], args[0], z in live) for z in region.outputs)
+
+
+def _empty(shape: Shape, like: Tensor, live: bool) -> Tensor:
+    n, c, h, w = shape
+    return like.new_empty((n, h, w, c), requires_grad=live).permute(0, 3, 1, 2)
+
+
+def _work(
+    case: traffic.TrafficCase, plan: traffic.TrafficPlan, algorithms: dict[Conv, Algorithm]
+) -> Work:
+    moved = cost.total((*plan.forward, *plan.backward))
+    work: Work = collections.Counter({"bytes": moved.moved, "launches": moved.launches})
+    live = case.live()
+    for join in case.region.joins:
+        for conv in join.convs:
+            if not conv.copies:
+                products = algorithms[conv].products * multiplied(conv, case.shapes[join.value], 1)[1]
+                work[kind(conv, algorithms[conv])] += math.ceil(products) * (1 + (conv.source in live))
+    return work
