@@ -42,6 +42,7 @@ setup(
         "fastbn": ["py.typed"],
         "fastbn.engine.native": ["algorithms.json"],
         "fastbn.engine.triton": ["tuning.json"],
+        "fastbn.planning": ["step_rates.json"],
         "fastbn.kernels.cpu": ["*.cpp", "*.h", "*/*.cpp", "*/*.h"],
         "fastbn.data": ["digits.csv.gz", "DIGITS.md"],
     },

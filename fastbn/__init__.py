@@ -16,7 +16,7 @@ import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-from fastbn import training
+from fastbn import advice, training
 from fastbn.experiments import registry
 from fastbn.version import VERSION
 
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 if sys.platform == "win32":  # no file locks, no fork
     raise ImportError("fastbn runs on Linux and macOS, and this is Windows; install it inside WSL 2")
 registry.register()
+advice.FIRST_STEP[:] = ["fastbn.planning.gain:advise"]
 training.KEEPER[:] = ["fastbn.run.library:keep"]
 __version__ = VERSION
 __all__ = [

@@ -1,8 +1,9 @@
 """python -m bench.architectures [NAME …]: what of other people's networks runs fused, whether it is right,
 how fast it is and in how much memory; a process each.
 
-Writes bench/results/architectures-<device>-<date>.json, and the tables of docs/networks.md from all such
-records."""
+Writes bench/results/architectures-<device>-<date>.json, or what was asked for into the one of today, and the
+tables of docs/networks.md from all such records. With --rates it measures nothing: it fits the rates that
+`explain` predicts a step's gain by to all such records, and writes the tables."""
 
 from __future__ import annotations
 
@@ -20,14 +21,14 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from bench.architectures import check, measure
-from bench.architectures.catalogue import LIBRARIES, Architecture, named
+from bench.architectures import check, measure, rates
+from bench.architectures.catalogue import ARCHITECTURES, LIBRARIES, Architecture, named
 from bench.architectures.table import write_tables
 from bench.records.conditions import RESULTS, conditions, write
 from fastbn.cli.command import run
 
 PAGE = Path(__file__).parents[2] / "docs" / "networks.md"
-PARTS = ("agreement", "seconds", "memory")
+PARTS = ("agreement", "work", "seconds", "memory")
 
 
 def figures(architecture: Architecture, part: str, asked: argparse.Namespace) -> dict[str, Any]:
@@ -37,6 +38,8 @@ def figures(architecture: Architecture, part: str, asked: argparse.Namespace) ->
         found = check.coverage(architecture)
         agreement = dataclasses.asdict(check.compare(architecture, asked.check_size))
         return {"convolutions": found.convolutions, "multiplications": found.multiplications, **agreement}
+    if part == "work":
+        return check.work(architecture, asked.batch_size, size)
     torch.set_num_threads(asked.threads)
     head = {"batch_size": asked.batch_size, "size": size, "threads": asked.threads}
     if part == "seconds":
@@ -64,16 +67,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5, help="steps a provider that are timed")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--part", choices=PARTS, help="only this one")
+    parser.add_argument("--rates", action="store_true", help="fit them to the records; measure nothing")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     asked = parser.parse_args(arguments)
     if asked.only:
         print(json.dumps(figures(named([asked.only])[0], asked.part, asked)))
         return 0
+    if asked.rates:
+        rates.write_rates(RESULTS)
+        write_tables(PAGE, RESULTS)
+        return 0
     rows, passed = [], _passed_on(asked)
     for architecture in tqdm(named(asked.names), unit="network", disable=None):
         row: dict[str, Any] = {"library": architecture.library, "name": architecture.name}
         for part in [asked.part] if asked.part else PARTS:
-            row |= fresh(architecture, part, passed)
+            row |= fresh(architecture, part, passed) | {f"{part}_commit": conditions()["commit"]}
         rows.append(row)
         print(json.dumps(row), file=sys.stderr, flush=True)
     torch.set_num_threads(asked.threads)
@@ -81,10 +89,21 @@ def main(arguments: list[str] | None = None) -> int:
     record: dict[str, Any] = {"conditions": conditions() | {"libraries": libraries}, "rows": rows}
     device = re.sub(r"[^a-z0-9]+", "-", record["conditions"]["device"].lower())
     path = RESULTS / f"architectures-{device}-{record['conditions']['date']}.json"
+    if path.exists():
+        record["rows"] = _merged(json.loads(path.read_text(encoding="utf-8"))["rows"], rows)
     write(path, record)
     write_tables(PAGE, RESULTS)
     print(f"{path.name} and {PAGE.name} are written")
     return 0
+
+
+def _merged(before: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a record's rows with what was found now in its place, in the catalogue's order."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in (*before, *rows):
+        found.setdefault((row["library"], row["name"]), {}).update(row)
+    order = [(a.library, a.name) for a in ARCHITECTURES]
+    return sorted(found.values(), key=lambda row: order.index((row["library"], row["name"])))
 
 
 def _passed_on(asked: argparse.Namespace) -> list[str]:

@@ -6,13 +6,17 @@ from __future__ import annotations
 import copy
 import dataclasses
 import warnings
+from typing import Any
 
 import torch
 
 from bench.architectures.catalogue import Architecture
 from bench.oracle.stock import Run, error, flat_gradient, run
 from fastbn import explain, fuse
+from fastbn.engine import fused_forward, select
+from fastbn.engine.native.engine import Native
 from fastbn.planning.explain import Explanation
+from fastbn.planning.work import step_work
 
 BATCH = 4  # images of a comparison: small ones, in float64
 
@@ -33,6 +37,24 @@ def coverage(architecture: Architecture) -> Explanation:
     """Return what of the network runs fused, at its own image size."""
     size = architecture.size
     return explain(architecture.build(), image=(3, size, size), batch=8)
+
+
+def work(architecture: Architecture, batch: int, size: int) -> dict[str, Any]:
+    """Return what a step of the network is made of, stock and fused, and the instruction set that the native
+    engine's algorithms were chosen for."""
+    model = fuse(architecture.build())
+    fused = fused_forward(model)
+    assert fused is not None
+    engine, _ = select.choose("native", torch.device("cpu"), torch.float32)
+    assert isinstance(engine, Native)
+    program = fused.program(torch.device("cpu"), torch.float32)[1]
+    stock, own = step_work(program, engine, [torch.empty(batch, 3, size, size)])
+    return {
+        "batch_size": batch,
+        "size": size,
+        "instructions": engine.instructions,
+        "work": {"stock": dict(stock), "fused": dict(own)},
+    }
 
 
 def compare(architecture: Architecture, size: int) -> Agreement:

@@ -11,9 +11,12 @@ from typing import Any
 
 from bench.architectures.measure import FUSED, STOCK
 from bench.records import between
+from fastbn.planning import gain
 
 MARKERS = "<!-- architectures -->", "<!-- /architectures -->"
-COLUMNS = "network | fused | gradients | buffers | float32, stock's | step, ms | of stock | memory"
+COLUMNS = (
+    "network | fused | gradients | buffers | float32, stock's | step, ms | of stock | predicted | memory"
+)
 
 
 def write_tables(page: Path, results: Path) -> None:
@@ -69,11 +72,22 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     if "seconds" in row:
         own, ratio = ratio_of(row["seconds"])
         step = [f"{1e3 * own:.0f}", f"{ratio:.2f}×"]
+    predicted = predicted_ratio(row)
+    step.append("—" if predicted is None else f"{predicted:.2f}×")
     memory = "—"
     if "peak_bytes" in row:
         peaks = row["peak_bytes"]
         memory = f"{peaks[FUSED] / min(peaks[name] for name in STOCK):.2f}×"
     return [title, *agreement, *step, memory]
+
+
+def predicted_ratio(row: Mapping[str, Any]) -> float | None:
+    """Return what the shipped rates predict for a row's network; None where its work was not counted, or for
+    an instruction set without rates."""
+    rates = gain.step_rates(row["instructions"]) if "work" in row else None
+    if rates is None:
+        return None
+    return gain.seconds(row["work"]["stock"], rates.stock) / gain.seconds(row["work"]["fused"], rates.fused)
 
 
 def ratio_of(seconds: Mapping[str, list[float]]) -> tuple[float, float]:

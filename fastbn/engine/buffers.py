@@ -61,9 +61,9 @@ class Buffers:
     regions of a network ask for many sizes, and each of its own would occupy their sum."""
 
     def __init__(self) -> None:
-        # by rising size: small blocks, and the rooms' gaps
-        self._small: list[_Block] = []
-        self._gaps: list[_Block] = []
+        self._small: dict[int, list[_Block]] = {}  # free small blocks by size; the last to come back is last
+        self._sizes: list[int] = []  # their sizes, rising
+        self._gaps: list[_Block] = []  # of the rooms, by rising size
         self._beginning: dict[tuple[int, int], _Block] = {}  # gaps by room and first byte
         self._ending: dict[tuple[int, int], _Block] = {}  # and by room and end
         # come back, not yet among the free ones
@@ -85,10 +85,14 @@ class Buffers:
         return torch.from_numpy(lent).view(dtype).view(shape)
 
     def _fitting(self, size: int) -> _Block:
-        """The smallest free small block that is large enough, and not much too large; else a new one."""
-        place = bisect.bisect_left(self._small, size, key=_size)
-        if place < len(self._small) and self._small[place].size <= MOST * size:
-            return self._small.pop(place)
+        """The free small block of this size, or of the next that is not much too large; else a new one."""
+        if free := self._small.get(size):
+            return free.pop()  # the last to come back, still in a cache
+        for other in self._sizes[bisect.bisect_left(self._sizes, size) :]:
+            if other > MOST * size:
+                break
+            if self._small[other]:
+                return self._small[other].pop()
         return self._new(size)
 
     def _cut(self, size: int) -> _Block:
@@ -109,8 +113,10 @@ class Buffers:
 
     def _return(self, block: _Block) -> None:
         if block.size < LARGE:
-            # the last to come back, still in a cache, first
-            self._small.insert(bisect.bisect_left(self._small, block.size, key=_size), block)
+            if block.size not in self._small:
+                self._small[block.size] = []
+                bisect.insort(self._sizes, block.size)
+            self._small[block.size].append(block)
             return
         start, end = block.start, block.end
         if (before := self._ending.get((id(block.room), start))) is not None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from fastbn import advice
 from fastbn.engine import select
 from fastbn.engine.interface import Engine
 from fastbn.engine.native import build as native_build
@@ -51,12 +52,12 @@ def fuse(
 
     The forward is traced at its first call, and again when what its Python code read has changed: an
     attribute, a layer's setting, a plain argument, a mode, a submodule, a requires_grad, a global or a
-    closure's variable that its code names. A module whose forward does what no trace keeps (it sets an
-    attribute or a global, draws Python's random numbers, decides by a tensor's values, enters no_grad or
-    autocast) runs as it was written; where that is the model itself, it runs stock, with a warning that names
-    the line. `explain` lists them. What the environment or a context variable holds is compared at the first
-    call alone. A frozen weight written through `.data` is not noticed: write it under torch.no_grad(). Raises
-    UsageError for an unknown engine, MachineError for one that this machine can't run."""
+    closure's variable. A module whose forward does what no trace keeps (it sets an attribute or a global,
+    draws Python's random numbers, decides by a tensor's values, enters no_grad or autocast) runs as it was
+    written; where that is the model itself, it runs stock, with a warning that names the line. `explain`
+    lists them. A frozen weight written through `.data` is not noticed: write it under torch.no_grad(). The
+    first training call warns where little is gained. Raises UsageError for an unknown engine, MachineError
+    for one that this machine can't run."""
     select.check(engine)
     spare(model)
     given = vars(model).get("forward")
@@ -106,6 +107,7 @@ class Fused:
         self._reading: Reading | None = None
         self._floats = False  # whether floating point arguments vary
         self._warned: set[str] = set()
+        self.advised = False  # whether what a step gains has been looked at
         self._lock = threading.RLock()
 
     # deepcopy and pickle carry the model and the choice, not what was read
@@ -139,6 +141,7 @@ class Fused:
                 self._warn(why)
             return self._stock(args, kwargs)
         assert program.module is not None
+        advice.first_step(self, program.module, tensors)
         return program.module(*tensors)
 
     def prepared(
@@ -198,11 +201,8 @@ class Fused:
         self, device: torch.device, dtype: torch.dtype, constants: dict[str, Any] | None = None
     ) -> Program:
         """As `program`, of the last call's form where no arguments are given."""
-        form = (
-            Form.of(signature(self.own), constants or {})
-            if constants is not None or self.form is None
-            else self.form
-        )
+        form = self.form if constants is None else None
+        form = form or Form.of(signature(self.own), constants or {})
         return self._program(device, dtype, form, self._look())
 
     def _program(self, device: torch.device, dtype: torch.dtype, form: Form, reading: Reading) -> Program:

@@ -14,6 +14,7 @@ from fastbn.engine.fuse import Fused, fused_forward
 from fastbn.engine.interface import Engine
 from fastbn.engine.region import FusedRegion
 from fastbn.graph.regions import Graph, Region
+from fastbn.planning.gain import Gain, predicted
 from fastbn.planning.step_memory import NetworkMemory
 
 NAMED = 3  # so many of a kind are named where not all are asked for
@@ -39,6 +40,8 @@ class Explanation:
     convolutions: tuple[int, int] = (0, 0)  # how many run fused, and how many there are
     # the same of the convolutions' multiplications; None where they can't be counted
     multiplications: tuple[int, int] | None = None
+    # of a training step on the images that were named; None where nothing is known of such a step
+    gain: Gain | None = None
     verbose: bool = False
 
     def __str__(self) -> str:
@@ -46,8 +49,9 @@ class Explanation:
         share = ""
         if self.multiplications is not None and self.multiplications[1]:
             share = f" ({_percent(*self.multiplications)} of the multiplications)"
+        gained = "" if self.gain is None else f"; predicted {self.gain.ratio:.1f}× stock BN-only"
         first = (
-            f"{self.model}: {fused} of {every} convolutions run fused{share}; engine {self.engine} "
+            f"{self.model}: {fused} of {every} convolutions run fused{share}{gained}; engine {self.engine} "
             f"({self.why})"
         )
         if not self.fused:
@@ -117,21 +121,26 @@ def _counts(*regions: Region) -> str:
 
 def explain(
     model: nn.Module,
-    image: tuple[int, int, int] | None = None,
+    image: tuple[int, int, int] | torch.Tensor | None = None,
     batch: int = 1,
     verbose: bool = False,
 ) -> Explanation:
     """Return what fuse(model) runs fused and what it leaves to stock PyTorch, for the model as it now is and
     the device it is on.
 
-    image: (channels, height, width) of what it will read, and batch: how many at once. Some convolutions take
-    another algorithm by their images' size, or one that needs less memory where packed weights would outweigh
-    the activations of a batch; without it they are counted under the one that they take at large, and
-    multiplications are those of an image of 224 × 224, or 32 × 32, or not counted.
+    image: (channels, height, width) of what it will read, and batch: how many at once; or a batch of it. With
+    it the gain of a training step over stock's is predicted, where such steps of this kind of CPU are on
+    record (docs/networks.md says how well). Some convolutions take another algorithm by their images' size,
+    or one that needs less memory where packed weights would outweigh the activations of a batch; without it
+    they are counted under the one that they take at large, and multiplications are those of an image of
+    224 × 224, or 32 × 32, or not counted.
     verbose: every region and every stock operation on a line of its own. A model that was not fused is read
     as fuse(model) would. Where its forward has arguments, it is read as it was last called. Of a model of
     which no trace would mean the same it lists the model itself, and the line that says so."""
-    given = fused_forward(model)
+    if isinstance(image, torch.Tensor):
+        batch, *rest = image.shape
+        image = rest[0], rest[1], rest[2]
+    given, gain = fused_forward(model), None
     fused = given or Fused(model, "auto")
     like = next(iter(model.parameters()), torch.empty(0))
     program = fused.latest(like.device, like.dtype)
@@ -156,6 +165,7 @@ def explain(
             for conv, algorithm in zip(region.convs, engine.choices(region.convs, shapes), strict=True)
             if not conv.copies
         )
+        gain = predicted(program.module, engine, [like.new_empty((batch, *image))])
     inside = sum(not conv.copies for region in graph.regions for conv in region.convs)
     counts = inside, inside + _outside(model, program.module)
     return Explanation(
@@ -167,6 +177,7 @@ def explain(
         given is not None,
         counts,
         products,
+        gain,
         verbose,
     )
 

@@ -1,5 +1,5 @@
-"""What a BatchNorm-only training step of a network is made of, counted: by PyTorch's own operations alone, and
-with the regions run by an engine. What lies between the regions is the same in both.
+"""The work that a BatchNorm-only training step of a network is made of, counted: by PyTorch's own operations
+alone, and with the regions run by an engine. What lies between the regions is the same in both.
 
 Counted   bytes and launches of the regions by the traffic model (planning/traffic.py); the convolutions'
           FLOPs by kind; of the operations between the regions the bytes that each reads and writes.
@@ -12,7 +12,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -22,13 +22,15 @@ from fastbn.engine.algorithm import Algorithm
 from fastbn.engine.interface import Engine
 from fastbn.engine.region import FusedRegion
 from fastbn.graph.regions import Conv, Shape
-from fastbn.planning import cost, traffic
+from fastbn.planning import traffic
 from fastbn.planning.counting import multiplied
 from fastbn.planning.step_memory import apart
 
-Work = collections.Counter[str]  # amounts by kind: "bytes", "launches", "regions", and FLOPs by KINDS
+# amounts by kind: "bytes", or "far bytes" of a pass that moves more than caches hold, "launches", "regions",
+# and FLOPs by `kind`
+Work = collections.Counter[str]
+FAR = 32 << 20
 WINOGRAD = (Algorithm.WINOGRAD_2, Algorithm.WINOGRAD_4)
-KINDS = ("1×1", "k×k", "grouped", "depthwise", "Winograd", "not packed")
 BACKWARD = 2  # bytes of a backward for each of the forward's, between the regions
 
 
@@ -64,7 +66,8 @@ class _Passes(TorchDispatchMode):
         if function.is_view or not (outputs := _tensors(made)) or not (read := _tensors(arguments)):
             return made
         passes = 1 + BACKWARD * any(t.requires_grad for t in read)
-        self.work["bytes"] += passes * sum(t.nbytes for t in (*read, *outputs))
+        moved = sum(t.nbytes for t in (*read, *outputs))
+        self.work[_distance(moved)] += passes * moved
         self.work["launches"] += passes
         if function is torch.ops.aten.convolution.default:
             weight, groups = arguments[1], arguments[-1]
@@ -112,16 +115,20 @@ class _Walk(fx.Interpreter):
         return tuple(_empty(case.shapes[z], args[0], z in live) for z in region.outputs)
 
 
+def _distance(moved: int) -> str:
+    return "far bytes" if moved > FAR else "bytes"
+
+
 def _empty(shape: Shape, like: Tensor, live: bool) -> Tensor:
     n, c, h, w = shape
     return like.new_empty((n, h, w, c), requires_grad=live).permute(0, 3, 1, 2)
 
 
-def _work(
-    case: traffic.TrafficCase, plan: traffic.TrafficPlan, algorithms: dict[Conv, Algorithm]
-) -> Work:
-    moved = cost.total((*plan.forward, *plan.backward))
-    work: Work = collections.Counter({"bytes": moved.moved, "launches": moved.launches})
+def _work(case: traffic.TrafficCase, plan: traffic.TrafficPlan, algorithms: dict[Conv, Algorithm]) -> Work:
+    work: Work = collections.Counter()
+    for each in (*plan.forward, *plan.backward):
+        work[_distance(each.cost.moved)] += each.cost.moved
+        work["launches"] += each.cost.launches
     live = case.live()
     for join in case.region.joins:
         for conv in join.convs:

@@ -244,7 +244,7 @@ def test_blocks_are_not_given_out_twice():
 
 
 def test_large_blocks_of_many_sizes_share_a_room():
-    """What comes back joins its neighbours: sizes that change from step to step occupy what is out at once."""
+    """What comes back joins its neighbours: sizes that change at each step occupy what is out at once."""
     buffers, draw = Buffers(), random.Random(0)
     out: dict[int, tuple[torch.Tensor, int]] = {}
     for turn in range(400):

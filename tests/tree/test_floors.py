@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 FLOORS = (  # from the ground up; docs/architecture.md says what lives where
-    {"choices", "cli", "draws", "errors", "files", "machine", "page", "version"},
+    {"advice", "choices", "cli", "draws", "errors", "files", "machine", "page", "version"},
     {"graph"},
     {"kernels"},
     {"engine"},

@@ -1,0 +1,69 @@
+"""Fits the rates by which fastbn/planning/gain.py predicts a step, to recorded steps.
+
+By instruction set, and for stock and fused steps apart: seconds = Σ work × rate, with rates ≥ 0 and the least
+squares of the relative errors. Each rate is drawn to a usual one by `DRAWN`, so that a kind of work that few
+networks have much of keeps a plausible rate."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.architectures.measure import FUSED, STOCK
+from bench.records.conditions import write
+from fastbn.planning import gain
+
+# seconds a unit: bytes at 50 and 25 GB/s, launches of 10 µs, a region's own 200 µs, 170, 50 and 14 GFLOP/s
+USUAL = {
+    "bytes": 2e-11,
+    "far bytes": 4e-11,
+    "launches": 1e-5,
+    "regions": 2e-4,
+    **dict.fromkeys(("1×1", "k×k", "Winograd", "not packed"), 6e-12),
+    "grouped": 2e-11,
+    "depthwise": 7e-11,
+}
+DRAWN = 0.1  # the weight of a rate's relative distance from the usual one, against a network's relative error
+
+
+def write_rates(results: Path) -> None:
+    """Write fastbn/planning/step_rates.json from the records of this folder."""
+    by_set: dict[str, list[Mapping[str, Any]]] = {}
+    said = {}
+    for path in sorted(results.glob("architectures-*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        for row in record["rows"]:
+            if "work" in row and "seconds" in row:
+                by_set.setdefault(row["instructions"], []).append(row)
+                said[row["instructions"]] = record["conditions"]
+    write(gain.TABLE, {name: said[name] | _fitted(rows) for name, rows in sorted(by_set.items())})
+
+
+def _fitted(rows: list[Mapping[str, Any]]) -> dict[str, Any]:
+    stock = [min(statistics.median(row["seconds"][name]) for name in STOCK) for row in rows]
+    fused = [statistics.median(row["seconds"][FUSED]) for row in rows]
+    return {
+        "networks": len(rows),
+        "stock": fit([row["work"]["stock"] for row in rows], stock),
+        "fused": fit([row["work"]["fused"] for row in rows], fused),
+    }
+
+
+def fit(works: Iterable[Mapping[str, float]], seconds: list[float]) -> dict[str, float]:
+    """Return the rates, in seconds a unit of work, that make these seconds of these steps."""
+    kinds = list(USUAL)
+    usual = np.array([USUAL[kind] for kind in kinds])
+    # in units of the usual rates and of each step's seconds
+    shares = np.array([[work.get(kind, 0) for kind in kinds] for work in works]) * usual
+    shares /= np.array(seconds)[:, None]
+    system = np.concatenate([shares, np.eye(len(kinds)) * DRAWN])
+    target = np.concatenate([np.ones(len(seconds)), np.full(len(kinds), DRAWN)])
+    found, step = np.ones(len(kinds)), np.linalg.norm(system, 2) ** -2
+    for _ in range(20_000):  # projected gradient: a convex problem of ten unknowns
+        found = np.maximum(found - step * (system.T @ (system @ found - target)), 0)
+    return {kind: float(f"{rate:.3g}") for kind, rate in zip(kinds, found * usual, strict=True)}

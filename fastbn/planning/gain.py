@@ -1,0 +1,119 @@
+"""How much faster an engine's training step is than stock PyTorch's, predicted: the step's work
+(planning/work.py) by the rates of this instruction set, which `python -m bench.architectures --rates` fits to
+recorded steps.
+
+    seconds = Σ over kinds of work × seconds a unit
+
+Rates are of two threads and batches of 8; a ratio of two steps depends on neither much. Nothing is measured
+during a run. Instruction sets and devices of which no record is there get no prediction."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fastbn.engine import select
+from fastbn.engine.fuse import Fused
+from fastbn.engine.interface import Engine
+from fastbn.engine.native.engine import Native
+from fastbn.graph.regions import Unfit
+from fastbn.planning.work import Work, step_work
+
+TABLE = Path(__file__).with_name("step_rates.json")
+LEAST = 1.05  # a smaller predicted gain is warned of
+FEWEST = 0.02  # seconds of a stock step: of shorter ones the host's part, which work does not tell, is large
+
+OWN = (
+    "torch",
+    "fastbn",
+    "_operator",
+    "builtins",
+    "math",
+    "None",
+)  # where a program's functions may come from
+
+
+@dataclasses.dataclass(frozen=True)
+class StepRates:
+    """Seconds a unit of work by kind, of stock's steps and of fused ones."""
+
+    stock: Mapping[str, float]
+    fused: Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Gain:
+    """The predicted seconds of a training step, without the optimizer's."""
+
+    stock: float
+    fused: float
+
+    @property
+    def ratio(self) -> float:
+        """Return how many times faster the fused step is."""
+        return self.stock / self.fused
+
+
+@functools.cache
+def step_rates(instructions: str) -> StepRates | None:
+    """Return the shipped rates of an instruction set as the native engine names it ("avx512"), or None."""
+    rates = json.loads(TABLE.read_text(encoding="utf-8")).get(instructions)
+    return None if rates is None else StepRates(rates["stock"], rates["fused"])
+
+
+def seconds(work: Work | Mapping[str, float], rates: Mapping[str, float]) -> float:
+    """Return what work takes by these rates."""
+    return sum(amount * rates.get(kind, 0.0) for kind, amount in work.items())
+
+
+def predicted(program: fx.GraphModule, engine: Engine, inputs: list[Any]) -> Gain | None:
+    """Return what a program of this engine gains in a training step on inputs like these; None where there
+    are no rates, or the inputs are not the program's."""
+    rates = step_rates(engine.instructions) if isinstance(engine, Native) else None
+    if rates is None:
+        return None
+    try:
+        stock, fused = step_work(program, engine, inputs)
+    except Unfit:
+        return None
+    return Gain(seconds(stock, rates.stock), seconds(fused, rates.fused))
+
+
+def advise(fused: Fused, program: fx.GraphModule, inputs: list[Any]) -> None:
+    """Warn where what fuse() did is predicted to gain next to nothing. It is called once a fused model, at
+    its first training call."""
+    x = next(t for t in inputs if isinstance(t, Tensor))
+    if x.device.type != "cpu" or x.dtype != torch.float32 or _light(fused.model, x) or not _torchs(program):
+        return
+    engine, _ = select.choose(fused.choice, x.device, x.dtype, fused.exact)
+    gain = predicted(program, engine, inputs) if engine is not None else None
+    if gain is not None and gain.ratio < LEAST and gain.stock >= FEWEST:
+        warnings.warn(
+            f"fuse({type(fused.model).__name__}) is predicted to gain little: {gain.ratio:.2f} times stock's "
+            f"training step on inputs of shape {tuple(x.shape)}; explain(model) says what runs stock and why",
+            stacklevel=7,
+        )
+
+
+def _torchs(program: fx.GraphModule) -> bool:
+    """Return whether a program runs PyTorch's own operations beside the regions: a run of others may leave a
+    mark."""
+    modules = dict(program.named_modules(remove_duplicate=False))
+    called = [type(modules[str(n.target)]) for n in program.graph.nodes if n.op == "call_module"]
+    called += [n.target for n in program.graph.nodes if n.op == "call_function"]
+    return all(str(f.__module__).split(".")[0] in OWN for f in called)
+
+
+def _light(model: nn.Module, x: Tensor) -> bool:
+    """Return whether a step is surely too short to be predicted: its convolutions, at the input's size, are
+    few products."""
+    weights = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Conv2d))
+    return weights * x.shape[0] * x.shape[-2:].numel() < 1e9 if x.dim() == 4 else True
