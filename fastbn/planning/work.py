@@ -100,7 +100,7 @@ class _Walk(fx.Interpreter):
         region, norms = module.region, [norm for _, norm in module.pairs]
         case = traffic.TrafficCase(
             region,
-            tuple(tuple(x.shape) for x in args),  # type: ignore[misc]
+            tuple(tuple(x.shape) for x in args),
             args[0].element_size(),
             args[0].element_size(),
             tuple(x.requires_grad for x in args),
