@@ -19,7 +19,7 @@ from bench.records.conditions import RESULTS, conditions, write
 
 FORMAT = 1
 LEVELS = ("kernel", "step", "run", "scaling", "memory", "plan", "ranks", "xla", "patches")
-LEVELS += ("adaptation", "example")
+LEVELS += ("adaptation", "example", "check")
 # how the reason of a provider begins whose one step took so long that no more were asked for
 HOPELESS = "not timed, hopeless"
 

@@ -13,38 +13,37 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from fastbn.engine.program.forward_run import ForwardRun
 from fastbn.graph.trace import modes
 from fastbn.graph.trace.arguments import Form
 from fastbn.graph.trace.copies import copy_for_trial
-from fastbn.graph.trace.draws import preserved, random_state, restore
+from fastbn.graph.trace.draws import preserved, random_state, restore, same_numbers
 from fastbn.graph.trace.outputs import Unformed, leaves
 from fastbn.graph.trace.outside import Outside, of_model
 from fastbn.graph.trace.tracer import Traced
 
 # of a batch: at most so many images, of them one pixel of so many in each direction
-PARTS = ((2, 2), (1, 1), (2, 1))
+PARTS = ((2, 4), (2, 2), (1, 1), (2, 1))
 
 
 @dataclasses.dataclass
 class Trial:
-    """What a forward gave, and what it left in the buffers and of the random numbers."""
+    """What a forward gave, the copy with the buffers that it left, and the state of the random numbers."""
 
     outputs: list[Any]
-    buffers: dict[str, Tensor]
+    model: nn.Module
     drawn: Any
 
 
 def difference(
     model: nn.Module, forward: Callable[..., Any], traced: Traced, form: Form, tensors: list[Any]
 ) -> str:
-    """Say in what a trace differs from the model's own forward, "" where in nothing. Both run on copies, from
-    the same random numbers. Where the model's own forward raises there is nothing to compare with (a region
-    takes half inputs to float32 parameters)."""
-    # those around a call (a checkpoint's) count what is saved; detached, for an output that its own operation
-    # saves would keep itself alive, and with it the whole graph
-    unheard = torch.autograd.graph.saved_tensors_hooks(torch.Tensor.detach, _same)
+    """Say in what a trace differs from the model's own forward, "" where in nothing. The forward is followed
+    as it runs on a copy; where that does not say, the trace runs on another, from the same random numbers.
+    Where the model's own forward raises there is nothing to compare with (a region takes half inputs to
+    float32 parameters)."""
     outside = of_model(list(model.modules()), forward)
-    with preserved(), unheard, _unmarked(model, outside), warnings.catch_warnings():
+    with preserved(), _unheard(), _unmarked(model, outside), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for given in (*_parts(tensors), tensors):
             try:
@@ -53,6 +52,14 @@ def difference(
                 continue  # it may want more than a part
             return found
     return ""
+
+
+def _unheard() -> contextlib.AbstractContextManager[Any]:
+    """Inside, hooks of saved tensors hear nothing: a checkpoint's, around a call, count what is saved."""
+    if modes.MODES["saved-tensor hooks"]() is None:
+        return contextlib.nullcontext()
+    # detached: an output that its own backward saves would keep itself alive, and with it the whole graph
+    return torch.autograd.graph.saved_tensors_hooks(torch.Tensor.detach, _same)
 
 
 @contextlib.contextmanager
@@ -98,28 +105,34 @@ def _compared(
     outside: Outside,
 ) -> str:
     outside.put_back()
-    drawn = random_state()
+    drawn, twin = random_state(), copy_for_trial(model)
+    followed = ForwardRun(twin, traced)
     try:
-        expected = _trial(copy_for_trial(model), lambda own, given: _call(forward, own, form, given), tensors)
+        expected = _trial(
+            twin, lambda own, given: followed.run(lambda: _call(forward, own, form, given), given), tensors
+        )
     except Unformed as unformed:
         return str(unformed)
     except Exception as error:
         raise _Refused from error
+    if followed.as_traced(drawn, expected.drawn):
+        return ""
     restore(drawn)
     outside.put_back()
     try:
         found = _trial(copy_for_trial(model), lambda own, given: _interpreted(own, traced, given), tensors)
     except Exception as error:
         return f"it raises {type(error).__name__}: {error}"
-    if found.drawn != expected.drawn:
+    if not same_numbers(found.drawn, expected.drawn):
         return "it draws other random numbers"
     if len(found.outputs) != len(expected.outputs):
         return "it returns another number of tensors"
     for mine, other in zip(found.outputs, expected.outputs, strict=True):
         if not _alike(mine, other):
             return "its outputs are not the same"
-    for name, other in expected.buffers.items():
-        if not _alike(found.buffers.get(name), other):
+    buffers = dict(found.model.named_buffers())
+    for name, other in expected.model.named_buffers():
+        if not _alike(buffers.get(name), other):
             return f"it leaves another {name}"
     return ""
 
@@ -131,7 +144,7 @@ def _trial(model: nn.Module, run: Callable[[nn.Module, list[Any]], Any], tensors
     ]
     result = run(model, given)
     drawn = random_state()
-    return Trial(leaves(result), dict(model.named_buffers()), (drawn[0], bytes(drawn[1].numpy())))
+    return Trial(leaves(result), model, drawn)
 
 
 def _call(forward: Callable[..., Any], model: nn.Module, form: Form, tensors: list[Any]) -> Any:
@@ -146,8 +159,8 @@ def _interpreted(model: nn.Module, traced: Traced, tensors: list[Any]) -> Any:
 
 
 def _parts(tensors: list[Any]) -> Iterator[list[Any]]:
-    """Parts of a batch: a corner of two images, an image, two images, while all that is tried, by the
-    model's forward and by the trace, costs less than one forward of the batch. A forward may refuse one:
+    """Parts of a batch: corners of two images, an image, two images, while all that is tried, by the model's
+    forward and by the trace, costs less than one forward of the batch. A forward may refuse one:
     a head of a fixed size, a BatchNorm of one value a channel."""
     first = next((item for item in tensors if isinstance(item, Tensor) and item.dim()), None)
     if first is None or not len(first):

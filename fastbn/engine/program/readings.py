@@ -9,14 +9,14 @@ import itertools
 import operator
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from fastbn.engine.module_state import PARAMETERS
 from fastbn.graph.regions import Graph
 from fastbn.graph.trace.guards import Guards
 from fastbn.graph.trace.tracer import Traced
 
-HOOKS = operator.attrgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
 OFTEN = 8  # changes of an attribute, after which the module that reads it runs as it was written
 PROGRAMS = 16  # that are kept for one form of call
 
@@ -43,9 +43,15 @@ class Reading:
         self.written: dict[str, str] = {}  # modules that are known to run as they were written
         self.forms: set[Any] = set()
         self._changes: collections.Counter[tuple[str, str]] = collections.Counter()
-        self.submodules = [
-            child for module in model.modules() for child in module._modules.values() if child is not None
+        attributes = [
+            vars(child)
+            for module in model.modules()
+            for child in module._modules.values()
+            if child is not None
         ]
+        # the dictionaries and the names in them, flat: they are looked up at each call, in one pass of C's
+        self._attributes = [own for own in attributes for _ in HOOKS]
+        self._hooks = [*HOOKS] * len(attributes)
         self._structure = [
             (module._modules, tuple(module._modules.values()))
             for module in model.modules()
@@ -70,13 +76,19 @@ class Reading:
 
     def hooked(self) -> str:
         """Name a submodule with a hook."""
-        if any(map(any, map(HOOKS, self.submodules))):
-            return next(name for name, module in self.model.named_modules() if name and any(HOOKS(module)))
+        if any(map(operator.getitem, self._attributes, self._hooks)):
+            any_of = operator.attrgetter(*HOOKS)
+            return next(name for name, module in self.model.named_modules() if name and any(any_of(module)))
         return ""
 
     def imaginary(self) -> bool:
         """Whether the parameters are shapes without contents."""
-        first: Tensor | None = next(iter(self._convs[0].parameters()), None) if self._convs else None
+        if not self._convs:
+            return False
+        conv = self._convs[0]
+        first = conv._parameters.get("weight")
+        if first is None:  # it is a submodule's, as of torch.nn.utils.parametrize
+            first = next(conv.parameters(), None)
         return first is not None and first.is_meta
 
     def program(self, state: Any, anew: bool = False) -> Program | None:

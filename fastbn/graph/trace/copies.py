@@ -12,6 +12,9 @@ from torch import nn
 
 from fastbn.graph.trace.values import CONTAINERS, SIMPLE, constant, mapped, plain
 
+HELD = ("_parameters", "_modules", "_buffers")  # each copied in a way of its own
+EMPTY = {dict, collections.OrderedDict, set, list}  # as are most of a module's, those of its hooks
+
 
 def copy_for_trial(model: nn.Module) -> nn.Module:
     """A copy whose forward leaves the model as it was. A module that can't be copied stands in it itself."""
@@ -24,11 +27,7 @@ def copy_for_trial(model: nn.Module) -> nn.Module:
             made[module] = module
     for module, twin in made.items():
         if twin is not module:
-            attributes = {
-                name: _own(value, made)
-                for name, value in vars(module).items()
-                if not hasattr(value, "traced_through")
-            }
+            attributes = _attributes(module, made)
             attributes["_parameters"] = dict(module._parameters)
             attributes["_modules"] = {
                 name: None if child is None else made[child] for name, child in module._modules.items()
@@ -43,17 +42,28 @@ def copy_for_trial(model: nn.Module) -> nn.Module:
     return made[model]
 
 
+def _attributes(module: nn.Module, made: dict[nn.Module, nn.Module]) -> dict[str, Any]:
+    """A module's attributes, its own of what may change, but for those that are HELD."""
+    found: dict[str, Any] = {}
+    for name, value in vars(module).items():
+        kind = type(value)
+        if kind in SIMPLE:
+            found[name] = value
+        elif kind in EMPTY and not value:
+            found[name] = kind()
+        elif (kind is tuple or kind is list) and SIMPLE.issuperset(map(type, value)):
+            found[name] = kind(value)
+        elif name not in HELD and not hasattr(value, "traced_through"):
+            found[name] = _own(value, made)
+    return found
+
+
 def _own(value: Any, made: dict[nn.Module, nn.Module]) -> Any:
-    kind = type(value)
-    if kind in SIMPLE:
-        return value
-    if kind in (dict, collections.OrderedDict) and not value:
-        return kind()  # as are most of a module's, those of its hooks
     if isinstance(value, nn.Module):
         return made.get(value, value)
     if isinstance(value, torch.Tensor):
         return value if value.requires_grad else value.detach().clone()
-    if constant(value) or isinstance(value, types.FunctionType):
+    if type(value) in SIMPLE or constant(value) or isinstance(value, types.FunctionType):
         return value
     if isinstance(value, types.MethodType):
         return types.MethodType(value.__func__, _own(value.__self__, made))

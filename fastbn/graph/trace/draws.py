@@ -33,6 +33,11 @@ def random_state() -> Any:
     )
 
 
+def same_numbers(one: Any, other: Any) -> bool:
+    """Whether two states are the same on the CPU, Python's and numpy's included."""
+    return one[0] == other[0] and torch.equal(one[1], other[1])
+
+
 def restore(state: Any) -> None:
     python, cpu, device, cuda = state
     restore_python(python)
