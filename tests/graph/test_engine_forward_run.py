@@ -89,6 +89,12 @@ def seeds(own, x, real):
     return own.drop(x)
 
 
+def forks(own, x, real):
+    """The trace draws for good."""
+    with torch.random.fork_rng(devices=[]):
+        return x + torch.rand(1, dtype=x.dtype)
+
+
 def another_buffer(own, x, real):
     if real:
         own._buffers["held"] = own.held + 1
@@ -117,6 +123,7 @@ DIFFERENT = {
     "another module": (lambda own, x, real: own.other(x) if real else own.bn(x), "its outputs"),
     "another return": (lambda own, x, real: (x, x) if real else (x, x, x), "another number"),
     "another seed": (seeds, "(draws other random numbers|its outputs)"),
+    "numbers put back": (forks, "draws other random numbers"),
     "another buffer": (another_buffer, "leaves another held"),
     "a buffer written to": (written_buffer, "leaves another held"),
     "another mode": (no_grad, "."),

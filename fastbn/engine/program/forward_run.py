@@ -17,8 +17,6 @@ from fastbn.graph.trace.draws import random_state, restore, same_numbers
 from fastbn.graph.trace.outputs import Unformed, leaves
 from fastbn.graph.trace.tracer import Traced
 
-DRAWING = ("drop", "rand", "rrelu")  # in the names of operations that draw random numbers
-
 
 class ExecutedOperation(NamedTuple):
     """An operation that was run."""
@@ -28,6 +26,7 @@ class ExecutedOperation(NamedTuple):
     kwargs: dict[str, Any]
     result: Any
     modes: tuple[Any, ...]  # that it ran under
+    drawn: bytes  # the state of the random numbers after it
 
 
 class ForwardRun(TorchFunctionMode):
@@ -73,7 +72,7 @@ class ForwardRun(TorchFunctionMode):
             return function(*args, **kwargs)
         given = tuple([list(item) if type(item) is list else item for item in args])  # as it now is
         result = function(*args, **kwargs)
-        self._steps.append(ExecutedOperation(function, given, kwargs, result, _modes()))
+        self._steps.append(ExecutedOperation(function, given, kwargs, result, _modes(), _drawn()))
         return result
 
     def _noted(self, module: nn.Module) -> Callable[..., Any]:
@@ -87,11 +86,12 @@ class ForwardRun(TorchFunctionMode):
                 _push_mode(top)
             try:
                 result = own(*args, **kwargs)
+                drawn = _drawn()
             finally:
                 self._inside = False
                 if top is self:
                     _push_mode(self)
-            self._steps.append(ExecutedOperation(module, args, kwargs, result, _modes()))
+            self._steps.append(ExecutedOperation(module, args, kwargs, result, _modes(), drawn))
             return result
 
         return forward
@@ -103,8 +103,7 @@ class ForwardRun(TorchFunctionMode):
     def as_traced(self, before: Any, after: Any) -> bool:
         """Return whether what ran is the trace. before, after: the states of the random numbers."""
         try:
-            same = self._held() == self._buffers and self._follows()
-            return same and (same_numbers(before, after) or self._drew(before, after))
+            return self._held() == self._buffers and self._follows() and self._draws(before, after)
         except Exception:  # of a trace that is not what ran
             return False
 
@@ -164,15 +163,23 @@ class ForwardRun(TorchFunctionMode):
         except Unformed:
             return False
 
-    def _drew(self, before: Any, after: Any) -> bool:
-        """Whether the steps that draw, run once more, account for all that was drawn."""
+    def _draws(self, before: Any, after: Any) -> bool:
+        """Whether the steps, and nothing between them, account for all that was drawn: those after which the
+        state is another than before them, run once more, leave the same."""
         restore(before)
+        last = _drawn()
         for step in self._steps:
-            kind = type(step.function) if isinstance(step.function, nn.Module) else step.function
-            if any(name in kind.__name__.lower() for name in DRAWING):
+            if step.drawn != last:
                 with torch.no_grad():
                     step.function(*step.args, **step.kwargs)
+                if _drawn() != step.drawn:
+                    return False
+                last = step.drawn
         return same_numbers(random_state(), after)
+
+
+def _drawn() -> bytes:
+    return torch.default_generator.get_state().numpy().tobytes()
 
 
 def _modes() -> tuple[Any, ...]:
