@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 
@@ -16,6 +17,15 @@ from fastbn.graph.aliasing import IN_PLACE
 from fastbn.graph.trace.draws import random_state, restore, same_numbers
 from fastbn.graph.trace.outputs import Unformed, leaves
 from fastbn.graph.trace.tracer import Traced
+
+# most of a network; they draw no random numbers, so that nobody need look
+STILL = frozenset(
+    [
+        *(nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.Sigmoid),
+        *(nn.MaxPool2d, nn.AdaptiveAvgPool2d, F.relu, F.adaptive_avg_pool2d, torch.relu, torch.flatten),
+        *(torch.cat, Tensor.add, Tensor.add_, Tensor.mul, Tensor.mean),
+    ]
+)
 
 
 class ExecutedOperation(NamedTuple):
@@ -26,7 +36,7 @@ class ExecutedOperation(NamedTuple):
     kwargs: dict[str, Any]
     result: Any
     modes: tuple[Any, ...]  # that it ran under
-    drawn: bytes  # the state of the random numbers after it
+    drawn: bytes | None  # the state of the random numbers after it, but for STILL
 
 
 class ForwardRun(TorchFunctionMode):
@@ -72,10 +82,15 @@ class ForwardRun(TorchFunctionMode):
             return function(*args, **kwargs)
         given = tuple([list(item) if type(item) is list else item for item in args])  # as it now is
         result = function(*args, **kwargs)
-        self._steps.append(ExecutedOperation(function, given, kwargs, result, _modes(), _drawn()))
+        self._steps.append(
+            ExecutedOperation(
+                function, given, kwargs, result, _modes(), None if function in STILL else _drawn()
+            )
+        )
         return result
 
     def _noted(self, module: nn.Module) -> Callable[..., Any]:
+        still = type(module) in STILL and "forward" not in vars(module)
         own = module.forward
 
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -86,7 +101,7 @@ class ForwardRun(TorchFunctionMode):
                 _push_mode(top)
             try:
                 result = own(*args, **kwargs)
-                drawn = _drawn()
+                drawn = None if still else _drawn()
             finally:
                 self._inside = False
                 if top is self:
@@ -169,7 +184,7 @@ class ForwardRun(TorchFunctionMode):
         restore(before)
         last = _drawn()
         for step in self._steps:
-            if step.drawn != last:
+            if step.drawn is not None and step.drawn != last:
                 with torch.no_grad():
                     step.function(*step.args, **step.kwargs)
                 if _drawn() != step.drawn:
