@@ -61,7 +61,7 @@ def test_the_bits_stay(name, policy):
         ("native", 14, 16, None, 9),
         ("native", 18, 16, "imagenet", 33),
         ("triton", 8, 16, None, 4),
-        ("triton", 8, 4, None, 4),
+        pytest.param("triton", 8, 4, None, 4, marks=pytest.mark.slow),
     ],
 )
 def test_the_bits_stay_on_every_engine(engine, depth, width, family, size):

@@ -21,7 +21,7 @@ if interpreted.DEVICE != "cpu":
 
 NETS = {
     "cifar 8, width 16: every stage rolls": lambda: resnet(8, 16),
-    "cifar 8, width 24: none does": lambda: resnet(8, 24),
+    "cifar 8, width 12: none does": lambda: resnet(8, 12),
     "imagenet 18": lambda: resnet(18, 16, "imagenet"),
     "imagenet 50": lambda: resnet(50, 8, "imagenet"),
 }

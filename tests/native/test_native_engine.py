@@ -4,6 +4,7 @@ process."""
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import os
 import random
@@ -290,41 +291,39 @@ assert before == probe() and before[0] > 0 and before[1] > 0, (before, probe())
     assert done.returncode == 0, done.stderr
 
 
-def test_without_a_compiler_auto_says_so_and_native_refuses():
-    code = """
-import torch, fastbn
-model = fastbn.FastBNOnlyResNet(8, width=4)
-print(fastbn.explain(model))
-model(torch.randn(2, 3, 8, 8)).sum().backward()
-try:
-    fastbn.fuse(model, "native")(torch.randn(2, 3, 8, 8))
-except RuntimeError as error:
-    print(error)
-"""
-    done = python(code, CXX="no-such-compiler")
-    assert done.returncode == 0, done.stderr
-    assert (
-        done.stderr.count(
-            "UserWarning: fastbn's engine is 'reference', which is slow: engine 'native': no C++ compiler"
-        )
-        == 1
-    )
-    assert (
-        "engine reference (engine 'native': no C++ compiler was found (CXX=no-such-compiler)" in done.stdout
-    )
-    assert "engine 'native' was asked for, but" in done.stdout
+@pytest.fixture
+def unbuilt(monkeypatch):
+    """As in a process that has not yet asked for the kernels, nor been warned."""
+    monkeypatch.setattr(build, "_library", functools.cache(build._library.__wrapped__))
+    monkeypatch.setattr(select, "warn_of_reference", functools.cache(select.warn_of_reference.__wrapped__))
 
 
-def test_a_failing_compiler_is_one_clear_line(tmp_path):
+def test_without_a_compiler_auto_says_so_and_native_refuses(unbuilt, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    model, x = FastBNOnlyResNet(8, width=4), torch.randn(2, 3, 8, 8)
+    said = "engine 'native': no C++ compiler was found (CXX=no-such-compiler)"
+    with pytest.warns(UserWarning, match="fastbn's engine is 'reference', which is slow: engine") as caught:
+        assert f"engine reference ({said}" in str(explain(model))
+        for _ in range(2):
+            model(x).sum().backward()
+    assert len(caught) == 1 and said in str(caught[0].message)
+    with pytest.raises(MachineError, match="engine 'native' was asked for, but"):
+        fuse(model, "native")(x)
+
+
+def test_a_failing_compiler_is_one_clear_line(unbuilt, tmp_path, monkeypatch):
     fake = tmp_path / "c++"
     fake.write_text(
         "#!/bin/sh\n[ \"$1\" = --version ] && exit 0\necho 'internal compiler error' >&2\nexit 1\n"
     )
     fake.chmod(0o755)
-    done = python(
-        "from fastbn.engine.native import build; build.library()", CXX=str(fake), XDG_CACHE_HOME=str(tmp_path)
-    )
-    assert "could not build the kernels (internal compiler error)" in done.stderr.splitlines()[-1]
+    monkeypatch.setenv("CXX", str(fake))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(
+        MachineError, match=r"could not build the kernels \(internal compiler error\)"
+    ) as error:
+        build.library()
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 
@@ -48,21 +49,19 @@ def test_adapt():
     )
 
 
-def test_sweep_says_what_it_lacks():
+def refused(monkeypatch, name, *arguments):
+    """Return with what an example ends, run in this process, that lacks something."""
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(REPOSITORY / "examples" / name), run_name="__main__")
+    return end.value.code
+
+
+def test_sweep_says_what_it_lacks(monkeypatch):
     """Without Optuna it prints one line, with how to get it."""
-    path = str(REPOSITORY / "examples" / "sweep.py")
-    code = (
-        "import sys, runpy; sys.modules['optuna'] = None; sys.argv = ['sweep.py']; "
-        f"runpy.run_path({path!r}, run_name='__main__')"
-    )
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120
-    )
-    assert (
-        done.returncode == 1
-        and done.stderr == "examples/sweep.py needs Optuna, which is not installed; run: pip install optuna\n"
-    )
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    said = "examples/sweep.py needs Optuna, which is not installed; run: pip install optuna"
+    assert refused(monkeypatch, "sweep.py") == said
 
 
 @pytest.mark.slow
