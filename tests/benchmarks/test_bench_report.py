@@ -2,11 +2,9 @@
 these are silent."""
 
 import dataclasses
-import json
 import math
 import re
 import sys
-import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,59 +12,18 @@ import pytest
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # bench/ is not installed
 
-from bench.records.rows import FORMAT, Record, Row
+from report_rows import CASE, KERNELS, MACHINE, STEPS, record, sections, step, tree
+
+from bench.records.rows import Row
 from bench.report import readme
-from bench.report.__main__ import main, render
+from bench.report.__main__ import render
 from bench.report.compare import cases, share_of_roofline
 from bench.report.growth import curves
 from bench.report.runs import same_accuracy
-from fastbn.errors import UsageError
-from fastbn.page import charts, page
-from fastbn.page.scales import Scale, number
 
-CASE = "ResNet-32, 32×32, batch 128, fp32"
-CONDITIONS = {"device": "A <CPU>", "versions": {"torch": "2.13.0"}, "commit": "abc1234", "date": "2026-11-21"}
-MACHINE = {"copy_bytes_per_second": 2e10, "matmul_flops_per_second": 2e11}
 SECTIONS = ("headline", "steps", "kernels", "memory", "scaling", "runs", "energy", "conditions")
 
 
-def step(provider, trains, seconds=None, **more):
-    spread = (
-        {} if seconds is None else {"seconds": seconds, "q1": seconds * 0.9, "q3": seconds * 1.2, "n": 15}
-    )
-    return Row(
-        level="step", case=CASE, provider=provider, trains=trains, batch_size=128, **{**spread, **more}
-    )
-
-
-STEPS = [
-    step("stock-full", "all", 0.4),
-    step("stock-full compiled", "all", 0.2),
-    step("stock-full <graph>", "all", 0.001, failed="gradient & weight < 0"),  # the fastest, but wrong
-    step("stock-bn", "bn", 0.15, saved_bytes=315 * 10**6),
-    step("fastbn native", "bn", 0.08, saved_bytes=178 * 10**6, energy_joules=6.4),
-    step("fastbn reference", "bn", 0.3),
-]
-KERNELS = [
-    Row(
-        level="kernel",
-        case="convolve",
-        provider="stock",
-        trains="",
-        seconds=0.004,
-        moved_bytes=4 * 10**7,
-        flops=4 * 10**8,
-    ),
-    Row(
-        level="kernel",
-        case="convolve",
-        provider="fastbn native",
-        trains="",
-        seconds=0.0025,
-        moved_bytes=4 * 10**7,
-        flops=4 * 10**8,
-    ),
-]
 SWEEPS = [
     dict(depth=d, batch_size=b, peak_memory_bytes=d * b * 10**5)
     for d, b in [(14, 128), (56, 128), (218, 128), (56, 32), (56, 512)]
@@ -100,31 +57,8 @@ RUNS = [
 ]
 
 
-def record(*rows, machine=MACHINE):
-    return Record(conditions=CONDITIONS, machine=machine, rows=list(rows))
-
-
-def written(path, found):
-    body = {"format": FORMAT, "conditions": found.conditions, "machine": found.machine}
-    rows = [
-        {name: value for name, value in dataclasses.asdict(row).items() if value is not None}
-        for row in found.rows
-    ]
-    path.write_text(json.dumps(body | {"rows": rows}), encoding="utf-8")
-    return path
-
-
-def tree(found):
-    """Return the page as XML: it fails where a tag is not closed, or a character not escaped."""
-    return ET.fromstring(found.removeprefix("<!DOCTYPE html>\n"))
-
-
 def words(found):
     return " ".join(" ".join(tree(found).find("body").itertext()).replace("\xa0", " ").split())
-
-
-def sections(found):
-    return [one.get("id") for one in tree(found).iter("section")]
 
 
 def test_a_full_record_gives_every_section_and_one_file():
@@ -242,166 +176,3 @@ def test_two_records_are_told_apart_and_never_compared():
     found = [record(step("stock-bn", "bn", 1.0)), record(step("fastbn native", "bn", 0.1))]
     assert [case.ratio("bn") for case in cases(found, "step")] == [None, None]
     assert f"{CASE} [1]" in words(render(found)) and f"{CASE} [2]" in words(render(found))
-
-
-def test_scales_and_ticks():
-    scale = Scale(1.0, 100.0, 0.0, 200.0, log=True)
-    assert (scale(1), scale(10), scale(100)) == (0.0, pytest.approx(100.0), 200.0)
-    assert scale.ticks(6) == pytest.approx([1, 3, 10, 30, 100])
-    assert Scale(0.0, 0.9, 0.0, 1.0).ticks() == pytest.approx([0, 0.2, 0.4, 0.6, 0.8])
-    assert Scale(1e-3, 1e9, 0.0, 1.0, log=True).ticks(5) == pytest.approx([1e-3, 1, 1e3, 1e6, 1e9])
-    assert [number(v) for v in (0.0, 0.01234, 9.996, 1234.5, 1.2e-7, -3.14159)] == [
-        "0",
-        "0.0123",
-        "10.0",
-        "1,230",
-        "1.2e-07",
-        "-3.14",
-    ]
-
-
-def test_a_bar_s_and_a_point_s_place():
-    svg = ET.fromstring(
-        charts.bars(
-            "t",
-            [
-                charts.Bar("a", [charts.ChartValue(50.0, 40.0, 100.0)]),
-                charts.Bar("b", [charts.ChartValue(25.0)]),
-            ],
-            "",
-        )
-    )
-    track, first, _, second = [float(rect.get("width")) for rect in svg.iter("rect")]
-    assert first == pytest.approx(track / 2, abs=0.1) and second == pytest.approx(track / 4, abs=0.1)
-    (whisker,) = [one.get("d") for one in svg.iter("path")]
-    assert re.match(rf"M{0.4 * track:.1f} .*H{track:.1f}m", whisker)
-    svg = ET.fromstring(
-        charts.lines("t", [charts.Series("s", [(0.0, 0.0), (5.0, 1.0), (10.0, 2.0)])], "x", "y")
-    )
-    at = [re.findall(r"[\d.]+", one.get("transform")) for one in svg.iter("path") if one.get("transform")][:3]
-    (x0, y0), (x1, y1), (x2, y2) = [(float(x), float(y)) for x, y in at]
-    assert (
-        y0 == 250.0
-        and x1 == pytest.approx((x0 + x2) / 2, abs=0.1)
-        and y1 == pytest.approx((y0 + y2) / 2, abs=0.1)
-    )
-    # the axis goes on by a twentieth
-    assert x2 - x0 == pytest.approx((charts.WIDTH - 12 - x0) / 1.05, abs=0.1)
-
-
-def test_no_text_of_a_chart_leaves_it():
-    """The width is what a glyph takes at most; names that are too long are among them."""
-    long = "a provider's name of some eighty letters, which nobody would give, but who knows, after all"
-    points = [(14.0, 1e-3), (14.5, 5.0), (866.0, 1e4)]
-    drawn = [
-        charts.bars("t", [charts.Bar(long, [charts.ChartValue(1234.5), None])], " MB", ("peak", "saved"))
-    ]
-    drawn += [
-        charts.lines("t", [charts.Series(long, points, labels=("1", "2", "33"))], "x", "y", log=log)
-        for log in (False, True)
-    ]
-    for svg in map(ET.fromstring, drawn):
-        height = float(svg.get("viewBox").split()[3])
-        for one in svg.iter("text"):
-            width, x = charts.GLYPH * len(one.text), float(one.get("x"))
-            left = {"start": x, "middle": x - width / 2, "end": x - width}[one.get("text-anchor")]
-            assert left >= -1 and left + width <= charts.WIDTH + 1 and 0 < float(one.get("y")) <= height, (
-                one.text
-            )
-        assert long in svg.get("aria-label") or long in "".join(svg.itertext())
-
-
-def test_a_chart_of_nothing_is_nothing():
-    assert (
-        charts.bars("t", [], "")
-        == charts.lines("t", [charts.Series("s", [(0.0, 1.0)])], "x", "y", log=True)
-        == page.NOTHING
-    )
-    for point in ((3.0, 2.0), (0.0, 0.0)):
-        assert charts.lines("t", [charts.Series("s", [point])], "x", "y")
-    assert (
-        page.section("empty", page.NOTHING)
-        == page.figure(page.NOTHING, "t")
-        == page.table(["a"], [])
-        == page.NOTHING
-    )
-
-
-TABLE = """| training step | fastbn | best stock, BN only | best stock, everything | saved for the backward |
-|---|---|---|---|---|
-| ResNet-32, 32×32, batch 128, fp32 | 80.0 ms | 150 ms: 1.88× | 200 ms: 2.50× | 178 MB, stock 315 |
-"""
-
-
-def test_the_readme_s_table_is_written_once_and_the_rest_left_alone(tmp_path, capsys):
-    target, source = tmp_path / "README.md", written(tmp_path / "step.json", record(*STEPS))
-    before, after = "# Title\n\n| a | table |\n", "\nThe end.\n"
-    target.write_text(f"{before}{readme.MARKERS[0]}\nold\n{readme.MARKERS[1]}{after}", encoding="utf-8")
-    main([str(source), "--readme", str(target)])
-    assert capsys.readouterr().out == f"{target}: changed\n"
-    found = target.read_text(encoding="utf-8")
-    assert found.startswith(f"{before}{readme.MARKERS[0]}\n") and found.endswith(
-        f"{TABLE}{readme.MARKERS[1]}{after}"
-    )
-    assert "On A <CPU>, torch 2.13.0, commit abc1234, 2026-11-21" in found.replace("&lt;", "<")
-    main([str(source), "--readme", str(target)])
-    assert "unchanged" in capsys.readouterr().out and target.read_text(encoding="utf-8") == found
-    assert not (tmp_path / "report.html").exists()
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        "no markers",
-        readme.MARKERS[0],
-        f"{readme.MARKERS[1]} {readme.MARKERS[0]}",
-        f"{readme.MARKERS[0]} {readme.MARKERS[1]} {readme.MARKERS[1]}",
-    ],
-)
-def test_missing_markers_are_named(tmp_path, body):
-    target = tmp_path / "README.md"
-    target.write_text(body, encoding="utf-8")
-    with pytest.raises(UsageError, match=r"README\.md: .*<!-- bench:steps --> and <!-- /bench:steps -->"):
-        readme.write(target, [record(*STEPS)])
-    assert target.read_text(encoding="utf-8") == body
-
-
-def test_a_record_without_steps_has_no_table(tmp_path):
-    target = tmp_path / "README.md"
-    target.write_text(f"{readme.MARKERS[0]}{readme.MARKERS[1]}", encoding="utf-8")
-    with pytest.raises(UsageError, match="no training step"):
-        readme.write(target, [record(*KERNELS)])
-
-
-def test_other_formats_are_left_out_by_name_or_refused(tmp_path, capsys):
-    good, out = written(tmp_path / "good.json", record(*STEPS)), tmp_path / "report.html"
-    others = {"old.json": '{"rows": []}', "list.json": "[1]", "text.json": "no JSON"}
-    for name, body in others.items():
-        (tmp_path / name).write_text(body, encoding="utf-8")
-    main([str(path) for path in (good, good, *(tmp_path / name for name in others))] + ["-o", str(out)])
-    said = capsys.readouterr()
-    assert (
-        said.out == f"{out}: written\n"
-        and said.err == "left out, not benchmark records: old.json, list.json, text.json\n"
-    )
-    assert sections(out.read_text(encoding="utf-8")) == [
-        "headline",
-        "steps",
-        "memory",
-        "energy",
-        "conditions",
-    ]
-    assert "[2]" not in out.read_text(encoding="utf-8")  # one file given twice is one record
-
-
-@pytest.mark.parametrize("body", [None, '{"rows": []}', json.dumps({"format": FORMAT, "rows": []}), "[]"])
-def test_nothing_to_report_is_an_error(tmp_path, capsys, body):
-    path, out = tmp_path / "other.json", tmp_path / "report.html"
-    if body is not None:
-        path.write_text(body, encoding="utf-8")
-    with pytest.raises(SystemExit) as stopped:
-        main([str(path), "-o", str(out)])
-    assert stopped.value.code == 2 and not out.exists()
-    assert re.search(
-        r"error: .*(can't be read|no benchmark record among 1 file|damaged)", capsys.readouterr().err
-    )

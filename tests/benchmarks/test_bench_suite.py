@@ -10,33 +10,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from suite_cases import CPU, RATES, TINY
+
+from bench import guard, memory
+from bench.records.rows import Record, Row, load
+from bench.report import readme
+from bench.suite import clock, gate, kernels, measure, process, runs
+from bench.suite.cases import Blocks, Case, grid
+from bench.suite.providers import few, left_out, providers
+from bench.suite.scaling import fitted
+from bench.suite.session import play
+from bench.suite.summary import lines
+from fastbn.engine.interface import Execution
+from fastbn.engine.native import build
+from fastbn.errors import MachineError, UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT))  # bench/ is not installed
-
-from bench import guard, memory  # noqa: E402
-from bench.records.rows import Record, Row, load  # noqa: E402
-from bench.report import readme  # noqa: E402
-from bench.suite import clock, costs, gate, kernels, measure, process, runs  # noqa: E402
-from bench.suite.cases import Blocks, Case, grid  # noqa: E402
-from bench.suite.providers import few, left_out, providers  # noqa: E402
-from bench.suite.scaling import fitted  # noqa: E402
-from bench.suite.session import play  # noqa: E402
-from bench.suite.summary import lines  # noqa: E402
-from fastbn.engine.interface import Execution  # noqa: E402
-from fastbn.engine.native import build  # noqa: E402
-from fastbn.engine.select import choose  # noqa: E402
-from fastbn.errors import MachineError, UsageError  # noqa: E402
-
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:.*Benchmark")]
-RATES = {"copy_bytes_per_second": 1e10, "matmul_flops_per_second": 1e11}
-CPU, TINY = torch.device("cpu"), Case(8, 4, 8, width=8)
-
-
-@pytest.fixture
-def engine():
-    """What auto means here: natively compiled where there is a compiler."""
-    return choose("auto", CPU, torch.float32)[0]
 
 
 @pytest.mark.slow
@@ -147,74 +137,6 @@ def test_a_wrong_gradient_is_a_failed_row_and_is_never_timed(engine, monkeypatch
     assert not samples
 
 
-def test_a_slowed_engine_turns_the_guard_red(engine, monkeypatch, tmp_path, capsys):
-    """The kernels of a net this small are no faster than stock's: 0.02 only says that both are timed."""
-    floors = tmp_path / "floors.json"
-    held = {"depth": 8, "batch_size": 4, "size": 8, "width": 8}
-    floors.write_text(json.dumps({engine.name: [held | {"floor": 0.02}]}))
-    assert guard.main([], floors, (3,)) == 0
-    floors.write_text(json.dumps({engine.name: [held | {"floor": 0.5}]}))
-    timed(monkeypatch, [1, 1, 1], [0.4, 0.4, 0.6], [3, 3, 3])
-    assert guard.main([], floors, (3, 4)) == 1
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 2 and "measured again, with 4 rounds" in said[0]  # a first fail is not yet a verdict
-    assert said[1].startswith("guard failed: ResNet-8, width 8") and "floor 0.50×, 4 rounds" in said[1]
-
-
-def test_the_floors_are_80_percent_of_what_is_on_record():
-    kept = json.loads(guard.FLOORS.read_text(encoding="utf-8"))
-    assert set(kept) == {"about", "native", "triton"}
-    for entry in (*kept["native"], *kept["triton"]):
-        floor, figures = entry.pop("floor"), entry.pop("measured", [])
-        assert floor > 0 and Case(**entry)
-        if figures:
-            assert floor == pytest.approx(0.8 * min(each["ratio"] for each in figures), abs=0.01)
-        for each in figures:
-            assert each["device"] and each["versions"] and each["date"] and each["q1"] <= each["q3"]
-
-
-def timed(monkeypatch, *seconds):
-    """Every case takes these seconds per round: fastbn's, stock's, another of stock's."""
-    names = ("fastbn native", "stock-bn channels-last", "stock-full channels-last")
-
-    def steps(level, case, everyone, device, rounds, *more):
-        found = {}
-        for name, own in zip(names, seconds, strict=True):
-            row = Row(level=level, case=case.title, provider=name, trains="bn").time(own)
-            found[name] = measure.Measured(row, own)
-        return found
-
-    monkeypatch.setattr(measure, "steps", steps)
-
-
-def test_the_guard_takes_the_median_of_the_ratios_per_round(monkeypatch):
-    """A machine that slows down by 10 in the midst of it leaves every round's ratio as it was; here the
-    ratio of the medians would be 0.2."""
-    timed(monkeypatch, [1, 10, 10], [2, 2, 20], [3, 3, 30])
-    found = guard.lead(TINY, CPU, 3)
-    assert found.ratios == [2, 0.2, 2] and found.median == 2
-    assert "2.00×, floor 1.90×" in guard.check(TINY, 1.9, CPU, (3,))
-    with pytest.raises(guard.Slow):
-        guard.check(TINY, 2.1, CPU, (3, 3))
-
-
-def test_the_floors_are_written_from_what_is_measured(monkeypatch, tmp_path, engine):
-    """The least of several devices' figures counts; another engine's floors stay."""
-    timed(monkeypatch, [1, 1, 1], [2, 2, 2], [3, 3, 3])
-    case, floors = {"depth": 8, "batch_size": 4, "size": 8, "width": 8}, tmp_path / "floors.json"
-    other = {"ratio": 1.5, "q1": 1.4, "q3": 1.6, "device": "Another CPU", "versions": {}, "date": "2026"}
-    kept = {"about": "…", engine.name: [case | {"floor": 9.0, "measured": [other]}, case], "other": [1]}
-    floors.write_text(json.dumps(kept))
-    assert guard.main(["--measure"], floors, (3,)) == 0
-    found = json.loads(floors.read_text())
-    both, alone = found[engine.name]
-    assert both["floor"] == 1.2 and alone["floor"] == 1.6 and found["other"] == [1]
-    assert [each["ratio"] for each in both["measured"]] == [1.5, 2.0] and both["measured"][0] == other
-    assert guard.main(["--measure"], floors, (3,)) == 0 and json.loads(floors.read_text()) == found
-    timed(monkeypatch, [1, 1, 1], [1.1, 1.1, 1.1], [3, 3, 3])
-    assert guard.main([], floors, (3,)) == 1
-
-
 def test_a_provider_that_fails_is_a_row(monkeypatch):
     """A provider fails that meets torch.compile's recompile limit, or runs out of memory."""
     chosen = few(providers(TINY, CPU), "eager")
@@ -282,49 +204,6 @@ def test_what_does_not_fit_side_by_side_is_timed_alone_and_says_so(monkeypatch):
     monkeypatch.setattr(measure, "free_bytes", lambda device: 0)
     found = measure.steps("step", TINY, few(providers(TINY, CPU), "eager"), CPU, 3)
     assert all(own.row.alone and own.row.seconds for own in found.values())
-
-
-def test_fused_and_stock_kernels_are_float64s(monkeypatch):
-    monkeypatch.setitem(kernels.FLUSH, "cpu", 1 << 20)  # of which nothing is measured here
-    for operation in kernels.OPERATIONS:
-        # 7: no whole number of Winograd's tiles
-        found = kernels.measure(Blocks(8, 7, 3), operation, CPU, RATES, 3)
-        assert {cache for cache, _ in found} == set(kernels.CACHES)
-        for row, samples in found.values():
-            assert row.failed is None and len(samples) == 3 and row.moved_bytes
-            assert 0 < row.gradient_error < kernels.allowed(Blocks(8, 7, 3))
-
-
-def test_stock_gradient_kernels_are_autograds_own():
-    given = kernels.inputs(Blocks(8, 7, 3), CPU)
-    y, gamma, beta = (t.clone().requires_grad_() for t in (given.y, given.gamma, given.beta))
-    z = torch.relu(torch.nn.functional.batch_norm(y, None, None, gamma, beta, True))
-    torch.nn.functional.conv2d(z, given.weight, padding=1).backward(given.dy)
-    _, dgamma, dbeta, dy = kernels.stock("∇conv2", given)()
-    assert torch.equal(dgamma, gamma.grad) and torch.equal(dbeta, beta.grad) and torch.equal(dy, y.grad)
-
-
-def test_an_identity_block_costs_what_the_design_says():
-    """In units of A, one activation: fused 6 forward and 9 backward, a bit an element of mask aside; stock
-    17 and 23."""
-    blocks = Blocks(16, 8, 4)
-    A = 4 * 4 * 16 * 8 * 8
-
-    def moved(provider, *operations):
-        found = [kernels.cost(blocks, operation, provider) for operation in operations]
-        return round(sum(each.read + each.written for each in found) / A)
-
-    assert moved("fastbn", "conv1", "conv2") == 6 and moved("fastbn", "∇conv1", "∇conv2") == 9
-    assert moved(kernels.STOCK, "conv1", "conv2") == 17 and moved(kernels.STOCK, "∇conv1", "∇conv2") == 23
-    assert moved(kernels.ALONE, "conv2") == moved(kernels.ALONE, "∇conv2") == 2
-
-
-def test_costs_of_a_network_with_pooling_between_its_regions():
-    case = Case(18, 2, 32, width=8)
-    (_, first, wanted), (_, second, passed) = costs.regions(case)
-    assert (
-        first == ((2, 3, 32, 32),) and wanted == (False,) and second == ((2, 8, 8, 8),) and passed == (True,)
-    )
 
 
 def test_the_time_to_the_accuracy_at_which_fastbn_ends():
