@@ -16,14 +16,12 @@ from bench import guard, memory
 from bench.records.rows import Record, Row, load
 from bench.report import readme
 from bench.suite import clock, gate, kernels, measure, process, runs
-from bench.suite.cases import Blocks, Case, grid
-from bench.suite.providers import few, left_out, providers
+from bench.suite.cases import Blocks
+from bench.suite.providers import few, providers
 from bench.suite.scaling import fitted
 from bench.suite.session import play
 from bench.suite.summary import lines
-from fastbn.engine.interface import Execution
 from fastbn.engine.native import build
-from fastbn.errors import MachineError, UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:.*Benchmark")]
@@ -249,41 +247,6 @@ def test_a_known_exponent_is_found():
         and curve.steepest == pytest.approx(2.0)
     )
     assert fitted([row(2, 1.0), row(4, 2.0)]) == []
-
-
-def test_a_cpu_offers_no_provider_of_cudas():
-    assert not any(
-        "amp" in provider.name or "graph" in provider.name for provider in providers(TINY, CPU, compiled=True)
-    )
-    assert left_out(CPU, True) and not any(case.precision != "fp32" for case in grid("full", CPU).steps)
-    with pytest.raises(MachineError, match="mixed precision is measured on CUDA"):
-        providers(Case(8, 4, 8, precision="mixed"), CPU)
-    with pytest.raises(UsageError, match="--grid must be tiny, default or full, got 'huge'"):
-        grid("huge", CPU)
-
-
-def test_a_gpu_has_every_provider(monkeypatch):
-    """Names are compared; nothing runs."""
-    engine = type("Engine", (), {"name": "triton", "execution": Execution.CUDA_GRAPH})
-    monkeypatch.setattr("bench.suite.providers.choose", lambda *_: (engine, ""))
-    cuda = torch.device("cuda")
-    full = {
-        provider.name.removeprefix("stock-full ")
-        for provider in providers(TINY, cuda, True)
-        if provider.trains == "all"
-    }
-    assert full == {"stock-full", "channels-last", "compiled", "graph"}
-    mixed = {
-        provider.name
-        for provider in providers(Case(8, 4, 8, precision="mixed"), cuda, True)
-        if provider.trains == "bn"
-    }
-    assert mixed == {
-        "stock-bn channels-last amp-fp16", "stock-bn channels-last "
-                                           "amp-bf16", "stock-bn compiled "
-                                                       "amp-bf16", "stock-bn graph amp-bf16",
-        "fastbn triton", "fastbn triton graph",
-    }  # fmt: skip
 
 
 @pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")

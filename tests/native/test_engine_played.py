@@ -2,75 +2,20 @@
 
 from __future__ import annotations
 
-import copy
-import threading
-
 import pytest
 import torch
-from nets import chain, resnet
+from played import NETS, assert_same_bits, pair, programs, step
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from bench.oracle.networks import images
 from bench.oracle.stock import upstream
-from fastbn import freeze, fuse
 from fastbn.engine import walk
 from fastbn.engine.context import recomputing
-from fastbn.engine.executor import KEYS, Eager
-from fastbn.engine.native import build, program
+from fastbn.engine.native import build
 from fastbn.engine.recomputation import Recompute
-from fastbn.engine.region import FusedRegion
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
-NETS = {
-    "basic": lambda: resnet(14, 16),
-    "odd channels": lambda: resnet(8, 12),
-    "ImageNet's, a region before the pooling": lambda: resnet(18, 8, "imagenet"),
-    "bottlenecks": lambda: resnet(50, 4, "imagenet"),
-}
-
-
-def regions(model):
-    return [
-        m
-        for _, program in model.forward._programs.values()
-        for m in program.children()
-        if isinstance(m, FusedRegion)
-    ]
-
-
-def pair(model, batch=2):
-    """Return the model fused twice, the second always walked. Only for the modes that it is in."""
-    ours, theirs = (fuse(copy.deepcopy(model).float(), "native") for _ in "ab")
-    theirs(images(batch, 17, 15, dtype=torch.float32))
-    theirs.load_state_dict(model.state_dict())
-    for region in regions(theirs):
-        region.executor = Eager()
-    return ours, theirs
-
-
-def programs(model):
-    return [program for region in regions(model) for program, _ in region.executor._programs.values()]
-
-
-def step(model, x, **keywords):
-    """Return the output, all gradients and buffers of a step with a random upstream gradient."""
-    model.zero_grad()
-    z = model(x)
-    z.backward(upstream([z])[0], **keywords)
-    made = [p.grad.clone() for p in model.parameters() if p.grad is not None]
-    return [
-        z.detach().clone(),
-        *made,
-        *(b.clone() for b in model.buffers()),
-        *([] if x.grad is None else [x.grad.clone()]),
-    ]
-
-
-def assert_same_bits(found, expected):
-    assert len(found) == len(expected)
-    for a, b in zip(found, expected, strict=True):
-        assert torch.equal(a, b)
 
 
 @pytest.fixture
@@ -213,95 +158,3 @@ def test_what_autograd_keeps_elsewhere_is_read_there(move):
         with torch.autograd.graph.saved_tensors_hooks(move, lambda t: t):
             found = step(ours, x)
         assert_same_bits(found, step(theirs, x))
-
-
-def test_gradient_from_one_of_two_outputs():
-    class Two(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.trunk = chain(nn.Conv2d(3, 16, 3, bias=False), nn.Conv2d(16, 16, 3, bias=False))
-
-        def forward(self, x):
-            first = self.trunk.norms[0](self.trunk.convs[0](x)).relu()
-            return first, self.trunk.norms[1](self.trunk.convs[1](first)).relu()
-
-    ours, theirs = pair(freeze(Two()))
-    x = images(3, 17, 15, dtype=torch.float32)
-    for which in (0, 1, [0, 1], 0):
-        for model in (ours, theirs):
-            model.zero_grad()
-            outputs = model(x)
-            chosen = [outputs[i] for i in ([which] if isinstance(which, int) else which)]
-            torch.autograd.backward(chosen, upstream(chosen))
-        for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
-            assert (a.grad is None) == (b.grad is None) and (a.grad is None or torch.equal(a.grad, b.grad))
-
-
-def test_forwards_that_overlap_have_memory_of_their_own():
-    ours, theirs = pair(NETS["basic"]().eval())
-    for model in (ours, theirs):
-        model.zero_grad()
-        outputs = [model(images(2, 17, 15, dtype=torch.float32, seed=seed)) for seed in range(3)]
-        for z in outputs:
-            z.backward(upstream([z])[0])
-    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
-        assert a.grad is None or torch.equal(a.grad, b.grad)
-
-
-def test_two_threads_take_turns():
-    model, _ = pair(NETS["basic"]().eval())
-    xs = [images(2, 17, 15, dtype=torch.float32, seed=seed) for seed in range(2)]
-    with torch.no_grad():
-        expected = [model(x) for x in xs]
-    wrong = []
-
-    def forwards(i):
-        with torch.no_grad():
-            for _ in range(30):
-                if not torch.equal(model(xs[i]), expected[i]):
-                    wrong.append(i)
-
-    threads = [threading.Thread(target=forwards, args=(i,)) for i in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
-
-
-def test_tensors_that_the_kernels_cannot_read_are_walked():
-    ours, theirs = pair(NETS["basic"]())
-    for model in (ours, theirs):
-        old = model.layer1[0].bn1.running_mean
-        model.layer1[0].bn1.running_mean = torch.stack([old, old + 1], 1)[:, 0]
-    x = images(3, 17, 15, dtype=torch.float32)
-    assert_same_bits(step(ours, x), step(theirs, x))
-    assert programs(ours) == [None]
-
-
-def test_few_programs_are_kept():
-    ours, theirs = pair(NETS["odd channels"]())
-    for batch in [*range(1, KEYS + 3), 1]:
-        x = images(batch, 9, 7, dtype=torch.float32)
-        assert_same_bits(step(ours, x), step(theirs, x))
-    assert len(programs(ours)) == KEYS
-
-
-def test_a_program_touches_nothing_beside_its_memory(monkeypatch):
-    """Kept and scratch memory as large as the program says, between guards; and NaN wherever it has not
-    yet written."""
-    model, same = pair(NETS["bottlenecks"]())
-    x = images(3, 17, 15, dtype=torch.float32)
-    guards = []
-
-    def empty(buffers, shape, dtype=torch.float32):
-        size = torch.Size(shape).numel() * dtype.itemsize
-        room = torch.full((size // 4 + 64,), float("nan"))
-        room.view(torch.uint8)[size : size + 64] = 77
-        guards.append(room.view(torch.uint8)[size : size + 64])
-        return room.view(torch.uint8)[:size].view(dtype).view(shape)
-
-    monkeypatch.setattr(program.Buffers, "empty", empty)
-    for _ in range(2):
-        assert_same_bits(step(model, x), step(same, x))
-    assert guards and all((guard == 77).all() for guard in guards)

@@ -8,34 +8,17 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
-from damage import PLACES, put, refused
 from hub_nets import NETWORKS, drawn
 from nets import resnet
+from patched_nets import trained
 from torch import nn
 
 import fastbn
 from bench.oracle.networks import images
 from fastbn.errors import MachineError, UsageError
-from fastbn.patches.patch import MOST_BYTES, PATCH, read
-from fastbn.trainable import entries
-from fastbn.training import checked_file
+from fastbn.patches.patch import read
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def trained(model, train="bn", seed=7):
-    """Return the model as training might leave it: all that trains has moved, statistics and counters too."""
-    fastbn.freeze(model, train)
-    draw = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, t in model.state_dict(keep_vars=True).items():
-            moved = torch.rand(t.shape, generator=draw).to(t) * 0.3 + 0.1
-            if name.endswith("num_batches_tracked"):
-                t += 17
-            elif t.requires_grad or name.endswith(("running_mean", "running_var")):
-                mask = entries(model).get(name)
-                t += moved if mask is None else moved * mask
-    return model
 
 
 def x(dtype=torch.float32):
@@ -257,70 +240,3 @@ def test_buffers_and_modes_are_left_as_they_are(tmp_path):
     assert again.mask.tolist() == [2, -float("inf")] and again.training
     assert all(p.requires_grad for p in again.parameters())
     assert "scratch" not in read(tmp_path / "patch.safetensors").tensors
-
-
-def into(*keys, **values):
-    def alter(tensors, said):
-        for key in keys:
-            said = said[key]
-        said.update(values)
-
-    return alter
-
-
-def tensor(name, value):
-    return lambda tensors, said: tensors.update({name: value(tensors[name]) if name in tensors else value})
-
-
-BN = "stem.bn.running_var"
-SIGNED = {
-    "no header": lambda tensors, said: said.clear(),
-    "a header without metadata": lambda tensors, said: said.pop("metadata"),
-    "metadata too deep": into("metadata", a=[[[[[[[[[1]]]]]]]]]),
-    "trains twice": lambda tensors, said: said["trains"].append(said["trains"][0]),
-    "trains what is not there": lambda tensors, said: said["trains"].append("no\nsuch"),
-    "entries of what has none": lambda tensors, said: said["entries"].append("head.bias"),
-    "entries cut": tensor("stem.conv.weight.entries", lambda t: t[:-1]),
-    "entries without a value each": tensor("stem.conv.weight", lambda t: t[:-1]),
-    "a digest that is none": into("frozen", "tensors", **{"stem.conv.weight": "float32 8x3x3x3 zz"}),
-    "too few digests": into("frozen", "tensors", **{"stem.conv.weight": "float32 8x3x3x3 " + "0" * 12}),
-    "a huge shape": into("frozen", "tensors", **{"stem.conv.weight": "float16 9999999999x99 " + "0" * 12}),
-    "another SHA-256": into("frozen", sha256="0" * 64),
-    "of the base and stored": into("frozen", "tensors", **{"stem.bn.bias": "float16 8 " + "0" * 12}),
-    "a tensor that is none's": tensor("unknown", torch.zeros(3)),
-    "no γ": lambda tensors, said: tensors.pop("stem.bn.weight"),
-    "γ that are no numbers": tensor("stem.bn.weight", lambda t: t * float("nan")),
-    "an infinite variance": tensor(BN, lambda t: t / 0),
-    "a negative variance": tensor(BN, lambda t: -t),
-    "statistics that are whole": tensor(BN, lambda t: t.long()),
-    "a count that is none": tensor("stem.bn.num_batches_tracked", lambda t: t.int()),
-    "a negative count": tensor("stem.bn.num_batches_tracked", lambda t: t - 99),
-    "eight bits": tensor("stem.bn.weight", lambda t: t.to(torch.float8_e5m2)),
-}
-
-
-@pytest.mark.parametrize("alter", SIGNED.values(), ids=SIGNED)
-def test_a_patch_that_is_signed_and_wrong(alter, tmp_path):
-    """One line, and the network is as it was: in another dtype too, whose digests the file may lack."""
-    path = tmp_path / "patch.safetensors"
-    fastbn.save(trained(drawn("timm's"), "bn+output+random=1"), path)
-    _, tensors, said = checked_file.verified(path, (PATCH,), "a patch", MOST_BYTES)
-    alter(tensors, said)
-    checked_file.write(path, tensors, said, PATCH)
-    for model in (drawn("timm's"), drawn("timm's").half()):
-        before = {name: t.clone() for name, t in model.state_dict().items()}
-        if said.get("frozen", {}).get("sha256") == "0" * 64 and model.head.weight.dtype == torch.float16:
-            continue  # of a rounded base each tensor has its digest
-        with pytest.raises(UsageError) as found:
-            fastbn.apply_patch(model, path)
-        assert str(found.value).isprintable() and len(str(found.value)) < 600
-        assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
-
-
-@pytest.mark.parametrize("place", PLACES)
-def test_only_a_file_of_its_size_is_read(place, tmp_path):
-    path = tmp_path / "patch.safetensors"
-    fastbn.save(trained(drawn("timm's")), path)
-    put(path, place)
-    for call in (fastbn.inspect, lambda path: fastbn.apply_patch(drawn("timm's"), path)):
-        refused(call, path, match=r"patch\.safetensors")
