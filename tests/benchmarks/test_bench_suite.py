@@ -1,5 +1,4 @@
-"""The benchmarks themselves: what they record, in which order they time, and that the gate and the guard
-turn red."""
+"""The benchmarks themselves: what they record, in which order they time, and that the gate turns red."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Seeded weights: their distributions, their bits for good, and weights from files."""
+"""Seeded weights: their distributions, and their bits for good."""
 
 import json
 import math

@@ -4,13 +4,11 @@ import fcntl
 import json
 import math
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
+from cli_runs import refused
 from runs import (
-    REPOSITORY,
     STEPS,
     TIMES,
     TINY,
@@ -19,7 +17,6 @@ from runs import (
     contents,
     metrics,
     network,
-    python,
     train,
 )
 
@@ -48,16 +45,6 @@ def finished(tmp_path_factory):
 def run(finished, tmp_path):
     """A copy of it."""
     return shutil.copytree(finished, tmp_path / "run")
-
-
-def refused(code, capfd, *patterns):
-    """Exit code 2 and one line that names all of these; nothing on stdout."""
-    out, err = capfd.readouterr()
-    assert (code, out) == (2, "")
-    assert err.startswith("fastbn: error: ") and err.count("\n") == 1, err
-    for pattern in patterns:
-        assert pattern in err
-    return err
 
 
 def test_a_run_s_folder(tmp_path, capfd):
@@ -255,78 +242,6 @@ def test_weights_from_a_file(tmp_path, capfd):
     assert torch.equal(load(tmp_path / "run").conv1.weight, network(seed=4).conv1.weight)
 
 
-WRONG = [
-    (["--depth", "100"], ["6n+2", "98", "101"]),
-    (["--depth", "50"], ["both", "family"]),
-    (["--depth", "ten"], ["--depth", "'ten'"]),
-    (["--width", "0"], ["width", "0"]),
-    (["--family", "vgg"], ["vgg", "11, 13, 16, 19", "nearest: 11"]),
-    (["--norm", "layer"], ["--norm", "layer", "instance"]),
-    (["--norm", "group", "--engine", "reference"], ["reference", "--norm group", "--engine stock"]),
-    (["--augment", "flip+blur"], ["augment", "blur", "brightness"]),
-    (["--engine", "triton"], ["triton", "reference"]),
-    (["--engine", "reference", "--train", "all"], ["reference", "all", "--engine stock"]),
-    (["--device", "cuda"], ["cuda", "--device cpu"]),
-    (["--precision", "tf32"], ["tf32", "fp32"]),
-    (["--precision", "mixed"], ["mixed", "fp32"]),
-    (["--epochs", "0"], ["epochs", "0"]),
-    (["--batch-size", "0"], ["batch_size", "0"]),
-    (["--lr", "nan"], ["lr", "nan"]),
-    (["--lr", "1e39"], ["lr", "1e+39"]),
-    (["--milestones", "5,3"], ["milestones", "(5, 3)"]),
-    (["--milestones", "a"], ["--milestones", "80,120", "'a'"]),
-    (["--threads", "99999999999999"], ["threads", "99999999999999"]),
-    (["--dataset", "cifar10", "--data-dir", "nowhere"], ["CIFAR-10", "nowhere", "--download"]),
-    (["--dataset", "mnist"], ["--dataset", "mnist", "cifar10"]),
-    (["--train", "bogus"], ["train", "bogus", "output"]),
-    (["--train", "outptu"], ["outptu", "nearest: output"]),
-    (["--train", "bn@first-99"], ["bn@first-99", "ask for 1"]),
-    (["--weights", "nowhere.pth"], ["nowhere.pth"]),
-    (["--limit-train", "0"], ["limit-train", "0"]),
-    (["--val", "64"], ["64"]),
-    (["--seed", "-1"], ["seed", "-1"]),
-    (["--bogus"], ["--bogus", "--help"]),
-]
-
-
-@pytest.mark.parametrize("arguments, said", WRONG, ids=[" ".join(arguments) for arguments, _ in WRONG])
-def test_a_wrong_argument_is_one_line_and_holds_no_run(tmp_path, monkeypatch, capfd, no_gpu, arguments, said):
-    monkeypatch.chdir(tmp_path)
-    refused(train("run", *arguments), capfd, *said)
-    assert not (tmp_path / "run").exists() or [path.name for path in (tmp_path / "run").iterdir()] == ["lock"]
-    assert {path.name for path in tmp_path.iterdir()} <= {"run"}
-
-
-def test_the_depth_is_asked_for(capfd):
-    refused(main([]), capfd, "--depth")
-
-
-def test_a_folder_that_cannot_be_made(tmp_path, capfd):
-    (tmp_path / "file").write_text("")
-    refused(train(tmp_path / "file" / "run"), capfd, "cannot write to", "--out")
-
-
-def test_divergence(tmp_path, capfd):
-    assert train(tmp_path, "--lr", "1e30") == 3
-    out, err = capfd.readouterr()
-    assert out == "" and err.splitlines()[-1].startswith("fastbn: diverged: ") and "lower --lr" in err
-    assert "Traceback" not in err
-    assert not (tmp_path / "checkpoint.safetensors").exists() and metrics(tmp_path) == []
-
-
-def test_divergence_keeps_the_last_good_epoch(tmp_path, capfd):
-    """One good epoch, then γ and β so large that the next overflows."""
-    assert train(tmp_path, epochs=1) == 0
-    tensors, header = checkpoint(tmp_path)
-    tensors["parameters"].fill_(1e30)
-    checked_file.write(tmp_path / "checkpoint.safetensors", tensors, header)
-    before = (tmp_path / "checkpoint.safetensors").read_bytes()
-    assert train(tmp_path, "--resume", epochs=3) == 3
-    assert "epoch 2" in capfd.readouterr().err
-    assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
-    assert len(metrics(tmp_path)) == 1
-
-
 DAMAGE = {
     "config.json cut": ("config.json", lambda content: content[: len(content) // 2]),
     "config.json a list": ("config.json", lambda content: b"[]"),
@@ -368,58 +283,3 @@ def test_a_checkpoint_that_save_wrote_is_no_run_to_resume(tmp_path, capfd, finis
     checked_file.write(tmp_path / "run" / "checkpoint.safetensors", tensors, header)
     assert train(tmp_path / "run", "--resume") == 2
     assert "no run to resume" in capfd.readouterr().err
-
-
-def test_help_imports_no_torch():
-    """It needs nothing that only some machines have."""
-    done = python(
-        "import sys\n"
-        "for name in ('triton', 'pynvml', 'matplotlib', 'torch_xla'): sys.modules[name] = None\n"
-        "import fastbn\n"
-        "assert 'torch' not in sys.modules, 'import fastbn'\n"
-        "import fastbn.evaluate, fastbn.train\n"
-        "for module in (fastbn.train, fastbn.evaluate):\n"
-        "    try: module.main(['--help'])\n"
-        "    except SystemExit as end: assert not end.code\n"
-        "    else: raise AssertionError('no exit')\n"
-        "    assert module.main(['--bogus']) == 2\n"
-        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules, '--help'\n"
-        "from fastbn import FastBNOnlyResNet, fit\n"
-        "import fastbn.run.run, fastbn.training.step\n"
-        "assert 'torch' in sys.modules\n"
-    )
-    assert done.returncode == 0, done.stderr
-    assert all(f"usage: python -m fastbn.{name}" in done.stdout for name in ("train", "evaluate"))
-    assert done.stderr.count("fastbn: error: ") == done.stderr.count("\n") == 2
-
-
-def test_help_names_every_option_and_its_default():
-    done = subprocess.run(
-        [sys.executable, "-m", "fastbn.train", "--help"],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    text = " ".join(done.stdout.split())
-    assert done.returncode == 0 and done.stderr == ""
-    options = (
-        "depth width family dataset data-dir download train gamma-init beta-init weight-init weights "
-        "bn-stats epochs batch-size bn-batch "
-        "optimizer lr momentum weight-decay milestones engine device precision seed out resume limit-train "
-        "limit-test val "
-        "explain memory on"
-    )
-    for option in options.split():
-        assert f" --{option}" in text
-    for default in (
-        "; 128, or",
-        "(0.9)",
-        "(0.0001)",
-        "(uniform)",
-        "(zeros)",
-        "(kaiming_normal)",
-        "160",
-        "0.1 for sgd",
-    ):
-        assert default in text

@@ -2,11 +2,11 @@
 
 import copy
 import math
-import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
+from fit_sets import TEST, TRAIN, fit, trained
 from runs import STEPS, digits, network
 from torch import nn
 
@@ -21,7 +21,6 @@ from fastbn.training.evaluation import evaluate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-TRAIN, TEST = digits()
 COMMON = {"epoch", "step", "lr", "train_loss", "train_accuracy", "norms"}
 MEASURED = {
     "images_per_second",
@@ -31,16 +30,6 @@ MEASURED = {
     "planned_memory_bytes",
     "energy_joules",
 }
-
-
-def fit(model, *sets, **settings):
-    return fastbn.fit(
-        model, *(sets or (TRAIN, TEST)), **{"epochs": 2, "batch_size": 24, "progress": False, **settings}
-    )
-
-
-def trained(model):
-    return {name: p.detach().clone() for name, p in trainable(model)}
 
 
 def frozen(model):
@@ -278,25 +267,6 @@ def test_nothing_to_train_is_refused():
         fit(freeze(network(), "none"))
 
 
-def test_a_network_of_ones_own():
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(3, 8, 3, 2),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(8, 10),
-    )
-    fastbn.fuse(freeze(model, "bn"))
-    before = trained(model)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        history = fit(model)
-    assert history[-1]["train_loss"] > 0
-    assert not any(torch.equal(p, before[name]) for name, p in trainable(model))
-
-
 def test_progress_is_lines_on_stderr_or_nothing(capfd):
     fit(network())
     assert capfd.readouterr() == ("", "")
@@ -307,27 +277,3 @@ def test_progress_is_lines_on_stderr_or_nothing(capfd):
         "epoch 1/2",
         "epoch 2/2",
     ]
-
-
-class Head(nn.Module):
-    """The test network's logits in a form that somebody's network returns."""
-
-    def __init__(self, form):
-        super().__init__()
-        self.inner, self.form = network(), form
-
-    def forward(self, x):
-        return self.form(self.inner(x))
-
-
-@pytest.mark.parametrize(
-    "form, says",
-    [
-        (lambda z: (z, z), r"returns a tuple; .* model\(x\)\[0\]"),
-        (lambda z: {"out": z}, r"returns a dict; .* model\(x\)\['out'\]"),
-        (lambda z: z[:, :5], r"10 classes, .* shape \(\d+, 5\)"),
-    ],
-)
-def test_a_network_that_returns_no_logits(form, says):
-    with pytest.raises(UsageError, match=says):
-        fit(freeze(Head(form)))
