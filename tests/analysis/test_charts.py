@@ -1,4 +1,4 @@
-"""The report's charts: scales, ticks, places of bars and points, texts that stay within."""
+"""Charts: scales, ticks, the places of bars and points, and texts that stay within."""
 
 import re
 import xml.etree.ElementTree as ET
