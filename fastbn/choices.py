@@ -14,7 +14,8 @@ from fastbn.files import shown
 ENGINES = ("auto", "triton", "native", "reference", "stock")
 DEVICES = ("auto", "cuda", "cpu", "xla")
 PRECISIONS = ("auto", "fp32", "tf32", "bf16", "mixed")
-OPTIMIZERS = ("sgd", "adam")
+STATES = {"sgd": 1, "adam": 2}  # an optimizer's vectors of state, each as long as what trains
+OPTIMIZERS = tuple(STATES)
 SCHEDULES = ("multistep", "cosine", "constant")
 BN_STATS = ("batch", "frozen")
 AUGMENTATIONS = ("flip", "crop", "brightness")

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import math
 
+from fastbn.choices import STATES
 from fastbn.engine import recomputation
 from fastbn.engine.recomputation import Recompute
 from fastbn.errors import MachineError
@@ -84,7 +85,7 @@ class Planner:
     ):
         self.network, self.image, self._data = network, image, data
         self.dtypes = storage(precision)
-        self._vectors = {"sgd": 3, "adam": 4}[optimizer]  # γ and β, their gradient, the optimizer's states
+        self._vectors = 2 + STATES[optimizer]  # γ and β, their gradient, the optimizer's states
         self.budget = int(memory * (1 - SPARE))
 
     def plan(self, batch: int, bn_batch: int | None = None, budget: int | None = None) -> Plan:
