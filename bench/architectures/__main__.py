@@ -23,11 +23,12 @@ from tqdm import tqdm
 
 from bench.architectures import check, measure, rates
 from bench.architectures.catalogue import ARCHITECTURES, LIBRARIES, Architecture, named
-from bench.architectures.table import write_tables
+from bench.architectures.table import write_sentence, write_tables
 from bench.records.conditions import RESULTS, conditions, write
 from fastbn.cli.command import run
 
-PAGE = Path(__file__).parents[2] / "docs" / "networks.md"
+ROOT = Path(__file__).parents[2]
+PAGE, README = ROOT / "docs" / "networks.md", ROOT / "README.md"
 PARTS = ("agreement", "work", "seconds", "memory")
 
 
@@ -93,7 +94,8 @@ def main(arguments: list[str] | None = None) -> int:
         record["rows"] = _merged(json.loads(path.read_text(encoding="utf-8"))["rows"], rows)
     write(path, record)
     write_tables(PAGE, RESULTS)
-    print(f"{path.name} and {PAGE.name} are written")
+    write_sentence(README, RESULTS)
+    print(f"{path.name}, {PAGE.name} and {README.name} are written")
     return 0
 
 

@@ -11,9 +11,11 @@ from typing import Any
 
 from bench.architectures.measure import FUSED, STOCK
 from bench.records import between
+from fastbn.errors import UsageError
 from fastbn.planning import gain
 
 MARKERS = "<!-- architectures -->", "<!-- /architectures -->"
+README_MARKERS = "<!-- bench:networks -->", "<!-- /bench:networks -->"
 COLUMNS = (
     "network | fused | gradients | buffers | float32, stock's | step, ms | of stock | predicted | memory"
 )
@@ -26,12 +28,45 @@ def write_tables(page: Path, results: Path) -> None:
     between.write(page, MARKERS, tables(results))
 
 
+def write_sentence(readme: Path, results: Path) -> None:
+    """Write what the newest record says of two networks between the README's markers.
+
+    Raises UsageError where a marker is missing."""
+    between.write(readme, README_MARKERS, sentence(results))
+
+
 def tables(results: Path) -> str:
     """Return them in Markdown, the newest first."""
+    return "\n".join(map(_section, _records(results))).rstrip("\n")
+
+
+def sentence(results: Path) -> str:
+    """Return the newest record's step of ResNet-50 and its ratio, and MobileNetV2's ratio, in a sentence.
+    Raises UsageError where no record has both."""
+    for record in _records(results):
+        timed = [row for row in record["rows"] if row["library"] == "torchvision" and "seconds" in row]
+        rows = {row["name"]: row for row in timed}
+        if {"resnet50", "mobilenet_v2"} <= rows.keys():
+            break
+    else:
+        raise UsageError(f"no record in {results} has the steps of torchvision's resnet50 and mobilenet_v2")
+    first, second = rows["resnet50"], rows["mobilenet_v2"]
+    (seconds, ratio), (_, other) = ratio_of(first["seconds"]), ratio_of(second["seconds"])
+    return (
+        f"ResNet-50 as torchvision builds it, {first['size']}×{first['size']}, batch {first['batch_size']}, "
+        f"takes {1e3 * seconds:.0f} ms a step on\n{record['conditions']['device']}, {ratio:.2f} times as "
+        f"fast as stock BN-only; MobileNetV2 {other:.2f} times ({record['conditions']['date']}).\n"
+        "[docs/networks.md](docs/networks.md) has more, with their gradients' agreement and memory."
+    )
+
+
+def _records(results: Path) -> list[dict[str, Any]]:
+    """Return the records, the newest first."""
     paths = results.glob("architectures-*.json")
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    records.sort(key=lambda record: [record["conditions"][key] for key in ("date", "device")], reverse=True)
-    return "\n".join(map(_section, records)).rstrip("\n")
+    found: list[dict[str, Any]] = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    return sorted(
+        found, key=lambda record: [record["conditions"][key] for key in ("date", "device")], reverse=True
+    )
 
 
 def _section(record: Mapping[str, Any]) -> str:

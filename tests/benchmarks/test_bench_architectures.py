@@ -34,6 +34,19 @@ def test_the_page_is_what_the_records_make():
     assert own.strip("\n") == table.tables(RESULTS)
 
 
+def test_the_readme_says_what_the_record_says(tmp_path):
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    own = readme.partition(table.README_MARKERS[0])[2].partition(table.README_MARKERS[1])[0]
+    assert own.strip("\n") == table.sentence(RESULTS)
+    record = {"conditions": {"device": "a CPU", "date": "2026-01-02"}, "rows": [ROW]}
+    (tmp_path / "architectures-x.json").write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(UsageError, match="no record"):
+        table.sentence(tmp_path)
+    record["rows"] = [ROW | {"library": "torchvision", "name": name} for name in ("resnet50", "mobilenet_v2")]
+    (tmp_path / "architectures-x.json").write_text(json.dumps(record), encoding="utf-8")
+    assert "takes 1000 ms a step on\na CPU, 2.00 times as fast as stock BN-only" in table.sentence(tmp_path)
+
+
 def test_a_table(tmp_path):
     conditions = {
         "device": "a CPU",

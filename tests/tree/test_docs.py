@@ -42,6 +42,11 @@ def commands(name: str) -> list[list[str]]:
     return found
 
 
+def has_places(words: list[str]) -> bool:
+    """Tell whether a command has places for the reader's own."""
+    return any(re.search(r"[<>$…]|\b[A-Z]{3,}\b", word) for word in words)
+
+
 CALLS = [(name, call) for name in TEXTS for call in commands(name)]
 
 
@@ -53,7 +58,7 @@ def test_there_are_commands():
 def test_a_command_is_one(name, call, tmp_path, monkeypatch):
     """Its options are options; a preset is there."""
     module, *words = call
-    if any(re.search(r"[<>$…]|\b[A-Z]{3,}\b", word) for word in words):
+    if has_places(words):
         pytest.skip("it has places for the reader's own")
     monkeypatch.chdir(tmp_path)
     if module in ("fastbn.train", "fastbn.train_xla") and "--resume" not in words:
@@ -64,24 +69,6 @@ def test_a_command_is_one(name, call, tmp_path, monkeypatch):
         assert (REPOSITORY / module.replace(".", "/")).with_suffix(".py").exists() or (
             REPOSITORY / module.replace(".", "/") / "__main__.py"
         ).exists()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["index.md", "concepts.md", "experiments.md"])
-def test_the_commands_run(name, tmp_path):
-    """One after the other, as a reader would; what installs is left out, and a training is cut short."""
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    for module, *words in commands(name):
-        short = ["--epochs", "2", "--limit-train", "128"] if module == "fastbn.train" else []
-        done = subprocess.run(
-            [sys.executable, "-m", module, *words, *short],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, f"{module} {' '.join(words)}: {done.stderr[-500:]}"
 
 
 SHORT = ["networks.md"]
@@ -101,7 +88,12 @@ def test_the_code_runs(name, tmp_path, monkeypatch, capsys):
 def test_the_code_runs_on_what_the_reader_has(name, tmp_path, monkeypatch):
     """A network and data of one's own; shallow networks, one epoch. What needs a cluster is left out."""
     monkeypatch.chdir(tmp_path)
-    digits = load("digits", str(tmp_path))
+    run_python(name, tmp_path)
+
+
+def run_python(name, folder):
+    """Run a page's Python on shallow networks for an epoch; what needs a cluster is left out."""
+    digits = load("digits", str(folder))
     own = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
     names = {"fastbn": fastbn, "your_network": own, "train": digits.train.limit(64), "test": None}
     for block in blocks(name, "python"):
