@@ -34,23 +34,24 @@ def _parser() -> Parser:
     examples = (
         ("show flowers.safetensors", "what the patch holds, and of what base"),
         ("diff a.safetensors b.safetensors", "how far two are apart"),
-        ("apply a.safetensors --base resnet18.pth --out whole.safetensors", "the whole network's weights"),
-        ("merge a.safetensors b.safetensors --out mean.safetensors", "their average"),
+        ("merge a.safetensors b.safetensors --out c.safetensors", "their average"),
     )
     about = "Show, compare, apply and average what fastbn.save wrote."
     parser = Parser("patch", examples, description=about)
     kinds = parser.add_subparsers(dest="what", required=True, metavar="show|diff|apply|merge")
-    kinds.add_parser("show", help="what a patch holds").add_argument("patch", metavar="FILE")
+    kinds.add_parser("show", help="what a patch holds").add_argument(
+        "patch", metavar="FILE", help="what fastbn.save wrote"
+    )
     both = kinds.add_parser("diff", help="how far the second is from the first")
-    both.add_argument("first", metavar="A")
-    both.add_argument("second", metavar="B")
+    both.add_argument("first", metavar="A", help="a patch, or a run's checkpoint")
+    both.add_argument("second", metavar="B", help="another, of the same base")
     onto = kinds.add_parser("apply", help="the base's weights with the patch in them")
-    onto.add_argument("patch", metavar="FILE")
+    onto.add_argument("patch", metavar="FILE", help="what fastbn.save wrote")
     what = "the base's state dict, .safetensors or .pth; of a FastBNOnlyResNet the patch itself says it"
     onto.add_argument("--base", metavar="FILE", help=what)
     onto.add_argument("--out", metavar="FILE", required=True, help="the .safetensors file to write")
     several = kinds.add_parser("merge", help="the average of patches of one base")
-    several.add_argument("patches", metavar="FILE", nargs="+")
+    several.add_argument("patches", metavar="FILE", nargs="+", help="two or more")
     several.add_argument("--out", metavar="FILE", required=True, help="the patch to write")
     what = "how much each counts (all the same; running statistics by the batches that they have seen)"
     several.add_argument("--weights", metavar="W", type=float, nargs="+", help=what)

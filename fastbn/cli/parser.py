@@ -44,7 +44,9 @@ class Parser(argparse.ArgumentParser):
     ):
         prog = program(name) if prog is None else prog
         if examples:
-            lines = [line for words, does in examples for line in (f"  {prog} {words}", f"      {does}")]
+            lines = [
+                line for words, does in examples for line in (f"  {prog} {words}".rstrip(), f"      {does}")
+            ]
             settings["epilog"] = "\n".join(["examples:", *lines])
         super().__init__(prog, formatter_class=_Formatter, allow_abbrev=False, add_help=False, **settings)
         about = self.add_argument_group("help")

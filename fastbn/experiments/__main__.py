@@ -139,9 +139,9 @@ def _parser() -> Parser:
     )
     parser = Parser("experiments", examples, description="The papers' experiments, one command each.")
     kinds = parser.add_subparsers(dest="what", required=True, metavar="list|show|run|table")
-    kinds.add_parser("list", help="every preset")
-    shown = kinds.add_parser("show", help="one preset: its study, its lines, its published figures")
-    shown.add_argument("name")
+    kinds.add_parser("list", help="every experiment, with its hours on this machine")
+    shown = kinds.add_parser("show", help="one experiment: its study, its lines, their figures and hours")
+    shown.add_argument("name", metavar="NAME", help="of an experiment, as list has it")
     shown.add_argument(
         "--hours",
         action="store_true",
@@ -155,7 +155,8 @@ def _parser() -> Parser:
         sub = kinds.add_parser(
             what, help=help, epilog="What follows -- goes to every run, over the preset's: … -- --device cpu"
         )
-        sub.add_argument("name", nargs="?" if what == "table" else None)
+        optional = "?" if what == "table" else None
+        sub.add_argument("name", nargs=optional, metavar="NAME", help="of an experiment, as list has it")
         sub.add_argument(
             "--quick", action="store_true", help="a cut of minutes, never compared with the published figures"
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 
 from fastbn.data.feed import feed
@@ -36,9 +38,11 @@ def explain_run(config: Config) -> str:
         plan = planner.plan(batch, recipe.bn_batch)
         least = roofline.line(planner, plan, recipe.precision, data_sheets.here(device), _busy(device))
         lines += [f"plan      {plan}", f"time      {least}"]
-        lines += str(explain(model, planner.image, batch)).splitlines()
+        found = explain(model, planner.image, batch)
     else:
-        lines += str(explain(model)).splitlines()
+        found = explain(model)
+    # why the run has this engine, not that fuse was told so
+    lines += str(dataclasses.replace(found, why=run.why)).splitlines()
     if config.devices is not None:
         step = TrainingStep(model, source, recipe, planner=planner)
         lines += explain_devices.lines(step, recipe, config.devices, config.step_seconds)

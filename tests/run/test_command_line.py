@@ -11,7 +11,7 @@ import pytest
 import torch
 from runs import TINY, train
 
-from fastbn import analyze, doctor, evaluate
+from fastbn import analyze, doctor, evaluate, patch
 from fastbn.__main__ import commands
 from fastbn.__main__ import main as fastbn
 from fastbn.cli.command import wrapped
@@ -34,7 +34,14 @@ class Terminal(io.StringIO):
         return True
 
 
-HELPS = {"train": main, "evaluate": evaluate.main, "analyze": analyze.main, "doctor": doctor.main}
+HELPS = {
+    "train": main,
+    "evaluate": evaluate.main,
+    "analyze": analyze.main,
+    "experiments": experiments,
+    "patch": patch.main,
+    "doctor": doctor.main,
+}
 
 
 def shown(act, words, capfd):
@@ -56,6 +63,19 @@ def test_help_fits_and_ends_with_three_examples(name, capfd):
         assert len(re.findall(r"^  -", group, re.M)) <= 12, group
     usage = text.partition("\n\n")[0]
     assert "[--depth" not in usage and "[RUN" not in usage.replace("RUN [RUN ...]", "RUN")
+
+
+@pytest.mark.parametrize(
+    "act, kinds",
+    [(experiments, ("list", "show", "run", "table")), (patch.main, ("show", "diff", "apply", "merge"))],
+    ids=["experiments", "patch"],
+)
+def test_the_help_of_a_part_fits_and_says_what_each_word_is(act, kinds, capfd):
+    for kind in kinds:
+        text = shown(act, [kind, "--help"], capfd)
+        assert max(map(len, text.splitlines())) < 80
+        places = text.partition("positional arguments:\n")[2].partition("\n\n")[0].splitlines()
+        assert all(len(line.split()) > 1 for line in places), text
 
 
 def test_help_all_shows_every_option_and_help_most(capfd):
