@@ -33,8 +33,8 @@ RECIPE = {
 BASE = {**NET, **RECIPE, "dataset": "cifar10", "augment": "crop+brightness", "pixels": "unit"}
 BATCHES, BY_BATCH = (256, 512, 1024, 2048), (48.9, 44.5, 42.6, 39.1)
 # enough steps, and running statistics that follow them: at 0.01 they would still be the first
-MINUTES = {"limit_train": 4_000, "limit_test": 1_000, "epochs": 4, "batch_size": 32}
-MINUTES |= {"norm_momentum": 0.1, "lr": 1e-2}
+STEPS = {"limit_train": 4_000, "limit_test": 1_000, "epochs": 4, "batch_size": 32}
+MINUTES = {**STEPS, "norm_momentum": 0.1, "lr": 1e-2}
 
 
 def line(name: str, published: float | None = None, **settings: object) -> Line:
