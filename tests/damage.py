@@ -149,26 +149,26 @@ class TooLong(BaseException):
 
 @contextlib.contextmanager
 def bounded():
-    """Inside, more than so many seconds raise TooLong; more than so much memory is an AssertionError at the
-    end, at the latest."""
+    """Inside, more than so many seconds of this process's own raise TooLong; more than so much memory is an
+    AssertionError at the end, at the latest."""
 
     def late(*_):
         raise TooLong(f"more than {MOST_SECONDS} s")
 
-    before = signal.signal(signal.SIGALRM, late)
+    before = signal.signal(signal.SIGPROF, late)
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     has = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(
         resource.RLIMIT_AS, (has + 4 * MOST_MEMORY, hard)
     )  # threads reserve some that they don't use
-    signal.alarm(MOST_SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, MOST_SECONDS)  # what others take does not count
     Path("/proc/self/clear_refs").write_text("5")
     start = _peak()
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     assert _peak() - start < MOST_MEMORY, f"{(_peak() - start) / 1e6:.0f} MB"
 

@@ -2,13 +2,11 @@
 
 import gzip
 import hashlib
-import time
 from importlib.resources import files
 
 import numpy as np
 import torch
 
-from fastbn.data import load
 from fastbn.data.digits import _enlarge, load_digits
 
 
@@ -53,13 +51,6 @@ def test_enlarged_as_bilinear_interpolation():
     assert np.abs(_enlarge(levels) - expected.numpy()).max() <= 0.5 + 1e-9  # rounded to the nearest byte
     for level, byte in ((0, 0), (16, 255)):  # white and ink stay what they are
         assert (_enlarge(np.full((1, 8, 8), float(level))) == byte).all()
-
-
-def test_loads_at_once():
-    load_digits()
-    start = time.perf_counter()
-    load("digits", "nowhere")
-    assert time.perf_counter() - start < 0.5
 
 
 def test_a_linear_rule_tells_them_apart():

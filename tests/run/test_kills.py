@@ -22,14 +22,21 @@ KINDS = {"sgd": [], "adam, validated": ["--optimizer", "adam", "--lr", "0.01", "
 
 
 def forked(out, *arguments):
-    """Return the number of a process that goes on with the run in `out`."""
+    """Return the number of a process that goes on with the run in `out`. A signal waits outside of the run,
+    where an interruption would let the process go on with the tests."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     pid = os.fork()
     if pid:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return pid
     code = 99
     try:
-        code = main([*TINY, "--epochs", str(EPOCHS), "--out", str(out), "--resume", *arguments])
-    except KeyboardInterrupt:  # before the command has begun
+        try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            code = main([*TINY, "--epochs", str(EPOCHS), "--out", str(out), "--resume", *arguments])
+        finally:
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    except KeyboardInterrupt:  # before the command has begun, or after its end
         code = 130
     finally:
         os._exit(code)
