@@ -53,10 +53,16 @@ def resumed_equals(whole, out):
         )
 
 
-@pytest.mark.parametrize(
-    "number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"]
-)
-@pytest.mark.parametrize("step", [0, 1, STEPS, 2 * STEPS - 2])
+MOMENTS = [  # each with one of the signals, and slowly with the other
+    pytest.param(
+        number, code, step, id=f"{number.name}-{step}", marks=pytest.mark.slow if (i + j) % 2 else ()
+    )
+    for i, step in enumerate((0, 1, STEPS, 2 * STEPS - 2))
+    for j, (number, code) in enumerate(((signal.SIGTERM, 143), (signal.SIGINT, 130)))
+]
+
+
+@pytest.mark.parametrize("number, code, step", MOMENTS)
 def test_a_signal_in_an_epoch(whole, tmp_path, monkeypatch, capfd, number, code, step):
     handlers = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
     with monkeypatch.context() as patched:

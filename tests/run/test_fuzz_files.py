@@ -27,7 +27,7 @@ from fastbn.training import checked_file
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CODES = (0, 2)
-EVERY, SLOW = 300, 3000  # mutations in all
+EVERY, SLOW = 200, 3000  # mutations in all
 
 
 @dataclasses.dataclass(frozen=True)
