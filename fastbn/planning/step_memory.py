@@ -32,6 +32,9 @@ from fastbn.graph.regions import Conv, Region, Shape
 from fastbn.graph.trace.draws import preserved
 from fastbn.planning.region_memory import Footprint, footprint
 
+# the bytes of packed weights by engine and kind: the same for every network of a process
+PACKED: weakref.WeakKeyDictionary[Engine, dict[Any, int]] = weakref.WeakKeyDictionary()
+
 
 @dataclasses.dataclass(frozen=True)
 class Occupied:
@@ -91,7 +94,6 @@ class NetworkMemory:
         self.stored_bytes = sum(t.nbytes for t in (*parameters, *model.buffers()))
         self._shapes: dict[Shape, list[tuple[Region, dict[int, Shape]]]] = {}
         self._stock: dict[Shape, int] = {}  # multiplications of the convolutions outside the regions
-        self._packed: dict[Any, int] = {}
 
     @staticmethod
     def of(model: nn.Module, fused: Fused, dtype: torch.dtype) -> NetworkMemory:
@@ -136,16 +138,18 @@ class NetworkMemory:
             chosen = self.engine.choices(region.region.convs, own)
             for conv, (module, _), by in zip(region.region.convs, region.pairs, chosen, strict=True):
                 size = own[conv.source][2:]
-                key = _kind(conv), dtypes, by
-                if key not in self._packed:
+                weight = module.weight
+                key = _kind(conv), dtypes, by, weight.dtype, weight.device, weight.stride()
+                known = PACKED.setdefault(self.engine, {})
+                if key not in known:
                     with FakeTensorMode(allow_non_fake_inputs=True) as fake, Counted() as counted:
-                        weight = fake.from_tensor(module.weight)
-                        counted.note(weight)
+                        shape = fake.from_tensor(weight)
+                        counted.note(shape)
                         held = counted.live  # the weight itself is not counted, where it is used as it is
-                        packed = self.engine.pack(conv, weight, *dtypes, size, by)
-                        self._packed[key] = counted.live - held
+                        packed = self.engine.pack(conv, shape, *dtypes, size, by)
+                        known[key] = counted.live - held
                         del packed
-                total += self._packed[key]
+                total += known[key]
         return total
 
     def occupied(
