@@ -1,8 +1,8 @@
 """Fits the rates by which fastbn/planning/gain.py predicts a step, to recorded steps.
 
-By instruction set, and for stock and fused steps apart: seconds = Σ work × rate, with rates ≥ 0 and the least
-squares of the relative errors. Each rate is drawn to a usual one by `DRAWN`, so that a kind of work that few
-networks have much of keeps a plausible rate."""
+By instruction set: seconds = Σ work × rate, with rates ≥ 0 and the least squares of the relative errors, over
+the stock and the fused steps together. Each rate is drawn to a usual one by `DRAWN`, so that a kind of work
+that few networks have much of keeps a plausible rate."""
 
 from __future__ import annotations
 
@@ -19,16 +19,19 @@ from bench.records.conditions import write
 from fastbn.planning import gain
 
 # seconds a unit: bytes at 50 and 25 GB/s, launches of 10 µs, a region's own 200 µs, 170, 50 and 14 GFLOP/s
-USUAL = {
-    "bytes": 2e-11,
-    "far bytes": 4e-11,
-    "launches": 1e-5,
-    "regions": 2e-4,
-    **dict.fromkeys(("1×1", "k×k", "Winograd", "not packed"), 6e-12),
+SHARED = {"bytes": 2e-11, "far bytes": 4e-11, "launches": 1e-5, "regions": 2e-4}
+PRODUCTS = {
+    "1×1": 6e-12,
+    "k×k": 6e-12,
+    "Winograd": 6e-12,
+    "not packed": 6e-12,
     "grouped": 2e-11,
     "depthwise": 7e-11,
 }
-DRAWN = 0.1  # the weight of a rate's relative distance from the usual one, against a network's relative error
+SIDES = ("stock", "fused")
+USUAL = SHARED | {gain.rate_of(kind, side): rate for side in SIDES for kind, rate in PRODUCTS.items()}
+# the weight of a rate's relative distance from the usual one, against a step's relative error
+DRAWN = 0.1
 
 
 def write_rates(results: Path) -> None:
@@ -45,13 +48,14 @@ def write_rates(results: Path) -> None:
 
 
 def _fitted(rows: list[Mapping[str, Any]]) -> dict[str, Any]:
-    stock = [min(statistics.median(row["seconds"][name]) for name in STOCK) for row in rows]
-    fused = [statistics.median(row["seconds"][FUSED]) for row in rows]
-    return {
-        "networks": len(rows),
-        "stock": fit([row["work"]["stock"] for row in rows], stock),
-        "fused": fit([row["work"]["fused"] for row in rows], fused),
-    }
+    works: list[Mapping[str, float]] = []
+    seconds = []
+    for row in rows:
+        best = min(statistics.median(row["seconds"][name]) for name in STOCK)
+        for side, took in zip(SIDES, (best, statistics.median(row["seconds"][FUSED])), strict=True):
+            works.append({gain.rate_of(kind, side): n for kind, n in row["work"][side].items()})
+            seconds.append(took)
+    return {"networks": len(rows), "rates": fit(works, seconds)}
 
 
 def fit(works: Iterable[Mapping[str, float]], seconds: list[float]) -> dict[str, float]:

@@ -122,7 +122,7 @@ def predicted_ratio(row: Mapping[str, Any]) -> float | None:
     rates = gain.step_rates(row["instructions"]) if "work" in row else None
     if rates is None:
         return None
-    return gain.seconds(row["work"]["stock"], rates.stock) / gain.seconds(row["work"]["fused"], rates.fused)
+    return gain.gain_of(row["work"]["stock"], row["work"]["fused"], rates).ratio
 
 
 def ratio_of(seconds: Mapping[str, list[float]]) -> tuple[float, float]:

@@ -39,6 +39,8 @@ class Workspace:
         self, conv: Conv, packed: Any, source: Any, keep_z: bool, keep_mask: bool, target: NormTarget | None
     ) -> tuple[Any, Formed | None]:
         self.memory.operate(source)
+        if conv.copies and not isinstance(source, LazyActivation):
+            return source, None  # which is its raw output
         formed = None
         if isinstance(source, LazyActivation):
             first = self.forms_first(conv, shape_of(source), keep_z or keep_mask)

@@ -2,7 +2,7 @@
 (planning/work.py) by the rates of this instruction set, which `python -m bench.architectures --rates` fits to
 recorded steps.
 
-    seconds = Σ over kinds of work × seconds a unit
+    seconds = Σ over kinds of work × seconds a unit        a byte costs both sides the same, a product its own
 
 Rates are of two threads and batches of 8; a ratio of two steps depends on neither much. Nothing is measured
 during a run. Instruction sets and devices of which no record is there get no prediction."""
@@ -25,28 +25,14 @@ from fastbn.engine.fuse import Fused
 from fastbn.engine.interface import Engine
 from fastbn.engine.native.engine import Native
 from fastbn.graph.regions import Unfit
-from fastbn.planning.work import Work, step_work
+from fastbn.planning.work import step_work
 
 TABLE = Path(__file__).with_name("step_rates.json")
+SHARED = ("bytes", "far bytes", "launches", "regions")
 LEAST = 1.05  # a smaller predicted gain is warned of
 FEWEST = 0.02  # seconds of a stock step: of shorter ones the host's part, which work does not tell, is large
-
-OWN = (
-    "torch",
-    "fastbn",
-    "_operator",
-    "builtins",
-    "math",
-    "None",
-)  # where a program's functions may come from
-
-
-@dataclasses.dataclass(frozen=True)
-class StepRates:
-    """Seconds a unit of work by kind, of stock's steps and of fused ones."""
-
-    stock: Mapping[str, float]
-    fused: Mapping[str, float]
+# where a program's functions may come from
+OWN = frozenset({"torch", "fastbn", "_operator", "builtins", "math", "None"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,15 +49,27 @@ class Gain:
 
 
 @functools.cache
-def step_rates(instructions: str) -> StepRates | None:
-    """Return the shipped rates of an instruction set as the native engine names it ("avx512"), or None."""
-    rates = json.loads(TABLE.read_text(encoding="utf-8")).get(instructions)
-    return None if rates is None else StepRates(rates["stock"], rates["fused"])
+def step_rates(instructions: str) -> Mapping[str, float] | None:
+    """Return the shipped seconds a unit of work, by kind, of an instruction set as the native engine names it
+    ("avx512"); None where no steps of it are on record."""
+    shipped = json.loads(TABLE.read_text(encoding="utf-8")).get(instructions)
+    rates: Mapping[str, float] | None = None if shipped is None else shipped["rates"]
+    return rates
 
 
-def seconds(work: Work | Mapping[str, float], rates: Mapping[str, float]) -> float:
-    """Return what work takes by these rates."""
-    return sum(amount * rates.get(kind, 0.0) for kind, amount in work.items())
+def gain_of(stock: Mapping[str, float], fused: Mapping[str, float], rates: Mapping[str, float]) -> Gain:
+    """Return the gain of a step of this work, by these rates."""
+    return Gain(
+        *(
+            sum(amount * rates.get(rate_of(kind, side), 0.0) for kind, amount in work.items())
+            for side, work in (("stock", stock), ("fused", fused))
+        )
+    )
+
+
+def rate_of(kind: str, side: str) -> str:
+    """Return the name of a kind's rate: both sides' memory and host are the same, their products are not."""
+    return kind if kind in SHARED else f"{side} {kind}"
 
 
 def predicted(program: fx.GraphModule, engine: Engine, inputs: list[Any]) -> Gain | None:
@@ -84,7 +82,7 @@ def predicted(program: fx.GraphModule, engine: Engine, inputs: list[Any]) -> Gai
         stock, fused = step_work(program, engine, inputs)
     except Unfit:
         return None
-    return Gain(seconds(stock, rates.stock), seconds(fused, rates.fused))
+    return gain_of(stock, fused, rates)
 
 
 def advise(fused: Fused, program: fx.GraphModule, inputs: list[Any]) -> None:

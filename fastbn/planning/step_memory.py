@@ -241,11 +241,13 @@ class _Walk(fx.Interpreter):
         # in place of γ and β, whose gradients stay what they are
         anchor = torch.empty((), requires_grad=trains)
         cast = sum(x.numel() * size for x in args if x.dtype != self._dtypes[0])
-        if again:  # what enters the first of them is kept
+        # what enters the first of them is kept, and what a BatchNorm reads that reads no convolution
+        keeps = bool(again) or any(conv.copies and conv.source < region.inputs for conv in region.convs)
+        if keeps:
             found = dataclasses.replace(found, saved=found.saved + cast, backward=found.backward + cast)
         outputs = [shapes[value] for value in region.outputs]
         return _Region.apply(
-            _Absent(self._counted, found, cast, self._dtypes[1], outputs, bool(again) and not cast),
+            _Absent(self._counted, found, cast, self._dtypes[1], outputs, keeps and not cast),
             *args,
             anchor,
         )

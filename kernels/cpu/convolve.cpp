@@ -10,6 +10,7 @@
 #include "items.h"
 #include "products/multiply.h"
 #include "threads/parallel.h"
+#include "rows/moments.h"
 #include "rows/source.h"
 #include "products/weights.h"
 #include "products/winograd.h"
@@ -156,8 +157,12 @@ static void convolve(const Geometry& g, const Source& s, const float* weights, i
     for (int c = 0; c < g.oc; c++) statistics[c] = means[c], statistics[g.oc + c] = m2s[c] > 0 || m2s[c] != m2s[c] ? m2s[c] / count : 0;
 }
 
+// With no y the convolution copies: its output is its source, of which only the statistics are asked for.
 extern "C" void fastbn_convolve(const Geometry* geometry, const Source* source, const float* weights, int algorithm, void* y, double* statistics, int threads) {
-    if (geometry->groups > 1)
+    if (!y) {
+        const long pixels = static_cast<long>(geometry->n) * geometry->oh * geometry->ow;
+        moments(source->y, source->half, pixels, geometry->oc, statistics, threads);
+    } else if (geometry->groups > 1)
         convolve_groups(*geometry, *source, weights, y, statistics, threads);
     else if (source->half)
         convolve(*geometry, *source, weights, algorithm, static_cast<bfloat16*>(y), statistics, threads);

@@ -22,9 +22,11 @@ from bench.oracle.stock import error, flat_gradient, fused, run, stock
 from fastbn import FastBNOnlyResNet, explain, fuse
 from fastbn.engine import select
 from fastbn.engine.buffers import ROOM, Buffers
+from fastbn.engine.interface import NormTarget, NormVectors
 from fastbn.engine.native import build
 from fastbn.engine.native.algorithms import algorithm
 from fastbn.errors import MachineError
+from fastbn.graph.regions import Conv
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
 ROOT = Path(__file__).resolve().parents[2]
@@ -205,6 +207,24 @@ def test_grouped_convolutions_run_fused():
     )
     net[0].requires_grad_(False)
     assert explain(fuse(net, "native")).convolutions == (1, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(3, 37, 9, 13), (1, 1, 5, 5), (8, 130, 33, 20)], ids=str)
+def test_a_batchnorm_alone_reads_its_input_where_it_lies(shape, dtype):
+    """Nothing is copied; the statistics hold where the mean is a thousand deviations (1, 1: one channel)."""
+    engine, c = select._native(False), shape[1]
+    norm, vectors = torch.nn.BatchNorm2d(c), torch.empty(4, c)
+    conv = Conv("", "norm", 0, c, c, (1, 1), (1, 1), (0, 0), (1, 1), c, 0, copies=True)
+    x = 1000 + torch.randn(shape) * torch.linspace(1, 2, c).view(1, c, 1, 1)
+    x = x.to(dtype).contiguous(memory_format=torch.channels_last)
+    packed = engine.pack(conv, torch.ones(c, 1, 1, 1), dtype)
+    target = NormTarget(norm, None, NormVectors(vectors, True))
+    y, left = engine.convolve(conv, packed, x, False, False, target)
+    assert y is x and left is None
+    exact = x.double()
+    assert error(vectors[0], exact.mean((0, 2, 3))) < 1e-7
+    assert error(vectors[1], (exact.var((0, 2, 3), unbiased=False) + norm.eps).rsqrt()) < 1e-5
 
 
 def test_memory_comes_back(monkeypatch):

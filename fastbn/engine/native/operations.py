@@ -62,22 +62,25 @@ class NativeOperations:
     ) -> tuple[Tensor, Formed | None]:
         x = source if isinstance(source, Tensor) else source.ys[0]
         geometry = _geometry(conv, tuple(x.shape))
-        y = activation(self.buffers, (geometry.n, geometry.oc, geometry.oh, geometry.ow), x.dtype)
+        own = conv.copies and isinstance(source, Tensor)  # then what it reads is its raw output
+        shape = geometry.n, geometry.oc, geometry.oh, geometry.ow
+        y = x if own else activation(self.buffers, shape, x.dtype)
         found = (
             self.buffers.empty((2, conv.channels), torch.float64)
             if target is not None and target.norm.batch
             else None
         )
         read, formed = self._source(source, keep_z, keep_mask)
-        self.kernels.fastbn_convolve(
-            ctypes.byref(geometry),
-            ctypes.byref(read),
-            _at(packed.forward),
-            packed.M,
-            _at(y),
-            _at(found),
-            torch.get_num_threads(),
-        )
+        if not own or found is not None:
+            self.kernels.fastbn_convolve(
+                ctypes.byref(geometry),
+                ctypes.byref(read),
+                _at(packed.forward),
+                packed.M,
+                None if own else _at(y),
+                _at(found),
+                torch.get_num_threads(),
+            )
         if target is not None:
             self._normalise(found, target, geometry.n * geometry.oh * geometry.ow)
         return y, formed if isinstance(source, LazyActivation) else None

@@ -59,8 +59,10 @@ class ReferenceOperations:
         formed = self.form(source, keep_mask) if isinstance(source, LazyActivation) else None
         z = formed.z if formed else source
         assert isinstance(z, Tensor)
-        y = F.conv2d(z, packed, None, conv.stride, conv.padding, conv.dilation, conv.groups)
-        y = y.contiguous(memory_format=torch.channels_last)
+        y = z
+        if not conv.copies:
+            y = F.conv2d(z, packed, None, conv.stride, conv.padding, conv.dilation, conv.groups)
+            y = y.contiguous(memory_format=torch.channels_last)
         if formed and not keep_z:
             formed = Formed(None, formed.mask)
         if target is not None:
