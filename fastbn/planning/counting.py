@@ -54,7 +54,7 @@ class CountingOperations:
         z: Any = source.ys[0] if isinstance(source, LazyActivation) else source
         if conv.copies and formed is None:
             self.passes.append(TrafficPass(conv.norm, read + Cost(launches=1)))
-            return dataclasses.replace(source, conv=conv), None  # type: ignore[type-var]
+            return dataclasses.replace(source, conv=conv), None
         y = self.activation(conv.shape(z.shape), conv)
         made = Cost(0, y.bytes, *multiplied(conv, y.shape, self._activation), 1)
         self.passes.append(TrafficPass(conv.name or conv.norm, read + made))
