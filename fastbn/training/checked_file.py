@@ -3,7 +3,10 @@ or refused."""
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import hashlib
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from fastbn.settings import saved
 
 FORMAT = "fastbn-1"
 MOST_BYTES = 1 << 36  # of a checkpoint: parameters, statistics and Adam's two vectors of the largest network
+MOST_BESIDE = 1_000  # names that are looked through for the nearest
 MOST_HEADER = 1 << 26  # bytes of safetensors' own header, with fastbn's inside
 TENSORS = ("parameters", "frozen", "running", "batches", "entries")  # and optimizer.*
 
@@ -58,6 +62,18 @@ def checkpoint(
     return tensors, saved.header(header, path)
 
 
+def _instead(path: Path) -> str:
+    """Return what to name in place of a file that is not there: the nearest name beside what is missing, or
+    what a name may be."""
+    while path != path.parent and not path.parent.exists():
+        path = path.parent
+    with contextlib.suppress(OSError):
+        beside = [one.name for one in itertools.islice(path.parent.iterdir(), MOST_BESIDE)]
+        if near := difflib.get_close_matches(path.name, beside, n=1):
+            return f"nearest: {files.shown(str(path.parent / near[0]), 200)}"
+    return "name a run's folder, or a .safetensors file that fastbn wrote"
+
+
 def verified(path: Path, kinds: tuple[str, ...], noun: str, most: int) -> tuple[str, dict[str, Tensor], Any]:
     """Return which of these formats the file has, its tensors and its header, a JSON value of any form, as
     they were written. Raises UsageError as `read`."""
@@ -66,7 +82,7 @@ def verified(path: Path, kinds: tuple[str, ...], noun: str, most: int) -> tuple[
         metadata = _metadata(content)
         tensors = safetensors.torch.load(content)
     except (FileNotFoundError, NotADirectoryError):
-        raise UsageError(f"{path}: no such file") from None
+        raise UsageError(f"{path}: no such file; {_instead(Path(path))}") from None
     except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
         said = files.reason(error)
         raise UsageError(

@@ -68,7 +68,11 @@ def test_weights_that_have_moved(tmp_path, capfd):
 
 
 def test_what_is_no_run_is_refused(tmp_path, run, capfd):
-    refused([tmp_path / "missing"], capfd, "missing", "no such file")
+    refused([tmp_path / "missing"], capfd, "missing", "no such file", "name a run's folder")
+    (tmp_path / "runs" / "resnet8").mkdir(parents=True)
+    for wrong in ("runs/resnet9", "runs/restnet8/checkpoint.safetensors", "rans/resnet8"):
+        near = tmp_path / "runs" / ("" if wrong[1] == "a" else "resnet8")
+        refused([tmp_path / wrong], capfd, "no such file", f"nearest: {near}")
     refused([tmp_path], capfd, str(tmp_path), "no such file")
     (tmp_path / "text").write_text("not a checkpoint")
     refused([tmp_path / "text"], capfd, "text")

@@ -94,11 +94,11 @@ def rate() -> Rate:
 
 def source(rate: Rate) -> str:
     """Return the sentence that says what the hours are."""
-    busy = "; it is busy now, and an idle machine is quicker" if rate.busy > 1.2 else ""
+    busy = " The machine is busy now: idle it is quicker." if rate.busy > 1.2 else ""
     return (
-        "Hours are estimates for this machine's CPU, all seeds one after the other: a matrix product runs at "
-        f"{rate.flops / 1e9:.0f} GFLOP/s here{busy}, and steps take the share of it that they took on record "
-        f"({RECORD}). show NAME --hours measures a step of each line here."
+        "Hours are estimates for this machine's CPU, all seeds one after the other: from a matrix product, "
+        f"{rate.flops / 1e9:.0f} GFLOP/s here, and the share of it that steps on record reach ({RECORD})."
+        f"{busy} show NAME --hours measures a step of each line."
     )
 
 
