@@ -8,35 +8,23 @@ import shutil
 import statistics
 import struct
 import sys
-import xml.etree.ElementTree as ET
 import zlib
 
 import numpy as np
 import pytest
 import torch
+from report_pages import SECTIONS, refused, tree
 from runs import REPOSITORY, checkpoint, metrics, train
 
 import fastbn
 from fastbn.analysis import runs as runs_of
 from fastbn.analysis.curves import curves
-from fastbn.analysis.published import published
 from fastbn.analyze import main
 from fastbn.data.digits import load_digits
 from fastbn.errors import UsageError
 from fastbn.page import pictures
-from fastbn.train import main as trained
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-SECTIONS = [
-    "result",
-    "curves",
-    "batchnorm-and",
-    "dead-features",
-    "what-the-features-see",
-    "pruning",
-    "recipe-and-machine",
-]
 
 
 @pytest.fixture(scope="module")
@@ -59,25 +47,12 @@ def found(pair, tmp_path_factory):
     return out.read_text(encoding="utf-8")
 
 
-def tree(content):
-    """Return the page as XML: it fails where a tag is not closed, or a character not escaped."""
-    return ET.fromstring(content.removeprefix("<!DOCTYPE html>\n"))
-
-
 def tables(content, section):
     """Return each table of a section: header and rows of texts."""
     (own,) = [one for one in tree(content).iter("section") if one.get("id") == section]
     return [
         [["".join(cell.itertext()) for cell in row] for row in one.iter("tr")] for one in own.iter("table")
     ]
-
-
-def refused(arguments, capfd, *patterns):
-    code = main([str(argument) for argument in arguments])
-    out, err = capfd.readouterr()
-    assert (code, out) == (2, "")
-    assert err.startswith("fastbn: error: ") and err.count("\n") == 1, err
-    assert all(pattern in err for pattern in patterns), err
 
 
 def gamma_of(out):
@@ -288,43 +263,6 @@ def test_what_is_no_finished_run(pair, tmp_path, capfd):
     (broken / "checkpoint.safetensors").write_bytes(b"cut")
     refused([broken, "-o", tmp_path / "x.html"], capfd, "checkpoint.safetensors", "truncated")
     assert not (tmp_path / "x.html").exists()
-
-
-@pytest.mark.parametrize("norm, trains", [("instance", "bn"), ("selu", "all")])
-def test_a_run_without_batchnorm(norm, trains, tmp_path, capfd):
-    assert train(tmp_path / "run", "--norm", norm, "--train", trains, epochs=1) == 0
-    capfd.readouterr()
-    refused(
-        [tmp_path / "run", "-o", tmp_path / "x.html"], capfd, str(tmp_path / "run"), "no BatchNorm2d layer"
-    )
-
-
-def test_a_network_that_is_no_resnet(tmp_path):
-    arguments = (
-        "--family vgg --depth 11 --width 2 --dataset digits --limit-train 48 --limit-test 16 "
-        "--batch-size 24 --epochs 1 --out"
-    )
-    assert trained([*arguments.split(), str(tmp_path / "run")]) == 0
-    assert main([str(tmp_path / "run"), "-o", str(tmp_path / "x.html")]) == 0
-    content = (tmp_path / "x.html").read_text(encoding="utf-8")
-    assert "VGG-11 on digits is no ResNet" in content and "layer5.1.bn" in content
-    assert [one.get("id") for one in tree(content).iter("section")] == SECTIONS
-
-
-def test_published_figures_are_those_of_the_same_network():
-    cifar = {"dataset": "cifar10", "family": "cifar", "width": 16, "norm": "batch"}
-    assert published(cifar | {"depth": 866, "train": "bn"}) == pytest.approx(0.82)
-    assert published(cifar | {"depth": 110, "train": "all"}) == pytest.approx(0.934)
-    assert published(cifar | {"depth": 14, "train": "bn", "width": 512}) == pytest.approx(0.734)
-    others = (
-        {"depth": 20},
-        {"width": 32},
-        {"train": "bn+output"},
-        {"dataset": "digits"},
-        {"norm": "group"},
-        {"family": "vgg"},
-    )
-    assert all(published(cifar | {"depth": 56, "train": "bn"} | other) is None for other in others)
 
 
 def test_wrong_arguments(pair, tmp_path, capfd):

@@ -1,0 +1,28 @@
+"""A report's page, read as its tests do."""
+
+import xml.etree.ElementTree as ET
+
+from fastbn.analyze import main
+
+SECTIONS = [
+    "result",
+    "curves",
+    "batchnorm-and",
+    "dead-features",
+    "what-the-features-see",
+    "pruning",
+    "recipe-and-machine",
+]
+
+
+def tree(content):
+    """Return the page as XML: it fails where a tag is not closed, or a character not escaped."""
+    return ET.fromstring(content.removeprefix("<!DOCTYPE html>\n"))
+
+
+def refused(arguments, capfd, *patterns):
+    code = main([str(argument) for argument in arguments])
+    out, err = capfd.readouterr()
+    assert (code, out) == (2, "")
+    assert err.startswith("fastbn: error: ") and err.count("\n") == 1, err
+    assert all(pattern in err for pattern in patterns), err
