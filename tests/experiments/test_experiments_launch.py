@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from runs import REPOSITORY
-from small_experiments import pretend
+from small_experiments import Pretended
 
 from fastbn.experiments import launch
 from fastbn.experiments.__main__ import main
@@ -19,22 +19,6 @@ from fastbn.experiments.presets import PRESETS
 from fastbn.experiments.results import outcome
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-class Pretended:
-    """A process that ends after a few looks at it."""
-
-    def __init__(self, job, looks, code):
-        self.job, self.looks, self.returncode = job, looks, None
-        self.code = code
-
-    def poll(self):
-        self.looks -= 1
-        if self.looks < 0 and self.returncode is None:
-            self.returncode = self.code
-            if self.code == 0:
-                pretend(self.job, [0.5], 1)
-        return self.returncode
 
 
 def test_runs_lie_side_by_side_and_wait_for_what_they_start_from(tmp_path, monkeypatch, capfd):

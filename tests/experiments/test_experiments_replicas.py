@@ -10,7 +10,7 @@ import time
 import pytest
 from runs import STEPS, TINY, assert_same_run, at_call, checkpoint, contents, metrics, start
 from runs import train as alone
-from test_experiments import Pretended
+from small_experiments import Pretended
 
 from fastbn.errors import MachineError
 from fastbn.experiments import launch
