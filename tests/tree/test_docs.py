@@ -102,6 +102,12 @@ def run_python(name, folder):
             exec(compile(code, name, "exec"), names)
 
 
+def test_the_first_sentence_says_what_the_tables_say():
+    ratios = re.findall(r"^\|[^|]*\|[^|]*\|[^|]*: ([\d.]+)× \|", TEXTS["README.md"], re.M)
+    first = TEXTS["README.md"].partition("![")[0]
+    assert len(ratios) > 8 and f"{min(ratios)} to {max(ratios)} times as fast as stock" in first
+
+
 def test_all_code_is_python():
     for name in TEXTS:
         for code in blocks(name, "python"):

@@ -14,7 +14,7 @@ from runs import REPOSITORY
 from test_docs import TEXTS, blocks, commands, run_python
 
 PAGES = [name for name in TEXTS if commands(name) and name not in ("patches.md", "tpu.md")]  # see test_docs
-SMALL = ["--epochs", "2", "--limit-train", "64", "--limit-test", "32", "--batch-size", "32"]
+SMALL = ["--epochs", "2", "--limit-train", "64", "--limit-test", "32"]  # none of them is in a folder's name
 LAUNCHER = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m")
 SLURM = {"SLURM_ARRAY_TASK_ID": "0", "SLURM_ARRAY_TASK_COUNT": "8"}
 
