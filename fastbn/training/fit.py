@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import inspect
 import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -108,7 +107,7 @@ def fit(
     parameters are then as after the last good step)."""
     settings = locals()
     if unknown:
-        raise unknown_setting("fit", unknown, inspect.signature(fit).parameters)
+        raise unknown_setting("fit", unknown, [name for name in settings if name != "unknown"])
     asked, custom = asked_of(
         {field.name: settings[field.name] for field in dataclasses.fields(Recipe)}, model
     )

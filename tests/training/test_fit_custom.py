@@ -58,6 +58,9 @@ def test_the_signature_lists_every_setting_with_its_default():
 def test_a_misspelled_setting_names_the_nearest(kind, wrong, near):
     with pytest.raises(kind, match=rf"fit has no setting '{wrong}'.*({near})"):
         fit(stock(), **{wrong: 1})
+    with pytest.raises(kind) as told:
+        fit(stock(), zzz=1)
+    assert "epochs" in str(told.value) and "unknown" not in str(told.value)
     if near == "epochs":
         with pytest.raises(kind, match="fit_replicas has no setting 'epoch'; nearest: epochs"):
             fastbn.fit_replicas([stock()], TRAIN, epoch=1)
