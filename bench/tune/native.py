@@ -2,7 +2,7 @@
 image.
 
 For each shape it takes the fastest, forward and input gradient together, whose error against float64 stays
-within 1.5e-6. The file holds a table by instruction set; that of the kernels built here is replaced, the
+within 1.5e-6: of packed weights, and of weights as they are. The file holds a table by instruction set; that of the kernels built here is replaced, the
 others stay."""
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bench.records.conditions import conditions
 from bench.suite.clock import Call, interleaved
 from fastbn.engine.interface import BackpropPath, LazyActivation, Mask, NormTarget, NormVectors
 from fastbn.engine.native import algorithms
-from fastbn.engine.native.algorithms import NAMES, WINOGRAD
+from fastbn.engine.native.algorithms import NAMES, RAW, WINOGRAD
 from fastbn.engine.native.engine import Native
 from fastbn.graph.activations import RELU
 from fastbn.graph.regions import Conv
@@ -79,14 +79,16 @@ def measure(images: int, rounds: int) -> list[dict[str, Any]]:
     for channels, size in SHAPES:
         here = min(images, max(LEAST, VALUES // (channels * size * size)))
         ready, errors = {}, {}
-        for M in WINOGRAD:
+        for M in NAMES:
             ready[M], errors[M] = operations(M, channels, size, here)
         times = interleaved(ready, rounds, CPU, clock=thread_seconds)
         row = {M: {"ms": round(1e3 * min(times[M]), 3), "error": float(f"{errors[M]:.1e}")} for M in ready}
-        best = min((M for M in row if row[M]["error"] <= ERROR), key=lambda M: row[M]["ms"])
-        shape = {"channels": channels, "size": size, "M": best, "images": here}
+        good = sorted((M for M in row if row[M]["error"] <= ERROR), key=lambda M: row[M]["ms"])
+        packed, unpacked = (next(M for M in good if (M in WINOGRAD) is kind) for kind in (True, False))
+        shape = {"channels": channels, "size": size, "images": here}
+        shape |= {"M": packed, "unpacked": (RAW - unpacked) // 2, "pack": good.index(packed) == 0}
         rows.append(shape | {"measured": {NAMES[M]: row[M] for M in row}})
-        print(f"{channels:4} channels {size:2}×{size:<2}: {row}: {NAMES[best]}", flush=True)
+        print(f"{channels:4} channels {size:2}×{size:<2}: {row}: {NAMES[good[0]]}", flush=True)
     torch.set_num_threads(before)
     return rows
 

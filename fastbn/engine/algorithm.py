@@ -19,6 +19,8 @@ class Algorithm(str, enum.Enum):
     RAW = "direct, weights not packed"
     WINOGRAD_2 = "Winograd F(2×2, 3×3)"
     WINOGRAD_4 = "Winograd F(4×4, 3×3)"
+    WINOGRAD_2_RAW = "Winograd F(2×2, 3×3), weights transformed at every step"
+    WINOGRAD_4_RAW = "Winograd F(4×4, 3×3), weights transformed at every step"
     ROLLING = "rolling rows"
     TAPS = "tap by tap"
     LIBRARY = "the library's, BatchNorm in passes beside it"
@@ -38,6 +40,8 @@ _PRODUCTS = {
     Algorithm.RAW: 1.0,
     Algorithm.WINOGRAD_2: 4 / 9,
     Algorithm.WINOGRAD_4: 1 / 4,
+    Algorithm.WINOGRAD_2_RAW: 4 / 9,
+    Algorithm.WINOGRAD_4_RAW: 1 / 4,
     Algorithm.ROLLING: 4 / 3,
     Algorithm.TAPS: 1.0,
     Algorithm.LIBRARY: 1.0,

@@ -20,9 +20,11 @@ from fastbn.planning.step_memory import NetworkMemory
 NAMED = 3  # so many of a kind are named where not all are asked for
 # where no image is given, the sides of those that multiplications are counted for: the first that can be read
 LARGE, SMALL = 224, 32
+OUTWEIGHS = ": at this batch copies of their weights would outweigh the activations"
 TRADED = {
-    Algorithm.RAW.value: ": at this batch copies of their weights would outweigh the activations; "
-    "slower, for less memory"
+    Algorithm.RAW.value: f"{OUTWEIGHS}; slower, for less memory",
+    Algorithm.WINOGRAD_2_RAW.value: f"{OUTWEIGHS}, or gain nothing",
+    Algorithm.WINOGRAD_4_RAW.value: f"{OUTWEIGHS}, or gain nothing",
 }
 
 

@@ -59,17 +59,18 @@ static void direct(const Geometry& g, const Weights& weights, const float* padde
     });
 }
 
-// M: Winograd's F(M×M, 3×3), 0 for the direct sum, or RAW or RAW_CHANNELS_LAST for the direct sum by a weight that was not packed.
+// algorithm: see products/weights.h.
 // S: what activations are stored in. statistics (2, C) double, of y as it is stored: mean and biased variance, by Chan, Golub, LeVeque's merge of the items' (count, mean, M2) in order; may be null.
 template <typename S>
 static void convolve(const Geometry& g, const Source& s, const float* weights, int algorithm, S* y, double* statistics, int threads) {
-    const int M = algorithm > 0 ? algorithm : 0, taps = g.kh * g.kw;
+    const int M = transforms(algorithm), taps = g.kh * g.kw;
     const int OC = round_up(g.oc, L), TW = M ? (g.ow + M - 1) / M : 0;
     const int OW = M ? M * TW : g.ow;
     const int reach = (g.kw - 1) * g.dw + (M ? OW : (g.ow - 1) * g.sw + 1);
     const int PW = reach > g.w + g.pw ? reach : g.w + g.pw;  // columns of the padded image
     const int K = M ? round_up(g.c, L) : g.c, step = pixel_step(K);
-    const Items items = cut(g.n, g.oh, sizeof(float) * (static_cast<size_t>(g.sh) * PW * step + static_cast<size_t>(OW) * OC), M ? static_cast<double>(TW) / M : g.ow, M ? M : 1,
+    const Winograd way = winograd_of(algorithm, g.h, g.w);
+    const Items items = M && way.raw ? cut_tiles(g.n, g.oh, M, TW, way.tiles_at_once(K), OC) : cut(g.n, g.oh, sizeof(float) * (static_cast<size_t>(g.sh) * PW * step + static_cast<size_t>(OW) * OC), M ? static_cast<double>(TW) / M : g.ow, M ? M : 1,
                             sizeof(float) * (M ? (M + 2) * (M + 2) : taps) * static_cast<size_t>(K) * OC, OC);
     const int TH = M ? (items.rows + M - 1) / M : 0, OH = M ? M * TH : items.rows;  // rows of the output buffer
     const int PH = (OH - 1) * g.sh + (g.kh - 1) * g.dh + 1;
@@ -81,7 +82,7 @@ static void convolve(const Geometry& g, const Source& s, const float* weights, i
         float* padded = floats(items.images * padded_size);
         float* out = floats(items.images * out_size);
         memset(padded, 0, sizeof(float) * items.images * padded_size);
-        float* work = floats(M ? winograd_work(M, K) : panel_room(K, taps));
+        float* work = floats(M ? way.work(K) : panel_room(K, taps));
         std::vector<float> pivot(OC), unread(static_cast<size_t>(g.w) * g.c);
         int formed = -1;
         for (int item : share) {
@@ -110,7 +111,7 @@ static void convolve(const Geometry& g, const Source& s, const float* weights, i
             }
             formed = items.place(item);
             if (M)
-                (M == 4 ? winograd<4> : winograd<2>)(padded, images, PH, PW, K, step, weights, out, OW, TH, TW, OC, c0, c1, false, work);
+                winograd(way, {padded, images, PH, PW, K, step, {weights, algorithm, false, g.oc, g.c}, out, OW, TH, TW, OC, c0, c1, false, reads, work});
             else
                 direct(g, w, padded, padded_size, PW, step, out, out_size, OW, OC, images, r0, rows, OH, c0, c1, work);
             double* mine = statistics ? partial.data() + static_cast<size_t>(items.place(item)) * 3 * OC : nullptr;

@@ -23,6 +23,7 @@ struct Class {
 
 struct Plan {
     Geometry g;
+    Winograd way;
     int above, left, PH, PW, K, step, M, TH = 0, TW = 0;  // the padded dy: rows above the first that belongs, columns likewise, its size
     size_t padded_size;
     std::vector<Class> classes;
@@ -36,7 +37,7 @@ static Plan plan_of(const Path& path, int rows, int OW) {
     const Geometry& g = path.g;
     Plan p;
     p.g = g;
-    p.M = path.M > 0 ? path.M : 0;
+    p.way = winograd_of(path.M, g.h, g.w), p.M = p.way.M;
     p.K = p.M ? round_up(g.oc, L) : g.oc, p.step = pixel_step(p.K);
     // dx[r] reads dy[q] with q·s = r + pad − k·d: q from floor((r0 + pad − (k−1)d)/s), relative to r0/s
     p.above = -floor_div(g.ph - (g.kh - 1) * g.dh, g.sh), p.left = -floor_div(g.pw - (g.kw - 1) * g.dw, g.sw);
@@ -126,19 +127,22 @@ static void transpose(const Path& path, const Plan& p, const float* padded, int 
 template <typename S>
 static void gradient(const Value& v, const Path* paths, int n_paths, double* sums, int threads) {
     const int C = round_up(v.c, L);
-    int unit = 1, most = 1, n_ys = v.ys[1] ? 2 : v.ys[0] ? 1 : 0;
+    int unit = 1, most = 1, tiles = 0, n_ys = v.ys[1] ? 2 : v.ys[0] ? 1 : 0;
     size_t weight_bytes = 0, row_bytes = sizeof(float) * static_cast<size_t>(v.w) * C;
     for (int i = 0; i < n_paths; i++) {
         const Geometry& g = paths[i].g;
-        const int M = paths[i].M > 0 ? paths[i].M : 0;
+        const int M = transforms(paths[i].M);
         row_bytes += sizeof(float) * static_cast<size_t>(g.ow + 2) * g.oc / g.sh;
         unit = unit % g.sh ? unit * g.sh : unit;
         weight_bytes += sizeof(float) * (M ? (M + 2) * (M + 2) : g.kh * g.kw) * static_cast<size_t>(g.oc) * C;
         most = M > most ? M : most;
+        const Winograd way = winograd_of(paths[i].M, v.h, v.w);
+        const int here = M && way.raw ? way.tiles_at_once(round_up(g.oc, L)) : 0;
+        tiles = here > tiles ? here : tiles;
     }
     unit = unit % most ? unit * most : unit;
     const int OW = round_up(v.w, most);
-    const Items items = cut(v.n, v.h, row_bytes, most > 1 ? static_cast<double>(OW) / (most * most) : v.w, unit, weight_bytes, n_paths ? C : 0);
+    const Items items = tiles ? cut_tiles(v.n, v.h, unit, OW / most, tiles, C) : cut(v.n, v.h, row_bytes, most > 1 ? static_cast<double>(OW) / (most * most) : v.w, unit, weight_bytes, n_paths ? C : 0);
     const int OH = round_up(items.rows, most);
     const size_t out_size = static_cast<size_t>(OH) * OW * C;
     std::vector<Plan> plans;
@@ -147,7 +151,7 @@ static void gradient(const Value& v, const Path* paths, int n_paths, double* sum
         plans.push_back(plan_of(paths[i], OH, OW));
         const Plan& p = plans.back();
         if (p.padded_size > padded_most) padded_most = p.padded_size;
-        const size_t work = p.M ? winograd_work(p.M, p.K) : panel_room(p.K, p.g.kh * p.g.kw);
+        const size_t work = p.M ? p.way.work(p.K) : panel_room(p.K, p.g.kh * p.g.kw);
         if (work > work_most) work_most = work;
     }
     std::vector<double> partial(sums ? static_cast<size_t>(items.places()) * 2 * n_ys * C : 0);
@@ -165,10 +169,11 @@ static void gradient(const Value& v, const Path* paths, int n_paths, double* sum
             for (int i = 0; i < n_paths; i++) {
                 const Plan& p = plans[i];
                 if (n_paths > 1) memset(padded, 0, sizeof(float) * images * p.padded_size);
-                if (n_paths > 1 || formed != items.place(item))
+                const bool reads = n_paths > 1 || formed != items.place(item);
+                if (reads)
                     for (int m = 0; m < images; m++) form_dy<S>(paths[i], p, n0 + m, r0 / p.g.sh - p.above, padded + m * p.padded_size);
                 if (p.M)
-                    (p.M == 4 ? winograd<4> : winograd<2>)(padded, images, p.PH, p.PW, p.K, p.step, paths[i].weights, out, OW, p.TH, p.TW, C, c0, c1, i > 0, work);
+                    winograd(p.way, {padded, images, p.PH, p.PW, p.K, p.step, {paths[i].weights, paths[i].M, true, p.g.c, p.g.oc}, out, OW, p.TH, p.TW, C, c0, c1, i > 0, reads, work});
                 else
                     transpose(paths[i], p, padded, images, r0, rows, v.w, out, out_size, OW, c0, c1, C, i > 0, work);
             }

@@ -39,3 +39,15 @@ inline Items cut(int n, int height, size_t row_bytes, double units, int row_unit
     while (large && items.count() < 16 && items.parts * 2 * 128 <= C) items.parts *= 2;  // each transforms its tiles anew
     return items;
 }
+
+// The same for weights that every place transforms anew: places of some `most` tiles (of M rows each, `tiles` in a row of them), and a part of
+// the output channels for every block.
+inline Items cut_tiles(int n, int height, int M, int tiles, int most, int C) {
+    const int lines = (height + M - 1) / M, rows = most / tiles < 1 ? 1 : most / tiles < lines ? most / tiles : lines;
+    const int bands = (lines + rows - 1) / rows, parts = (C + 2 * L - 1) / (2 * L);
+    int images = bands > 1 || most < lines * tiles ? 1 : most / (lines * tiles);
+    const int groups = (n + images - 1) / images;
+    images = (n + groups - 1) / groups;
+    const int even = (lines + bands - 1) / bands * M;
+    return {images, even < height ? even : height, groups, bands, parts};
+}

@@ -95,16 +95,16 @@ def test_a_weight_changed_in_place_is_seen(monkeypatch):
 @pytest.mark.parametrize("instructions", ["avx512", "avx2", "neon", "unheard of"])
 def test_every_instruction_set_has_rows(instructions):
     rows = algorithms.table(instructions)
-    assert {row.M for row in rows} <= {0, 2, 4} and len({(row.channels, row.size) for row in rows}) == len(
+    assert {M for row in rows for M in (row.M, row.unpacked)} <= {0, 2, 4} and len({(row.channels, row.size) for row in rows}) == len(
         rows
     )
 
 
 def test_the_nearest_measured_shape_decides():
     rows = [
-        algorithms.AlgorithmRow(32, 16, 4),
-        algorithms.AlgorithmRow(32, 64, 2),
-        algorithms.AlgorithmRow(64, 8, 0),
+        algorithms.AlgorithmRow(32, 16, 4, 4, True),
+        algorithms.AlgorithmRow(32, 64, 2, 2, True),
+        algorithms.AlgorithmRow(64, 8, 0, 2, False),
     ]
     found = [
         algorithms._nearest(rows, c, size)

@@ -32,22 +32,22 @@ class PackedWeight:
 
     forward: Tensor
     backward: Tensor
-    M: int  # of Winograd's F(M×M, 3×3), 0 for the direct sum, or RAW…: both are the weight itself
+    M: int  # of Winograd's F(M×M, 3×3), 0 for the direct sum, or RAW… − 2·M: both are the weight itself
 
 
 def pack(conv: Conv, weight: Tensor, M: int, lanes: int) -> PackedWeight:
     """Return a weight (C, C_in, KH, KW) for Winograd's F(M×M, 3×3), or for the direct sum where M is 0;
-    lanes: floats a vector. Where M is RAW it is the weight itself, copied only if it is not float32 in one of
-    PyTorch's two orders."""
+    lanes: floats a vector. Where M is RAW, or RAW − 2·M for Winograd's, it is the weight itself, copied only
+    if it is not float32 in one of PyTorch's two orders."""
     w = weight.detach().to("cpu", torch.float32)
     if conv.groups > 1:
         rows, columns = _by_parity(conv)
         return PackedWeight(*pack_groups(conv, w, list(zip(rows, columns, strict=True)), lanes), 0)
-    if M == RAW:
+    if M < 0:
         if w.is_contiguous(memory_format=torch.channels_last) and not w.is_contiguous():
-            return PackedWeight(w, w, RAW_CHANNELS_LAST)
+            return PackedWeight(w, w, M + RAW_CHANNELS_LAST - RAW)
         w = w.contiguous()
-        return PackedWeight(w, w, RAW)
+        return PackedWeight(w, w, M)
     if M:
         turned = w.flip(2, 3).transpose(0, 1)
         return PackedWeight(_transformed(w, M, lanes), _transformed(turned, M, lanes), M)

@@ -10,17 +10,10 @@ static void strip(const Product& product, const float* in, float* out, int tiles
     const bool add = product.add;
     for (int tile = 0; tile < tiles; tile++, in += P * in_step, out += P * out_step) {
         vec acc[P][V];
-        if (add) {
 #pragma GCC unroll 16
-            for (int p = 0; p < P; p++)
+        for (int p = 0; p < P; p++)
 #pragma GCC unroll 2
-                for (int v = 0; v < V; v++) acc[p][v] = load(out + p * out_step + v * L);
-        } else {
-#pragma GCC unroll 16
-            for (int p = 0; p < P; p++)
-#pragma GCC unroll 2
-                for (int v = 0; v < V; v++) acc[p][v] = vec{};
-        }
+            for (int v = 0; v < V; v++) acc[p][v] = vec{};
         for (int t = 0; t < n_taps; t++) {
             const float* a = in + product.taps[t];
             const float* b = product.w + t * product.w_tap * (V * L);
@@ -33,6 +26,12 @@ static void strip(const Product& product, const float* in, float* out, int tiles
 #pragma GCC unroll 2
                     for (int v = 0; v < V; v++) acc[p][v] += a[p * in_step] * row[v];
             }
+        }
+        if (add) {  // a sum of its own, added at last: sums of sums round off less
+#pragma GCC unroll 16
+            for (int p = 0; p < P; p++)
+#pragma GCC unroll 2
+                for (int v = 0; v < V; v++) acc[p][v] += load(out + p * out_step + v * L);
         }
 #pragma GCC unroll 16
         for (int p = 0; p < P; p++)
@@ -51,7 +50,7 @@ static void scatter(const Product& product, const int* order, const float* in, f
     for (int p = 0; p < P; p++) {
         a[p] = in + ins[p];
 #pragma GCC unroll 2
-        for (int v = 0; v < V; v++) acc[p][v] = product.add ? load(out + outs[p] + v * L) : vec{};
+        for (int v = 0; v < V; v++) acc[p][v] = vec{};
     }
     for (int t = 0; t < n_taps; t++) {
         const ptrdiff_t from = product.taps[t];
@@ -69,7 +68,7 @@ static void scatter(const Product& product, const int* order, const float* in, f
 #pragma GCC unroll 16
     for (int p = 0; p < P; p++)
 #pragma GCC unroll 2
-        for (int v = 0; v < V; v++) store(out + outs[p] + v * L, acc[p][v]);
+        for (int v = 0; v < V; v++) store(out + outs[p] + v * L, product.add ? acc[p][v] + load(out + outs[p] + v * L) : acc[p][v]);
 }
 
 using Scatter = void (*)(const Product&, const int* order, const float* in, float* out, const ptrdiff_t* ins, const ptrdiff_t* outs);

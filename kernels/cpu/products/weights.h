@@ -10,7 +10,10 @@
 #include <vector>
 
 constexpr int PANEL = 20 << 10;  // bytes
-constexpr int RAW = -1, RAW_CHANNELS_LAST = -2;  // for the direct sum by a weight that was not packed, where an algorithm is asked for
+// Algorithms: 0 for the direct sum, M for Winograd's F(M×M, 3×3); RAW − 2·M or RAW_CHANNELS_LAST − 2·M for the same by a weight that was not
+// packed, in either order.
+constexpr int RAW = -1, RAW_CHANNELS_LAST = -2;
+inline int transforms(int algorithm) { return algorithm >= 0 ? algorithm : (RAW - algorithm) / 2; }
 
 // Rows of K at once, of all `taps`: a panel of V vectors; as even as can be, and whole vectors.
 inline int panel_rows(int K, int taps, int V) {
