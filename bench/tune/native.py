@@ -2,8 +2,8 @@
 image.
 
 For each shape it takes the fastest, forward and input gradient together, whose error against float64 stays
-within 1.5e-6: of packed weights, and of weights as they are. The file holds a table by instruction set; that of the kernels built here is replaced, the
-others stay."""
+within 1.5e-6: of packed weights, and of weights as they are. The file holds a table by instruction set; that
+of the kernels built here is replaced, the others stay."""
 
 from __future__ import annotations
 

@@ -30,7 +30,12 @@ from fastbn.planning.step_memory import apart
 # and FLOPs by `kind`
 Work = collections.Counter[str]
 FAR = 32 << 20
-WINOGRAD = (Algorithm.WINOGRAD_2, Algorithm.WINOGRAD_4)
+WINOGRAD = (
+    Algorithm.WINOGRAD_2,
+    Algorithm.WINOGRAD_4,
+    Algorithm.WINOGRAD_2_RAW,
+    Algorithm.WINOGRAD_4_RAW,
+)
 BACKWARD = 2  # bytes of a backward for each of the forward's, between the regions
 
 

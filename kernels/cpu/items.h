@@ -31,6 +31,9 @@ inline Items cut(int n, int height, size_t row_bytes, double units, int row_unit
     int rows = static_cast<int>(room / (row_bytes ? row_bytes : 1));
     rows = rows < row_unit ? row_unit : rows / row_unit * row_unit;
     if (rows > height) rows = height;
+    const int bands = (height + rows - 1) / rows;
+    rows = round_up((height + bands - 1) / bands, row_unit);  // as even as can be
+    if (rows > height) rows = height;
     while (rows > row_unit && n * ((height + rows - 1) / rows) < least) rows = round_up((rows + 1) / 2, row_unit);
     int images = 1;
     if (rows >= height)

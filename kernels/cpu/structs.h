@@ -36,8 +36,7 @@ extern "C" struct Source {
 // A way by which gradient comes back to a value: convᵀ(dy) with dy = c1·ds + c2·y + c0.
 extern "C" struct Path {
     Geometry g;  // of the forward convolution
-    int M;  // Winograd's F(M×M, 3×3), 0 for the direct sum, RAW or RAW_CHANNELS_LAST for the direct sum by a
-            // weight that was not packed
+    int M;       // an algorithm, see products/weights.h
     const void *ds, *y;         // (N, OH, OW, OC)
     const float *c1, *c2, *c0;  // (OC,); c2 and c0 null where statistics are frozen
     const float* weights;

@@ -49,8 +49,8 @@ def _pixels(conv, shapes) -> int:
 
 
 def test_a_batch_large_enough_has_its_transforms():
-    """ResNet-18 on 64² images: at batch 16 the last stages' weights stay as they are, at 512 they are
-    transformed."""
+    """ResNet-18 on 64² images: at batch 16 the last stages' weights are transformed at every step, or stay as
+    they are; at 512 every weight is packed that is faster so."""
     own = network(18, 64)
     found = {
         batch: own.engine.choices(region.convs, shapes)
@@ -58,9 +58,7 @@ def test_a_batch_large_enough_has_its_transforms():
         for region, shapes in own.shapes((batch, 3, 64, 64))
     }
     assert NAMES[RAW] in found[16] and NAMES[RAW] not in found[512]
-    assert sum(name.startswith("Winograd") for name in found[16]) < sum(
-        name.startswith("Winograd") for name in found[512]
-    )
+    assert NAMES[RAW - 8] in found[16]
 
 
 def test_explain_says_what_was_traded():
@@ -95,9 +93,8 @@ def test_a_weight_changed_in_place_is_seen(monkeypatch):
 @pytest.mark.parametrize("instructions", ["avx512", "avx2", "neon", "unheard of"])
 def test_every_instruction_set_has_rows(instructions):
     rows = algorithms.table(instructions)
-    assert {M for row in rows for M in (row.M, row.unpacked)} <= {0, 2, 4} and len({(row.channels, row.size) for row in rows}) == len(
-        rows
-    )
+    assert {M for row in rows for M in (row.M, row.unpacked)} <= {0, 2, 4}
+    assert len({(row.channels, row.size) for row in rows}) == len(rows)
 
 
 def test_the_nearest_measured_shape_decides():

@@ -72,7 +72,9 @@ def algorithm(
     if exact or not can_transform(conv) or min(conv.in_channels, conv.channels) < FEWEST:
         return 0
     most = min(row.M for row in _rows(conv, size, instructions))
-    return most if size is None else min((M for M in WINOGRAD if most >= M), key=lambda M: products(M, size))
+    if size is None:
+        return most
+    return min((M for M in WINOGRAD if most >= M), key=lambda M: (products(M, size), M == 0))
 
 
 def unpacked(conv: Conv, exact: bool, size: tuple[int, int], instructions: str) -> int:

@@ -1,13 +1,14 @@
-// A weight's Winograd transform G w Gᵀ: made once, where weights are frozen and memory allows, or here, panel by panel, each time.
+// A weight's Winograd transform G w Gᵀ: made once, where memory allows, or here, panel by panel, each time.
 //
-// A thread that has a range of output channels transforms each of their weights once a pass: some tens of operations a pair of channels,
-// beside N² products for every tile. G is without its factors, which the input's transform then has (scale).
+// A thread that has a range of output channels transforms each of their weights once a pass: some tens of
+// operations a pair of channels, beside N² products for every tile. G is without its factors, which the
+// input's transform then has (scale).
 #pragma once
 #include "base.h"
 #include "products/weights.h"
 
-// An image of one tile and zeros around it, of 2×2 pixels, takes N = 3 instead of 4: p = g1·(d0 + d1), q = (g2 − g1)·d1,
-// r = (g0 − g1)·d0 make p + q and p + r.
+// An image of one tile and zeros around it, of 2×2 pixels, takes N = 3 instead of 4: p = g1·(d0 + d1),
+// q = (g2 − g1)·d1, r = (g0 − g1)·d0 make p + q and p + r.
 template <int M, int N>
 inline void transform_weight(vec a, vec b, vec c, vec* o) {  // G (a, b, c)
     if constexpr (N == 3) {
@@ -46,58 +47,12 @@ inline void transform_taps(const vec* w, bool turned, float* to, ptrdiff_t step)
     }
 }
 
-// Of nine vectors of consecutive numbers, L groups of nine, makes the vector of every group's first, second, … Lane l of the t-th comes from
-// vector s with L·s + l ≡ t (mod 9): from a vector that lies a distance on which depends on the lane, which is three or four blends; then
-// the lanes are put in order.
-struct Nines {
-    static constexpr int inverse = L % 9 == 8 ? 8 : L % 9 == 7 ? 4 : 7;  // of L modulo 9
-    static constexpr int distance(int lane) { return (9 - inverse) * lane % 9; }
-    static constexpr bool any(int bit) {
-        for (int l = 0; l < L; l++)
-            if (distance(l) & bit) return true;
-        return false;
-    }
-    template <int BIT, size_t... I>
-    static vec blend(vec a, vec b, std::index_sequence<I...>) {  // b where the distance has the bit
-#ifdef __clang__
-        return __builtin_shufflevector(a, b, (distance(I) & BIT ? L + I : I)...);
-#else
-        return __builtin_shuffle(a, b, veci{static_cast<int32_t>(distance(I) & BIT ? L + I : I)...});
-#endif
-    }
-    template <int T, size_t... I>
-    static vec order(vec a, std::index_sequence<I...>) {
-#ifdef __clang__
-        return __builtin_shufflevector(a, a, ((9 * I + T) % L)...);
-#else
-        return __builtin_shuffle(a, veci{static_cast<int32_t>((9 * I + T) % L)...});
-#endif
-    }
-    template <int BIT>
-    static void turn(vec* v) {
-        if constexpr (any(BIT)) {
-            vec o[9];
-#pragma GCC unroll 9
-            for (int a = 0; a < 9; a++) o[a] = blend<BIT>(v[a], v[(a + BIT) % 9], std::make_index_sequence<L>{});
-#pragma GCC unroll 9
-            for (int a = 0; a < 9; a++) v[a] = o[a];
-        }
-    }
-    template <size_t... T>
-    static void apart(const vec* v, vec* o, std::index_sequence<T...>) {
-        ((o[T] = order<T>(v[inverse * T % 9], std::make_index_sequence<L>{})), ...);
-    }
-};
-inline void by_nines(vec* v, vec* o) {
-    Nines::turn<1>(v), Nines::turn<2>(v), Nines::turn<4>(v), Nines::turn<8>(v);
-    Nines::apart(v, o, std::make_index_sequence<9>{});
-}
-
-// The weights of a 3×3 convolution: transformed, by blocks of output channels, (N², K, block), or as they are, (C, K_all, 9) or (C, 9, K_all).
+// The weights of a 3×3 convolution: transformed, by blocks of output channels, (N², K, block), or as they are,
+// (C, K, 9) or (C, 9, K).
 struct Transform {
     const float* at;
     int algorithm;  // whether it was transformed
-    bool backward;  // the input gradient's: as they are (K_all, C, 9) or (K_all, 9, C), and turned
+    bool backward;  // the input gradient's: as they are (K, C, 9) or (K, 9, C), and turned
     int C, K;       // as there are
 
     bool made() const { return algorithm > 0; }
@@ -120,7 +75,10 @@ struct Transform {
                 for (int i = 0; i < there; i += L) {
                     const int some = there - i < L ? there - i : L;
                     lines(c + v * L, k + i, some, line);
-                    for (int j = 0; j < some; j++) transform_taps<M, N>((const vec*)(line + j * 9 * L), false, room + ((i + j) * V + v) * L, step);
+                    for (int j = 0; j < some; j++) {
+                        const vec* w = (const vec*)(line + j * 9 * L);
+                        transform_taps<M, N>(w, false, room + ((i + j) * V + v) * L, step);
+                    }
                 }
             for (int i = there; i < rows; i++)
                 for (int f = 0; f < N * N; f++) store(room + f * step + (i * V + v) * L, vec{});
@@ -134,25 +92,25 @@ struct Transform {
         const float* end = at + static_cast<size_t>(C) * K * 9;
         const ptrdiff_t step = static_cast<ptrdiff_t>(K) * 9;
         if (!channels_last())
-            columns(at + c * step + static_cast<ptrdiff_t>(k) * 9, end, step, C - c, rows * 9, [&](int j, vec column) { store(to + j * L, column); });
+            columns(at + c * step + static_cast<ptrdiff_t>(k) * 9, end, step, C - c, rows * 9,
+                    [&](int j, vec column) { store(to + j * L, column); });
         else
             for (int tap = 0; tap < 9; tap++)
-                columns(at + c * step + static_cast<ptrdiff_t>(tap) * K + k, end, step, C - c, rows, [&](int j, vec column) { store(to + (j * 9 + tap) * L, column); });
+                columns(at + c * step + static_cast<ptrdiff_t>(tap) * K + k, end, step, C - c, rows,
+                        [&](int j, vec column) { store(to + (j * 9 + tap) * L, column); });
     }
 
     void row(int c, int k, vec* w) const {
         const int there = C - c < L ? C - c : L;
         const float* from = at + static_cast<size_t>(k) * C * 9;
         if (channels_last()) {
-            for (int tap = 0; tap < 9; tap++) w[tap] = there == L ? load(from + static_cast<ptrdiff_t>(tap) * C + c) : load_some(from + static_cast<ptrdiff_t>(tap) * C + c, there);
+            from += c;
+            for (int tap = 0; tap < 9; tap++, from += C) w[tap] = there == L ? load(from) : load_some(from, there);
             return;
         }
         float some[9 * L] = {};
         from += static_cast<ptrdiff_t>(c) * 9;
         if (there < L) from = static_cast<const float*>(memcpy(some, from, sizeof(float) * 9 * there));
-        vec v[9];
-#pragma GCC unroll 9
-        for (int i = 0; i < 9; i++) v[i] = load(from + i * L);
-        by_nines(v, w);
+        by_nines(from, w);
     }
 };

@@ -63,6 +63,56 @@ inline void columns(const float* from, const float* end, ptrdiff_t step, int row
     }
 }
 
+// Of nine vectors of consecutive numbers, L groups of nine, makes the vector of every group's first, second, … Lane l of the t-th comes from
+// vector s with L·s + l ≡ t (mod 9): from a vector that lies a distance on which depends on the lane, which is three or four blends; then
+// the lanes are put in order.
+struct Nines {
+    static constexpr int inverse = L % 9 == 8 ? 8 : L % 9 == 7 ? 4 : 7;  // of L modulo 9
+    static constexpr int distance(int lane) { return (9 - inverse) * lane % 9; }
+    static constexpr bool any(int bit) {
+        for (int l = 0; l < L; l++)
+            if (distance(l) & bit) return true;
+        return false;
+    }
+    template <int BIT, size_t... I>
+    static vec blend(vec a, vec b, std::index_sequence<I...>) {  // b where the distance has the bit
+#ifdef __clang__
+        return __builtin_shufflevector(a, b, (distance(I) & BIT ? L + I : I)...);
+#else
+        return __builtin_shuffle(a, b, veci{static_cast<int32_t>(distance(I) & BIT ? L + I : I)...});
+#endif
+    }
+    template <int T, size_t... I>
+    static vec order(vec a, std::index_sequence<I...>) {
+#ifdef __clang__
+        return __builtin_shufflevector(a, a, ((9 * I + T) % L)...);
+#else
+        return __builtin_shuffle(a, veci{static_cast<int32_t>((9 * I + T) % L)...});
+#endif
+    }
+    template <int BIT>
+    static void turn(vec* v) {
+        if constexpr (any(BIT)) {
+            vec o[9];
+#pragma GCC unroll 9
+            for (int a = 0; a < 9; a++) o[a] = blend<BIT>(v[a], v[(a + BIT) % 9], std::make_index_sequence<L>{});
+#pragma GCC unroll 9
+            for (int a = 0; a < 9; a++) v[a] = o[a];
+        }
+    }
+    template <size_t... T>
+    static void apart(const vec* v, vec* o, std::index_sequence<T...>) {
+        ((o[T] = order<T>(v[inverse * T % 9], std::make_index_sequence<L>{})), ...);
+    }
+};
+inline void by_nines(const float* from, vec* o) {
+    vec v[9];
+#pragma GCC unroll 9
+    for (int i = 0; i < 9; i++) v[i] = load(from + i * L);
+    Nines::turn<1>(v), Nines::turn<2>(v), Nines::turn<4>(v), Nines::turn<8>(v);
+    Nines::apart(v, o, std::make_index_sequence<9>{});
+}
+
 struct Weights {
     const float* at;
     int algorithm;   // whether it was packed
@@ -101,7 +151,11 @@ struct Weights {
                         const float* line = from + static_cast<ptrdiff_t>(tap) * C + c0;
                         store(to + place[tap] * rows * V * L, there == L ? load(line) : load_some(line, there));
                     }
-                else
+                else if (taps == 9 && there == L) {
+                    vec w[9];
+                    by_nines(from + static_cast<ptrdiff_t>(c0) * 9, w);
+                    for (int tap = 0; tap < 9; tap++) store(to + place[tap] * rows * V * L, w[tap]);
+                } else
                     columns(from + static_cast<ptrdiff_t>(c0) * taps, at + static_cast<size_t>(C) * K * taps, taps, there, taps, [&](int tap, vec column) { store(to + place[tap] * rows * V * L, column); });
             }
         return room;
