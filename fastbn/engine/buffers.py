@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 LINE = 64  # bytes of a cache line: a vector that straddles two is loaded twice
+# the dtypes that numpy has too
+NUMPY = {torch.float32: np.float32, torch.float64: np.float64, torch.uint8: np.uint8}
 LARGE = 1 << 20  # bytes from which a block is cut out of a room; smaller ones would leave it in pieces
 ROOM = 256 << 20  # bytes of a room's addresses: memory is occupied where it was once written to
 # a small block may be this many times as large as what is asked for: the ragged last batch uses the whole
@@ -79,10 +81,12 @@ class Buffers:
             while self._back:
                 self._return(self._back.popleft())
             block = self._cut(whole) if whole >= LARGE else self._fitting(whole)
-        lent = block.room[block.start : block.start + size]  # its own object: dies with the last tensor on it
+        plain = NUMPY.get(dtype)
+        # its own object: dies with the last tensor on it
+        lent = np.ndarray(shape if plain else size, plain or np.uint8, block.room, block.start)
         # at any moment, in any thread: one atomic append
         weakref.finalize(lent, self._back.append, block).atexit = False
-        return torch.from_numpy(lent).view(dtype).view(shape)
+        return torch.from_numpy(lent) if plain else torch.from_numpy(lent).view(dtype).view(shape)
 
     def _fitting(self, size: int) -> _Block:
         """The free small block of this size, or of the next that is not much too large; else a new one."""

@@ -108,6 +108,7 @@ class _Program:
         )
         places = {b.start: span.offset for b, span in spans.items() if span.kept}
         self._saved = [(t.dtype, t.shape, t.stride(), places.get(t.data_ptr())) for t in saved]
+        self._dtypes = {dtype for dtype, *_ in self._saved}
         self._elsewhere = {
             place: _position(t, before) for place, t in enumerate(saved) if t.data_ptr() not in lasting
         }
@@ -123,7 +124,7 @@ class _Program:
         self._forward.play(kept.data_ptr(), own, self._buffers)
         if not any(self._live):
             return ForwardResult(outputs, inputs[0].new_empty(0), [], self._call)
-        by_type = {dtype: kept.view(dtype) for dtype, *_ in self._saved}
+        by_type = {dtype: kept.view(dtype) for dtype in self._dtypes}
         saved = [
             own[self._elsewhere[place]]
             if at is None
