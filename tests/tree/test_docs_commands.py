@@ -56,7 +56,7 @@ def test_the_commands_run(name, tmp_path, monkeypatch):
             env=environment,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=900,
         )
         assert done.returncode == 0, f"{module} {shlex.join(words)}: {done.stderr[-800:]}"
 
