@@ -7,6 +7,7 @@ import json
 import pytest
 from runs import REPOSITORY
 
+from bench.architectures import __main__ as main
 from bench.architectures import table
 from bench.architectures.catalogue import ARCHITECTURES, named
 from bench.records.conditions import RESULTS
@@ -72,3 +73,12 @@ def test_names():
     assert [a.key for a in named(["dla34", "timm-resnet50"])] == ["timm-resnet50", "timm-dla34"]
     with pytest.raises(UsageError, match="resnet5: not among the architectures"):
         named(["resnet5"])
+
+
+def test_what_is_measured_again_takes_its_place():
+    """In the catalogue's order; what was not measured this time stays."""
+    before = [{"library": "timm", "name": "dla34", "seconds": 1, "size": 224}]
+    now = [{"library": "timm", "name": name, "seconds": 2} for name in ("dla34", "resnet50")]
+    found = main._merged(before, now)
+    assert [row["name"] for row in found] == ["resnet50", "dla34"]
+    assert found[1] == {"library": "timm", "name": "dla34", "seconds": 2, "size": 224}
