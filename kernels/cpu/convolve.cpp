@@ -1,6 +1,7 @@
 // y = conv(z) with y's statistics, z formed as it is loaded and, if asked, written once.
 //
-// Layout   activations (N, H, W, C); packed weights by blocks of output channels, (taps, C_in, block) or Winograd's ((M+2)², C_in, block).
+// Layout   activations (N, H, W, C); packed weights by blocks of output channels, (taps, C_in, block) or
+//          Winograd's ((M+2)², C_in, block).
 // Traffic  reads what makes z, writes y, and z and its mask if asked: each once.
 #include <vector>
 #include "base.h"
@@ -15,23 +16,29 @@
 #include "products/weights.h"
 #include "products/winograd.h"
 
-// The direct sum for `rows` rows of each image from row r0 on, channels [c0, c1): for each block of channels, panel by panel of its
-// weights, all pixels.
-static void direct(const Geometry& g, const Weights& weights, const float* padded, size_t padded_size, int PW, int step, float* out, size_t out_size, int OW, int OC, int images, int r0, int rows, int OH, int c0, int c1, float* room) {
+// The direct sum for `rows` rows of each image from row r0 on, channels [c0, c1): for each block of channels,
+// panel by panel of its weights, all pixels.
+static void direct(const Geometry& g, const Weights& weights, const float* padded, size_t padded_size, int PW,
+    int step, float* out, size_t out_size, int OW, int OC, int images, int r0, int rows, int OH, int c0,
+    int c1, float* room) {
     const int K = weights.K, taps = g.kh * g.kw;
-    const bool flat = taps == 1 && g.sh == 1 && g.sw == 1 && PW == g.ow && OW == g.ow, whole = flat && rows == OH;
+    const bool flat = taps == 1 && g.sh == 1 && g.sw == 1 && PW == g.ow && OW == g.ow,
+               whole = flat && rows == OH;
     std::vector<ptrdiff_t> at;
     std::vector<Pixels> made;  // for blocks of two vectors; or for the last one's
     bool lines = false;
     blocks(c0, c1, [&](int c, int V) {
         const int most = panel_rows(K, taps, V);
         if (made.empty() || made[0].product.V != V) {
-            lines = most == K && g.dw == 1 && step == K && g.kw > 1 && !Pixels::scatters(V, g.ow);  // a kernel's line lies together, here and there
+            // a kernel's line lies together, here and there
+            lines = most == K && g.dw == 1 && step == K && g.kw > 1 && !Pixels::scatters(V, g.ow);
             const int per_line = lines ? 1 : g.kw;
             at.clear(), made.clear();
             for (int i = 0; i < g.kh; i++)
-                for (int j = 0; j < per_line; j++) at.push_back((static_cast<ptrdiff_t>(i) * g.dh * PW + j * g.dw) * step);
-            made.emplace_back(Product{V, static_cast<ptrdiff_t>(g.sw) * step, OC, nullptr, 0, 0, nullptr, 0, false});
+                for (int j = 0; j < per_line; j++)
+                    at.push_back((static_cast<ptrdiff_t>(i) * g.dh * PW + j * g.dw) * step);
+            made.emplace_back(
+                Product{V, static_cast<ptrdiff_t>(g.sw) * step, OC, nullptr, 0, 0, nullptr, 0, false});
             for (int i = 0; i < (whole ? 1 : images); i++)
                 for (int r = 0; r < (flat ? 1 : rows); r++) {
                     int first = 0, last = g.kh;  // the kernel's lines that are inside of the image
@@ -44,8 +51,10 @@ static void direct(const Geometry& g, const Weights& weights, const float* padde
                         const int column = p * g.sw - g.pw + tap % g.kw * g.dw;
                         return flat || (column >= 0 && column < g.w);
                     };
-                    made[0].add(at.data() + first * per_line, first * per_line, (last - first) * per_line, i * padded_size + static_cast<size_t>(r) * g.sh * PW * step,
-                                i * out_size + static_cast<size_t>(r) * OW * OC, flat ? (whole ? images : 1) * rows * g.ow : g.ow, inside);
+                    made[0].add(at.data() + first * per_line, first * per_line, (last - first) * per_line,
+                        i * padded_size + static_cast<size_t>(r) * g.sh * PW * step,
+                        i * out_size + static_cast<size_t>(r) * OW * OC,
+                        flat ? (whole ? images : 1) * rows * g.ow : g.ow, inside);
                 }
         }
         Pixels& pixels = made[0];
@@ -53,16 +62,19 @@ static void direct(const Geometry& g, const Weights& weights, const float* padde
             const int here = K - k < most ? K - k : most;
             ptrdiff_t w_tap;
             const float* w = weights.forward(c, V, k, here, room, w_tap);
-            pixels.product.K = lines ? K * g.kw : here, pixels.product.w_tap = lines ? K * g.kw : w_tap, pixels.product.add = k > 0;
+            pixels.product.K = lines ? K * g.kw : here, pixels.product.w_tap = lines ? K * g.kw : w_tap,
+            pixels.product.add = k > 0;
             pixels.multiply(w, padded + k, out + c);
         }
     });
 }
 
 // algorithm: see products/weights.h.
-// S: what activations are stored in. statistics (2, C) double, of y as it is stored: mean and biased variance, by Chan, Golub, LeVeque's merge of the items' (count, mean, M2) in order; may be null.
+// S: what activations are stored in. statistics (2, C) double, of y as it is stored: mean and biased
+// variance, by Chan, Golub, LeVeque's merge of the items' (count, mean, M2) in order; may be null.
 template <typename S>
-static void convolve(const Geometry& g, const Source& s, const float* weights, int algorithm, S* y, double* statistics, int threads) {
+static void convolve(const Geometry& g, const Source& s, const float* weights, int algorithm, S* y,
+    double* statistics, int threads) {
     const int M = transforms(algorithm), taps = g.kh * g.kw;
     const int OC = round_up(g.oc, L), TW = M ? (g.ow + M - 1) / M : 0;
     const int OW = M ? M * TW : g.ow;
@@ -70,11 +82,17 @@ static void convolve(const Geometry& g, const Source& s, const float* weights, i
     const int PW = reach > g.w + g.pw ? reach : g.w + g.pw;  // columns of the padded image
     const int K = M ? round_up(g.c, L) : g.c, step = pixel_step(K);
     const Winograd way = winograd_of(algorithm, g.h, g.w);
-    const Items items = M && way.raw ? cut_tiles(g.n, g.oh, M, TW, way.tiles_at_once(K), OC) : cut(g.n, g.oh, sizeof(float) * (static_cast<size_t>(g.sh) * PW * step + static_cast<size_t>(OW) * OC), M ? static_cast<double>(TW) / M : g.ow, M ? M : 1,
-                            sizeof(float) * (M ? (M + 2) * (M + 2) : taps) * static_cast<size_t>(K) * OC, OC);
-    const int TH = M ? (items.rows + M - 1) / M : 0, OH = M ? M * TH : items.rows;  // rows of the output buffer
+    const Items items = M && way.raw
+        ? cut_tiles(g.n, g.oh, M, TW, way.tiles_at_once(K), OC)
+        : cut(g.n, g.oh,
+              sizeof(float) * (static_cast<size_t>(g.sh) * PW * step + static_cast<size_t>(OW) * OC),
+              M ? static_cast<double>(TW) / M : g.ow, M ? M : 1,
+              sizeof(float) * (M ? (M + 2) * (M + 2) : taps) * static_cast<size_t>(K) * OC, OC);
+    // OH: rows of the output buffer
+    const int TH = M ? (items.rows + M - 1) / M : 0, OH = M ? M * TH : items.rows;
     const int PH = (OH - 1) * g.sh + (g.kh - 1) * g.dh + 1;
-    const size_t padded_size = static_cast<size_t>(PH) * PW * step, out_size = static_cast<size_t>(OH) * OW * OC;
+    const size_t padded_size = static_cast<size_t>(PH) * PW * step,
+                 out_size = static_cast<size_t>(OH) * OW * OC;
     const Weights w{weights, algorithm, g.oc, K, taps};
     std::vector<double> partial(statistics ? static_cast<size_t>(items.places()) * 3 * OC : 0);
 
@@ -86,16 +104,21 @@ static void convolve(const Geometry& g, const Source& s, const float* weights, i
         std::vector<float> pivot(OC), unread(static_cast<size_t>(g.w) * g.c);
         int formed = -1;
         for (int item : share) {
-            const int n0 = items.first_image(item), r0 = items.first_row(item), c0 = items.first_channel(item, OC), c1 = items.last_channel(item, OC);
+            const int n0 = items.first_image(item), r0 = items.first_row(item),
+                      c0 = items.first_channel(item, OC), c1 = items.last_channel(item, OC);
             const int images = g.n - n0 < items.images ? g.n - n0 : items.images;
             const int rows = g.oh - r0 < items.rows ? g.oh - r0 : items.rows;
-            const int top = r0 * g.sh - g.ph;                                   // the source row that the buffer's first holds
-            const int own = r0 * g.sh, next = (r0 + rows) * g.sh, beyond = r0 + rows == g.oh || next > g.h ? g.h : next;  // the source rows whose z this item writes
-            const bool reads = formed != items.place(item) || !c0;  // the place's first part also writes z, whichever part this thread took before
+            const int top = r0 * g.sh - g.ph;  // the source row that the buffer's first holds
+            // the source rows whose z this item writes
+            const int own = r0 * g.sh, next = (r0 + rows) * g.sh,
+                      beyond = r0 + rows == g.oh || next > g.h ? g.h : next;
+            // the place's first part also writes z, whichever part this thread took before
+            const bool reads = formed != items.place(item) || !c0;
             for (int i = 0; i < images && reads; i++) {
                 for (int b = 0; b < PH; b++) {
                     const int r = top + b;
-                    float* row = padded + i * padded_size + static_cast<size_t>(b) * PW * step + static_cast<size_t>(g.pw) * step;
+                    float* row = padded + i * padded_size + static_cast<size_t>(b) * PW * step
+                        + static_cast<size_t>(g.pw) * step;
                     if (r < 0 || r >= g.h) {
                         memset(row, 0, sizeof(float) * g.w * step);
                         continue;
@@ -107,14 +130,20 @@ static void convolve(const Geometry& g, const Source& s, const float* weights, i
                 }
                 if ((s.z || s.mask) && !c0)
                     for (int r = own; r < beyond; r++)
-                        if (r >= top + PH) form<S>(s, (static_cast<size_t>(n0 + i) * g.h + r) * g.w, g.w, g.c, unread.data(), g.c);
+                        if (r >= top + PH)
+                            form<S>(s, (static_cast<size_t>(n0 + i) * g.h + r) * g.w, g.w, g.c, unread.data(),
+                                g.c);
             }
             formed = items.place(item);
             if (M)
-                winograd(way, {padded, images, PH, PW, K, step, {weights, algorithm, false, g.oc, g.c}, out, OW, TH, TW, OC, c0, c1, false, reads, work});
+                winograd(way,
+                    {padded, images, PH, PW, K, step, {weights, algorithm, false, g.oc, g.c}, out, OW, TH, TW,
+                        OC, c0, c1, false, reads, work});
             else
-                direct(g, w, padded, padded_size, PW, step, out, out_size, OW, OC, images, r0, rows, OH, c0, c1, work);
-            double* mine = statistics ? partial.data() + static_cast<size_t>(items.place(item)) * 3 * OC : nullptr;
+                direct(g, w, padded, padded_size, PW, step, out, out_size, OW, OC, images, r0, rows, OH, c0,
+                    c1, work);
+            double* mine =
+                statistics ? partial.data() + static_cast<size_t>(items.place(item)) * 3 * OC : nullptr;
             memcpy(pivot.data(), out, sizeof(float) * OC);  // sums are taken about the item's first pixel
             const int last = c1 < g.oc ? c1 : g.oc;
             for (int i = 0; i < images; i++)
@@ -130,7 +159,8 @@ static void convolve(const Geometry& g, const Source& s, const float* weights, i
                             sum += d, square += d * d;
                         }
                         if (mine)
-                            for (int l = 0; l < L; l++) mine[OC + c + l] += sum[l], mine[2 * OC + c + l] += square[l];
+                            for (int l = 0; l < L; l++)
+                                mine[OC + c + l] += sum[l], mine[2 * OC + c + l] += square[l];
                     });
                 }
             if (mine)
@@ -139,13 +169,16 @@ static void convolve(const Geometry& g, const Source& s, const float* weights, i
         free(padded), free(out), free(work);
     });
     if (!statistics) return;
-    std::vector<double> means(OC), m2s(OC);  // a vector of channels at a time: the divisions take as long as a small convolution
+    // a vector of channels at a time: the divisions take as long as a small convolution
+    std::vector<double> means(OC), m2s(OC);
     double count = 0;
     for (int place = 0; place < items.places(); place++) {
         const double* p = partial.data() + static_cast<size_t>(place) * 3 * OC;
         const int item = place * items.parts;
-        const int images = g.n - items.first_image(item) < items.images ? g.n - items.first_image(item) : items.images;
-        const int rows = g.oh - items.first_row(item) < items.rows ? g.oh - items.first_row(item) : items.rows;
+        const int images =
+            g.n - items.first_image(item) < items.images ? g.n - items.first_image(item) : items.images;
+        const int rows =
+            g.oh - items.first_row(item) < items.rows ? g.oh - items.first_row(item) : items.rows;
         const double n = static_cast<double>(images) * rows * g.ow, total = count + n;
         double *mean = means.data(), *m2 = m2s.data();
         for (int c = 0; c < OC; c++) {
@@ -155,11 +188,13 @@ static void convolve(const Geometry& g, const Source& s, const float* weights, i
         }
         count = total;
     }
-    for (int c = 0; c < g.oc; c++) statistics[c] = means[c], statistics[g.oc + c] = m2s[c] > 0 || m2s[c] != m2s[c] ? m2s[c] / count : 0;
+    for (int c = 0; c < g.oc; c++)
+        statistics[c] = means[c], statistics[g.oc + c] = m2s[c] > 0 || m2s[c] != m2s[c] ? m2s[c] / count : 0;
 }
 
 // With no y the convolution copies: its output is its source, of which only the statistics are asked for.
-extern "C" void fastbn_convolve(const Geometry* geometry, const Source* source, const float* weights, int algorithm, void* y, double* statistics, int threads) {
+extern "C" void fastbn_convolve(const Geometry* geometry, const Source* source, const float* weights,
+    int algorithm, void* y, double* statistics, int threads) {
     if (!y) {
         const long pixels = static_cast<long>(geometry->n) * geometry->oh * geometry->ow;
         moments(source->y, source->half, pixels, geometry->oc, statistics, threads);

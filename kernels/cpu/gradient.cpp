@@ -1,9 +1,11 @@
-// A value's gradient: ds = (Σ convᵀ(dy) + Σ added) · mask with dy = c1·ds + c2·y + c0 formed as it is loaded, and, for each of the
-// raw outputs that the value was made of, Σ ds and Σ ds·(y − μ).
+// A value's gradient: ds = (Σ convᵀ(dy) + Σ added) · mask with dy = c1·ds + c2·y + c0 formed as it is loaded,
+// and, for each of the raw outputs that the value was made of, Σ ds and Σ ds·(y − μ).
 //
-// Layout   activations (N, H, W, C); packed weights of the flipped, transposed kernel: by blocks of C_in channels, for each parity
-//          class of (row mod stride, column mod stride) its taps, (taps, C_out, block); or Winograd's ((M+2)², C_out, block).
-// Traffic  reads ds and y of each path, the added terms, the mask or the y that gives it; writes ds: each once.
+// Layout   activations (N, H, W, C); packed weights of the flipped, transposed kernel: by blocks of C_in
+//          channels, for each parity class of (row mod stride, column mod stride) its taps, (taps, C_out,
+//          block); or Winograd's ((M+2)², C_out, block).
+// Traffic  reads ds and y of each path, the added terms, the mask or the y that gives it; writes ds: each
+//          once.
 #include <vector>
 #include "base.h"
 #include "calls.h"
@@ -24,7 +26,8 @@ struct Class {
 struct Plan {
     Geometry g;
     Winograd way;
-    int above, left, PH, PW, K, step, M, TH = 0, TW = 0;  // the padded dy: rows above the first that belongs, columns likewise, its size
+    // the padded dy: rows above the first that belongs, columns likewise, its size
+    int above, left, PH, PW, K, step, M, TH = 0, TW = 0;
     size_t padded_size;
     std::vector<Class> classes;
     std::vector<int> which;  // the kernel's taps, in the order of the classes
@@ -54,13 +57,15 @@ static Plan plan_of(const Path& path, int rows, int OW) {
                 for (int j = 0; j < g.kw; j++) {
                     const int a = y + g.ph - i * g.dh, b = x + g.pw - j * g.dw;
                     if (a % g.sh || b % g.sw) continue;
-                    found.taps.push_back((static_cast<ptrdiff_t>(a / g.sh + p.above) * p.PW + b / g.sw + p.left) * p.step);
+                    found.taps.push_back(
+                        (static_cast<ptrdiff_t>(a / g.sh + p.above) * p.PW + b / g.sw + p.left) * p.step);
                     p.which.push_back(i * g.kw + j);
                 }
             p.classes.push_back(found);
         }
     p.place.resize(p.which.size());
-    for (size_t t = 0; t < p.which.size(); t++) p.place[static_cast<size_t>(p.which[t])] = static_cast<int>(t);
+    for (size_t t = 0; t < p.which.size(); t++)
+        p.place[static_cast<size_t>(p.which[t])] = static_cast<int>(t);
     return p;
 }
 
@@ -79,13 +84,15 @@ static void form_dy(const Path& path, const Plan& p, int n, int first, float* to
     }
 }
 
-// out (+)= convᵀ(padded dy) for `rows` rows of each image from row r0 on, channels [c0, c1): for each block of channels, panel by panel of its
-// weights, all pixels.
-static void transpose(const Path& path, const Plan& p, const float* padded, int images, int r0, int rows, int w, float* out, size_t out_size, int OW, int c0, int c1, int C, bool add, float* room) {
+// out (+)= convᵀ(padded dy) for `rows` rows of each image from row r0 on, channels [c0, c1): for each block
+// of channels, panel by panel of its weights, all pixels.
+static void transpose(const Path& path, const Plan& p, const float* padded, int images, int r0, int rows,
+    int w, float* out, size_t out_size, int OW, int c0, int c1, int C, bool add, float* room) {
     const Geometry& g = p.g;
     const Weights weights{path.weights, path.M, g.c, p.K, g.kh * g.kw};
     const size_t image = static_cast<size_t>(rows) * w;
-    const bool flat = g.kh * g.kw == 1 && g.sh == 1 && g.sw == 1 && p.PW == w && OW == w && p.above == 0 && p.left == 0;
+    const bool flat =
+        g.kh * g.kw == 1 && g.sh == 1 && g.sw == 1 && p.PW == w && OW == w && p.above == 0 && p.left == 0;
     const bool whole = flat && p.padded_size == image * p.step && out_size == image * C;
     const int columns = flat ? 1 : g.sw, lines = flat ? 1 : rows;
     std::vector<Pixels> made;  // for blocks of two vectors; or for the last one's
@@ -93,12 +100,14 @@ static void transpose(const Path& path, const Plan& p, const float* padded, int 
         const int most = panel_rows(p.K, g.kh * g.kw, V);
         if (made.empty() || made[0].product.V != V) {
             made.clear();
-            made.emplace_back(Product{V, p.step, static_cast<ptrdiff_t>(g.sw) * C, nullptr, 0, 0, nullptr, 0, false});
+            made.emplace_back(
+                Product{V, p.step, static_cast<ptrdiff_t>(g.sw) * C, nullptr, 0, 0, nullptr, 0, false});
             for (int i = 0; i < (whole ? 1 : images); i++)
                 for (int r = 0; r < lines; r++)
                     for (int x = 0; x < columns && x < w; x++) {
                         const Class& found = p.classes[static_cast<size_t>((r0 + r) % g.sh * g.sw + x)];
-                        int first = 0, last = static_cast<int>(found.taps.size());  // those that are inside of the image
+                        // those that are inside of the image
+                        int first = 0, last = static_cast<int>(found.taps.size());
                         const auto line_inside = [&](int tap) {
                             const int q = r0 + r + g.ph - p.which[found.first + tap] / g.kw * g.dh;
                             return q >= 0 && q / g.sh < g.oh;
@@ -106,18 +115,24 @@ static void transpose(const Path& path, const Plan& p, const float* padded, int 
                         while (!flat && first < last && !line_inside(first)) first++;
                         while (!flat && first < last && !line_inside(last - 1)) last--;
                         const auto inside = [&](int tap, int pixel) {
-                            const int q = x + pixel * g.sw + g.pw - p.which[found.first + first + tap] % g.kw * g.dw;
+                            const int q =
+                                x + pixel * g.sw + g.pw - p.which[found.first + first + tap] % g.kw * g.dw;
                             return flat || (q >= 0 && q / g.sw < g.ow);
                         };
                         if (first < last || !add)
-                            made[0].add(found.taps.data() + first, found.first + first, last - first, i * p.padded_size + static_cast<size_t>(r / g.sh) * p.PW * p.step,
-                                        i * out_size + (static_cast<size_t>(r) * OW + x) * C, flat ? static_cast<int>(image) * (whole ? images : 1) : (w - x + g.sw - 1) / g.sw, inside);
+                            made[0].add(found.taps.data() + first, found.first + first, last - first,
+                                i * p.padded_size + static_cast<size_t>(r / g.sh) * p.PW * p.step,
+                                i * out_size + (static_cast<size_t>(r) * OW + x) * C,
+                                flat ? static_cast<int>(image) * (whole ? images : 1)
+                                     : (w - x + g.sw - 1) / g.sw,
+                                inside);
                     }
         }
         Pixels& pixels = made[0];
         for (int k = 0; k < p.K; k += most) {
             pixels.product.K = p.K - k < most ? p.K - k : most, pixels.product.add = add || k > 0;
-            const float* from = weights.backward(c, V, k, pixels.product.K, p.place.data(), room, pixels.product.w_tap);
+            const float* from =
+                weights.backward(c, V, k, pixels.product.K, p.place.data(), room, pixels.product.w_tap);
             pixels.multiply(from, padded + k, out + c);
         }
     });
@@ -142,7 +157,10 @@ static void gradient(const Value& v, const Path* paths, int n_paths, double* sum
     }
     unit = unit % most ? unit * most : unit;
     const int OW = round_up(v.w, most);
-    const Items items = tiles ? cut_tiles(v.n, v.h, unit, OW / most, tiles, C) : cut(v.n, v.h, row_bytes, most > 1 ? static_cast<double>(OW) / (most * most) : v.w, unit, weight_bytes, n_paths ? C : 0);
+    const Items items = tiles
+        ? cut_tiles(v.n, v.h, unit, OW / most, tiles, C)
+        : cut(v.n, v.h, row_bytes, most > 1 ? static_cast<double>(OW) / (most * most) : v.w, unit,
+              weight_bytes, n_paths ? C : 0);
     const int OH = round_up(items.rows, most);
     const size_t out_size = static_cast<size_t>(OH) * OW * C;
     std::vector<Plan> plans;
@@ -163,7 +181,8 @@ static void gradient(const Value& v, const Path* paths, int n_paths, double* sum
         memset(padded, 0, sizeof(float) * items.images * padded_most);
         int formed = -1;
         for (int item : share) {
-            const int n0 = items.first_image(item), r0 = items.first_row(item), c0 = items.first_channel(item, C), c1 = items.last_channel(item, C);
+            const int n0 = items.first_image(item), r0 = items.first_row(item),
+                      c0 = items.first_channel(item, C), c1 = items.last_channel(item, C);
             const int images = v.n - n0 < items.images ? v.n - n0 : items.images;
             const int rows = v.h - r0 < items.rows ? v.h - r0 : items.rows;
             for (int i = 0; i < n_paths; i++) {
@@ -171,15 +190,21 @@ static void gradient(const Value& v, const Path* paths, int n_paths, double* sum
                 if (n_paths > 1) memset(padded, 0, sizeof(float) * images * p.padded_size);
                 const bool reads = n_paths > 1 || formed != items.place(item);
                 if (reads)
-                    for (int m = 0; m < images; m++) form_dy<S>(paths[i], p, n0 + m, r0 / p.g.sh - p.above, padded + m * p.padded_size);
+                    for (int m = 0; m < images; m++)
+                        form_dy<S>(paths[i], p, n0 + m, r0 / p.g.sh - p.above, padded + m * p.padded_size);
                 if (p.M)
-                    winograd(p.way, {padded, images, p.PH, p.PW, p.K, p.step, {paths[i].weights, paths[i].M, true, p.g.c, p.g.oc}, out, OW, p.TH, p.TW, C, c0, c1, i > 0, reads, work});
+                    winograd(p.way,
+                        {padded, images, p.PH, p.PW, p.K, p.step,
+                            {paths[i].weights, paths[i].M, true, p.g.c, p.g.oc}, out, OW, p.TH, p.TW, C, c0,
+                            c1, i > 0, reads, work});
                 else
-                    transpose(paths[i], p, padded, images, r0, rows, v.w, out, out_size, OW, c0, c1, C, i > 0, work);
+                    transpose(paths[i], p, padded, images, r0, rows, v.w, out, out_size, OW, c0, c1, C, i > 0,
+                        work);
             }
             formed = items.place(item);
             if (n_paths == 0) memset(out, 0, sizeof(float) * images * out_size);
-            double* mine = sums ? partial.data() + static_cast<size_t>(items.place(item)) * 2 * n_ys * C : nullptr;
+            double* mine =
+                sums ? partial.data() + static_cast<size_t>(items.place(item)) * 2 * n_ys * C : nullptr;
             for (int m = 0; m < images; m++)
                 for (int r = 0; r < rows; r++) {
                     float* row = out + m * out_size + static_cast<size_t>(r) * OW * C;
@@ -193,12 +218,15 @@ static void gradient(const Value& v, const Path* paths, int n_paths, double* sum
     for (int a = 0; a < 2 * n_ys; a++)
         for (int c = 0; c < v.c; c++) {
             double sum = 0;
-            for (int place = 0; place < items.places(); place++) sum += partial[(static_cast<size_t>(place) * 2 * n_ys + a) * C + c];
+            for (int place = 0; place < items.places(); place++)
+                sum += partial[(static_cast<size_t>(place) * 2 * n_ys + a) * C + c];
             sums[static_cast<size_t>(a) * v.c + c] = sum;
         }
 }
 
-extern "C" void fastbn_gradient(const Value* value, const Path* paths, int n_paths, double* sums, int threads) {
-    if (n_paths && paths->g.groups > 1) return gradient_groups(*value, *paths, sums, threads);  // which is alone
+extern "C" void fastbn_gradient(
+    const Value* value, const Path* paths, int n_paths, double* sums, int threads) {
+    if (n_paths && paths->g.groups > 1)
+        return gradient_groups(*value, *paths, sums, threads);  // which is alone
     (value->half ? gradient<bfloat16> : gradient<float>)(*value, paths, n_paths, sums, threads);
 }

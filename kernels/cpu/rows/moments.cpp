@@ -12,7 +12,8 @@ constexpr long MOST_ITEMS = 64, LEAST_PIXELS = 256, TOGETHER = 64;  // TOGETHER:
 template <typename S>
 static void moments_of(const S* x, long pixels, int C, double* statistics, int threads) {
     const int step = round_up(C, L);
-    const long most = (pixels + MOST_ITEMS - 1) / MOST_ITEMS, block = most > LEAST_PIXELS ? most : LEAST_PIXELS;
+    const long most = (pixels + MOST_ITEMS - 1) / MOST_ITEMS,
+               block = most > LEAST_PIXELS ? most : LEAST_PIXELS;
     const int items = static_cast<int>((pixels + block - 1) / block);
     const auto size = [&](int item) { return pixels - item * block < block ? pixels - item * block : block; };
     std::vector<double> partial(static_cast<size_t>(items) * 3 * step);
