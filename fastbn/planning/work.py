@@ -30,12 +30,10 @@ from fastbn.planning.step_memory import apart
 # and FLOPs by `kind`
 Work = collections.Counter[str]
 FAR = 32 << 20
-WINOGRAD = (
-    Algorithm.WINOGRAD_2,
-    Algorithm.WINOGRAD_4,
-    Algorithm.WINOGRAD_2_RAW,
-    Algorithm.WINOGRAD_4_RAW,
-)
+WINOGRAD = (Algorithm.WINOGRAD_2, Algorithm.WINOGRAD_4)
+# chosen where it is faster than the plain sum by weights as they are, and counted as that: what transforming
+# weights at every step costs is not among the kinds
+NOT_PACKED = (Algorithm.RAW, Algorithm.WINOGRAD_2_RAW, Algorithm.WINOGRAD_4_RAW)
 BACKWARD = 2  # bytes of a backward for each of the forward's, between the regions
 
 
@@ -43,7 +41,7 @@ def kind(conv: Conv, algorithm: Algorithm = Algorithm.TORCH) -> str:
     """Return the kind of a convolution's FLOPs."""
     if conv.groups > 1:
         return "depthwise" if conv.groups == conv.in_channels else "grouped"
-    if algorithm in WINOGRAD or algorithm is Algorithm.RAW:
+    if algorithm in (*WINOGRAD, *NOT_PACKED):
         return "Winograd" if algorithm in WINOGRAD else "not packed"
     return "1×1" if conv.kernel == (1, 1) else "k×k"
 
@@ -138,6 +136,8 @@ def _work(case: traffic.TrafficCase, plan: traffic.TrafficPlan, algorithms: dict
     for join in case.region.joins:
         for conv in join.convs:
             if not conv.copies:
-                products = algorithms[conv].products * multiplied(conv, case.shapes[join.value], 1)[1]
-                work[kind(conv, algorithms[conv])] += math.ceil(products) * (1 + (conv.source in live))
+                by = algorithms[conv]
+                share = 1.0 if by in NOT_PACKED else by.products
+                products = math.ceil(share * multiplied(conv, case.shapes[join.value], 1)[1])
+                work[kind(conv, by)] += products * (1 + (conv.source in live))
     return work
