@@ -3,6 +3,7 @@ source."""
 
 from __future__ import annotations
 
+import functools
 import gzip
 import hashlib
 import io
@@ -25,13 +26,10 @@ SHA256 = "09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22"  # o
 def load_digits() -> tuple[Images, Images]:
     """Return (train, test): 1,437 and 360 images of 32×32, always the same ones. Shifts only: a mirrored
     digit is another sign."""
-    content = _published()
-    # (1797, 65): 64 levels of ink, 0 … 16, and the digit
-    table = np.loadtxt(io.StringIO(gzip.decompress(content).decode()), delimiter=",")
-    images = torch.from_numpy(_enlarge(table[:, :64].reshape(-1, 8, 8)))[..., None].repeat(1, 1, 1, 3)
+    images, labels = _decoded(_published())
     whole = Images(
         images,
-        torch.from_numpy(table[:, 64].astype(np.int64)),
+        labels,
         tuple("0123456789"),
         mean=(MEAN,) * 3,
         std=(STD,) * 3,
@@ -42,6 +40,15 @@ def load_digits() -> tuple[Images, Images]:
     )
     order = draws.permutation(0, "digits/split", len(whole))
     return whole.take(order[:TRAIN]), whole.take(order[TRAIN:])
+
+
+@functools.lru_cache(maxsize=1)  # some MB, for the next run of this process
+def _decoded(content: bytes) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the images (1797, 32, 32, 3), uint8, and labels (1797,), which nobody writes to."""
+    # (1797, 65): 64 levels of ink, 0 … 16, and the digit
+    table = np.loadtxt(io.StringIO(gzip.decompress(content).decode()), delimiter=",")
+    images = torch.from_numpy(_enlarge(table[:, :64].reshape(-1, 8, 8)))[..., None].repeat(1, 1, 1, 3)
+    return images, torch.from_numpy(table[:, 64].astype(np.int64))
 
 
 def _published() -> bytes:
