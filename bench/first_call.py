@@ -1,8 +1,9 @@
 """python -m bench.first_call: what the check of `fuse` costs, and what is left of it afterwards.
 
 At the first call in each mode the traced network is compared with the model's own forward. Timed in turn, in
-one process: a forward of the model's own in train mode, and that check; then a training step after the first
-call with the check and without it. Networks that a library builds are left out where it is not installed.
+one process, with one thread by its processor time: a forward of the model's own in train mode, and that
+check; then a training step after the first call, with the check and without it. Networks that a library
+builds are left out where it is not installed.
 Prints a table and writes bench/results/first-call-<device>-<date>.json."""
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ def first_call(record: Record, name: str, batches: list[int], rounds: int) -> No
     for batch in batches:
         x = images(batch, size)
         model(x)
-        found = clock.interleaved({FORWARD: lambda x=x: own(x), CHECK: check_of(fused, x)}, rounds, CPU)
+        calls = {FORWARD: lambda x=x: own(x), CHECK: check_of(fused, x)}
+        found = clock.interleaved(calls, rounds, CPU, clock=clock.of_threads())
         case = f"{name}, {size}×{size}, batch {batch}, fp32"
         for provider, samples in found.items():
             row = Row(level="check", case=case, provider=provider, trains="bn", size=size, batch_size=batch)
@@ -91,7 +93,8 @@ def steps(record: Record, batch: int, rounds: int) -> None:
         return run
 
     case = f"step of {RESNET20}, {size}×{size}, batch {batch}, fp32"
-    found = clock.interleaved({f"check={check}": step(check) for check in (True, False)}, rounds, CPU)
+    calls = {f"check={check}": step(check) for check in (True, False)}
+    found = clock.interleaved(calls, rounds, CPU, clock=clock.of_threads())
     for provider, samples in found.items():
         row = Row(level="check", case=case, provider=provider, trains="bn", size=size, batch_size=batch)
         record.rows.append(row.time(samples))
@@ -103,7 +106,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 2, 4, 8, 32])
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     asked = parser.parse_args(arguments)
     torch.set_num_threads(asked.threads)
     record = new()

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import gc
 import os
-import time
 from collections.abc import Callable
 
 import torch
@@ -52,15 +51,7 @@ def seconds(architecture: Architecture, batch: int, size: int, rounds: int) -> d
     for step in steps.values():
         step()
         step()
-    return clock.interleaved(
-        steps, rounds, CPU, clock=_processor_seconds if torch.get_num_threads() == 1 else clock.seconds
-    )
-
-
-def _processor_seconds(step: Callable[[], None], _: torch.device) -> float:
-    start = time.process_time()
-    step()
-    return time.process_time() - start
+    return clock.interleaved(steps, rounds, CPU, clock=clock.of_threads())
 
 
 def peak_bytes(architecture: Architecture, batch: int, size: int) -> dict[str, int]:

@@ -34,6 +34,19 @@ def seconds(call: Call, device: torch.device) -> float:
     return time.perf_counter() - start
 
 
+def processor_seconds(call: Call, device: torch.device) -> float:
+    """Return the processor time of one call, of this process."""
+    start = time.process_time()
+    call()
+    return time.process_time() - start
+
+
+def of_threads() -> Callable[[Call, torch.device], float]:
+    """Return the clock for calls on a CPU: with one thread the processor's time, which other work on the
+    machine hardly touches."""
+    return processor_seconds if torch.get_num_threads() == 1 else seconds
+
+
 def device_seconds(call: Call, device: torch.device) -> float:
     """Return the seconds of one call by the device's own clock, where it has one.
 

@@ -184,7 +184,7 @@ class Fused:
             program.why, program.module = f"traced by torch.fx it is not the same: {found}", None
             program.graph = Graph((), ((type(self.model).__name__, program.why),))
         program.checked.add(self.model.training)
-        give_back_memory()
+        give_back_memory(self.model)
 
     def program(
         self, device: torch.device, dtype: torch.dtype, constants: dict[str, Any] | None = None

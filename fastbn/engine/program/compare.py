@@ -25,6 +25,8 @@ from fastbn.graph.trace.tracer import Traced
 # of a batch: at most so many images, of them one pixel of so many in each direction
 PARTS = ((2, 4), (2, 2), (1, 1), (2, 1))
 
+WORTH = 8 << 20  # bytes of parameters
+
 
 @dataclasses.dataclass
 class Trial:
@@ -80,10 +82,12 @@ def _unmarked(model: nn.Module, outside: Outside) -> Iterator[None]:
                 parameter.grad = gradient
 
 
-def give_back_memory() -> None:
-    """Return what was freed to the system, where the C library can say so.
+def give_back_memory(model: nn.Module) -> None:
+    """Return what was freed to the system, where the C library can say so and it is worth its time.
 
-    A forward of the model's own leaves tens of MB of freed weights, which glibc would keep for good."""
+    A forward of the model's own leaves freed copies of its weights, which glibc would keep for good."""
+    if sum(parameter.nbytes for parameter in model.parameters()) < WORTH:
+        return
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
