@@ -11,8 +11,8 @@ import pytest
 import torch
 from suite_cases import CPU, RATES, TINY
 
-from bench import guard, memory
-from bench.records.rows import Record, Row, load
+from bench import first_call, guard, memory
+from bench.records.rows import LEVELS, Record, Row, load, new
 from bench.report import readme
 from bench.suite import clock, gate, kernels, measure, process, runs
 from bench.suite.cases import Blocks
@@ -262,3 +262,13 @@ def test_a_step_tells_its_peak():
 def test_a_fresh_process_tells_its_peak():
     provider = next(p for p in providers(TINY, CPU) if p.name.startswith("fastbn"))
     assert memory.fresh(provider, TINY)[memory.PEAK] > 0
+
+
+def test_a_first_call_s_check_is_measured_beside_a_forward_and_the_steps_after_it():
+    record = new()
+    first_call.first_call(record, first_call.RESNET20, [1, 3], 2)
+    first_call.steps(record, 2, 2)
+    assert [row.batch_size for row in record.rows] == [1, 1, 3, 3, 2, 2]
+    assert all(row.level in LEVELS and row.seconds and row.n == 2 for row in record.rows)
+    forwards = [row.more["forwards"] for row in record.rows if row.provider == first_call.CHECK]
+    assert len(forwards) == 2 and min(forwards) > 0
