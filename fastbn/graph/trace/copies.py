@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastbn.graph.trace.values import CONTAINERS, SIMPLE, constant, mapped, plain
+from fastbn.graph.trace.values import CLOSED, CONTAINERS, SIMPLE, constant, mapped, plain
 
 HELD = ("_parameters", "_modules", "_buffers")  # each copied in a way of its own
 EMPTY = {dict, collections.OrderedDict, set, list}  # as are most of a module's, those of its hooks
@@ -21,12 +21,15 @@ def copy_for_trial(model: nn.Module) -> nn.Module:
     made: dict[nn.Module, nn.Module] = {}
     buffers: dict[int, torch.Tensor] = {}
     for module in model.modules():
+        if isinstance(module, CLOSED):
+            made[module] = copy.deepcopy(module)
+            continue
         try:
             made[module] = object.__new__(type(module))
         except TypeError:
             made[module] = module
     for module, twin in made.items():
-        if twin is not module:
+        if twin is not module and not isinstance(module, CLOSED):
             attributes = _attributes(module, made)
             attributes["_parameters"] = dict(module._parameters)
             attributes["_modules"] = {

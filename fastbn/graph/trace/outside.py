@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastbn.graph.trace.values import MISSING, PLAIN, Opaque, Same, constant, fingerprint
+from fastbn.graph.trace.values import CLOSED, MISSING, PLAIN, Opaque, Same, constant, fingerprint
 
 LIBRARIES = {*sys.stdlib_module_names, "torch", "numpy", "fastbn"}  # whose own state is no forward's
 MOST = 200  # parts of a value, above which it is no setting that a forward reads
@@ -142,6 +142,7 @@ def of_model(modules: list[nn.Module], forward: Callable[..., Any]) -> Outside:
     """What a model's forward, and its submodules', read outside the model."""
     kinds: list[Any] = list(dict.fromkeys(map(type, modules)))
     own = [vars(module)["forward"] for module in modules if "forward" in vars(module)]
+    kinds = [kind for kind in kinds if not issubclass(kind, CLOSED)]
     return Outside([forward, *(kind.forward for kind in kinds), *own], kinds)
 
 

@@ -19,6 +19,7 @@ PLAIN = (
     type(None), bool, int, float, complex, str, bytes, range, slice, enum.Enum, np.generic,
     torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format,
 )  # fmt: skip
+CLOSED = torch.jit.ScriptModule  # no attributes of Python's hold its tensors: it is called as it is
 SIMPLE = {type(None), bool, int, float, str}  # most of a module's attributes
 NAMED = (
     type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, types.MethodDescriptorType,

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from fastbn.graph import activations
 from fastbn.graph.behaviour import settings
 from fastbn.graph.trace.guards import Guards
-from fastbn.graph.trace.values import Opaque, constant, copied, fingerprint
+from fastbn.graph.trace.values import CLOSED, Opaque, constant, copied, fingerprint
 
 INSIDE = (str(torch.__path__[0]), __file__.rpartition("/")[0])  # what may read a shadow's dictionary
 OWN = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
@@ -80,7 +80,8 @@ class Shadows:
     def __init__(self, model: nn.Module, watcher: Watcher):
         self.watcher, self.guards = watcher, Guards()
         self.paths: dict[nn.Module, str] = {module: name for name, module in model.named_modules()}
-        places = [(module, where) for module in self.paths for where in ("_parameters", "_buffers")]
+        opened = [module for module in self.paths if not isinstance(module, CLOSED)]
+        places = [(module, where) for module in opened for where in ("_parameters", "_buffers")]
         self.tensors = {
             id(t): (module, where, name)
             for module, where in places
@@ -103,6 +104,9 @@ class Shadows:
         except TypeError:  # a class with a layout, or a will, of its own
             made = object.__new__(self._kind(_Stand))
         object.__getattribute__(made, "__dict__").update(vars(module))
+        if isinstance(module, CLOSED):
+            vars(made).update(_parameters={}, _buffers={})
+            return made
         for name in ("_parameters", "_buffers"):
             vars(made)[name] = dict(vars(module)[name])
         # a fused part is traced as the part that it is
@@ -189,6 +193,8 @@ class Shadows:
 
     def written_past(self, module: nn.Module) -> str:
         """Name an attribute of a module's shadow that was written past its __setattr__, and take it back."""
+        if isinstance(module, CLOSED):
+            return ""
         shadow, own = vars(self._of[id(module)]), vars(module)
         pairs = [(shadow, own)] + [(shadow[place], own[place]) for place in ("_parameters", "_buffers")]
         for found, expected in pairs:
