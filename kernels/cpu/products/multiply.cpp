@@ -2,7 +2,8 @@
 #include "products/multiply.h"
 #include <utility>
 
-// STEP is in_step where that is known to the compiler: the pixels' addresses are then constants off one register; else 0.
+// STEP is in_step where that is known to the compiler: the pixels' addresses are then constants off one
+// register; else 0.
 template <int P, int V, int STEP>
 static void strip(const Product& product, const float* in, float* out, int tiles) {
     const ptrdiff_t in_step = STEP ? STEP : product.in_step, out_step = product.out_step;
@@ -42,7 +43,8 @@ static void strip(const Product& product, const float* in, float* out, int tiles
 
 // The same for pixels that lie anywhere, `ins` and `outs` from in and out on, and for some of all taps.
 template <int P, int V>
-static void scatter(const Product& product, const int* order, const float* in, float* out, const ptrdiff_t* ins, const ptrdiff_t* outs) {
+static void scatter(const Product& product, const int* order, const float* in, float* out,
+                    const ptrdiff_t* ins, const ptrdiff_t* outs) {
     const int K = product.K, n_taps = product.n_taps;
     const float* a[P];
     vec acc[P][V];
@@ -68,10 +70,12 @@ static void scatter(const Product& product, const int* order, const float* in, f
 #pragma GCC unroll 16
     for (int p = 0; p < P; p++)
 #pragma GCC unroll 2
-        for (int v = 0; v < V; v++) store(out + outs[p] + v * L, product.add ? acc[p][v] + load(out + outs[p] + v * L) : acc[p][v]);
+        for (int v = 0; v < V; v++)
+            store(out + outs[p] + v * L, product.add ? acc[p][v] + load(out + outs[p] + v * L) : acc[p][v]);
 }
 
-using Scatter = void (*)(const Product&, const int* order, const float* in, float* out, const ptrdiff_t* ins, const ptrdiff_t* outs);
+using Scatter = void (*)(const Product&, const int* order, const float* in, float* out, const ptrdiff_t* ins,
+                         const ptrdiff_t* outs);
 
 template <int V, size_t... P>
 static Scatter choose_scatter(int pixels, std::index_sequence<P...>) {
@@ -88,11 +92,13 @@ static Strip choose(int pixels, std::index_sequence<P...>) {
 template <int V>
 static Strip choose(int pixels, ptrdiff_t in_step) {
     using Pixels = std::make_index_sequence<MOST_PIXELS[V]>;
-    return in_step == 16 ? choose<V, 16>(pixels, Pixels{}) : choose<V, 0>(pixels, Pixels{});  // for more channels the constants gain nothing
+    return in_step == 16 ? choose<V, 16>(pixels, Pixels{})
+                         : choose<V, 0>(pixels, Pixels{});  // for more channels the constants gain nothing
 }
 
 Cut cut_pixels(int V, ptrdiff_t in_step, int n) {
-    const int tiles = (n + MOST_PIXELS[V] - 1) / MOST_PIXELS[V], few = n / tiles, more = n % tiles;  // `more` tiles have one more
+    const int tiles = (n + MOST_PIXELS[V] - 1) / MOST_PIXELS[V], few = n / tiles,
+              more = n % tiles;  // `more` tiles have one more
     const auto strip = V == 2 ? choose<2> : choose<1>;
     Cut cut{};
     cut.tiles[0] = more ? more : tiles, cut.pixels[0] = more ? few + 1 : few;
@@ -107,16 +113,20 @@ void Pixels::multiply(const float* w, const float* in, float* out) {
     Cut cut{};
     for (const Row& row : rows) {
         if (row.count != count) cut = cut_pixels(product.V, product.in_step, count = row.count);
-        product.taps = row.taps, product.n_taps = row.n_taps, product.w = w + row.first * product.w_tap * product.V * L;
+        product.taps = row.taps, product.n_taps = row.n_taps,
+        product.w = w + row.first * product.w_tap * product.V * L;
         ::multiply(product, cut, in + row.in, out + row.out);
     }
     product.w = w;
     for (const Scattered& some : scattered) {
         product.taps = some.taps.data(), product.n_taps = static_cast<int>(some.taps.size());
-        const int n = static_cast<int>(some.in.size()), most = MOST_PIXELS[product.V], tiles = (n + most - 1) / most;
+        const int n = static_cast<int>(some.in.size()), most = MOST_PIXELS[product.V],
+                  tiles = (n + most - 1) / most;
         for (int tile = 0, p = 0; tile < tiles; tile++) {
             const int here = (n - p + tiles - tile - 1) / (tiles - tile);
-            const Scatter of = product.V == 2 ? choose_scatter<2>(here, std::make_index_sequence<MOST_PIXELS[2]>{}) : choose_scatter<1>(here, std::make_index_sequence<MOST_PIXELS[1]>{});
+            const Scatter of = product.V == 2
+                                   ? choose_scatter<2>(here, std::make_index_sequence<MOST_PIXELS[2]>{})
+                                   : choose_scatter<1>(here, std::make_index_sequence<MOST_PIXELS[1]>{});
             of(product, some.order.data(), in, out, some.in.data() + p, some.out.data() + p);
             p += here;
         }

@@ -1,9 +1,11 @@
-// The product that every convolution is made of: out[p][·] (+)= Σ_taps Σ_k in[p·in_step + tap + k] · w[tap][k][·].
+// The product that every convolution is made of: out[p][·] (+)= Σ_taps Σ_k in[p·in_step + tap + k] ·
+// w[tap][k][·].
 //
-// A tile of P pixels × V vectors of channels is kept in registers over all taps and K. By loads and multiply-adds a cycle: a step of k
-// takes P broadcasts and V loads for P·V multiply-adds, so P × V as large as the registers allow (14 × 2 of 32, 6 × 2 of 16); P·V ≥ 8 to
-// cover the adders' latency. A row of n pixels is cut into tiles as even as can be; where they would be small, as 4 + 3 for 7, tiles take
-// their pixels from several rows instead.
+// A tile of P pixels × V vectors of channels is kept in registers over all taps and K. By loads and
+// multiply-adds a cycle: a step of k takes P broadcasts and V loads for P·V multiply-adds, so P × V as large
+// as the registers allow (14 × 2 of 32, 6 × 2 of 16); P·V ≥ 8 to cover the adders' latency. A row of n pixels
+// is cut into tiles as even as can be; where they would be small, as 4 + 3 for 7, tiles take their pixels
+// from several rows instead.
 #pragma once
 #include "base.h"
 #include <vector>
@@ -51,10 +53,12 @@ class Pixels {
         const int tiles = (count + MOST_PIXELS[V] - 1) / MOST_PIXELS[V];
         return count * V < 10 * tiles;
     }
-    // A row of `count` pixels, from `in` and `out` on; of all taps `n_taps` from the `first` on, which are at `taps`.
-    // inside(tap, pixel): whether a tap, counted from the first, reads the image there; the others read zeros.
+    // A row of `count` pixels, from `in` and `out` on; of all taps `n_taps` from the `first` on, which are at
+    // `taps`. inside(tap, pixel): whether a tap, counted from the first, reads the image there; the others
+    // read zeros.
     template <typename Inside>
-    void add(const ptrdiff_t* taps, int first, int n_taps, ptrdiff_t in, ptrdiff_t out, int count, Inside inside) {
+    void add(const ptrdiff_t* taps, int first, int n_taps, ptrdiff_t in, ptrdiff_t out, int count,
+             Inside inside) {
         if (!scatters(product.V, count)) {
             rows.push_back({taps, first, n_taps, in, out, count});
             return;
@@ -64,7 +68,9 @@ class Pixels {
             for (int t = 0; t < n_taps; t++)
                 if (inside(t, p)) here.order.push_back(first + t), here.taps.push_back(taps[t]);
             size_t at = 0;
-            while (at < scattered.size() && (scattered[at].order != here.order || scattered[at].taps != here.taps)) at++;
+            while (at < scattered.size() &&
+                   (scattered[at].order != here.order || scattered[at].taps != here.taps))
+                at++;
             if (at == scattered.size()) scattered.push_back(here);
             scattered[at].in.push_back(in + p * product.in_step);
             scattered[at].out.push_back(out + p * product.out_step);

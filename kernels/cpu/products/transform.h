@@ -35,7 +35,8 @@ inline void transform_taps(const vec* w, bool turned, float* to, ptrdiff_t step)
     vec rows[N][3], o[N];
 #pragma GCC unroll 3
     for (int j = 0; j < 3; j++) {
-        transform_weight<M, N>(w[turned ? 8 - j : j], w[turned ? 5 - j : 3 + j], w[turned ? 2 - j : 6 + j], o);
+        transform_weight<M, N>(w[turned ? 8 - j : j], w[turned ? 5 - j : 3 + j], w[turned ? 2 - j : 6 + j],
+                               o);
 #pragma GCC unroll 6
         for (int i = 0; i < N; i++) rows[i][j] = o[i];
     }
@@ -47,8 +48,8 @@ inline void transform_taps(const vec* w, bool turned, float* to, ptrdiff_t step)
     }
 }
 
-// The weights of a 3×3 convolution: transformed, by blocks of output channels, (N², K, block), or as they are,
-// (C, K, 9) or (C, 9, K).
+// The weights of a 3×3 convolution: transformed, by blocks of output channels, (N², K, block), or as they
+// are, (C, K, 9) or (C, 9, K).
 struct Transform {
     const float* at;
     int algorithm;  // whether it was transformed
@@ -56,7 +57,8 @@ struct Transform {
     int C, K;       // as there are
 
     bool made() const { return algorithm > 0; }
-    // Floats from one of N² to the next of a panel of `rows`: lines of different sets of the first-level cache.
+    // Floats from one of N² to the next of a panel of `rows`: lines of different sets of the first-level
+    // cache.
     static ptrdiff_t panel_step(int rows, int V) { return static_cast<ptrdiff_t>(rows) * V * L + 16; }
 
     // Rows [k, k + rows) of the block of V vectors from channel c on into `room`; line: 9·L·L floats.
@@ -105,7 +107,8 @@ struct Transform {
         const float* from = at + static_cast<size_t>(k) * C * 9;
         if (channels_last()) {
             from += c;
-            for (int tap = 0; tap < 9; tap++, from += C) w[tap] = there == L ? load(from) : load_some(from, there);
+            for (int tap = 0; tap < 9; tap++, from += C)
+                w[tap] = there == L ? load(from) : load_some(from, there);
             return;
         }
         float some[9 * L] = {};

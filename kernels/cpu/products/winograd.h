@@ -1,6 +1,8 @@
-// Winograd F(M×M, 3×3), stride 1, for M = 4 and 2: a quarter, or four ninths, of the products (Lavin, Gray 2016).
+// Winograd F(M×M, 3×3), stride 1, for M = 4 and 2: a quarter, or four ninths, of the products (Lavin, Gray
+// 2016).
 //
-// The weights are frozen: their transform was made once, or is made anew for every place (products/transform.h).
+// The weights are frozen: their transform was made once, or is made anew for every place
+// (products/transform.h).
 #pragma once
 #include "base.h"
 #include "products/multiply.h"
@@ -37,17 +39,21 @@ struct Winograd {
     int M, N;
     bool raw;
 
-    // Tiles transformed together: so few that they stay near, so many that their weights are worth fetching, or transforming.
-    static constexpr int UNIT = MOST_PIXELS[2] < 8 ? MOST_PIXELS[2] : 1;  // few registers: whole register tiles
+    // Tiles transformed together: so few that they stay near, so many that their weights are worth fetching,
+    // or transforming.
+    static constexpr int UNIT =
+        MOST_PIXELS[2] < 8 ? MOST_PIXELS[2] : 1;  // few registers: whole register tiles
     int tiles_at_once(int K) const {
-        const int one = N * N * K * static_cast<int>(sizeof(float)), least = raw ? 16 : 8, room = (raw ? 1 << 20 : 384 << 10) / one;
+        const int one = N * N * K * static_cast<int>(sizeof(float)), least = raw ? 16 : 8,
+                  room = (raw ? 1 << 20 : 384 << 10) / one;
         if (K <= 16 && !raw) return round_up(16, UNIT);  // in the first-level cache
         return round_up(room < least ? least : room > 56 ? 56 : room, UNIT);
     }
     // Rows of K that are transformed together: whole vectors, as even as can be.
     int rows(int K) const {
         if (!raw) return K;
-        const int most = PANEL_ROOM / (N * N * 2 * L * static_cast<int>(sizeof(float))) / L * L, step = most < L ? L : most, panels = (K + step - 1) / step;
+        const int most = PANEL_ROOM / (N * N * 2 * L * static_cast<int>(sizeof(float))) / L * L,
+                  step = most < L ? L : most, panels = (K + step - 1) / step;
         return round_up((K + panels - 1) / panels, L);
     }
     size_t work(int K) const {
@@ -66,9 +72,10 @@ inline Winograd winograd_of(int algorithm, int height, int width) {
     return {M, raw && M == 2 && height <= 2 && width <= 2 ? 3 : M + 2, raw};
 }
 
-// What a call of winograd reads and writes. padded: `images` of PH×PW pixels of K channels (a multiple of L), `step` apart; out: `images` of
-// (M·TH)×OW pixels of C channels, of which [c0, c1) (multiples of L) are made. work: Winograd::work floats; where all tiles are transformed
-// at once, a call that is not `fresh` finds those of the last.
+// What a call of winograd reads and writes. padded: `images` of PH×PW pixels of K channels (a multiple of L),
+// `step` apart; out: `images` of (M·TH)×OW pixels of C channels, of which [c0, c1) (multiples of L) are made.
+// work: Winograd::work floats; where all tiles are transformed at once, a call that is not `fresh` finds
+// those of the last.
 struct Tiles {
     const float* padded;
     int images, PH, PW, K, step;
@@ -81,20 +88,27 @@ struct Tiles {
 
 template <int M, int N, bool RAW>
 inline void winograd(const Winograd& way, const Tiles& a) {
-    constexpr int D = N == 3 ? 2 : N, OFF = N == 3 ? 1 : 0;  // values that a tile has; those left out are zero
-    const int K = a.K, T1 = a.TH * a.TW, all = a.images * T1, once = way.tiles_at_once(K), rounds = (all + once - 1) / once;
+    constexpr int D = N == 3 ? 2 : N,
+                  OFF = N == 3 ? 1 : 0;  // values that a tile has; those left out are zero
+    const int K = a.K, T1 = a.TH * a.TW, all = a.images * T1, once = way.tiles_at_once(K),
+              rounds = (all + once - 1) / once;
     const int block = round_up((all + rounds - 1) / rounds, Winograd::UNIT), chunk = way.rows(K);
-    float *tiles = a.work, *products = tiles + static_cast<size_t>(N * N) * block * K;  // tiles: by chunks of K, (N², T, chunk)
-    float *panel = products + static_cast<size_t>(N * N) * block * 2 * L, *line = panel + N * N * Transform::panel_step(chunk, 2);
+    float *tiles = a.work, *products = tiles + static_cast<size_t>(N * N) * block *
+                                                   K;  // tiles: by chunks of K, (N², T, chunk)
+    float *panel = products + static_cast<size_t>(N * N) * block * 2 * L,
+          *line = panel + N * N * Transform::panel_step(chunk, 2);
     const ptrdiff_t one = 0;
     for (int first = 0; first < all; first += block) {
         const int T = all - first < block ? all - first : block;
         for (int t = 0; t < T && (a.fresh || rounds > 1); t++) {
             const int at = first + t;
-            const float* from = a.padded + (static_cast<size_t>(at / T1) * a.PH * a.PW + (at % T1 / a.TW * M + OFF) * a.PW + at % a.TW * M + OFF) * a.step;
+            const float* from = a.padded + (static_cast<size_t>(at / T1) * a.PH * a.PW +
+                                            (at % T1 / a.TW * M + OFF) * a.PW + at % a.TW * M + OFF) *
+                                               a.step;
             for (int c = 0; c < K; c += L) {
                 const int k0 = c / chunk * chunk, here = K - k0 < chunk ? K - k0 : chunk;
-                float* to = tiles + static_cast<size_t>(N * N) * T * k0 + static_cast<size_t>(t) * here + c - k0;
+                float* to =
+                    tiles + static_cast<size_t>(N * N) * T * k0 + static_cast<size_t>(t) * here + c - k0;
                 vec rows[N][D], line[D], o[N];
                 for (int i = 0; i < D; i++) {
                     for (int j = 0; j < D; j++) line[j] = load(from + (j * a.PW + i) * a.step + c);
@@ -111,7 +125,8 @@ inline void winograd(const Winograd& way, const Tiles& a) {
             }
         }
         blocks(a.c0, a.c1, [&](int c, int V) {
-            const int width = V * L, most = K > 128 ? 64 : panel_rows(K, 1, V);  // long sums in pieces: they round off less
+            const int width = V * L,
+                      most = K > 128 ? 64 : panel_rows(K, 1, V);  // long sums in pieces: they round off less
             for (int k0 = 0; k0 < K; k0 += chunk) {
                 const int here = K - k0 < chunk ? K - k0 : chunk;
                 Product product{V, here, width, &one, 1, 0, nullptr, 0, false};
@@ -119,21 +134,28 @@ inline void winograd(const Winograd& way, const Tiles& a) {
                 const float* in = tiles + static_cast<size_t>(N * N) * T * k0;
                 if (RAW) a.weights.panel<M, N>(c, V, k0, here, panel, line);
                 const float* w = RAW ? panel : a.weights.at + static_cast<size_t>(c) * N * N * K;
-                const ptrdiff_t w_step = RAW ? Transform::panel_step(here, V) : static_cast<ptrdiff_t>(K) * width;
+                const ptrdiff_t w_step =
+                    RAW ? Transform::panel_step(here, V) : static_cast<ptrdiff_t>(K) * width;
                 for (int f = 0; f < N * N; f++)
                     for (int k = 0; k < here; k += most) {
                         product.K = here - k < most ? here - k : most, product.add = k0 + k > 0;
                         product.w = w + f * w_step + static_cast<ptrdiff_t>(k) * width;
-                        multiply(product, cut, in + static_cast<size_t>(f) * T * here + k, products + static_cast<size_t>(f) * T * width);
+                        multiply(product, cut, in + static_cast<size_t>(f) * T * here + k,
+                                 products + static_cast<size_t>(f) * T * width);
                     }
             }
             for (int t = 0; t < T; t++) {
                 const int at = first + t;
-                float* to = a.out + (static_cast<size_t>(at / T1) * M * a.TH * a.OW + (at % T1 / a.TW * M) * a.OW + at % a.TW * M) * a.C + c;
+                float* to = a.out +
+                            (static_cast<size_t>(at / T1) * M * a.TH * a.OW + (at % T1 / a.TW * M) * a.OW +
+                             at % a.TW * M) *
+                                a.C +
+                            c;
                 for (int v = 0; v < width; v += L) {
                     vec rows[M][N], line[N], o[M];
                     for (int j = 0; j < N; j++) {
-                        for (int i = 0; i < N; i++) line[i] = load(products + (static_cast<size_t>(i * N + j) * T + t) * width + v);
+                        for (int i = 0; i < N; i++)
+                            line[i] = load(products + (static_cast<size_t>(i * N + j) * T + t) * width + v);
                         transform_output<M, N>(line, o);
                         for (int i = 0; i < M; i++) rows[i][j] = o[i];
                     }
