@@ -156,19 +156,23 @@ def bounded():
         raise TooLong(f"more than {MOST_SECONDS} s")
 
     before = signal.signal(signal.SIGPROF, late)
+    alarm_before = signal.signal(signal.SIGALRM, late)  # for what waits without working, at a FIFO
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     has = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(
         resource.RLIMIT_AS, (has + 4 * MOST_MEMORY, hard)
     )  # threads reserve some that they don't use
     signal.setitimer(signal.ITIMER_PROF, MOST_SECONDS)  # what others take does not count
+    signal.alarm(6 * MOST_SECONDS)
     Path("/proc/self/clear_refs").write_text("5")
     start = _peak()
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.alarm(0)
         signal.signal(signal.SIGPROF, before)
+        signal.signal(signal.SIGALRM, alarm_before)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     assert _peak() - start < MOST_MEMORY, f"{(_peak() - start) / 1e6:.0f} MB"
 

@@ -68,6 +68,6 @@ def fit(works: Iterable[Mapping[str, float]], seconds: list[float]) -> dict[str,
     system = np.concatenate([shares, np.eye(len(kinds)) * DRAWN])
     target = np.concatenate([np.ones(len(seconds)), np.full(len(kinds), DRAWN)])
     found, step = np.ones(len(kinds)), np.linalg.norm(system, 2) ** -2
-    for _ in range(20_000):  # projected gradient: a convex problem of ten unknowns
+    for _ in range(20_000):  # projected gradient: a convex problem of sixteen unknowns
         found = np.maximum(found - step * (system.T @ (system @ found - target)), 0)
     return {kind: float(f"{rate:.3g}") for kind, rate in zip(kinds, found * usual, strict=True)}

@@ -117,7 +117,7 @@ def ended(error: BaseException) -> tuple[str, int] | None:
 def _interrupted(error: BaseException) -> bool:
     """Whether an interruption led to the error, as Python makes a RuntimeError of one that comes while an
     import builds a class."""
-    led = error.__cause__ or error.__context__
+    led = error.__cause__  # what it only came beside may be a fault of a clean-up
     return led is not None and (isinstance(led, KeyboardInterrupt) or _interrupted(led))
 
 

@@ -15,7 +15,8 @@ def load_torch() -> None:
     """Import torch for a command, its threads told to wait briefly. Raises KeyboardInterrupt after the import
     where a SIGINT came in it; a second one ends the process."""
     wait_briefly()
-    if threading.current_thread() is not threading.main_thread():
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as of a script's command in the background
+    if ignored or threading.current_thread() is not threading.main_thread():
         import torch._dynamo
 
         return

@@ -53,7 +53,8 @@ class CountingOperations:
             formed, read = self._formed(source, keep_z, keep_mask)
         z: Any = source.ys[0] if isinstance(source, LazyActivation) else source
         if conv.copies and formed is None:
-            self.passes.append(TrafficPass(conv.norm, read + Cost(launches=1)))
+            if target is not None and target.norm.batch:  # its statistics
+                self.passes.append(TrafficPass(conv.norm, read + Cost(launches=1)))
             return dataclasses.replace(source, conv=conv), None
         y = self.activation(conv.shape(z.shape), conv)
         made = Cost(0, y.bytes, *multiplied(conv, y.shape, self._activation), 1)

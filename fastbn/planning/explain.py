@@ -13,6 +13,7 @@ from fastbn.engine.algorithm import Algorithm
 from fastbn.engine.fuse import Fused, fused_forward
 from fastbn.engine.interface import Engine
 from fastbn.engine.region import FusedRegion
+from fastbn.errors import UsageError
 from fastbn.graph.regions import Graph, Region
 from fastbn.planning.gain import Gain, predicted
 from fastbn.planning.step_memory import NetworkMemory
@@ -140,6 +141,8 @@ def explain(
     as fuse(model) would. Where its forward has arguments, it is read as it was last called. Of a model of
     which no trace would mean the same it lists the model itself, and the line that says so."""
     if isinstance(image, torch.Tensor):
+        if image.dim() != 4:
+            raise UsageError(f"image must be a batch (N, C, H, W), got {tuple(image.shape)}; add a dimension")
         batch, *rest = image.shape
         image = rest[0], rest[1], rest[2]
     given, gain = fused_forward(model), None

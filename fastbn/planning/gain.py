@@ -24,7 +24,7 @@ from fastbn.engine import select
 from fastbn.engine.fuse import Fused
 from fastbn.engine.interface import Engine
 from fastbn.engine.native.engine import Native
-from fastbn.graph.regions import Unfit
+from fastbn.graph.trace.values import CLOSED
 from fastbn.planning.work import step_work
 
 TABLE = Path(__file__).with_name("step_rates.json")
@@ -74,13 +74,18 @@ def rate_of(kind: str, side: str) -> str:
 
 def predicted(program: fx.GraphModule, engine: Engine, inputs: list[Any]) -> Gain | None:
     """Return what a program of this engine gains in a training step on inputs like these; None where there
-    are no rates, or the inputs are not the program's."""
+    are no rates, or the inputs are not the program's, or a step is of another kind: in half precision, with
+    scripted parts, of shapes that values decide."""
     rates = step_rates(engine.instructions) if isinstance(engine, Native) else None
     if rates is None:
         return None
+    floats = {x.dtype for x in inputs if isinstance(x, Tensor) and x.is_floating_point()}
+    scripted = any(isinstance(module, CLOSED) for module in program.modules())
+    if floats != {torch.float32} or torch.is_autocast_enabled("cpu") or scripted:
+        return None
     try:
         stock, fused = step_work(program, engine, inputs)
-    except Unfit:
+    except Exception:  # Unfit, or a shape that only values decide: a mask as an index, say
         return None
     return gain_of(stock, fused, rates)
 

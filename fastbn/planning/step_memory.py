@@ -30,6 +30,7 @@ from fastbn.engine.region import FusedRegion
 from fastbn.engine.select import choose
 from fastbn.graph.regions import Conv, Region, Shape
 from fastbn.graph.trace.draws import preserved
+from fastbn.graph.trace.values import CLOSED
 from fastbn.planning.region_memory import Footprint, footprint
 
 # the bytes of packed weights by engine and kind: the same for every network of a process
@@ -180,10 +181,11 @@ class NetworkMemory:
 def apart(program: fx.GraphModule) -> Iterator[None]:
     """A context in which modules have copies of their buffers, and random numbers are as they were
     afterwards: stock BatchNorms count batches on fake tensors too, and the model shall show no mark of it."""
-    held = [(module._buffers, dict(module._buffers)) for module in program.modules() if module._buffers]
-    for buffers, own in held:
-        buffers.update({name: None if t is None else t.clone() for name, t in own.items()})
+    opened = [module for module in program.modules() if not isinstance(module, CLOSED) and module._buffers]
+    held = [(module._buffers, dict(module._buffers)) for module in opened]
     try:
+        for buffers, own in held:
+            buffers.update({name: None if t is None else t.clone() for name, t in own.items()})
         with preserved():
             yield
     finally:

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from fastbn.engine import batchnorm
 from fastbn.engine.algorithm import Algorithm
 from fastbn.engine.interface import Engine
+from fastbn.engine.program.compare import unheard
 from fastbn.engine.region import FusedRegion
 from fastbn.graph.regions import Conv, Shape
 from fastbn.planning import traffic
@@ -51,8 +52,13 @@ def step_work(program: fx.GraphModule, engine: Engine, inputs: list[Any]) -> tup
     the model shows no mark of it.
 
     Raises what the model raises for an input that it can't read, and Unfit for one that a region can't."""
-    with apart(program), FakeTensorMode(allow_non_fake_inputs=True) as fake, _Passes() as between:
-        walk = _Walk(program, engine)
+    with (
+        unheard(),
+        apart(program),
+        FakeTensorMode(allow_non_fake_inputs=True) as fake,
+        _Passes() as between,
+    ):
+        walk = _Walk(program, engine, between)
         walk.run(*(fake.from_tensor(x) if isinstance(x, Tensor) else x for x in inputs))
     return walk.stock + between.work, walk.fused + between.work
 
@@ -63,10 +69,12 @@ class _Passes(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.work: Work = collections.Counter()
+        self.paused = False
 
     def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
         made = function(*arguments, **(keywords or {}))
-        if function.is_view or not (outputs := _tensors(made)) or not (read := _tensors(arguments)):
+        outputs, read = _tensors(made), _tensors(arguments)
+        if self.paused or function.is_view or not outputs or not read:
             return made
         passes = 1 + BACKWARD * any(t.requires_grad for t in read)
         moved = sum(t.nbytes for t in (*read, *outputs))
@@ -89,10 +97,10 @@ def _tensors(values: Any) -> list[Tensor]:
 class _Walk(fx.Interpreter):
     """A run of a program on fake tensors, its regions replaced by their work."""
 
-    def __init__(self, program: fx.GraphModule, engine: Engine):
+    def __init__(self, program: fx.GraphModule, engine: Engine, between: _Passes):
         super().__init__(program)
         self.extra_traceback = False
-        self._engine = engine
+        self._engine, self._between = engine, between
         self.stock: Work = collections.Counter()
         self.fused: Work = collections.Counter()
 
@@ -114,8 +122,10 @@ class _Walk(fx.Interpreter):
         self.stock += _work(case, traffic.stock(case), dict.fromkeys(region.convs, Algorithm.TORCH))
         self.fused += _work(case, traffic.fused(case), dict(zip(region.convs, chosen, strict=True)))
         self.fused["regions"] += 1
-        live = case.live()
-        return tuple(_empty(case.shapes[z], args[0], z in live) for z in region.outputs)
+        live, self._between.paused = case.live(), True
+        made = tuple(_empty(case.shapes[z], args[0], z in live) for z in region.outputs)
+        self._between.paused = False
+        return made
 
 
 def _distance(moved: int) -> str:
@@ -123,8 +133,20 @@ def _distance(moved: int) -> str:
 
 
 def _empty(shape: Shape, like: Tensor, live: bool) -> Tensor:
-    n, c, h, w = shape
-    return like.new_empty((n, h, w, c), requires_grad=live).permute(0, 3, 1, 2)
+    made = like.new_empty(shape).contiguous(memory_format=torch.channels_last)
+    return _Made.apply(made, made.new_empty(1, requires_grad=True)) if live else made
+
+
+class _Made(torch.autograd.Function):
+    """A result that a backward reaches, and that operations may write to, as they may to a region's."""
+
+    @staticmethod
+    def forward(ctx: Any, made: Tensor, anchor: Tensor) -> Tensor:
+        return made.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None]:
+        return None, None
 
 
 def _work(case: traffic.TrafficCase, plan: traffic.TrafficPlan, algorithms: dict[Conv, Algorithm]) -> Work:

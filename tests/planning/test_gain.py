@@ -9,13 +9,15 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from bench.architectures import rates, table
 from bench.records.conditions import RESULTS
 from fastbn import FastBNOnlyResNet, explain, freeze, fuse
-from fastbn.engine import select
+from fastbn.engine import fused_forward, select
 from fastbn.engine.native import build
 from fastbn.engine.program.build import read
+from fastbn.errors import UsageError
 from fastbn.planning import gain
 from fastbn.planning.work import step_work
 
@@ -123,6 +125,54 @@ def test_a_module_of_the_users_is_not_run_to_look(known):
     assert Doubled.calls == 1  # what the comparison counted is put back
 
 
+class Masked(nn.Module):
+    """A step of it has a shape that depends on its input's values."""
+
+    def forward(self, x):
+        return x * x[x > 0].mean()
+
+
+def scripted() -> nn.Module:
+    return torch.jit.script(nn.BatchNorm2d(64))
+
+
+def behind(part: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(64, 64, 1), nn.BatchNorm2d(64), part)
+
+
+STEPS = {
+    "a mask as an index": Masked,
+    "in place on a region's output": lambda: behind(nn.ELU(inplace=True)),
+    "dropout in place": lambda: behind(nn.Dropout(0.5, inplace=True)),
+    "scripted": scripted,
+}
+
+
+@native
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("part", STEPS.values(), ids=STEPS)
+def test_a_look_at_the_gain_ends_no_step(part, known):
+    """And leaves no mark: a buffer is the tensor that it was."""
+    model = fuse(network(False, part()), "native")
+    held = {name: id(t) for name, t in model.named_buffers() if "6." not in name}
+    assert not any("raises" in message for message in said(model))
+    assert all(id(dict(model.named_buffers())[name]) == own for name, own in held.items())
+
+
+@native
+def test_a_look_at_the_gain_is_not_a_checkpoints(known):
+    model, x = fuse(network(False, nn.MaxPool2d(1)), "native"), torch.randn(4, 3, 8, 8)
+    checkpoint(model, x, use_reentrant=False).sum().backward()
+    assert fused_forward(model).advised
+
+
+@native
+def test_a_step_in_half_precision_is_not_judged(known):
+    model = fuse(network(False), "native")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert said(model) == []
+
+
 @native
 def test_explain_says_the_gain_where_the_images_are_known(known):
     model = fuse(network(frozen=True), "native")
@@ -132,3 +182,5 @@ def test_explain_says_the_gain_where_the_images_are_known(known):
     assert first == str(explain(model, (3, 8, 8), batch=4)).splitlines()[0] and "× stock BN-only" in first
     assert "predicted" not in str(explain(model)) and explain(model).gain is None
     assert explain(fuse(network(True), "reference"), x).gain is None
+    with pytest.raises(UsageError, match=r"\(N, C, H, W\), got \(3, 8, 8\)"):
+        explain(model, x[0])

@@ -251,7 +251,8 @@ found = importlib.import_module(module)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 clock = threading.Timer(float(wait), os.kill, [os.getpid(), signal.SIGINT])
 clock.daemon = True
-clock.start()
+run = found.command.run
+found.command.run = lambda act: run(lambda: (clock.start(), act())[1])
 found.command.leave(found.main(words))
 """
 

@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 DATA = {"fastbn/data/digits.csv.gz", "fastbn/data/DIGITS.md", "fastbn/py.typed"}
 DATA |= {"fastbn/engine/native/algorithms.json", "fastbn/engine/triton/tuning.json"}
+DATA |= {"fastbn/planning/step_rates.json"}
 pytestmark = pytest.mark.slow
 
 

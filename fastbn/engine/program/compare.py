@@ -45,7 +45,7 @@ def difference(
     Where the model's own forward raises there is nothing to compare with (a region takes half inputs to
     float32 parameters)."""
     outside = of_model(list(model.modules()), forward)
-    with preserved(), _unheard(), _unmarked(model, outside), warnings.catch_warnings():
+    with preserved(), unheard(), _unmarked(model, outside), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for given in (*_parts(tensors), tensors):
             try:
@@ -56,7 +56,7 @@ def difference(
     return ""
 
 
-def _unheard() -> contextlib.AbstractContextManager[Any]:
+def unheard() -> contextlib.AbstractContextManager[Any]:
     """Inside, hooks of saved tensors hear nothing: a checkpoint's, around a call, count what is saved."""
     if modes.MODES["saved-tensor hooks"]() is None:
         return contextlib.nullcontext()
@@ -109,9 +109,10 @@ def _compared(
     outside: Outside,
 ) -> str:
     outside.put_back()
-    drawn, twin = random_state(), copy_for_trial(model)
-    followed = ForwardRun(twin, traced)
+    drawn = random_state()
     try:
+        twin = copy_for_trial(model)
+        followed = ForwardRun(twin, traced)
         expected = _trial(
             twin, lambda own, given: followed.run(lambda: _call(forward, own, form, given), given), tensors
         )

@@ -121,6 +121,8 @@ class ForwardRun(TorchFunctionMode):
             return self._held() == self._buffers and self._follows() and self._draws(before, after)
         except Exception:  # of a trace that is not what ran
             return False
+        finally:
+            self._steps.clear()  # which hold all that was made on the way
 
     def _follows(self) -> bool:
         steps, given = iter(self._steps), iter(self._tensors)

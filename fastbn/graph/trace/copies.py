@@ -21,7 +21,10 @@ def copy_for_trial(model: nn.Module) -> nn.Module:
     made: dict[nn.Module, nn.Module] = {}
     buffers: dict[int, torch.Tensor] = {}
     for module in model.modules():
+        if module in made:  # inside a closed one
+            continue
         if isinstance(module, CLOSED):
+            made |= {inner: inner for inner in module.modules()}
             made[module] = copy.deepcopy(module)
             continue
         try:

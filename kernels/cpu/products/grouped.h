@@ -2,10 +2,9 @@
 // block's own groups.
 //
 // Layout   packed weights: depthwise (taps, C), C filled up to whole vectors, both ways; else by blocks of
-// output channels (of two vectors
-//          where a group's channels are so many, else of one) (taps, K, block), K the channels of the groups
-//          that the block touches, zero where a group does not read them; for the input gradient likewise,
-//          its taps in the order of the parity classes.
+//          output channels (of two vectors where a group's channels are so many, else of one)
+//          (taps, K, block), K the channels of the groups that the block touches, zero where a group does not
+//          read them; for the input gradient likewise, its taps in the order of the parity classes.
 #pragma once
 #include <vector>
 #include "base.h"
@@ -59,8 +58,8 @@ struct Groups {
     int n_all;            // taps of the kernel
     ptrdiff_t in_step;
     const float* weights;
-    int run;  // so many taps follow each other pixel by pixel, forwards or, negative, backwards; 0: they do
-              // not
+    // so many taps follow each other pixel by pixel, forwards or, negative, backwards; 0: they do not
+    int run;
 
     bool depthwise() const { return inner == 1 && outer == 1; }
     // Some rows at once, `out_row` apart: what they read of the same lines is then near. The places of taps
