@@ -30,6 +30,8 @@ class Agreement:
     buffers: float  # the worst buffer
     gradients_float32: float  # fused in float32, by the engine of this device
     stock_float32: float  # stock in float32: what rounding alone makes
+    outputs_float32: float  # fused in float32
+    stock_outputs_float32: float
     warnings: tuple[str, ...]  # what the fused float32 step said
 
 
@@ -48,7 +50,7 @@ def work(architecture: Architecture, batch: int, size: int) -> dict[str, Any]:
     engine, _ = select.choose("native", torch.device("cpu"), torch.float32)
     assert isinstance(engine, Native)
     program = fused.program(torch.device("cpu"), torch.float32)[1]
-    stock, own = step_work(program, engine, [torch.empty(batch, 3, size, size)])
+    stock, own, _ = step_work(program, engine, [torch.empty(batch, 3, size, size)])
     return {
         "batch_size": batch,
         "size": size,
@@ -77,5 +79,7 @@ def compare(architecture: Architecture, size: int) -> Agreement:
         buffers=max(error(fused.buffers[name], b) for name, b in expected.buffers.items()),
         gradients_float32=error(flat_gradient(short), gradient),
         stock_float32=error(flat_gradient(rounded), gradient),
+        outputs_float32=error(short.outputs[0], expected.outputs[0]),
+        stock_outputs_float32=error(rounded.outputs[0], expected.outputs[0]),
         warnings=tuple(str(w.message) for w in said if "fastbn" in str(w.message)),
     )

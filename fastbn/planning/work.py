@@ -47,8 +47,9 @@ def kind(conv: Conv, algorithm: Algorithm = Algorithm.TORCH) -> str:
     return "1×1" if conv.kernel == (1, 1) else "k×k"
 
 
-def step_work(program: fx.GraphModule, engine: Engine, inputs: list[Any]) -> tuple[Work, Work]:
-    """Return the work of a training step, stock's and fused, for inputs like these. Nothing is computed, and
+def step_work(program: fx.GraphModule, engine: Engine, inputs: list[Any]) -> tuple[Work, Work, Work]:
+    """Return the work of a training step, stock's and fused, for inputs like these, and what of it lies
+    between the regions, the same in both. Nothing is computed, and
     the model shows no mark of it.
 
     Raises what the model raises for an input that it can't read, and Unfit for one that a region can't."""
@@ -60,7 +61,7 @@ def step_work(program: fx.GraphModule, engine: Engine, inputs: list[Any]) -> tup
     ):
         walk = _Walk(program, engine, between)
         walk.run(*(fake.from_tensor(x) if isinstance(x, Tensor) else x for x in inputs))
-    return walk.stock + between.work, walk.fused + between.work
+    return walk.stock + between.work, walk.fused + between.work, between.work
 
 
 class _Passes(TorchDispatchMode):
