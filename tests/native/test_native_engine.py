@@ -30,7 +30,7 @@ from fastbn.graph.regions import Conv
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
 ROOT = Path(__file__).resolve().parents[2]
-PROGRAM = "tests/native/test_engine_played.py::test_a_program_touches_nothing_beside_its_memory"
+PROGRAM = "tests/native/test_engine_played_memory.py::test_a_program_touches_nothing_beside_its_memory"
 NETS = {
     "cifar 14": lambda: resnet(14, 16),
     "cifar 8, odd width": lambda: resnet(8, 12),
@@ -389,6 +389,7 @@ def operations_pass(environment: dict[str, str]) -> None:
         "-p",
         "no:cacheprovider",
         "tests/native/test_native_operations.py",
+        "tests/native/test_native_transforms.py",
         PROGRAM,
     ]
     done = subprocess.run(
