@@ -52,7 +52,7 @@ def test_the_commands_run(name, tmp_path, monkeypatch):
         begun = rf"torchrun [^\n]*(\\\n[^\n]*)*-m {module} [^\n]*{re.escape(words[-1])}"
         launched = LAUNCHER if re.search(begun, TEXTS[name]) else ()
         done = subprocess.run(
-            [sys.executable, "-m", *launched, module, *smaller(module, words, str(tmp_path))],
+            [sys.executable, "-m", *launched, module, *smaller(module, words, str(tmp_path / "shared"))],
             env=environment,
             capture_output=True,
             text=True,
