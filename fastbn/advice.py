@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from typing import Any
 
 # "module:function" of each, which takes the fused forward, its program and the call's inputs
@@ -17,5 +17,4 @@ def first_step(fused: Any, program: Any, inputs: list[Any]) -> None:
         return
     fused.advised = True
     for name in FIRST_STEP:
-        module, _, function = name.partition(":")
-        getattr(importlib.import_module(module), function)(fused, program, inputs)
+        pkgutil.resolve_name(name)(fused, program, inputs)

@@ -83,6 +83,16 @@ def python(code, *arguments):
     )
 
 
+def refused(code, capfd, *patterns):
+    """Exit code 2 and one line that names all of these; nothing on stdout."""
+    out, err = capfd.readouterr()
+    assert (code, out) == (2, "")
+    assert err.startswith("fastbn: error: ") and err.count("\n") == 1, err
+    for pattern in patterns:
+        assert pattern in err
+    return err
+
+
 class Dying:
     """What a signal meets in a finalizer, where Python drops the exception that it raises."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,8 +68,7 @@ def _load(dataset: str, data_dir: str | Path, may_download: bool, size: int, tim
     if dataset == "folder":
         return Loaded(*read_folder(data_dir, size), "folder", f"class folders in {data_dir}")
     if dataset in READERS:
-        module, _, name = READERS[dataset].partition(":")
-        train, test = getattr(importlib.import_module(module), name)(data_dir)
+        train, test = pkgutil.resolve_name(READERS[dataset])(data_dir)
         return Loaded(train, test, dataset, f"{dataset} in {data_dir}")
     if dataset == "imagenet":
         train, test = read_imagenet(data_dir, size, timeout=timeout)

@@ -3,8 +3,8 @@ freezing and its engine."""
 
 from __future__ import annotations
 
-import importlib
 import os
+import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -98,8 +98,7 @@ def network(
     check: Callable[[Network], None] | None = None,
 ) -> Network:
     """Return the network of a spec, of the class that its family names. check: as of `Network`."""
-    module, _, name = HOMES[spec.family].partition(":")
-    kind: type[Network] = getattr(importlib.import_module(module), name)
+    kind: type[Network] = pkgutil.resolve_name(HOMES[spec.family])
     made = kind.__new__(kind)
     Network.__init__(made, spec, engine, weights, check)
     return made

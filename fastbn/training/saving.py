@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
 import os
+import pkgutil
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import nn
@@ -71,8 +71,8 @@ def kept(
             "resume restores the state of fastbn's own optimizers, sgd and adam, and fit was given another; "
             "leave resume out"
         )
-    module, _, name = training.KEEPER[0].partition(":")
-    keeper: contextlib.AbstractContextManager[Saver | None] = getattr(importlib.import_module(module), name)(
+    keep = pkgutil.resolve_name(training.KEEPER[0])
+    keeper: contextlib.AbstractContextManager[Saver | None] = keep(
         os.fspath(out), resume, model, train, test, recipe, ranks
     )
     return keeper

@@ -2,6 +2,8 @@
 
 import xml.etree.ElementTree as ET
 
+import runs
+
 from fastbn.analyze import main
 
 SECTIONS = [
@@ -21,8 +23,4 @@ def tree(content):
 
 
 def refused(arguments, capfd, *patterns):
-    code = main([str(argument) for argument in arguments])
-    out, err = capfd.readouterr()
-    assert (code, out) == (2, "")
-    assert err.startswith("fastbn: error: ") and err.count("\n") == 1, err
-    assert all(pattern in err for pattern in patterns), err
+    runs.refused(main([str(argument) for argument in arguments]), capfd, *patterns)

@@ -3,27 +3,12 @@
 import torch
 import torch.nn.functional as F
 from nets import frozen_convolutions
+from regions import conv
 from torch import fx, nn
 
 from fastbn.graph.activations import IDENTITY, NAMES, RELU
 from fastbn.graph.match import match
-from fastbn.graph.regions import Conv, Join, Region
-
-
-def conv(name, source, inside, outside, kernel=3, stride=1, padding=1, dilation=1, slot=0):
-    return Conv(
-        name,
-        f"{name}_bn",
-        source,
-        inside,
-        outside,
-        (kernel,) * 2,
-        (stride,) * 2,
-        (padding,) * 2,
-        (dilation,) * 2,
-        1,
-        slot,
-    )
+from fastbn.graph.regions import Join, Region
 
 
 def block():

@@ -4,7 +4,8 @@ explain() prints."""
 import pytest
 import torch
 import torch.nn.functional as F
-from graph_nets import Net, block, conv, described, traced
+from graph_nets import Net, block, described, traced
+from regions import conv
 from torch import nn
 
 from fastbn.engine.walk import live_values

@@ -7,7 +7,8 @@ bytes."""
 import dataclasses
 
 import pytest
-from traffic_blocks import BLOCK, basic_blocks, conv, moved
+from regions import conv
+from traffic_blocks import BLOCK, basic_blocks, moved
 
 from fastbn.graph.activations import IDENTITY, RELU
 from fastbn.graph.regions import Join, Region

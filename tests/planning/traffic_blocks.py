@@ -1,24 +1,10 @@
 """Blocks whose traffic is counted."""
 
+from regions import conv
+
 from fastbn.graph.activations import RELU
-from fastbn.graph.regions import Conv, Join, Region
+from fastbn.graph.regions import Join, Region
 from fastbn.planning.cost import total
-
-
-def conv(name, source, inside, outside, kernel=3, stride=1):
-    return Conv(
-        name,
-        f"{name}_bn",
-        source,
-        inside,
-        outside,
-        (kernel,) * 2,
-        (stride,) * 2,
-        (kernel // 2,) * 2,
-        (1, 1),
-        1,
-        0,
-    )
 
 
 def basic_blocks(count):

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import runs
 import safetensors.torch
 from runs import metrics, network, train
 
@@ -20,11 +21,7 @@ def run(tmp_path_factory):
 
 
 def refused(arguments, capfd, *patterns):
-    code = main([str(argument) for argument in arguments])
-    out, err = capfd.readouterr()
-    assert (code, out) == (2, "")
-    assert err.startswith("fastbn: error: ") and err.count("\n") == 1, err
-    assert all(pattern in err for pattern in patterns), err
+    runs.refused(main([str(argument) for argument in arguments]), capfd, *patterns)
 
 
 @pytest.mark.parametrize("engine", ["auto", "stock"])

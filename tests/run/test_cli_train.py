@@ -7,7 +7,6 @@ import shutil
 
 import pytest
 import torch
-from cli_runs import refused
 from runs import (
     STEPS,
     TIMES,
@@ -17,6 +16,7 @@ from runs import (
     contents,
     metrics,
     network,
+    refused,
     train,
 )
 

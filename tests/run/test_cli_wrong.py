@@ -1,10 +1,10 @@
 """Runs that end badly: a wrong argument, a folder that can't be made, a training that diverges."""
 
 import pytest
-from cli_runs import refused
 from runs import (
     checkpoint,
     metrics,
+    refused,
     train,
 )
 
