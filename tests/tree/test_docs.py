@@ -3,6 +3,7 @@ site names pages that are there."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -100,6 +101,16 @@ def run_python(name, folder):
         if "import ray" not in block:
             code = re.sub(r"epochs=\d+", "epochs=1", re.sub(r"depth=\d+", "depth=8", block))
             exec(compile(code, name, "exec"), names)
+
+
+def test_the_first_command_s_accuracy_is_the_record_s():
+    newest = max(REPOSITORY.glob("bench/results/runs-resnet14-digits-first-command-*.json"))
+    every = json.loads(newest.read_text(encoding="utf-8"))["all"]
+    mean, deviation, least, most = (
+        f"{every[name]:.3f}" for name in ("mean", "standard_deviation", "least", "most")
+    )
+    said = " ".join(TEXTS["README.md"].split())
+    assert f"accuracy of {mean} ± {deviation} (five seeds" in said and f"between {least} and {most})" in said
 
 
 def test_the_first_sentence_says_what_the_tables_say():
