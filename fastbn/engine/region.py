@@ -113,7 +113,6 @@ class FusedRegion(nn.Module):
         device, dtype = inputs[0].device.type, storage_dtype(inputs[0])
         is_mixed = _mixes(inputs[0])
         gradients = context.gradients or dtype if is_mixed else dtype
-        plain = all(x.is_contiguous() for x in inputs)  # what comes in NCHW goes out NCHW, as stock does
         # Triton launches on the current device
         with torch.autocast(device, enabled=False), torch.cuda.device_of(inputs[0]):
             cast = [x.to(dtype).contiguous(memory_format=torch.channels_last) for x in inputs]
@@ -142,7 +141,7 @@ class FusedRegion(nn.Module):
                 outputs = RegionFunction.apply(self.executor.forward, call, frozen, *cast, *self._held.affine)
             if is_mixed:
                 outputs = tuple(z.float() for z in outputs)
-            return tuple(z.contiguous() for z in outputs) if plain else outputs
+            return outputs
 
     def _spans(
         self, shapes: dict[int, Shape], itemsize: int, policy: recomputation.Recompute

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from fastbn.engine.interface import Engine
+from fastbn.engine.program.layouts import put_back
 from fastbn.engine.region import FusedRegion
 from fastbn.engine.weight_cache import WeightCache
 from fastbn.graph import halves
@@ -42,14 +43,16 @@ def build(
     program = fx.Graph()
     root: dict[str, Any] = {}
     env: dict[fx.Node, fx.Node] = {}
-    regions = iter(enumerate(built))
+    regions, calls = iter(enumerate(built)), dict[fx.Node, tuple[fx.Node, ...]]()
     for item in plan:
         if isinstance(item, int):
             number, builder = next(regions)
             root[f"region{number}"] = FusedRegion(
                 builder.region, engine, builder.pairs, builder.stock(modules), packs
             )
-            call = program.call_module(f"region{number}", tuple(env[node] for node in builder.inputs))
+            read = tuple(env[node] for node in builder.inputs)
+            call = program.call_module(f"region{number}", read)
+            calls[call] = read
             for i, node in enumerate(builder.outputs):
                 env[node] = program.call_function(_pick, (call, i))
         elif item.op == "get_attr":
@@ -65,6 +68,7 @@ def build(
             env[item] = program.node_copy(item, lambda node: env[node])
             if item.op == "call_module":
                 root[str(item.target)] = model.get_submodule(str(item.target))
+    put_back(program, calls, modules)
     left = [node for node in plan if isinstance(node, fx.Node) and node.op.startswith("call_")]
     reasons = refused | trace.written
     stock = [(_title(node), reasons.get(str(node.target), "")) for node in left]
