@@ -44,7 +44,8 @@ def figures(architecture: Architecture, part: str, asked: argparse.Namespace) ->
     torch.set_num_threads(asked.threads)
     head = {"batch_size": asked.batch_size, "size": size, "threads": asked.threads}
     if part == "seconds":
-        return {**head, "seconds": measure.seconds(architecture, asked.batch_size, size, asked.rounds)}
+        taken = measure.seconds(architecture, asked.batch_size, size, asked.rounds, asked.providers)
+        return {**head, "seconds": taken}
     return {"peak_bytes": measure.peak_bytes(architecture, asked.batch_size, size)}
 
 
@@ -67,6 +68,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check-size", type=int, default=96, help="of the images compared in float64")
     parser.add_argument("--rounds", type=int, default=5, help="steps a provider that are timed")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--providers", nargs="+", choices=measure.PROVIDERS, default=measure.USUAL, metavar="PROVIDER",
+        help=f"of the timed steps, among {', '.join(map(repr, measure.PROVIDERS))}; usually the first 3",
+    )  # fmt: skip
     parser.add_argument("--part", choices=PARTS, help="only this one")
     parser.add_argument("--rates", action="store_true", help="fit them to the records; measure nothing")
     parser.add_argument("--only", help=argparse.SUPPRESS)
@@ -81,13 +86,16 @@ def main(arguments: list[str] | None = None) -> int:
     rows, passed = [], _passed_on(asked)
     for architecture in tqdm(named(asked.names), unit="network", disable=None):
         row: dict[str, Any] = {"library": architecture.library, "name": architecture.name}
+        row["batch_size"] = asked.batch_size
         for part in [asked.part] if asked.part else PARTS:
             row |= fresh(architecture, part, passed) | {f"{part}_commit": conditions()["commit"]}
         rows.append(row)
         print(json.dumps(row), file=sys.stderr, flush=True)
     torch.set_num_threads(asked.threads)
-    libraries = {name: importlib.metadata.version(name) for name in LIBRARIES}
-    record: dict[str, Any] = {"conditions": conditions() | {"libraries": libraries}, "rows": rows}
+    known = conditions()
+    others = [name for name in LIBRARIES if name not in known["versions"]]
+    libraries = {name: importlib.metadata.version(name) for name in others}
+    record: dict[str, Any] = {"conditions": known | {"libraries": libraries}, "rows": rows}
     device = re.sub(r"[^a-z0-9]+", "-", record["conditions"]["device"].lower())
     path = RESULTS / f"architectures-{device}-{record['conditions']['date']}.json"
     if path.exists():
@@ -100,19 +108,23 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _merged(before: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return a record's rows with what was found now in its place, in the catalogue's order."""
-    found: dict[tuple[str, str], dict[str, Any]] = {}
+    """Return a record's rows with what was found now in its place, by batch size and in the catalogue's
+    order."""
+    merged: dict[tuple[str, str, int], dict[str, Any]] = {}
     for row in (*before, *rows):
-        found.setdefault((row["library"], row["name"]), {}).update(row)
+        merged.setdefault((row["library"], row["name"], row["batch_size"]), {}).update(row)
     order = [(a.library, a.name) for a in ARCHITECTURES]
-    return sorted(found.values(), key=lambda row: order.index((row["library"], row["name"])))
+    return sorted(
+        merged.values(), key=lambda row: (row["batch_size"], order.index((row["library"], row["name"])))
+    )
 
 
 def _passed_on(asked: argparse.Namespace) -> list[str]:
     names = ("batch_size", "size", "check_size", "rounds", "threads")
-    return [
+    passed = [
         f"--{name.replace('_', '-')}={value}" for name in names if (value := getattr(asked, name)) is not None
     ]
+    return [*passed, "--providers", *asked.providers]
 
 
 if __name__ == "__main__":

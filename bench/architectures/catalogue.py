@@ -1,4 +1,4 @@
-"""The networks of torchvision and timm that are looked at, randomly initialised, and their images.
+"""The networks that are looked at, randomly initialised, and their images: torchvision's, timm's, one of ours.
 
 Three of each family and more: their own libraries build them, so that what is seen is what users have."""
 
@@ -13,7 +13,7 @@ from torch import nn
 from fastbn import freeze
 from fastbn.errors import MachineError, UsageError
 
-LIBRARIES = {"torchvision": "torchvision.models", "timm": "timm"}
+LIBRARIES = {"torchvision": "torchvision.models", "timm": "timm", "fastbn": "bench.architectures.wide"}
 OPTIONS = {"googlenet": {"aux_logits": False, "init_weights": True}}  # one output; without a warning
 
 
@@ -71,6 +71,7 @@ ARCHITECTURES = (
     *_of("timm", "mobilenetv2_100 mobilenetv3_large_100 mobilenetv4_conv_small efficientnet_b0 regnetx_004"),
     *_of("timm", "regnety_004 densenet121 cspresnet50 repvgg_a0 ghostnet_100 vovnet39a xception41"),
     *_of("timm", "inception_v3", 299),
+    *_of("fastbn", "wrn_28_10", 32),
 )
 
 

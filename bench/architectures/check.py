@@ -60,9 +60,10 @@ def work(architecture: Architecture, batch: int, size: int) -> dict[str, Any]:
 
 
 def compare(architecture: Architecture, size: int) -> Agreement:
-    """Return how far fused and stock steps differ on images of `size` × `size` pixels."""
+    """Return how far fused and stock steps differ on images of `size` × `size` pixels, or of the network's
+    own size where that is less."""
     model = architecture.build()
-    x = architecture.images(BATCH, size)
+    x = architecture.images(BATCH, min(size, architecture.size))
 
     def step(dtype: torch.dtype, engine: str) -> Run:
         return run(fuse(copy.deepcopy(model).to(dtype), engine), x.to(dtype))

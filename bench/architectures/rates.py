@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.architectures.measure import FUSED, STOCK
+from bench.architectures.measure import FUSED, LAYOUTS
 from bench.records.conditions import write
 from fastbn.planning import gain
 
@@ -51,7 +51,7 @@ def _fitted(rows: list[Mapping[str, Any]]) -> dict[str, Any]:
     works: list[Mapping[str, float]] = []
     seconds = []
     for row in rows:
-        best = min(statistics.median(row["seconds"][name]) for name in STOCK)
+        best = min(statistics.median(row["seconds"][name]) for name in LAYOUTS)
         for side, took in zip(SIDES, (best, statistics.median(row["seconds"][FUSED])), strict=True):
             works.append({gain.rate_of(kind, side): n for kind, n in row["work"][side].items()})
             seconds.append(took)

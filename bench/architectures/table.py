@@ -5,20 +5,22 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.architectures.measure import FUSED, STOCK
+from bench.architectures.measure import FULL, FUSED, FUSED_NCHW, LAYOUTS, STOCK
 from bench.records import between
 from fastbn.errors import UsageError
 from fastbn.planning import gain
 
 MARKERS = "<!-- architectures -->", "<!-- /architectures -->"
 README_MARKERS = "<!-- bench:networks -->", "<!-- /bench:networks -->"
+SAID = 8  # the batch size of the README's sentence
 COLUMNS = (
-    "network | fused | gradients | buffers | float32, stock's | step, ms | of stock | predicted | memory"
-)
+    "network", "fused", "gradients", "buffers", "float32, stock's", "step, ms", "of stock", "of full",
+    "predicted", "memory",
+)  # fmt: skip
 
 
 def write_tables(page: Path, results: Path) -> None:
@@ -36,16 +38,22 @@ def write_sentence(readme: Path, results: Path) -> None:
 
 
 def tables(results: Path) -> str:
-    """Return them in Markdown, the newest first."""
-    return "\n".join(map(_section, _records(results))).rstrip("\n")
+    """Return them in Markdown, the newest first, a table for each batch size."""
+    sections = [
+        _section(record["conditions"], batch, [row for row in record["rows"] if row["batch_size"] == batch])
+        for record in _records(results)
+        for batch in sorted({row["batch_size"] for row in record["rows"]})
+    ]
+    return "\n".join(sections).rstrip("\n")
 
 
 def sentence(results: Path) -> str:
     """Return the newest record's step of ResNet-50 and its ratio, and MobileNetV2's ratio, in a sentence.
+
     Raises UsageError where no record has both."""
     for record in _records(results):
         timed = [row for row in record["rows"] if row["library"] == "torchvision" and "seconds" in row]
-        rows = {row["name"]: row for row in timed}
+        rows = {row["name"]: row for row in timed if row["batch_size"] == SAID}
         if {"resnet50", "mobilenet_v2"} <= rows.keys():
             break
     else:
@@ -69,24 +77,18 @@ def _records(results: Path) -> list[dict[str, Any]]:
     )
 
 
-def _section(record: Mapping[str, Any]) -> str:
-    conditions, rows = record["conditions"], record["rows"]
+def _section(conditions: Mapping[str, Any], batch: int, rows: list[dict[str, Any]]) -> str:
     versions = conditions["versions"] | conditions["libraries"]
     said = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     lines = [
-        f"On {conditions['device']}, {conditions['date']}, {said}; {_setting(rows)}.",
+        f"On {conditions['device']}, {conditions['date']}, {said}; steps of {batch} images.",
         "",
-        f"| {COLUMNS} |",
-        "|" + "---|" * len(COLUMNS.split("|")),
+        f"| {' | '.join(COLUMNS)} |",
+        "|" + "---|" * len(COLUMNS),
         *(f"| {' | '.join(_cells(row))} |" for row in rows),
         "",
     ]
     return "\n".join(lines)
-
-
-def _setting(rows: list[dict[str, Any]]) -> str:
-    timed = next((row for row in rows if "seconds" in row), {})
-    return f"steps of {timed['batch_size']} images" if timed else "steps were not timed"
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
@@ -103,16 +105,20 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         ]
     else:
         agreement = [row.get("agreement_failed", "—"), "—", "—", "—"]
-    step = ["—", "—"]
+    step = ["—"] * 3
     if "seconds" in row:
         own, ratio = ratio_of(row["seconds"])
-        step = [f"{1e3 * own:.0f}", f"{ratio:.2f}×"]
+        step[:2] = f"{1e3 * own:.0f}", f"{ratio:.2f}×"
+        if FUSED_NCHW in row["seconds"]:
+            step[0] += f", {1e3 * statistics.median(row['seconds'][FUSED_NCHW]):.0f}"
+        if FULL[0] in row["seconds"]:
+            step[2] = f"{ratio_of(row['seconds'], FULL)[1]:.2f}×"
     predicted = predicted_ratio(row)
     step.append("—" if predicted is None else f"{predicted:.2f}×")
     memory = "—"
     if "peak_bytes" in row:
         peaks = row["peak_bytes"]
-        memory = f"{peaks[FUSED] / min(peaks[name] for name in STOCK):.2f}×"
+        memory = f"{peaks[FUSED] / min(peaks[name] for name in LAYOUTS):.2f}×"
     return [title, *agreement, *step, memory]
 
 
@@ -125,9 +131,10 @@ def predicted_ratio(row: Mapping[str, Any]) -> float | None:
     return gain.gain_of(row["work"]["stock"], row["work"]["fused"], rates).ratio
 
 
-def ratio_of(seconds: Mapping[str, list[float]]) -> tuple[float, float]:
-    """Return the fused step's median seconds, and the median over the rounds of the better stock's time over
-    fused's: a machine that drifts does so for all providers of a round."""
-    best = min(STOCK, key=lambda name: statistics.median(seconds[name]))
-    ratios = [stock / own for stock, own in zip(seconds[best], seconds[FUSED], strict=True)]
+def ratio_of(seconds: Mapping[str, list[float]], stock: Iterable[str] = STOCK) -> tuple[float, float]:
+    """Return the fused step's median seconds, and the median over the rounds of the best stock's time over
+    fused's: a machine that drifts does so for all providers of a round. stock: the providers, as far as they
+    were timed, of which the fastest is taken."""
+    best = min((name for name in stock if name in seconds), key=lambda name: statistics.median(seconds[name]))
+    ratios = [theirs / ours for theirs, ours in zip(seconds[best], seconds[FUSED], strict=True)]
     return statistics.median(seconds[FUSED]), statistics.median(ratios)

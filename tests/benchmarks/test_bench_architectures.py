@@ -55,17 +55,23 @@ def test_a_table(tmp_path):
         "versions": {"torch": "2"},
         "libraries": {"timm": "1"},
     }
-    failed = {"library": "timm", "name": "two", "agreement_failed": "it raised"}
-    record = {"conditions": conditions, "rows": [ROW, failed]}
+    failed = {"library": "timm", "name": "two", "batch_size": 8, "agreement_failed": "it raised"}
+    full = {"stock compiled": [1.0, 1.5, 2.0], "stock full": [5, 5, 5], "stock full channels-last": [2, 3, 4]}
+    full["fastbn NCHW"] = [0.7, 1.2, 4.0]
+    larger = ROW | {"batch_size": 32, "seconds": ROW["seconds"] | full}
+    record = {"conditions": conditions, "rows": [ROW, failed, larger]}
     (tmp_path / "architectures-x.json").write_text(json.dumps(record), encoding="utf-8")
     lines = table.tables(tmp_path).splitlines()
     assert lines[0] == "On a CPU, 2026-01-02, torch 2, timm 1; steps of 8 images."
     # per round 2, 3 and 0.5 times: the median of the rounds' ratios
     assert (
         lines[4]
-        == "| timm one, 224² | 3/4, 90.0% | 1e-12 | 1e-13 | 2e-06, 1e-06 | 1000 | 2.00× | — | 0.50× |"
+        == "| timm one, 224² | 3/4, 90.0% | 1e-12 | 1e-13 | 2e-06, 1e-06 | 1000 | 2.00× | — | — | 0.50× |"
     )
     assert "it raised" in lines[5]
+    assert (
+        lines[7].endswith("steps of 32 images.") and "| 1000, 1200 | 1.50× | 3.00× | — | 0.50× |" in lines[11]
+    )
 
 
 def test_names():
@@ -76,9 +82,10 @@ def test_names():
 
 
 def test_what_is_measured_again_takes_its_place():
-    """In the catalogue's order; what was not measured this time stays."""
-    before = [{"library": "timm", "name": "dla34", "seconds": 1, "size": 224}]
-    now = [{"library": "timm", "name": name, "seconds": 2} for name in ("dla34", "resnet50")]
-    found = main._merged(before, now)
-    assert [row["name"] for row in found] == ["resnet50", "dla34"]
-    assert found[1] == {"library": "timm", "name": "dla34", "seconds": 2, "size": 224}
+    """By batch size, in the catalogue's order; what was not measured this time stays."""
+    dla = {"library": "timm", "name": "dla34", "batch_size": 8}
+    larger = dla | {"batch_size": 32, "seconds": 3}
+    now = [larger, dla | {"seconds": 2}, dla | {"name": "resnet50", "seconds": 2}]
+    merged = main._merged([dla | {"seconds": 1, "size": 224}], now)
+    assert [row["name"] for row in merged] == ["resnet50", "dla34", "dla34"]
+    assert merged[1:] == [dla | {"seconds": 2, "size": 224}, larger]
