@@ -1,4 +1,4 @@
-"""The networks that are looked at, randomly initialised, and their images: torchvision's, timm's, one of ours.
+"""The networks that are looked at, randomly initialised, and their images: torchvision's, timm's and ours.
 
 Three of each family and more: their own libraries build them, so that what is seen is what users have."""
 
