@@ -35,6 +35,11 @@ def edited(z):
     return other + z
 
 
+def part_edited(z):
+    z[:, 1:].mul_(3)
+    return F.pad(z, (1, 1))
+
+
 READS = {
     "the result": lambda z: z,
     "view": lambda z: z.view(z.size(0), -1),
@@ -42,6 +47,9 @@ READS = {
     "written to": lambda z: edited(z) + F.relu(z),
     "an alias written to": lambda z: (nn.Identity()(z).mul_(3), z + 1)[1],
     "a shape": lambda z: z.mean((2, 3)).view(z.size(0), z.shape[1]),
+    "parts": lambda z: torch.cat([F.pad(z[:, 2:], (1, 1)), F.pad(z.chunk(2, 1)[1], (1, 1))], 1),
+    "a part written to": lambda z: part_edited(F.avg_pool2d(z, 1)),
+    "parts by number": lambda z: F.pad(z.split(2, 1)[1], (1, 1)) + F.pad(z.split(2, 1)[2], (1, 1)),
     "flattened": lambda z: torch.flatten(F.adaptive_avg_pool2d(z, 2), 1),
 }
 

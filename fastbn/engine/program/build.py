@@ -68,7 +68,7 @@ def build(
             env[item] = program.node_copy(item, lambda node: env[node])
             if item.op == "call_module":
                 root[str(item.target)] = model.get_submodule(str(item.target))
-    put_back(program, calls, modules)
+    put_back(program, calls, modules | root)
     left = [node for node in plan if isinstance(node, fx.Node) and node.op.startswith("call_")]
     reasons = refused | trace.written
     stock = [(_title(node), reasons.get(str(node.target), "")) for node in left]

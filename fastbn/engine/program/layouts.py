@@ -4,7 +4,9 @@ are."""
 
 from __future__ import annotations
 
+import functools
 import operator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +25,8 @@ FUNCTIONS = {
     F.hardsigmoid, F.leaky_relu, F.mish, F.interpolate, torch.mean,
 }  # fmt: skip
 METHODS = {"mean", "sigmoid"}
+# they give a part of what they read, in its memory and strides
+PARTS = {"getitem", "chunk", "split", "narrow"}
 # they read a tensor's form, and none of its memory
 FORM = {"size", "dim", "numel", "shape", "ndim", "dtype", "device"}
 
@@ -33,8 +37,9 @@ def is_nchw(x: object) -> bool:
 
 
 def given_layout(z: Tensor, *nchw: bool) -> Tensor:
-    """Return channels-last images (N, C, H, W) in NCHW if all that they come of were; else what was given."""
-    made = isinstance(z, Tensor) and z.dim() == 4 and z.is_contiguous(memory_format=torch.channels_last)
+    """Return channels-last images (N, C, H, W), or a part of them, in NCHW if all that they come of were;
+    else what was given."""
+    made = isinstance(z, Tensor) and z.dim() == 4 and z.stride(1) == 1
     return z.contiguous() if made and all(nchw) else z
 
 
@@ -42,21 +47,25 @@ def put_back(
     program: fx.Graph, regions: dict[fx.Node, tuple[fx.Node, ...]], modules: dict[str, nn.Module]
 ) -> None:
     """Put given_layout where an image that a region made, or an operation of either layout made from one, is
-    read by anything else. regions: what each region's call reads."""
+    read by anything else.
+
+    regions: what each region's call reads. modules: of the program, by their targets."""
+    written = {_owner(n.args[0], modules) for n in program.nodes if n.args and mutates(n, modules)}
+    as_it_is = functools.partial(_reads_either, regions=regions, modules=modules, written=written)
     sources: dict[fx.Node, tuple[fx.Node, ...]] = {}  # of such an image: whose layout it has stock
     layouts: dict[fx.Node, fx.Node] = {}  # of a source: its is_nchw
     for node in list(program.nodes):
         call = node.args[0] if node.op == "call_function" and node.args else None
         if isinstance(call, fx.Node) and call in regions:
             read = regions[call]
-        elif _either(node, modules):
+        elif node not in regions and as_it_is(node):
             read = tuple(n for n in node.all_input_nodes if n in sources)
         else:
             continue
         if not read:
             continue
         sources[node] = tuple(dict.fromkeys(source for n in read for source in sources.get(n, (n,))))
-        others = [user for user in node.users if not _as_it_is(user, regions, modules)]
+        others = [user for user in node.users if not as_it_is(user)]
         if not others:
             continue
         for source in sources[node]:
@@ -73,18 +82,36 @@ def put_back(
                 user.replace_input_with(node, back)
 
 
-def _as_it_is(
-    node: fx.Node, regions: dict[fx.Node, tuple[fx.Node, ...]], modules: dict[str, nn.Module]
+def _owner(value: Any, modules: dict[str, nn.Module]) -> Any:
+    """Return the node in whose memory a value may lie."""
+    while isinstance(value, fx.Node) and may_view(value, modules) and value.args:
+        value = value.args[0]
+    return value
+
+
+def _reads_either(
+    node: fx.Node,
+    regions: dict[fx.Node, tuple[fx.Node, ...]],
+    modules: dict[str, nn.Module],
+    written: set[Any],
 ) -> bool:
-    """Whether a reader of an image takes it in either layout."""
-    form = node.args[1] if node.op == "call_function" and node.target is getattr else node.target
-    return node in regions or form in FORM or _either(node, modules)
-
-
-def _either(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    """Whether an operation takes either layout, and neither writes to what it reads nor shares its memory."""
+    """Whether a reader takes an image in either layout, and writes to nothing."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    if node in regions or (node.op == "call_function" and node.target is getattr and node.args[1] in FORM):
+        return True
     if node.op == "call_module":
-        known = type(modules.get(str(node.target))) in MODULES
+        known: bool = type(modules.get(str(node.target))) in MODULES
+    elif node.op == "call_method":
+        known = name in METHODS or name in FORM
     else:
-        known = node.target in (METHODS if node.op == "call_method" else FUNCTIONS)
-    return known and not mutates(node, modules) and not may_view(node, modules)
+        known = node.target in FUNCTIONS
+    if known:
+        return not mutates(node, modules) and not may_view(node, modules)
+    return _is_part(node, name) and _owner(node, modules) not in written
+
+
+def _is_part(node: fx.Node, name: str) -> bool:
+    """Whether a reader takes a part of an image; of several parts, each is taken by its number."""
+    if node.op not in ("call_function", "call_method") or name not in PARTS:
+        return False
+    return name not in ("chunk", "split") or all(user.target is operator.getitem for user in node.users)
