@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import functools
 import operator
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +49,9 @@ def put_back(
     read by anything else.
 
     regions: what each region's call reads. modules: of the program, by their targets."""
-    written = {_owner(n.args[0], modules) for n in program.nodes if n.args and mutates(n, modules)}
+    written = {
+        _owner(read, modules) for n in program.nodes if mutates(n, modules) for read in n.all_input_nodes
+    }
     as_it_is = functools.partial(_reads_either, regions=regions, modules=modules, written=written)
     sources: dict[fx.Node, tuple[fx.Node, ...]] = {}  # of such an image: whose layout it has stock
     layouts: dict[fx.Node, fx.Node] = {}  # of a source: its is_nchw
@@ -82,18 +83,18 @@ def put_back(
                 user.replace_input_with(node, back)
 
 
-def _owner(value: Any, modules: dict[str, nn.Module]) -> Any:
+def _owner(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node:
     """Return the node in whose memory a value may lie."""
-    while isinstance(value, fx.Node) and may_view(value, modules) and value.args:
-        value = value.args[0]
-    return value
+    while may_view(node, modules) and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+    return node
 
 
 def _reads_either(
     node: fx.Node,
     regions: dict[fx.Node, tuple[fx.Node, ...]],
     modules: dict[str, nn.Module],
-    written: set[Any],
+    written: set[fx.Node],
 ) -> bool:
     """Whether a reader takes an image in either layout, and writes to nothing."""
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
