@@ -1,19 +1,21 @@
 """The Triton engine's launches of a training step, without a GPU: the engine walks a network on fake
-tensors, and each launch is noted."""
+tensors, and each launch is noted by Triton's own hook ahead of a compilation."""
 
 from __future__ import annotations
 
 import collections
 import contextlib
 import dataclasses
+import json
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
-from unittest import mock
 
 import torch
-from torch import Tensor, nn
+import triton
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from triton.runtime.jit import JITFunction
+from triton.backends.compiler import GPUTarget
 
 from fastbn.engine.program.build import read
 from fastbn.engine.triton.engine import Triton
@@ -24,9 +26,6 @@ from fastbn.models.resnet import FastBNOnlyResNet
 NETWORKS = {"cifar": ((20, 32),), "imagenet": ((50, 224), (18, 224))}
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32, "fp32": torch.float32}
 PRECISIONS = {"tf32": "tf32", "fp32": "tf32x3"}  # of float32's products
-POINTERS = {torch.uint8: "*u8", torch.int32: "*i32", torch.int64: "*i64"} | {
-    dtype: f"*{name}" for name, dtype in DTYPES.items()
-}
 OPTIONS = ("num_warps", "num_stages", "maxnreg", "enable_fp_fusion", "launch_pdl")
 BATCH = 128  # a multiple of 16, like the usual ones: an argument's divisibility is part of what is compiled
 
@@ -36,7 +35,7 @@ class Launch:
     """One launch, as the compiler sees it."""
 
     kernel: Any
-    signature: tuple[tuple[str, str], ...]  # of the arguments that are no constants
+    signature: tuple[tuple[str, str], ...]  # of the arguments that are no constants; :16 of known multiples
     constexprs: tuple[tuple[str, Any], ...]
     options: tuple[tuple[str, int], ...]
 
@@ -48,36 +47,19 @@ class Launch:
         return dict(self.signature).get(name, "").startswith("*")
 
 
-def launch(kernel: Any, given: dict[str, Any]) -> Launch:
-    """Return the launch as Triton's own launcher tells what is compiled for these arguments."""
-    constants = {p.name for p in kernel.params if p.is_constexpr}
-    loose = {p.name for p in kernel.params if p.do_not_specialize or p.do_not_specialize_on_alignment}
-    signature, constexprs = [], []
-    for name in kernel.arg_names:
-        value = given[name]
-        if name in constants or value is None or (type(value) is int and value == 1 and name not in loose):
-            constexprs.append((name, value))
-        else:
-            signature.append((name, kind(value).removesuffix(":16" if name in loose else "")))
-    return Launch(
-        kernel,
-        tuple(signature),
-        tuple(constexprs),
-        tuple((name, given[name]) for name in OPTIONS if name in given),
-    )
-
-
-def kind(value: Tensor | float) -> str:
-    """Return an argument's type, with :16 where its alignment is known."""
-    if isinstance(value, Tensor):
-        aligned = value.storage_offset() * value.element_size() % 16 == 0
-        assert aligned, "compile_and_count takes pointers to be aligned"
-        return POINTERS[value.dtype]
-    if isinstance(value, bool):
-        return "i1"
-    if isinstance(value, int):
-        return ("i32" if -(2**31) <= value < 2**31 else "i64") + (":16" if value % 16 == 0 else "")
-    return "fp32"
+def launch(kernel: Any, told: dict[str, Any]) -> Launch:
+    """Return the launch of which Triton tells this to a hook ahead of a compilation."""
+    (attributes,) = told["configs"]
+    constexprs = {kernel.arg_names[i]: value for (i,), value in told["constants"].items()}
+    aligned = {kernel.arg_names[i] for (i,), known in attributes.items() if known}
+    signature = [
+        (name, kind if kind.startswith("*") or name not in aligned else f"{kind}:16")
+        for name, kind in told["signature"].items()
+        if name not in constexprs
+    ]
+    options = json.loads(told["specialization_data"])["options"]
+    own = tuple((name, options[name]) for name in OPTIONS)
+    return Launch(kernel, tuple(signature), tuple(constexprs.items()), own)
 
 
 def launches(family: str, dtype: str, capability: int, dependent: bool = False) -> dict[Launch, int]:
@@ -87,7 +69,7 @@ def launches(family: str, dtype: str, capability: int, dependent: bool = False) 
     engine = Triton(capability, tuning=tuning, precision=PRECISIONS.get(dtype, "ieee"))
     found: collections.Counter[Launch] = collections.Counter()
     for network in NETWORKS[family]:
-        with noted(lambda kernel, given: found.update([launch(kernel, given)])):
+        with noted(lambda kernel, told: found.update([launch(kernel, told)]), capability):
             walk(family, *network, [BATCH], DTYPES[dtype], engine)
     return dict(found)
 
@@ -106,12 +88,38 @@ def walk(
                 y.backward(torch.empty_like(y))
 
 
+class Driver:
+    """The answers that Triton asks of a driver before it compiles."""
+
+    def __init__(self, capability: int):
+        self.capability = capability
+
+    def get_current_device(self) -> int:
+        return self.capability  # a kernel keeps what it compiled by device, for the target of the first call
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.capability, 32)
+
+
 @contextlib.contextmanager
-def noted(take: Callable[[Any, dict[str, Any]], None]) -> Iterator[None]:
-    """Inside, `take` is given each launch's kernel and arguments, and nothing is launched."""
+def noted(take: Callable[[Any, dict[str, Any]], None], capability: int) -> Iterator[None]:
+    """Inside, `take` is given each launch's kernel and what Triton would compile for it on a GPU of this
+    capability; nothing is compiled or launched, for Triton's hook ahead of a compilation can say no."""
 
-    def run(kernel: Any, *args: Any, grid: Any, warmup: bool, **given: Any) -> None:
-        take(kernel, dict(zip(kernel.arg_names, args, strict=False)) | given)
+    def hook(*, fn: Any, compile: dict[str, Any], **more: Any) -> bool:
+        take(fn.jit_function, compile)
+        return True
 
-    with mock.patch.object(JITFunction, "run", run):
-        yield
+    triton.runtime.driver.set_active(Driver(capability))
+    try:
+        with triton.knobs.runtime.scope(), warnings.catch_warnings():
+            # Triton asks for a fake tensor's address, which is its offset, and reads the alignment off it
+            warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
+            triton.knobs.runtime.jit_cache_hook = hook
+            yield
+    finally:
+        with contextlib.suppress(RuntimeError):  # where no GPU is, there is no other driver
+            triton.runtime.driver.reset_active()

@@ -17,11 +17,8 @@ from typing import Any
 
 import torch
 import triton
-from torch import Tensor
-from triton.backends.compiler import GPUTarget
-from triton.runtime.jit import MockTensor
 
-from bench.audit.launches import DTYPES, PRECISIONS, noted, walk
+from bench.audit.launches import DTYPES, PRECISIONS, Driver, noted, walk
 from bench.gpu.measure import Sink
 from fastbn.engine.context import mixed, unrecorded
 from fastbn.engine.triton.engine import Triton
@@ -29,33 +26,7 @@ from fastbn.engine.triton.engine import Triton
 # depth, size, batches; CIFAR-866 launches what CIFAR-20 does
 NETWORKS = {"cifar": (20, 32, (128, 1024)), "imagenet": (50, 224, (256,))}
 KINDS = {"cifar": ("mixed", "fp16", "bf16", "tf32"), "imagenet": ("mixed", "fp16")}
-# a kernel's module and name, and what it is launched with
-Task = tuple[str, str, tuple[tuple[str, Any], ...]]
-HELD = "held"  # stands for a tensor: (HELD, dtype)
-
-
-class Pointer(MockTensor):
-    """A tensor's dtype, and the address that allocators give."""
-
-    @staticmethod
-    def data_ptr() -> int:
-        return 0
-
-
-class Driver:
-    """The answers that Triton asks of a driver before it compiles."""
-
-    def __init__(self, capability: int):
-        self.capability = capability
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", self.capability, 32)
+Task = tuple[str, str, str]  # a kernel's module and name, and what Triton compiles, in its own JSON
 
 
 def launched(family: str, kind: str, training: bool, capability: int) -> dict[Task, None]:
@@ -63,12 +34,11 @@ def launched(family: str, kind: str, training: bool, capability: int) -> dict[Ta
     depth, size, batches = NETWORKS[family]
     found: dict[Task, None] = {}
 
-    def take(kernel: Any, given: dict[str, Any]) -> None:
-        held = {n: (HELD, value.dtype) if isinstance(value, Tensor) else value for n, value in given.items()}
-        found[kernel.__module__, kernel.__name__, tuple(sorted(held.items(), key=lambda one: one[0]))] = None
+    def take(kernel: Any, told: dict[str, Any]) -> None:
+        found[kernel.__module__, kernel.__name__, told["specialization_data"]] = None
 
     with (
-        noted(take),
+        noted(take, capability),
         unrecorded(),
         mixed() if kind == "mixed" else contextlib.nullcontext(),
         torch.set_grad_enabled(training),
@@ -79,13 +49,11 @@ def launched(family: str, kind: str, training: bool, capability: int) -> dict[Ta
 
 
 def compiled(task: Task, capability: int) -> str:
-    """Compile one as JITFunction does it, which will find it in the cache; return what went wrong, or ""."""
-    module, name, given = task
+    """Compile one as its launch will find it in the cache; return what went wrong, or ""."""
+    module, name, told = task
     triton.runtime.driver.set_active(Driver(capability))
-    held = (HELD,)
-    arguments = {n: Pointer(v[1]) if isinstance(v, tuple) and v[:1] == held else v for n, v in given}
     try:
-        getattr(importlib.import_module(module), name).warmup(grid=(1,), **arguments)
+        getattr(importlib.import_module(module), name).preload(told)
     except Exception as error:  # the stage that needs it will say so again
         return f"{name}: {type(error).__name__}: {str(error)[:200]}"
     return ""
