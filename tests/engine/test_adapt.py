@@ -9,7 +9,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from habits import WrittenOut
+from habit_blocks import WrittenOut
 from torch import nn
 
 import fastbn

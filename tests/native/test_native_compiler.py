@@ -4,16 +4,27 @@ hang."""
 from __future__ import annotations
 
 import contextlib
+import functools
+import os
 import pwd
 import resource
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 from built import building
 
+from fastbn import FastBNOnlyResNet, explain, fuse
+from fastbn.engine import select
 from fastbn.engine.native import build, compiler
+from fastbn.errors import MachineError
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = "tests/native/test_engine_played_memory.py::test_a_program_touches_nothing_beside_its_memory"
 
 
 @pytest.fixture
@@ -134,3 +145,120 @@ def test_progress_that_cannot_be_shown_ends_nothing(here, monkeypatch):
         with contextlib.suppress(OSError):
             full.close()
     assert here.builds == 2
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    path = {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | path | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.slow
+def test_denormals_and_nan_behave_as_before_loading():
+    """A library built with -ffast-math would set the whole process to flush-to-zero."""
+    code = """
+import numpy as np, torch
+def probe():
+    tiny = np.float32(1e-39)
+    return float(tiny * np.float32(0.5)), (torch.tensor(1e-39) * 0.5).item(),
+    torch.tensor(float("nan")).relu().isnan().item()
+before = probe()
+from fastbn.engine.native import build
+build.library()
+assert before == probe() and before[0] > 0 and before[1] > 0, (before, probe())
+"""
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def unbuilt(monkeypatch):
+    """As in a process that has not yet asked for the kernels, nor been warned."""
+    monkeypatch.setattr(build, "_library", functools.cache(build._library.__wrapped__))
+    monkeypatch.setattr(select, "warn_of_reference", functools.cache(select.warn_of_reference.__wrapped__))
+
+
+def test_without_a_compiler_auto_says_so_and_native_refuses(unbuilt, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    model, x = FastBNOnlyResNet(8, width=4), torch.randn(2, 3, 8, 8)
+    said = "engine 'native': no C++ compiler was found (CXX=no-such-compiler)"
+    with pytest.warns(UserWarning, match="fastbn's engine is 'reference', which is slow: engine") as caught:
+        assert f"engine reference ({said}" in str(explain(model))
+        for _ in range(2):
+            model(x).sum().backward()
+    assert len(caught) == 1 and said in str(caught[0].message)
+    with pytest.raises(MachineError, match="engine 'native' was asked for, but"):
+        fuse(model, "native")(x)
+
+
+def test_a_failing_compiler_is_one_clear_line(unbuilt, tmp_path, monkeypatch):
+    fake = tmp_path / "c++"
+    fake.write_text(
+        "#!/bin/sh\n[ \"$1\" = --version ] && exit 0\necho 'internal compiler error' >&2\nexit 1\n"
+    )
+    fake.chmod(0o755)
+    monkeypatch.setenv("CXX", str(fake))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(
+        MachineError, match=r"could not build the kernels \(internal compiler error\)"
+    ) as error:
+        build.library()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "-march=x86-64-v3",
+        "-march=x86-64-v3 -mno-avx2 -mno-avx",
+        "-fsanitize=address,undefined -fno-sanitize-recover=all -g -O1",
+    ],
+    ids=["AVX2", "SSE: four lanes, as NEON has", "sanitizers"],
+)
+def test_other_builds(flags, tmp_path):
+    """The same source for narrower vectors, and under the address and undefined-behaviour sanitizers: the
+    operations' tests pass, and a program's."""
+    environment = {"FASTBN_CXXFLAGS": flags, "XDG_CACHE_HOME": str(tmp_path)}
+    if "sanitize" in flags:
+        preload = [
+            subprocess.run(
+                [*build.compiler(), f"-print-file-name={name}"], capture_output=True, text=True, timeout=60
+            ).stdout.strip()
+            for name in ("libasan.so", "libubsan.so")
+        ]
+        environment |= {"LD_PRELOAD": " ".join(preload), "ASAN_OPTIONS": "detect_leaks=0"}
+    operations_pass(environment)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("clang++") is None, reason="needs clang++: Debian's clang")
+def test_another_compiler(tmp_path):
+    """Debian's clang comes without OpenMP, as every Mac's does."""
+    operations_pass({"CXX": "clang++", "XDG_CACHE_HOME": str(tmp_path)})
+
+
+def operations_pass(environment: dict[str, str]) -> None:
+    """The operations' tests and a program's, in a process with this environment."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        "tests/native/test_native_operations.py",
+        "tests/native/test_native_transforms.py",
+        PROGRAM,
+    ]
+    done = subprocess.run(
+        command, env=os.environ | environment, cwd=ROOT, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert " passed" in done.stdout and "skipped" not in done.stdout

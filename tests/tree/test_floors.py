@@ -24,7 +24,7 @@ FLOORS = (  # from the ground up; docs/architecture.md says what lives where
     {"", "__main__", "analysis", "analyze", "doctor", "evaluate", "experiments", "patch", "train",
      "train_xla"},
 )  # fmt: skip
-MOST_FILES = 18  # of a folder
+MOST_FILES, MOST_LINES = 18, 300  # of a folder, of a file
 PLACE = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 
 
@@ -87,12 +87,18 @@ def test_a_wrong_import_is_found(source):
     assert upward("fastbn.experiments.paper", source) == []
 
 
-def test_rooms_are_small():
-    """No folder of code holds more files than a reader takes in at a glance."""
+def test_rooms_and_files_are_small():
+    """No folder of code holds more files than a reader takes in at a glance, no file of Python more lines."""
     rooms: collections.Counter[str] = collections.Counter()
+    long: dict[str, int] = {}
     for root in ("bench", "fastbn", "kernels", "tests"):
         found = [path for end in ("py", "cpp", "h", "sh") for path in (ROOT / root).rglob(f"*.{end}")]
         rooms.update(str(path.parent.relative_to(ROOT)) for path in found)
+        lines = {
+            str(p.relative_to(ROOT)): p.read_text("utf-8").count("\n") for p in found if p.suffix == ".py"
+        }
+        long |= {path: count for path, count in lines.items() if count > MOST_LINES}
+    assert long == {}
     assert {room: count for room, count in rooms.items() if count > MOST_FILES} == {}
 
 
