@@ -18,7 +18,6 @@ import torch
 
 from bench.records.rows import new
 from bench.suite.cases import Case
-from bench.suite.measure import row_of
 from bench.suite.process import RESET, reset_peak, resident_bytes, told, warm
 from bench.suite.providers import Provider, providers
 
@@ -88,7 +87,7 @@ def main() -> None:
     header = f"{'':42}{'idle MB':>9}{'peak less idle MB':>19}{'least … most':>14}{'from step 2':>13}"
     print(f"{header}{'/ least stock':>15}{'/ least stock-full':>20}")
     for name, provider in made.items():
-        row, every = row_of("memory", case, provider), [run[PEAK] for run in runs[name]]
+        row, every = provider.row("memory", case), [run[PEAK] for run in runs[name]]
         row.peak_memory_bytes = peak = middle(name, PEAK)
         row.more = {key: middle(name, key) for key in ("idle_bytes", "later_less_idle_bytes")}
         row.more |= {"steps": STEPS, "runs": runs[name]}

@@ -95,9 +95,8 @@ def main() -> None:
 
     def add(title: str, samples: dict[str, list[float]], calls: int = 1) -> None:
         for name, every in samples.items():
-            row = Row(level="patches", case=title, provider=name, trains=TRAINS, depth=case.depth)
-            row.family, row.width, row.size, row.batch_size = case.family, case.width, case.size, len(x)
-            row.more = {"tasks": asked.tasks, "served": patches.served, "engine": fused.why}
+            row = Row.of("patches", case, name, TRAINS)
+            row.case, row.more = title, {"tasks": asked.tasks, "served": patches.served, "engine": fused.why}
             record.rows.append(row.time(second / calls for second in every))
             print(f"{title:54} {name:32} {1e3 * (row.seconds or 0):10.3f} ms")
 

@@ -69,11 +69,8 @@ def fresh(asked: argparse.Namespace, batch: int, memory: float | None) -> dict[s
 def row_of(case: Case, name: str, runs: list[dict[str, Any]]) -> Row:
     """Return the row of a plan: of its runs the one in the middle."""
     middle = sorted(runs, key=lambda run: run["seconds"])[len(runs) // 2]
-    row = Row(level="plan", case=case.title, provider=name, trains="bn", precision=middle["precision"])
-    row.depth, row.batch_size, row.size = case.depth, case.batch_size, case.size
-    for field in ("seconds", "q1", "q3", "n", "saved_bytes"):
-        setattr(row, field, middle[field])
-    row.peak_memory_bytes = middle["measured_bytes"]
+    own = {name: middle[name] for name in ("seconds", "q1", "q3", "n", "saved_bytes", "precision")}
+    row = Row.of("plan", case, name, peak_memory_bytes=middle["measured_bytes"], **own)
     row.more = {key: middle[key] for key in ("predicted_bytes", "computed_again", "least_seconds")}
     row.more["runs"] = len(runs)
     return row

@@ -108,11 +108,8 @@ def main() -> None:
     first = 0.0
     for count, every in runs.items():
         times, own = [run["seconds"] for run in every], every[0]
-        case = Case(asked.depth, own["batch"], asked.size).title
-        row = Row(
-            level="ranks", case=case, provider=f"{count} ranks", trains="bn", precision=own["precision"]
-        )
-        row.depth, row.batch_size, row.size = asked.depth, own["batch"], asked.size
+        case = Case(asked.depth, own["batch"], asked.size)
+        row = Row.of("ranks", case, f"{count} ranks", precision=own["precision"])
         row.seconds, row.n = statistics.median(times), len(times)
         rate = own["batch"] / row.seconds
         first = first or rate

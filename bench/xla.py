@@ -49,8 +49,7 @@ def main() -> None:
     warm = clock.interleaved(calls, UNTIMED, cpu, before=before)
     samples = clock.interleaved(calls, TIMED, cpu, before=before)
     for name in calls:
-        row = Row(level="xla", case=CASE.title, provider=name, trains="bn", depth=CASE.depth, size=CASE.size)
-        row.batch_size, row.first_seconds = CASE.batch_size, warm[name][0]
+        row = Row.of("xla", CASE, name, first_seconds=warm[name][0])
         row.more = {"least_seconds": min(samples[name])}
         record.rows.append(row.time(samples[name]))
         found = f"{1e3 * (row.seconds or 0.0):8.1f} ms, least {1e3 * min(samples[name]):8.1f}"

@@ -26,7 +26,6 @@ from bench.gpu.networks import like_stock
 from bench.records.rows import Row, reason
 from bench.suite import clock
 from bench.suite.cases import Case
-from bench.suite.measure import row_of
 from bench.suite.providers import Provider, in_every_precision, replicas
 from bench.suite.steps import AUTOCAST, WHOLE
 from fastbn.errors import is_out_of_memory
@@ -150,7 +149,7 @@ def step(sink: Sink, setting: Setting, small: bool, seconds: float) -> int:
     for number, provider in enumerate(everyone):
         if provider.name in done:
             continue
-        row = row_of("step", case, provider)
+        row = provider.row("step", case)
         row.alone, row.more = None if together else True, {"way": provider.way}
         left = deadline - time.monotonic()
         if left < NEEDS.get(provider.way, 20) and not small:

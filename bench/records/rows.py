@@ -20,6 +20,7 @@ from bench.records.conditions import RESULTS, conditions, write
 FORMAT = 1
 LEVELS = ("kernel", "step", "run", "scaling", "memory", "plan", "ranks", "xla", "patches")
 LEVELS += ("adaptation", "example", "check")
+SHAPE = ("depth", "family", "width", "size", "batch_size", "precision")  # what a row takes of its case
 # how the reason of a provider begins whose one step took so long that no more were asked for
 HOPELESS = "not timed, hopeless"
 
@@ -66,6 +67,12 @@ class Row:
     accuracy: float | None = None  # of a run, on its test set
     epochs: int | None = None
     more: dict[str, Any] | None = None  # what this level alone records
+
+    @classmethod
+    def of(cls, level: str, case: Any, provider: str, trains: str = "bn", **more: Any) -> Row:
+        """Return a provider's row of a case, nothing measured yet: its title, and what SHAPE names of it."""
+        own = {name: getattr(case, name) for name in SHAPE if hasattr(case, name)}
+        return cls(level=level, case=case.title, provider=provider, trains=trains, **own | more)
 
     @property
     def images_per_second(self) -> float | None:

@@ -246,8 +246,7 @@ def measure(
     rows, calls = {}, {}
     for name, engine in providers.items():
         spent = cost(blocks, operation, name)
-        row = Row(level="kernel", case="", provider=name, trains="", width=blocks.channels, size=blocks.size)
-        row.batch_size, row.precision = blocks.batch_size, blocks.precision
+        row = Row.of("kernel", blocks, name, "", width=blocks.channels)
         row.launches, row.moved_bytes, row.flops = spent.launches, spent.moved, spent.flops
         rows[name] = row
         try:

@@ -38,13 +38,6 @@ class Measured:
 Results = dict[str, Measured]  # by provider
 
 
-def row_of(level: str, case: Case, provider: Provider) -> Row:
-    """Return this provider's row of a case, nothing measured yet."""
-    own = {name: getattr(case, name) for name in ("depth", "family", "width", "size", "batch_size")}
-    who = {"provider": provider.name, "trains": provider.trains, "precision": provider.precision}
-    return Row(level=level, case=case.title, **who, **own)
-
-
 def steps(
     level: str,
     case: Case,
@@ -58,7 +51,7 @@ def steps(
     into memory together. Without the machine's rates there is no share of roofline."""
     torch._dynamo.reset()  # a case's compilations are its own
     wanted = gate.expected(case, device)
-    found = {provider.name: Measured(row_of(level, case, provider)) for provider in everyone}
+    found = {provider.name: Measured(provider.row(level, case)) for provider in everyone}
     alone = len(everyone) > 1 and sum(costs.plan(case, p).saved for p in everyone) > ROOM * free_bytes(device)
     groups = [[p] for p in everyone] if alone else [list(everyone)]
     tried: list[Row] = []
@@ -149,14 +142,6 @@ def energy(ready: Ready, device: torch.device) -> float | None:
         taken += 1
     joules = meter.joules()
     return None if joules is None else joules / taken
-
-
-def best(rows: Iterable[Row], *, trains: str | None = None) -> Row | None:
-    """Return the fastest stock provider among these, of those that train "all" or "bn" where asked; None if
-    none was timed."""
-    stock = [row for row in rows if row.seconds and row.provider.startswith("stock")]
-    timed = [row for row in stock if trains in (None, row.trains)]
-    return min(timed, key=lambda row: row.seconds or 0.0, default=None)
 
 
 def free_bytes(device: torch.device) -> int:

@@ -18,6 +18,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from bench.records.rows import Row
 from bench.suite import steps
 from bench.suite.cases import Case
 from bench.suite.clock import Call
@@ -45,6 +46,10 @@ class Provider:
     @property
     def stock(self) -> bool:
         return self.engine == "stock"
+
+    def row(self, level: str, case: Case) -> Row:
+        """Return its row of a case, nothing measured yet."""
+        return Row.of(level, case, self.name, self.trains, precision=self.precision)
 
     def make(self, case: Case, device: torch.device) -> Ready:
         """Return its loop's step on this case's images, not yet taken once."""

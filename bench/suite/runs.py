@@ -15,7 +15,7 @@ import torch
 from bench.records.rows import Row
 from bench.suite import gate
 from bench.suite.cases import Case, Run
-from bench.suite.measure import Measured, admit, row_of
+from bench.suite.measure import Measured, admit
 from bench.suite.providers import Provider, few, providers
 from bench.suite.steps import network
 from fastbn import fit
@@ -43,7 +43,7 @@ def measure(run: Run, device: torch.device) -> dict[str, list[Measured]]:
     wanted = gate.expected(case, device)
     found = {}
     for provider in everyone(run, device):
-        step = row_of("run", case, provider)
+        step = provider.row("run", case)
         row = dataclasses.replace(step, case=run.title)
         admit(step, case, provider, wanted, device)
         for name in ("gradient_error", "failed", "first_seconds"):
@@ -86,22 +86,3 @@ def reaching(found: dict[str, list[Measured]], provider: str) -> Measured | None
     ours = next((own[-1].row.accuracy for name, own in found.items() if name.startswith("fastbn")), None)
     known = (own for own in found[provider] if ours is not None and own.row.accuracy is not None)
     return next((own for own in known if own.row.accuracy >= ours), None)
-
-
-def said(found: dict[str, list[Measured]]) -> list[str]:
-    """Say BN-only's time and accuracy, and full training's time to the same."""
-    lines = []
-    for name, epochs in found.items():
-        row, first = epochs[-1].row, reaching(found, name)
-        if row.failed:
-            continue
-        text = f"{row.case}: {name} ends at accuracy {row.accuracy:.3f} after {row.seconds:.1f} s"
-        if row.trains == "all" and any(other.startswith("fastbn") for other in found):
-            text += ", training everything"
-            if first is None:
-                text += "; it never was where fastbn ends"
-            else:
-                text += f"; where fastbn ends it was after {first.row.seconds:.1f} s, "
-                text += f"{first.row.epochs} of {row.epochs} epochs"
-        lines.append(text)
-    return lines
