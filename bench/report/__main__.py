@@ -21,9 +21,13 @@ from bench.report.kernels import kernels
 from bench.report.runs import runs
 from bench.report.sections import energy, headline, memory, steps
 from fastbn.errors import UsageError
-from fastbn.page.page import Html, heading, joined, page, section, table
+from fastbn.page.page import Html, heading, page, section, table
 from fastbn.page.scales import number
 
+UNITS = {
+    "copy_bytes_per_second": ("copies, GB/s", 1e-9),
+    "matmul_flops_per_second": ("matrix product, GFLOP/s", 1e-9),
+}
 LEAD = (
     "Stock PyTorch and fastbn on the same work, in turn, in one process. "
     "A ratio is always against the best stock provider; a provider that failed is named with its reason."
@@ -55,22 +59,17 @@ def read(paths: Sequence[Path]) -> list[Record]:
 
 def conditions(records: Sequence[Record]) -> Html:
     """Return the section of everything under which the figures hold, by the number they carry."""
-    return section("Conditions", *(_conditions(record, place) for place, record in enumerate(records, 1)))
-
-
-def _conditions(record: Record, place: int) -> Html:
-    rows = []
-    for name, value in record.conditions.items():
-        pairs = value.items() if isinstance(value, dict) else [("", value)]
-        rows += [[f"{name} {own}".strip().replace("_", " "), str(found)] for own, found in pairs]
-    units = {
-        "copy_bytes_per_second": ("copies, GB/s", 1e-9),
-        "matmul_flops_per_second": ("matrix product, GFLOP/s", 1e-9),
-    }
-    for name, rate in record.machine.items():
-        words, scale = units.get(name, (name.replace("_", " "), 1.0))
-        rows.append([words, number(rate * scale)])
-    return joined([heading(f"[{place}]"), table(["condition", "found"], rows)])
+    parts = []
+    for place, record in enumerate(records, 1):
+        rows = []
+        for name, value in record.conditions.items():
+            pairs = value.items() if isinstance(value, dict) else [("", value)]
+            rows += [[f"{name} {own}".strip().replace("_", " "), str(found)] for own, found in pairs]
+        for name, rate in record.machine.items():
+            words, scale = UNITS.get(name, (name.replace("_", " "), 1.0))
+            rows.append([words, number(rate * scale)])
+        parts += [heading(f"[{place}]"), table(["condition", "found"], rows)]
+    return section("Conditions", *parts)
 
 
 def render(records: Sequence[Record]) -> str:
@@ -81,12 +80,11 @@ def render(records: Sequence[Record]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        "python -m bench.report", description=(__doc__ or "").split("\n")[0].split(": ", 1)[1]
+        "python -m bench.report", description="The benchmarks' records as a page."
     )
     parser.add_argument("records", type=Path, nargs="+", help="files that the benchmarks wrote")
-    parser.add_argument(
-        "-o", "--out", type=Path, help="the page; report.html if neither this nor --readme is given"
-    )
+    what = "the page; report.html if neither this nor --readme is given"
+    parser.add_argument("-o", "--out", type=Path, help=what)
     what = f"writes the table between {' and '.join(readme.MARKERS)} anew"
     parser.add_argument("--readme", type=Path, help=what)
     asked = parser.parse_args(arguments)

@@ -1,4 +1,5 @@
-"""The comparison of rows: which provider is the best of its kind, and by how much fastbn is ahead of it.
+"""The comparison of rows: which provider is the best of its kind, by how much fastbn is ahead of it, and in
+which words that is said.
 
 Only rows of one record and one (level, case) are set against each other; a provider that failed is never the
 best."""
@@ -10,9 +11,14 @@ import math
 from collections.abc import Sequence
 
 from bench.records.rows import Record, Row
+from fastbn.page.page import ABSENT, Html, listing
+from fastbn.page.scales import number
 
 # fastbn; stock with only BatchNorm training, with everything; stock's part of either (a kernel)
 KINDS = ("fastbn", "bn", "all", "")
+COLOUR = {"fastbn": 0, "bn": 1, "all": 2, "": 2, "stock": 2}
+TRAINS = {"bn": "BN only", "all": "everything"}
+ALONE = "timed one after another, not in turn: memory does not hold all providers at once"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +43,7 @@ class Case:
 
     def label(self, row: Row) -> str:
         """Return a provider's name, with its precision where the case holds several."""
-        mixed = len({own.precision for own in self.rows}) > 1 and row.precision not in row.provider
-        return f"{row.provider}, {row.precision}" if mixed else row.provider
+        return named(row, len({own.precision for own in self.rows}) > 1)
 
     def ratio(self, kind: str) -> tuple[float, float, float] | None:
         """Return how often fastbn's best fits into stock's best of this kind, and the same from quartile to
@@ -52,10 +57,22 @@ class Case:
     def saved(self, row: Row) -> int | None:
         """Return the bytes kept for the backward: of this row, else of the same provider and case where
         memory was measured by itself."""
-        beside = [
-            r for r in self.record.rows if (r.case, r.provider) == (row.case, row.provider) and measured(r)
-        ]
-        return next((r.saved_bytes for r in (row, *beside) if r.saved_bytes is not None), None)
+        same = (r for r in self.record.rows if (r.case, r.provider) == (row.case, row.provider))
+        kept = (r.saved_bytes for r in (row, *filter(measured, same)))
+        return next((size for size in kept if size is not None), None)
+
+    @property
+    def under(self) -> str:
+        """The conditions of a figure in one line; all of them stand at the page's end."""
+        found = self.record.conditions
+        versions, commit = found.get("versions"), found.get("commit")
+        torch = f"torch {versions['torch']}" if isinstance(versions, dict) and "torch" in versions else None
+        parts = (found.get("device"), torch, f"commit {commit}" if commit else None, found.get("date"))
+        return f"[{self.place}] " + ", ".join(str(part) for part in parts if part)
+
+    @property
+    def failures(self) -> Html:
+        return listing(f"{self.label(row)} failed: {row.failed}" for row in self.rows if not measured(row))
 
 
 def measured(row: Row) -> bool:
@@ -90,9 +107,35 @@ def share_of_roofline(row: Row, machine: dict[str, float]) -> float | None:
     """Return the share as recorded, else least time by the machine's own rates over the time measured."""
     if row.roofline_share is not None or not row.seconds:
         return row.roofline_share
-    counted = (
-        (row.moved_bytes, machine.get("copy_bytes_per_second")),
-        (row.flops, machine.get("matmul_flops_per_second")),
-    )
+    names = ("copy_bytes_per_second", "matmul_flops_per_second")
+    counted = zip((row.moved_bytes, row.flops), map(machine.get, names), strict=True)
     least = [amount / rate for amount, rate in counted if amount is not None and rate]
     return max(least) / row.seconds if len(least) == 2 else None
+
+
+def named(row: Row, precision: bool) -> str:
+    """Return a provider's name, with its precision where that is asked for and not in the name already."""
+    return (
+        f"{row.provider}, {row.precision}"
+        if precision and row.precision not in row.provider
+        else row.provider
+    )
+
+
+def figure_of(value: float | None, scale: float = 1.0, unit: str = "") -> str:
+    if isinstance(value, int) and scale == 1:
+        return f"{value:,}"
+    return ABSENT if value is None else f"{number(value * scale)}{unit}"
+
+
+def milliseconds(row: Row) -> str:
+    """Return milliseconds with a space that no line breaks at."""
+    return f"{number(1e3 * (row.seconds or 0.0))}\u00a0ms"
+
+
+def timing(row: Row) -> list[str]:
+    """Return the cells of a row's milliseconds and their quartiles."""
+    quartiles = ABSENT
+    if row.q1 is not None and row.q3 is not None:
+        quartiles = f"{number(1e3 * row.q1)} … {number(1e3 * row.q3)}"
+    return [figure_of(row.seconds, 1e3) if measured(row) else "failed", quartiles]

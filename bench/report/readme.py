@@ -8,8 +8,7 @@ from pathlib import Path
 
 from bench.records import between
 from bench.records.rows import Record
-from bench.report.compare import Case, cases
-from bench.report.wording import ALONE, milliseconds
+from bench.report.compare import ALONE, Case, cases, milliseconds
 from fastbn.errors import UsageError
 from fastbn.page.scales import number
 
@@ -25,20 +24,15 @@ def write(readme: Path, records: Sequence[Record]) -> bool:
 
 def steps(records: Sequence[Record]) -> str:
     """Return a table per record, its conditions above it."""
-    found = cases(records, "step")
+    found = [own for record in records if (own := cases([record], "step"))]
     if not found:
         raise UsageError("no training step in these records: make one with pytest bench/ --benchmark-only")
-    blocks = []
-    for place, record in enumerate(records, 1):
-        own = [case for case in found if case.place == place]
-        if own:
-            lines = [_conditions(record, own), "", HEADER, "|---|---|---|---|---|", *map(_line, own)]
-            blocks.append("\n".join(lines))
-    return "\n\n".join(blocks)
+    blocks = ([_conditions(own), "", HEADER, "|---|---|---|---|---|", *map(_line, own)] for own in found)
+    return "\n\n".join(map("\n".join, blocks))
 
 
-def _conditions(record: Record, own: Sequence[Case]) -> str:
-    found = record.conditions
+def _conditions(own: Sequence[Case]) -> str:
+    found = own[0].record.conditions
     versions = ", ".join(f"{name} {version}" for name, version in found.get("versions", {}).items())
     taken = sorted({row.n for case in own for row in case.rows if row.n})
     extent = "–".join(str(n) for n in dict.fromkeys((taken[0], taken[-1]))) if taken else ""
@@ -51,11 +45,9 @@ def _conditions(record: Record, own: Sequence[Case]) -> str:
 
 def _line(case: Case) -> str:
     ours, bn = case.best("fastbn"), case.best("bn")
-    kept = [None if row is None else case.saved(row) for row in (ours, bn)]
-    saved = "—"
-    if kept[0] is not None:
-        beside = "" if kept[1] is None else f", stock {_megabytes(kept[1])}"
-        saved = f"{_megabytes(kept[0])} MB{beside}"
+    kept, stock = (None if row is None else case.saved(row) for row in (ours, bn))
+    saved = "—" if kept is None else f"{number(kept / 1e6)} MB"
+    saved += "" if kept is None or stock is None else f", stock {number(stock / 1e6)}"
     own = milliseconds(ours) if ours else "failed" if case.has("fastbn") else "—"
     cells = [case.name, own, _stock(case, "bn"), _stock(case, "all"), saved]
     return f"| {' | '.join(map(_cell, cells))} |"
@@ -72,7 +64,3 @@ def _stock(case: Case, kind: str) -> str:
         slow = [row.first_seconds for row in hopeless if row.first_seconds]
         return f"{number(min(slow))} s, one step, not timed" if slow else "failed" if case.has(kind) else "—"
     return milliseconds(best) + (f": {ratio[0]:.2f}×" if ratio else "")
-
-
-def _megabytes(count: int) -> str:
-    return number(count / 1e6)

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bench.records.rows import Record, Row
-from bench.report.compare import KINDS, Case, cases, kind_of, measured
-from bench.report.wording import COLOUR, TRAINS, failures, figure_of, under
+from bench.report.compare import COLOUR, KINDS, TRAINS, Case, cases, figure_of, kind_of, measured
 from fastbn.page.charts import Series, lines
 from fastbn.page.page import ABSENT, Html, figure, heading, joined, paragraph, section, table
 from fastbn.page.scales import number
@@ -20,24 +19,17 @@ def runs(records: Sequence[Record]) -> Html:
 
 
 def _run(case: Case) -> Html:
+    def order(row: Row) -> tuple[int, str, int, float]:
+        return KINDS.index(kind_of(row)), row.provider, row.epochs or 0, _time(row)
+
     rows = []
-    for row in sorted(
-        case.rows,
-        key=lambda row: (KINDS.index(kind_of(row)), row.provider, row.epochs or 0, row.seconds or 0.0),
-    ):
+    for row in sorted(case.rows, key=order):
         reached = [_accuracy(row), figure_of(row.seconds)] if measured(row) else ["failed", ABSENT]
-        rows.append(
-            [
-                case.label(row),
-                TRAINS.get(row.trains, row.trains),
-                figure_of(row.epochs),
-                *reached,
-                figure_of(row.energy_joules),
-            ]
-        )
+        who = [case.label(row), TRAINS.get(row.trains, row.trains), figure_of(row.epochs)]
+        rows.append([*who, *reached, figure_of(row.energy_joules)])
     header = ["provider", "trains", "epochs", "accuracy", "seconds", "joules"]
-    said = [heading(case.name), paragraph(same_accuracy(case)), paragraph(under(case), "note")]
-    return joined([*said, _curves(case), failures(case), table(header, rows)])
+    said = [heading(case.name), paragraph(same_accuracy(case)), paragraph(case.under, "note")]
+    return joined([*said, _curves(case), case.failures, table(header, rows)])
 
 
 def same_accuracy(case: Case) -> str:
@@ -56,19 +48,14 @@ def same_accuracy(case: Case) -> str:
     there = [row for row in everything if (row.accuracy or 0.0) >= (last.accuracy or 0.0)]
     if not there:
         most = max(everything, key=lambda row: row.accuracy or 0.0)
-        return (
-            f"{said} Training everything ({case.label(most)}) never does in what is recorded: "
-            f"{_accuracy(most)} after {_when(most)}."
-        )
+        never = f"never does in what is recorded: {_accuracy(most)} after {_when(most)}"
+        return f"{said} Training everything ({case.label(most)}) {never}."
     first = min(there, key=_time)
     share = _time(first) / _time(last)
-    verdict = f"{number(share)} of BN-only's time" if share < 1 else f"{number(share)} times BN-only's time"
+    verdict = f"{number(share)} {'of' if share < 1 else 'times'} BN-only's time"
     goes_on = "" if end is first else f", and goes on to {_accuracy(end)} in {_when(end)}"
-    said += (
-        f" Training everything ({case.label(first)}) is there, at {_accuracy(first)}, after at most "
-        f"{_when(first)}"
-    )
-    return f"{said}: {verdict}{goes_on}."
+    there_by = f"is there, at {_accuracy(first)}, after at most {_when(first)}"
+    return f"{said} Training everything ({case.label(first)}) {there_by}: {verdict}{goes_on}."
 
 
 def _curves(case: Case) -> Html:
@@ -80,10 +67,8 @@ def _curves(case: Case) -> Html:
     if max(map(len, points.values()), default=0) < 2:
         return Html("")
     series = [Series(name, at, COLOUR[kind], i) for i, ((name, kind), at) in enumerate(points.items())]
-    return figure(
-        lines(case.name, series, "seconds", "accuracy on the test set"),
-        "Accuracy on the test set against seconds",
-    )
+    what = "accuracy on the test set"
+    return figure(lines(case.name, series, "seconds", what), f"{what.capitalize()} against seconds")
 
 
 def _time(row: Row) -> float:

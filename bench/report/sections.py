@@ -6,20 +6,9 @@ import math
 from collections.abc import Sequence
 
 from bench.records.rows import Record, Row
-from bench.report.compare import Case, cases, kind_of, measured, share_of_roofline
+from bench.report import compare
+from bench.report.compare import COLOUR, Case, cases, figure_of, kind_of, measured, share_of_roofline
 from bench.report.growth import EXPONENTS, growth
-from bench.report.wording import (
-    AGAINST,
-    ALONE,
-    COLOUR,
-    LEGEND,
-    TRAINS,
-    failures,
-    figure_of,
-    milliseconds,
-    spread,
-    under,
-)
 from fastbn.page.charts import Bar, ChartValue, bars
 from fastbn.page.page import (
     ABSENT,
@@ -34,6 +23,8 @@ from fastbn.page.page import (
     table,
 )
 
+AGAINST = {"bn": "the best stock BN-only step", "all": "the best stock step that trains everything"}
+LEGEND = (("fastbn, BN only", 0), ("stock, BN only", 1), ("stock, everything", 2))  # of COLOUR
 TITLE = "Speed of a step against the best stock provider"
 CAPTION = (
     "How often fastbn's step fits into stock's; whiskers from quartile to quartile, dashed where both take "
@@ -67,7 +58,7 @@ def headline(records: Sequence[Record]) -> Html:
             slower = sum(ratio < 1 for ratio in speeds)
             but = f", slower in {slower} of {len(speeds)} cases" if slower else ""
             said.append(f"A step of fastbn is {extent} times as fast as {against}{but}.")
-    conditions = {case.place: under(case) for case in found}
+    conditions = {case.place: case.under for case in found}
     drawn = [
         figure(bars(TITLE, own, "×", ("BN only", "everything"), rule=1.0), TITLE, conditions[place])
         for place, own in charts.items()
@@ -82,7 +73,7 @@ def _at_best(case: Case, kind: str) -> str:
     best = case.best(kind)
     if best is None:
         return "failed" if case.has(kind) else ABSENT
-    return f"{case.label(best)} {milliseconds(best)}"
+    return f"{case.label(best)} {compare.milliseconds(best)}"
 
 
 def steps(records: Sequence[Record]) -> Html:
@@ -93,22 +84,24 @@ def steps(records: Sequence[Record]) -> Html:
 
 
 def _steps(case: Case) -> Html:
-    alone = paragraph(f"{ALONE.capitalize()}.", "note") if any(row.alone for row in case.rows) else NOTHING
-    return joined([heading(case.name), alone, _timed(case), failures(case), _step_table(case)])
-
-
-def _timed(case: Case) -> Html:
-    found = [
-        Bar(case.label(r), [ChartValue(1e3 * r.seconds, *_ends(r))], COLOUR[kind_of(r)])
+    alone = f"{compare.ALONE.capitalize()}." if any(row.alone for row in case.rows) else ""
+    note = paragraph(alone, "note") if alone else NOTHING
+    timed = [
+        Bar(
+            case.label(r),
+            [ChartValue(1e3 * r.seconds, *map(_milliseconds, (r.q1, r.q3)))],
+            COLOUR[kind_of(r)],
+        )
         for r in case.rows
         if measured(r) and r.seconds
     ]
-    chart = bars(f"{case.name}, ms a step", found, " ms", kinds=LEGEND)
-    return figure(chart, "Median of a step, whiskers at the quartiles", under(case))
+    chart = bars(f"{case.name}, ms a step", timed, " ms", kinds=LEGEND)
+    drawn = figure(chart, "Median of a step, whiskers at the quartiles", case.under)
+    return joined([heading(case.name), note, drawn, case.failures, _step_table(case)])
 
 
-def _ends(row: Row) -> tuple[float | None, float | None]:
-    return (None if row.q1 is None else 1e3 * row.q1, None if row.q3 is None else 1e3 * row.q3)
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else 1e3 * seconds
 
 
 def _step_table(case: Case) -> Html:
@@ -117,8 +110,7 @@ def _step_table(case: Case) -> Html:
     rows = []
     for row in case.rows:
         rate, share = row.images_per_second, share_of_roofline(row, case.record.machine)
-        cells = [case.label(row), TRAINS.get(row.trains, row.trains)]
-        cells += [figure_of(row.seconds, 1e3) if measured(row) else "failed", spread(row, 1e3)]
+        cells = [case.label(row), compare.TRAINS.get(row.trains, row.trains), *compare.timing(row)]
         cells += [figure_of(row.n), figure_of(rate), figure_of(1 / rate if rate else None, 1e6)]
         cells += [figure_of(row.first_seconds)]
         cells += [ABSENT if row.gradient_error is None else f"{row.gradient_error:.1e}"]
@@ -142,7 +134,7 @@ def memory(records: Sequence[Record]) -> Html:
             values = [None if v is None else ChartValue(v / 1e6) for v in (row.peak_memory_bytes, kept)]
             found.append(Bar(case.label(row), values, COLOUR[kind_of(row)]))
         chart = bars(f"{case.name}, MB", found, " MB", ("peak", "saved"))
-        drawn.append(figure(chart, f"{case.name}: peak, and saved for the backward", under(case)))
+        drawn.append(figure(chart, f"{case.name}: peak, and saved for the backward", case.under))
     metrics = ("peak_memory_bytes", "saved_bytes")
     against = [one for metric in metrics for one in growth(records, "batch_size", metric)]
     said = paragraph(EXPONENTS) if any(against) else NOTHING
@@ -163,7 +155,7 @@ def energy(records: Sequence[Record]) -> Html:
                 if math.isfinite(value):
                     found.append(Bar(_until(case, row), [ChartValue(value)], COLOUR[kind_of(row)]))
             chart = bars(case.name, found, f" {unit}")
-            drawn.append(figure(chart, f"{case.name}: {unit} for {what}", under(case)))
+            drawn.append(figure(chart, f"{case.name}: {unit} for {what}", case.under))
     return section("Energy", figures(drawn))
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from bench.records.rows import Record, Row
 from bench.report.compare import Case, cases
+from bench.report.growth import fitted
 from bench.report.runs import same_accuracy
-from bench.suite.scaling import fitted
 
 
 def lines(record: Record) -> list[str]:

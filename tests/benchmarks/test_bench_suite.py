@@ -15,10 +15,10 @@ from bench import first_call, guard, memory
 from bench.records.rows import LEVELS, Record, Row, load, new
 from bench.report import readme
 from bench.report.compare import cases
+from bench.report.growth import fitted
 from bench.suite import clock, gate, kernels, measure, process, runs
 from bench.suite.cases import Blocks
 from bench.suite.providers import few, providers
-from bench.suite.scaling import fitted
 from bench.suite.session import play
 from bench.suite.summary import lines
 from fastbn.engine.native import build
