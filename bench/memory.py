@@ -12,13 +12,14 @@ import argparse
 import json
 import statistics
 import sys
+from functools import partial
 from typing import Any
 
 import torch
 
-from bench.records.rows import new
+from bench.records.rows import SHAPE, new
 from bench.suite.cases import Case
-from bench.suite.process import RESET, reset_peak, resident_bytes, told, warm
+from bench.suite.process import RESET, in_turn, reset_peak, resident_bytes, told, warm, words
 from bench.suite.providers import Provider, providers
 
 CPU = torch.device("cpu")
@@ -46,10 +47,8 @@ def measure(provider: Provider, case: Case) -> dict[str, Any]:
 
 def fresh(provider: Provider, case: Case) -> dict[str, Any]:
     """Return the same by a new process."""
-    names = ("depth", "family", "width", "batch_size", "size")
-    words = [word for name in names for word in (f"--{name.replace('_', '-')}", getattr(case, name))]
-    compiled = ["--compiled"] * (provider.way == "compiled")
-    return told("bench.memory", *words, *compiled, "--only", provider.name)
+    own = {name: getattr(case, name) for name in SHAPE if name != "precision"}
+    return told("bench.memory", *words(**own, compiled=provider.way == "compiled", only=provider.name))
 
 
 def main() -> None:
@@ -72,10 +71,7 @@ def main() -> None:
         print(json.dumps(measure(made[asked.only], case)))
         return
     record = new()  # its conditions are those of the start: the commit may move while the processes run
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in made}
-    for _ in range(asked.repeats):
-        for name, provider in made.items():
-            runs[name].append(fresh(provider, case))
+    runs = in_turn({name: partial(fresh, provider, case) for name, provider in made.items()}, asked.repeats)
     if not all(run["counted_from_idle"] for own in runs.values() for run in own):
         print(f"{RESET} can't be written here: the peaks count the imports too", file=sys.stderr)
 

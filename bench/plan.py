@@ -8,6 +8,7 @@ bench/results/plan-resnet<depth>-<device>-<date>.json and prints a table."""
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from bench.records.rows import Row, new, quartiles, slug
 from bench.suite import clock
 from bench.suite.cases import Case, pixels
-from bench.suite.process import reset_peak, resident_bytes, told, warm
+from bench.suite.process import allocated, in_turn, reset_peak, resident_bytes, told, warm, words
 from fastbn import FastBNOnlyResNet, freeze
 from fastbn.data.feed import Resident
 from fastbn.machine import devices
@@ -34,8 +35,7 @@ def measure(depth: int, batch: int, memory: float | None, device: torch.device) 
     warm()
     speeds, idle = data_sheets.here(device), resident_bytes("VmRSS") if device.type == "cpu" else 0
     reset_peak()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    allocated(device)
     source = Resident(pixels(batch, 32).to(device))
     model = freeze(FastBNOnlyResNet(depth), "bn").to(device).train()
     recipe = Recipe(batch_size=batch, memory=memory).resolved(160, precision.automatic("auto", device))
@@ -62,8 +62,7 @@ def measure(depth: int, batch: int, memory: float | None, device: torch.device) 
 
 def fresh(asked: argparse.Namespace, batch: int, memory: float | None) -> dict[str, Any]:
     """Return the same by a new process."""
-    granted = [] if memory is None else ["--memory", memory]
-    return told("bench.plan", "--depth", asked.depth, "--batch-size", batch, "--alone", *granted)
+    return told("bench.plan", *words(depth=asked.depth, batch_size=batch, memory=memory, alone=True))
 
 
 def row_of(case: Case, name: str, runs: list[dict[str, Any]]) -> Row:
@@ -98,10 +97,8 @@ def main() -> None:
         whole = fresh(asked, batch, None)
         half = (whole["predicted_bytes"] - whole["saved_bytes"] / 2) / data_sheets.GB
         grants = {"whole": None, "in segments": asked.memory or half / (1 - data_sheets.SPARE)}
-        runs: dict[str, list[dict[str, Any]]] = {name: [] for name in grants}
-        for _ in range(asked.repeats):
-            for plan, memory in grants.items():
-                runs[plan].append(fresh(asked, batch, memory))
+        again = {plan: functools.partial(fresh, asked, batch, grant) for plan, grant in grants.items()}
+        runs = in_turn(again, asked.repeats)
         for plan, every in runs.items():
             row = row_of(Case(asked.depth, batch), plan, every)
             record.rows.append(row)

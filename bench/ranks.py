@@ -9,6 +9,7 @@ bench/results/ranks-resnet<depth>-<size>px-b<batch>-<engine>-<date>.json."""
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import time
@@ -18,7 +19,7 @@ import torch
 
 from bench.records.rows import Row, new
 from bench.suite.cases import Case, pixels
-from bench.suite.process import told
+from bench.suite.process import in_turn, told, words
 from fastbn import FastBNOnlyResNet
 from fastbn.data.feed import Resident
 from fastbn.machine import devices
@@ -65,10 +66,8 @@ def measure(asked: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
 
 def fresh(asked: argparse.Namespace, ranks: int) -> dict[str, Any]:
     """Return the same by torchrun's processes, the first of which tells it."""
-    numbers = {"depth": asked.depth, "batch-size": asked.batch_size, "size": asked.size}
-    numbers |= {"steps": asked.steps, "threads": max(1, asked.threads // ranks)}
-    options = [word for name, value in numbers.items() for word in (f"--{name}", value)]
-    options += ["--weak"] * asked.weak + ["--sync-bn"] * asked.sync_bn
+    own = {name: getattr(asked, name) for name in ("depth", "batch_size", "size", "steps", "weak", "sync_bn")}
+    options = words(**own, threads=max(1, asked.threads // ranks))
     torchrun = ("torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m")
     return told(*torchrun, "bench.ranks", "--only", *options)
 
@@ -97,14 +96,10 @@ def main() -> None:
                 print(json.dumps(found))
         return
     record = new(device=devices.choose_device("auto"))
-    runs: dict[int, list[dict[str, Any]]] = {int(part): [] for part in asked.ranks.split(",")}
-    for _ in range(asked.repeats):
-        for count, every in runs.items():
-            every.append(fresh(asked, count))
-    print(
-        f"{'ranks':>6}{'threads':>9}{'batch':>8}{'ms a step':>12}{'least … most':>18}"
-        f"{'images/s':>12}{'of the first':>14}"
-    )
+    counts = map(int, asked.ranks.split(","))
+    runs = in_turn({count: functools.partial(fresh, asked, count) for count in counts}, asked.repeats)
+    head = f"{'ranks':>6}{'threads':>9}{'batch':>8}{'ms a step':>12}{'least … most':>18}"
+    print(f"{head}{'images/s':>12}{'of the first':>14}")
     first = 0.0
     for count, every in runs.items():
         times, own = [run["seconds"] for run in every], every[0]

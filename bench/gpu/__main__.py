@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import operator
 import os
 import sys
 from pathlib import Path
@@ -23,28 +24,6 @@ from pathlib import Path
 STAGES = ("visit", "compile", "trial", "correctness", "step", "train", "merge")
 NEEDED = ("numpy", "torch", "triton", "safetensors", "tqdm")
 RESULTS = Path("bench") / "results"
-
-
-def _visit(asked: argparse.Namespace) -> int:
-    """Run the stages asked for, each with what it takes of this command's options."""
-    from bench.gpu import visit
-
-    def options(stage: visit.Stage) -> list[str]:
-        if stage.module != "bench.gpu":
-            return []
-        words = ["--out", str(asked.out), *["--small"] * asked.small]
-        if stage.name.split("-")[0] in ("correctness", "step"):
-            words += ["--resume"] * asked.resume
-        if stage.name.startswith("train"):
-            words += ["--data-dir", asked.data_dir] if asked.data_dir else []
-            words += ["--precision", asked.precision]
-            words += ["--epochs", str(asked.epochs)] if asked.epochs else []
-        if stage.name == "merge":
-            words += ["--results", str(asked.out / "results" if asked.small else asked.results)]
-        return words
-
-    stages, minutes = visit.chosen(asked.only, asked.minutes, asked.small)
-    return visit.visit(asked.out, stages, minutes, options, asked.resume, asked.pack)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -82,7 +61,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"bench.gpu needs {', '.join(NEEDED)}; not installed here: {missing}", file=sys.stderr)
         return 2
     if asked.stage == "visit":
-        return _visit(asked)
+        from bench.gpu import visit
+
+        stages, minutes = visit.chosen(asked.only, asked.minutes, asked.small)
+        words = operator.methodcaller("words", asked)
+        return visit.visit(asked.out, stages, minutes, words, asked.resume, asked.pack)
     if asked.stage == "merge":
         from bench.gpu.merge import merge
 
@@ -96,9 +79,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     cuda = torch.cuda.is_available()
     if not cuda and (os.environ.get("TRITON_INTERPRET") != "1" or not asked.small):
-        print(
-            "torch finds no CUDA device: without one set TRITON_INTERPRET=1 and give --small", file=sys.stderr
-        )
+        remedy = "without one set TRITON_INTERPRET=1 and give --small"
+        print(f"torch finds no CUDA device: {remedy}", file=sys.stderr)
         return 2
     if asked.stage == "correctness":
         from bench.gpu import correctness

@@ -8,7 +8,6 @@ failure itself."""
 from __future__ import annotations
 
 import json
-import math
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from bench.gpu.measure import DEVICE, Sink
 from bench.gpu.networks import network_checks
 from bench.records.conditions import ROOT
 from bench.records.rows import reason
+from bench.suite.process import words
 
 RESTARTS = 20  # of one process
 GRACE = 15  # seconds that a check may go on after the deadline
@@ -31,36 +31,30 @@ GRACE = 15  # seconds that a check may go on after the deadline
 def judge(name: str, check: Callable[[], Errors]) -> dict[str, Any]:
     """Return a row: what came nearest to its tolerance, and everything that failed."""
     failures: list[dict[str, Any]] = []
-    worst, start = ("nothing was checked", 0.0, math.nan), time.perf_counter()
+    worst, start = _failure(name, "nothing was checked"), time.perf_counter()
     try:
         for what, error, most in check():
+            found = _failure(name, what, float(error), float(most))
             if not error < most:
-                failures.append({"name": name, "what": what, "error": float(error), "tolerance": float(most)})
-            if math.isnan(worst[2]) or not error / most <= worst[1] / worst[2]:
-                worst = what, float(error), float(most)
-        if math.isnan(worst[2]):
-            raise AssertionError(worst[0])
+                failures.append(found)
+            if worst["error"] is None or not error / most <= worst["error"] / worst["tolerance"]:
+                worst = found
+        if worst["error"] is None:
+            raise AssertionError(worst["what"])
     except Exception as error:  # whatever it is, the other checks are made
-        failures.append({"name": name, "what": reason(error), "error": None, "tolerance": None})
-    what, error_, most_ = worst if not math.isnan(worst[2]) else (worst[0], None, None)
-    return _row(name, what, failures, error_, most_, time.perf_counter() - start)
+        failures.append(_failure(name, reason(error)))
+    nearest = {"worst": worst["what"], "error": worst["error"], "tolerance": worst["tolerance"]}
+    return {"name": name, **nearest, "seconds": time.perf_counter() - start, "failures": failures}
 
 
-def _row(
-    name: str,
-    worst: str,
-    failures: list[dict[str, Any]],
-    error: float | None = None,
-    tolerance: float | None = None,
-    seconds: float = 0.0,
-) -> dict[str, Any]:
-    found = {"name": name, "worst": worst, "error": error, "tolerance": tolerance, "seconds": seconds}
-    return found | {"failures": failures}
+def _failure(name: str, what: str, error: float | None = None, most: float | None = None) -> dict[str, Any]:
+    return {"name": name, "what": what, "error": error, "tolerance": most}
 
 
 def died(name: str, how: str) -> dict[str, Any]:
     """Return the row of a check that took its process with it."""
-    return _row(name, how, [{"name": name, "what": how, "error": None, "tolerance": None}])
+    unknown = {"worst": how, "error": None, "tolerance": None, "seconds": 0.0}
+    return {"name": name, **unknown, "failures": [_failure(name, how)]}
 
 
 def selected(small: bool, match: str, index: int, jobs: int) -> Checks:
@@ -70,12 +64,9 @@ def selected(small: bool, match: str, index: int, jobs: int) -> Checks:
 def worker(out: Path, small: bool, match: str, index: int, jobs: int, deadline: float) -> None:
     """Make one process's share of the checks, but for what one before it has done; end early where CUDA is
     beyond use."""
-    path = out / f"correctness-{index}.json"
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": [], "running": None}
-    sink = Sink(out, f"correctness-{index}", unchecked=0, running=None)
-    sink.rows.extend(before["rows"])
-    if before["running"]:
-        sink.add(**died(before["running"], "its process ended"))
+    sink = Sink(out, f"correctness-{index}", resume=True, unchecked=0, running=None)
+    if sink.before.get("running"):
+        sink.add(**died(sink.before["running"], "its process ended"))
     done = {row["name"] for row in sink.rows}
     for name, check in selected(small, match, index, jobs):
         if name in done:
@@ -109,8 +100,8 @@ def correctness(out: Path, small: bool, match: str, jobs: int, seconds: float, r
 
 def shared_out(out: Path, small: bool, match: str, jobs: int, deadline: float) -> None:
     """Run a process per index, started again where it dies."""
-    common = [sys.executable, "-m", "bench.gpu", "correctness", "--out", str(out), "--match", match]
-    common += ["--deadline", str(deadline), "--jobs", str(jobs), *["--small"] * small]
+    common = [sys.executable, "-m", "bench.gpu", "correctness"]
+    common += words(out=out, match=match, deadline=deadline, jobs=jobs, small=small)
 
     def start(index: int) -> subprocess.Popen[bytes]:
         return subprocess.Popen([*common, "--part", str(index)], cwd=ROOT)
@@ -144,9 +135,7 @@ def collect(out: Path, small: bool) -> int:
     sink.finish(checked=len(rows), failures=failures)
     print(f"{len(rows)} checks, {len(failures)} failures")
     for found in failures[:40]:
-        print(
-            f"FAILED {found['name']}: {found['what']}, error {found['error']}, allowed {found['tolerance']}"
-        )
+        print("FAILED {name}: {what}, error {error}, allowed {tolerance}".format(**found))
     return len(failures)
 
 

@@ -28,20 +28,12 @@ class Sink:
         self.path = out / f"{name}.json"
         out.mkdir(parents=True, exist_ok=True)
         there = resume and self.path.exists()
-        before = json.loads(self.path.read_text(encoding="utf-8"))["rows"] if there else []
-        rows = [row for row in before if row.get("more", {}).get("skipped") not in (LATE, UNTIMED)]
-        self.record: dict[str, Any] = {
-            "format": FORMAT,
-            "stage": name,
-            "conditions": conditions(DEVICE),
-            "machine": {},
-        }
-        self.record |= {**head, "finished": False, "left_out": [], "rows": rows}
+        self.before: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8")) if there else {}
+        kept = self.before.get("rows", [])
+        self.rows = [row for row in kept if row.get("more", {}).get("skipped") not in (LATE, UNTIMED)]
+        self.record: dict[str, Any] = {"format": FORMAT, "stage": name, "conditions": conditions(DEVICE)}
+        self.record |= {"machine": {}, **head, "finished": False, "left_out": [], "rows": self.rows}
         self.write()
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        return self.record["rows"]
 
     def add(self, **row: Any) -> dict[str, Any]:
         """Add a row, and print what of it fits a line."""

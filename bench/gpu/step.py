@@ -26,6 +26,7 @@ from bench.gpu.networks import like_stock
 from bench.records.rows import Row, reason
 from bench.suite import clock
 from bench.suite.cases import Case
+from bench.suite.process import allocated, peak_beyond
 from bench.suite.providers import Provider, in_every_precision, replicas
 from bench.suite.steps import AUTOCAST, WHOLE
 from fastbn.errors import is_out_of_memory
@@ -81,10 +82,7 @@ def started(provider: Provider, case: Case, row: Row) -> clock.Call:
     """Return the step, taken three times; the row has the seconds of the first, and what it and the others
     hold at most in memory."""
     free_unused(DEVICE)
-    cuda = DEVICE.type == "cuda"
-    held = torch.cuda.memory_allocated() if cuda else 0
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
+    held = allocated(DEVICE)
     made: list[clock.Call] = []
     row.more = {"way": provider.way, "replicas": provider.replicas}
     row.more["seconds_to_make"] = clock.seconds(lambda: made.append(provider.step(case, DEVICE)), DEVICE)
@@ -92,8 +90,7 @@ def started(provider: Provider, case: Case, row: Row) -> clock.Call:
     row.first_seconds = clock.seconds(step, DEVICE)
     for _ in range(2):
         step()
-    clock.synchronise(DEVICE)
-    row.peak_memory_bytes = torch.cuda.max_memory_allocated() - held if cuda else None
+    row.peak_memory_bytes = peak_beyond(held, DEVICE)
     return step
 
 

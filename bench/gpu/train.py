@@ -11,6 +11,7 @@ from pathlib import Path
 from bench.gpu.measure import Sink
 from bench.records.conditions import ROOT
 from bench.records.runs import ended
+from bench.suite.process import words
 
 GRACE = 25  # seconds that a run may take to save
 TOY = "--width 4 --limit-train 64 --limit-test 32 --batch-size 24 --threads 1"
@@ -28,11 +29,10 @@ def train(
     """Train a run, stopped and saved when the seconds are over, continued by the next call, and return its
     exit code. Leaves train-resnet<depth>.json."""
     sink, folder = Sink(out, f"train-resnet{depth}", depth=depth), out / "runs" / f"resnet{depth}"
-    words = ["--depth", str(depth), "--out", str(folder), "--precision", precision, "--resume"]
-    words += ["--dataset", "cifar10", "--data-dir", data_dir] if data_dir else ["--dataset", "digits"]
-    words += ["--epochs", str(epochs)] if epochs else []
-    words += TOY.split() if small else []
-    process = subprocess.Popen([sys.executable, "-m", "fastbn.train", *words], cwd=ROOT)
+    asked = words(depth=depth, out=folder, precision=precision, resume=True, epochs=epochs or None)
+    asked += words(dataset="cifar10" if data_dir else "digits", data_dir=data_dir or None)
+    asked += TOY.split() if small else []
+    process = subprocess.Popen([sys.executable, "-m", "fastbn.train", *asked], cwd=ROOT)
     try:
         code = process.wait(seconds)
     except subprocess.TimeoutExpired:

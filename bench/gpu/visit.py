@@ -8,6 +8,7 @@ that has not finished.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import subprocess
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.records.conditions import RESULTS, ROOT, write
+from bench.suite.process import words
 
 LEAST = 10.0  # seconds under which a stage is not begun
 GRACE = 20.0  # seconds that a stage may take to end once its time is over
@@ -36,15 +38,23 @@ class Stage:
     module: str = "bench.gpu"
     seconds: bool = True
 
+    def words(self, asked: argparse.Namespace) -> list[str]:
+        """Return what it takes of the visit's own options."""
+        if self.module != "bench.gpu":
+            return []
+        kind = self.name.split("-")[0]
+        given = {"out": asked.out, "small": asked.small}
+        given["resume"] = asked.resume and kind in ("correctness", "step")
+        if kind == "train":
+            given |= {name: getattr(asked, name) or None for name in ("data_dir", "precision", "epochs")}
+        if kind == "merge":
+            given["results"] = asked.out / "results" if asked.small else asked.results
+        return words(**given)
 
-COMPILE = Stage("compile", ("compile",), 9, seconds=False)
-CORRECTNESS = Stage("correctness", ("correctness",), 10)
-STEPS = ("866x128", "866x1024", "50x256", "14x128", "110x128", "866x128-replicas", "110x128-replicas")
 
-
-def step(config: str, weight: float) -> Stage:
+def step(config: str, weight: float, name: str = "") -> Stage:
     """Return the stage that measures a training step of this configuration by every provider."""
-    return Stage(f"step-{config}", ("step", "--config", config), weight)
+    return Stage(name or f"step-{config}", ("step", "--config", config), weight)
 
 
 def tune(part: str, weight: float) -> Stage:
@@ -52,11 +62,15 @@ def tune(part: str, weight: float) -> Stage:
     return Stage(f"tune-{part}", ("--engine", "triton", "--only", part), weight, "bench.tune")
 
 
-def train(depth: int, weight: float) -> Stage:
+def train(depth: int, weight: float, *more: str) -> Stage:
     """Return the stage that trains a network by the paper's recipe."""
-    return Stage(f"train-{depth}", ("train", "--depth", str(depth)), weight)
+    return Stage(f"train-{depth}", ("train", "--depth", str(depth), *more), weight)
 
 
+COMPILE = Stage("compile", ("compile",), 9, seconds=False)
+CORRECTNESS = Stage("correctness", ("correctness",), 10)
+STEPS = ("866x128", "866x1024", "50x256", "14x128", "110x128", "866x128-replicas", "110x128-replicas")
+PLAN = ("--depth", "866", "--batch-size", "128", "1024", "4096", "8192", "--repeats", "1")
 SHORT = (  # a lent quarter of an hour, start-up and transfers in it
     *(COMPILE, CORRECTNESS, step("866x128", 9), step("866x1024", 8), step("50x256", 7)),
     *(tune("launches", 3), tune("rolling", 4), train(14, 14)),
@@ -65,17 +79,15 @@ LONG = (  # an hour and more
     *(COMPILE, Stage("trial", ("trial",), 10, seconds=False), CORRECTNESS),
     *(tune(part, 10) for part in ("rolling", "launches", "convolutions")),
     *(step(config, 10) for config in STEPS),
-    Stage(
-        "plan",
-        ("--depth", "866", "--batch-size", "128", "1024", "4096", "8192", "--repeats", "1"),
-        *(6, "bench.plan", False),
-    ),
-    *(train(14, 20), train(110, 20)),
+    *(Stage("plan", PLAN, 6, "bench.plan", seconds=False), train(14, 20), train(110, 20)),
 )
 SMALL = (  # on a CPU, by the interpreter
     *(COMPILE, Stage("correctness", ("correctness", "--match", "float16: one pixel"), 10)),
-    *(Stage("step", ("step",), 10), Stage("step-replicas", ("step", "--config", "866x128-replicas"), 10)),
-    Stage("train-8", ("train", "--depth", "8", "--epochs", "1"), 10),
+    *(
+        step("866x128", 10, "step"),
+        step("866x128-replicas", 10, "step-replicas"),
+        train(8, 10, "--epochs", "1"),
+    ),
 )
 Run = Callable[[list[str], float], int]  # a command and its seconds -> its exit code; 124 where it was ended
 
@@ -111,10 +123,10 @@ def visit(
             row["left_out"] = "no time was left for it"
         else:
             print(f"== {stage.name}, {allowed:.0f} s", flush=True)
-            words = [sys.executable, "-m", stage.module, *stage.arguments, *options(stage)]
-            words += ["--seconds", f"{allowed * 0.9:.0f}"] if stage.seconds else []
+            command = [sys.executable, "-m", stage.module, *stage.arguments, *options(stage)]
+            command += words(seconds=f"{allowed * 0.9:.0f}" if stage.seconds else None)
             start = clock()
-            row |= {"exit_code": run(words, allowed), "seconds": round(clock() - start, 1)}
+            row |= {"exit_code": run(command, allowed), "seconds": round(clock() - start, 1)}
             failed |= row["exit_code"] not in (0, 124)
         rows.append(row)
         write(path, {"minutes": minutes, "rows": rows})
@@ -126,14 +138,11 @@ def visit(
     return 1 if failed or merged else 0
 
 
-def process(words: list[str], seconds: float) -> int:
+def process(command: list[str], seconds: float) -> int:
     """Run a command for so many seconds; what it printed is printed as it comes."""
-    running = subprocess.Popen(words, cwd=ROOT)
     try:
-        return running.wait(seconds + GRACE)
+        return subprocess.run(command, cwd=ROOT, timeout=seconds + GRACE).returncode
     except subprocess.TimeoutExpired:
-        running.kill()
-        running.wait()
         return 124
 
 

@@ -14,7 +14,7 @@ import torch
 from bench.records.rows import HOPELESS, Row, reason
 from bench.suite import clock, costs, gate
 from bench.suite.cases import Case
-from bench.suite.process import proc_bytes
+from bench.suite.process import allocated, peak_beyond, proc_bytes
 from bench.suite.providers import Provider, saved_bytes
 from bench.suite.steps import Ready
 from fastbn.machine.devices import EnergyMeter, free_unused
@@ -99,9 +99,7 @@ def admit(
     step is taken."""
     for name, value in costs.figures(case, provider).items():
         setattr(row, name, value)
-    held = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    held = allocated(device)
     start = time.perf_counter()
     ready = provider.make(case, device)  # which compiles where it is a graph
     made = time.perf_counter()
@@ -124,9 +122,7 @@ def admit(
     row.saved_bytes = None if provider.way == "graph" else saved_bytes(ready)
     for _ in range(WARM):
         ready.step()
-    if device.type == "cuda":
-        clock.synchronise(device)
-        row.peak_memory_bytes = torch.cuda.max_memory_allocated(device) - held
+    row.peak_memory_bytes = peak_beyond(held, device)
     return ready
 
 

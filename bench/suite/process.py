@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,14 +17,16 @@ from bench.records.conditions import ROOT
 from fastbn import fuse
 from fastbn.errors import MachineError
 
+K = TypeVar("K")
+Found = dict[str, Any]  # what a process tells
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def told(*words: object) -> dict[str, Any]:
+def told(*words: object) -> Found:
     """Run a module (its name, then its arguments) in a fresh process and return what its last line says."""
     command = [sys.executable, "-m", *map(str, words)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    found: Found = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
@@ -49,6 +52,39 @@ def reset_peak() -> bool:
     except OSError:
         return False
     return True
+
+
+def allocated(device: torch.device) -> int:
+    """Return what a GPU's allocator holds, and count its peak anew from here on; 0 of a CPU."""
+    if device.type != "cuda":
+        return 0
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device)
+
+
+def peak_beyond(held: int, device: torch.device) -> int | None:
+    """Return the most that a GPU's allocator has held since then beyond what it held; None of a CPU."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - held
+
+
+def in_turn(calls: Mapping[K, Callable[[], Found]], repeats: int) -> dict[K, list[Found]]:
+    """Return what fresh processes tell, all of these calls taken in turn so many times."""
+    rounds = [{name: call() for name, call in calls.items()} for _ in range(repeats)]
+    return {name: [each[name] for each in rounds] for name in calls}
+
+
+def words(**options: object) -> list[str]:
+    """Return options as words of a command line: of True the name alone, of None and False nothing."""
+    given = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
+    pairs = (
+        [name, *[str(value)] * (value is not True)]
+        for name, value in given.items()
+        if value is not None and value is not False
+    )
+    return [word for pair in pairs for word in pair]
 
 
 def warm(compiled: bool = False, fused: bool = False) -> None:

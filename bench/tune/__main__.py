@@ -41,10 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
         _write(TABLE, native.tune(asked.images or 64, asked.rounds), asked.dry_run)
         return 0
     if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
-        print(
-            "bench.tune --engine triton measures kernels on a GPU, and torch finds no CUDA device here",
-            file=sys.stderr,
-        )
+        what = "bench.tune --engine triton measures kernels on a GPU"
+        print(f"{what}, and torch finds no CUDA device here", file=sys.stderr)
         return 2
     from bench.tune import triton
     from fastbn.engine.triton import tuning_table

@@ -25,7 +25,6 @@ from fastbn.engine.triton import tuning, tuning_table
 from fastbn.engine.triton.engine import Triton
 from fastbn.engine.triton.tuning import LIBRARY, ROLLING, TAPS
 from fastbn.engine.triton.tuning_table import Way, shipped
-from fastbn.graph.regions import Conv
 from fastbn.kernels.triton.conv import Tile
 from fastbn.machine.devices import free_unused
 from fastbn.planning.step_memory import NetworkMemory
@@ -39,18 +38,11 @@ def layers() -> list[tuning_table.TunedLayer]:
     found: dict[tuning_table.TunedLayer, None] = {}
     for family, sizes in NETWORKS.items():
         for depth, size in sizes:
-            network = NetworkMemory(
-                FastBNOnlyResNet(depth, family=family, engine="stock"), Triton(CAPABILITY)
-            )
-            for region, shapes in network.shapes((1, 3, size, size)):
-                found |= {_layer(conv, shapes[conv.source][2:]): None for conv in region.convs}
+            model = FastBNOnlyResNet(depth, family=family, engine="stock")
+            for region, shapes in NetworkMemory(model, Triton(CAPABILITY)).shapes((1, 3, size, size)):
+                own = [tuning.layer(conv, shapes[conv.source][2:], CAPABILITY) for conv in region.convs]
+                found |= {layer: None for layer in own if layer is not None}
     return list(found)
-
-
-def _layer(conv: Conv, size: tuple[int, int]) -> tuning_table.TunedLayer:
-    layer = tuning.layer(conv, size, CAPABILITY)
-    assert layer is not None
-    return layer
 
 
 def case(layer: tuning_table.TunedLayer, images: int) -> operations.Case:
@@ -60,12 +52,12 @@ def case(layer: tuning_table.TunedLayer, images: int) -> operations.Case:
 
 def candidates(layer: tuning_table.TunedLayer, way: str) -> list[Candidate]:
     """Return the candidates, the rule's own cut tap by tap first."""
-    backward, conv = way == "backward", case(layer, 1).conv()
-    rule = tuning.cut(
-        *(layer.channels, layer.in_channels)[:: 1 if backward else -1], torch.float16, CAPABILITY
-    )
-    found = [(TAPS, tile) for tile in tiles(rule, layer.in_channels if backward else layer.channels)]
-    rolling = [(ROLLING, rule)] if tuning.usual(conv) == ROLLING else []
+    read, written = layer.in_channels, layer.channels
+    if way == "backward":
+        read, written = written, read
+    rule = tuning.cut(read, written, torch.float16, CAPABILITY)
+    found = [(TAPS, tile) for tile in tiles(rule, written)]
+    rolling = [(ROLLING, rule)] if tuning.usual(case(layer, 1).conv()) == ROLLING else []
     return [*found, *rolling, (LIBRARY, rule)]
 
 
@@ -74,10 +66,7 @@ def tiles(rule: Tile, written: int) -> list[Tile]:
     read; more and fewer pixels."""
     m, n = rule.block_m, rule.block_n
     others = [(m, n, 8), (m, 2 * n, 4), (m, 2 * n, 8), (m, 4 * n, 8), (2 * m, n, 8), (m // 2, n, 4)]
-    cuts = [
-        dataclasses.replace(rule, block_m=rows, block_n=columns, warps=warps)
-        for rows, columns, warps in others
-    ]
+    cuts = (dataclasses.replace(rule, block_m=m, block_n=n, warps=warps) for m, n, warps in others)
     return [rule, *(cut for cut in cuts if cut.block_n < 2 * written)]
 
 
@@ -92,25 +81,24 @@ def row(layer: tuning_table.TunedLayer, images: int, rounds: int) -> dict[str, A
     middle: dict[str, dict[Candidate, float]] = {}
     left_out = []
     for way in _passes(layer):
-        middle[way], without = compete(
-            candidates(layer, way), _Make(layer, way, images), TOLERANCE[torch.float16], rounds
-        )
+        own = candidates(layer, way), _Make(layer, way, images)
+        middle[way], without = compete(*own, TOLERANCE[torch.float16], rounds)
         left_out += [{"pass": way, **_plain(candidate), "why": why} for candidate, why in without.items()]
         free_unused(DEVICE)
     best = {name: [_best(name, own) for own in middle.values()] for name in (TAPS, ROLLING, LIBRARY)}
     took = {name: us for name, own in best.items() if (us := sum(each for each, _ in own)) < math.inf}
     fastest = min(took, key=lambda name: took[name])
-    print(
-        f"{layer}: {fastest} of {', '.join(f'{name} {us:.1f} µs' for name, us in took.items())}", flush=True
-    )
+    each = ", ".join(f"{name} {us:.1f} µs" for name, us in took.items())
+    print(f"{layer}: {fastest} of {each}", flush=True)
     cuts = dict(zip(_passes(layer), (cut for _, cut in best[TAPS]), strict=True))
-    return {
-        **dataclasses.asdict(layer), "algorithm": fastest,
-        **{way: dataclasses.asdict(cuts.get(way) or candidates(layer, way)[0][1]) for way in PASSES},
-        "measured": [{"pass": way, **_plain(one), "microseconds": round(us, 2)} for way,
-        own in middle.items() for one, us in own.items()],
-        "left_out": left_out,
-    }  # fmt: skip
+    ways = {way: dataclasses.asdict(cuts.get(way) or candidates(layer, way)[0][1]) for way in PASSES}
+    measured = [
+        {"pass": way, **_plain(one), "microseconds": round(us, 2)}
+        for way, own in middle.items()
+        for one, us in own.items()
+    ]
+    found = {**dataclasses.asdict(layer), "algorithm": fastest, **ways}
+    return {**found, "measured": measured, "left_out": left_out}
 
 
 def _best(name: str, middle: dict[Candidate, float]) -> tuple[float, Tile | None]:
@@ -140,6 +128,5 @@ class _Make:
 
     def __call__(self, candidate: Candidate) -> Call:
         algorithm, cut = candidate
-        layer = self._own.fused_gradient if self._way == "backward" else self._own.fused_forward
         measured = dataclasses.replace(shipped(), ways={self._layer: Way(algorithm, cut, cut)})
-        return layer(algorithm, self._tensors, True, measured)
+        return self._own.call(Triton(CAPABILITY, algorithm, measured), self._tensors, self._way == "backward")

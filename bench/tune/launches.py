@@ -43,10 +43,6 @@ def row(images: int, rounds: int, depth: int = 110, size: int = 32) -> dict[str,
         differ += sum(int((a != b).sum()) for a, b in zip(ordinary, begun, strict=True))
     middle = {way: round(1e6 * statistics.median(own), 2) for way, own in seconds.items()}
     print(f"a step, depth {depth}, in µs: {middle}; early: {differ} elements differ")
-    return {
-        "capability": CAPABILITY,
-        "dependent": differ == 0 and middle["early"] < middle["ordinary"],
-        "depth": depth,
-        "microseconds": middle,
-        "elements_that_differ_early": differ,
-    }
+    better = differ == 0 and middle["early"] < middle["ordinary"]
+    found = {"capability": CAPABILITY, "dependent": better, "depth": depth, "microseconds": middle}
+    return found | {"elements_that_differ_early": differ}

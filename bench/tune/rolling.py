@@ -7,6 +7,7 @@ for the next layer to merge."""
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from bench.oracle import operations
 from bench.suite.clock import Call
 from bench.tune.compete import TOLERANCE, called, compete
 from fastbn.engine.triton import tuning
+from fastbn.engine.triton.engine import Triton
 from fastbn.engine.triton.tuning import ROLLING
 from fastbn.engine.triton.tuning_table import Choice, Key, shipped
 
@@ -25,12 +27,8 @@ SHAPES = ((16, 32), (32, 16), (64, 8), (64, 56))  # channels, size
 
 def keys() -> list[Key]:
     """Return every shape, forward and backward, half and float32."""
-    return [
-        Key(CAPABILITY, backward, *shape, wide)
-        for shape in SHAPES
-        for backward in (False, True)
-        for wide in (False, True)
-    ]
+    each = itertools.product(SHAPES, (False, True), (False, True))
+    return [Key(CAPABILITY, backward, *shape, wide) for shape, backward, wide in each]
 
 
 def candidates(key: Key) -> list[Choice]:
@@ -51,17 +49,12 @@ def row(key: Key, images: int, rounds: int) -> dict[str, Any]:
     make = _Make(key, images)
     middle, left_out = compete(candidates(key), make, TOLERANCE[make.dtype], rounds)
     best = min(middle, key=lambda choice: middle[choice])
-    print(
-        f"{key}: {best}, two layers {middle[best]:.1f} µs of "
-        f"{', '.join(f'{us:.1f}' for us in middle.values())}",
-        flush=True,
-    )
-    return {
-        **dataclasses.asdict(key), **dataclasses.asdict(best),
-        "measured": [{**dataclasses.asdict(choice), "microseconds": round(us, 2)} for choice,
-        us in middle.items()],
-        "left_out": [{**dataclasses.asdict(choice), "why": why} for choice, why in left_out.items()],
-    }  # fmt: skip
+    each = ", ".join(f"{us:.1f}" for us in middle.values())
+    print(f"{key}: {best}, two layers {middle[best]:.1f} µs of {each}", flush=True)
+    plain = dataclasses.asdict
+    measured = [{**plain(choice), "microseconds": round(us, 2)} for choice, us in middle.items()]
+    without = [{**plain(choice), "why": why} for choice, why in left_out.items()]
+    return {**plain(key), **plain(best), "measured": measured, "left_out": without}
 
 
 class _Make:
@@ -69,11 +62,10 @@ class _Make:
 
     def __init__(self, key: Key, images: int):
         self.key, self.dtype = key, torch.float32 if key.wide else torch.float16
-        self._layer = Layer(
-            operations.Case("", images, key.size, key.size, key.channels, key.channels), self.dtype
-        )
+        case = operations.Case("", images, key.size, key.size, key.channels, key.channels)
+        self._layer = Layer(case, self.dtype)
         self._tensors = self._layer.tensors(0)
 
     def __call__(self, choice: Choice) -> Call:
-        layer = self._layer.two_gradients if self.key.backward else self._layer.two_forwards
-        return layer(ROLLING, self._tensors, dataclasses.replace(shipped(), rolls={self.key: choice}))
+        engine = Triton(CAPABILITY, ROLLING, dataclasses.replace(shipped(), rolls={self.key: choice}))
+        return self._layer.call(engine, self._tensors, self.key.backward, twice=True)

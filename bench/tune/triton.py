@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,10 +23,7 @@ Task = tuple[dict[str, Any], Callable[[], dict[str, Any]]]
 
 
 def tune(
-    images: int,
-    rounds: int,
-    parts: tuple[str, ...] = PARTS,
-    seconds: float = float("inf"),
+    images: int, rounds: int, parts: tuple[str, ...] = PARTS, seconds: float = math.inf
 ) -> Iterator[Any]:
     """Yield the table, again after every row. What there is no time for stays as it was, and is named."""
     deadline = time.monotonic() + seconds
@@ -41,9 +39,8 @@ def tune(
             except LookupError as error:
                 print(f"{part}: {key} stays as it was: {error}")
                 continue
-            table[part] = [
-                other for other in table[part] if any(other[name] != key[name] for name in key)
-            ] + [row]
+            others = (other for other in table[part] if any(other[name] != key[name] for name in key))
+            table[part] = [*others, row]
             table["conditions"][str(CAPABILITY)] = {**conditions(DEVICE), "images": images}
             yield table
         if late:
