@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.adaptation.table import conditions, put, table
+from bench.records.between import conditions, put, table
 from bench.records.conditions import RESULTS, ROOT
 from bench.records.rows import Record, Row, new
 
@@ -103,9 +103,8 @@ def main() -> None:
     own = sys.argv[1:]
     place = own.index("--") if "--" in own else len(own)
     parser = argparse.ArgumentParser("python -m bench.examples", description=__doc__)
-    parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"of {', '.join(TABLES)}; none: the page alone"
-    )
+    what = f"of {', '.join(TABLES)}; none: the page alone"
+    parser.add_argument("names", nargs="*", metavar="NAME", help=what)
     asked = parser.parse_args(own[:place])
     for name in asked.names:
         if name not in TABLES:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench.records.conditions import RESULTS, ROOT
 from bench.records.keep import PRETRAINED, UNDER_WAY, keep
-from bench.records.together import together
+from bench.records.runs import together
 from fastbn.errors import MachineError, UsageError
 
 

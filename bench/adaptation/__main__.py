@@ -72,9 +72,8 @@ def as_trained(model: nn.Module) -> Predict:
 
 def ways(model: nn.Module, alpha: float, lr: float) -> dict[str, Any]:
     """Return the methods by their names in NAMES."""
-    return dict(
-        zip(NAMES, (as_trained(model), AdaBN(model), AlphaBN(model, alpha), Tent(model, lr)), strict=True)
-    )
+    methods = as_trained(model), AdaBN(model), AlphaBN(model, alpha), Tent(model, lr)
+    return dict(zip(NAMES, methods, strict=True))
 
 
 def chosen(model: nn.Module, train: fastbn.Images) -> dict[str, Any]:
@@ -110,11 +109,8 @@ def errors(model: nn.Module, test: fastbn.Images, alpha: float, lr: float) -> It
 
 
 def _row(case: str, method: str, size: int, images: int, **found: Any) -> Row:
-    trains = "bn" if method == "tent" else ""
-    more = {"images": images}
-    return Row(
-        level="adaptation", case=case, provider=method, trains=trains, batch_size=size, more=more, **found
-    )
+    who = {"provider": method, "trains": "bn" if method == "tent" else ""}
+    return Row(level="adaptation", case=case, **who, batch_size=size, more={"images": images}, **found)
 
 
 def timed(run: Path, test: fastbn.Images, most_seconds: float) -> list[Row]:

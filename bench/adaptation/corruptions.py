@@ -26,22 +26,15 @@ def corrupted(images: Images, kind: str, severity: int, seed: int = 0) -> Images
     kind: of KINDS; severity: of SEVERITIES; seed: of the noise. Raises UsageError for another kind or
     severity."""
     if kind not in KINDS or severity not in SEVERITIES:
-        raise UsageError(
-            f"corruptions are {', '.join(KINDS)} at severities {SEVERITIES}; got {kind!r}, {severity!r}"
-        )
+        known = f"corruptions are {', '.join(KINDS)} at severities {SEVERITIES}"
+        raise UsageError(f"{known}; got {kind!r}, {severity!r}")
     parts = []
     for start in range(0, len(images), PART):
         x = images.images[start : start + PART].float() / 255  # (n, H, W, 3)
         worse = KINDS[kind](x, severity - 1, f"{seed}/{start // PART}")
         parts.append((worse.clamp(0, 1) * 255).round().to(torch.uint8))
-    return Images(
-        torch.cat(parts),
-        images.labels,
-        images.classes,
-        mean=images.mean,
-        std=images.std,
-        name=f"{images.name}, {kind} {severity}",
-    )
+    of = {"mean": images.mean, "std": images.std, "name": f"{images.name}, {kind} {severity}"}
+    return Images(torch.cat(parts), images.labels, images.classes, **of)
 
 
 def _noise(x: Tensor, level: int, name: str) -> Tensor:
@@ -69,9 +62,5 @@ def _brightness(x: Tensor, level: int, name: str) -> Tensor:
     return x + (0.15, 0.3, 0.45)[level]
 
 
-KINDS: dict[str, Callable[[Tensor, int, str], Tensor]] = {
-    "noise": _noise,
-    "blur": _blur,
-    "contrast": _contrast,
-    "brightness": _brightness,
-}
+KINDS: dict[str, Callable[[Tensor, int, str], Tensor]]
+KINDS = {"noise": _noise, "blur": _blur, "contrast": _contrast, "brightness": _brightness}

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from bench.records import between
-from bench.records.rows import Record, load
+from bench.records.between import conditions, put, table
+from bench.records.rows import Record
 
 NAMES = {"none": "as trained", "adabn": "AdaBN", "alphabn": "α-BN", "tent": "Tent"}
 BY_SIZE = ("none", "adabn", "alphabn")  # the methods that learn nothing from one batch for the next
@@ -19,14 +18,6 @@ def write(page: Path, results: Path) -> None:
     """Put the tables of the newest records into the page. Raises UsageError where one has no place there."""
     for name, make in (("adaptation", errors), ("adaptation-seconds", seconds)):
         put(page, name, f"{name}-resnet*.json", make, results)
-
-
-def put(page: Path, name: str, pattern: str, make: Callable[[Record, str], str], results: Path) -> None:
-    """Write between the page's markers of this name what `make` says of the newest record, if any."""
-    paths = sorted(results.glob(pattern), key=lambda path: path.stem[-len("2026-01-01") :])
-    if paths:
-        text = make(load(paths[-1:])[0], paths[-1].name)
-        between.write(page, (f"<!-- {name} -->", f"<!-- /{name} -->"), text)
 
 
 def errors(record: Record, file: str) -> str:
@@ -45,9 +36,8 @@ def errors(record: Record, file: str) -> str:
             sizes.setdefault(case.partition(", batch ")[2], []).append(own)
     few = next(row.more for row in record.rows if "batch" in row.case) or {}
     images = (record.rows[0].more or {})["images"]
-    alphas, rates = (
-        ", ".join(f"{float(v):g}" for v in settings[f"tried_{name}"]) for name in ("alpha", "lr")
-    )
+    tried = (settings["tried_alpha"], settings["tried_lr"])
+    alphas, rates = (", ".join(f"{float(value):g}" for value in values) for values in tried)
     said = (
         f"ResNet-{network['depth']}, every weight trained on clean {network['dataset']} "
         f"({_recipe(network)}): error on {images:,} test images in percent, in batches of "
@@ -72,29 +62,13 @@ def seconds(record: Record, file: str) -> str:
     return f"{said} {conditions(record, file)}\n\n" + table(head, lines)
 
 
-def conditions(record: Record, file: str) -> str:
-    """Return a sentence on where and when, with the record's name."""
-    own = record.conditions
-    versions = ", ".join(f"{name} {version}" for name, version in own["versions"].items())
-    return f"{own['device']}; {versions}; commit {own['commit']}; {own['date']} (`{file}`)."
-
-
-def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Return Markdown; the first column's cells to the left, the others to the right."""
-    head = list(head)
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *map(list, rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def _recipe(network: dict[str, Any]) -> str:
     own = f"{network['optimizer']} {network['lr']:g}, {network['schedule']}, seed {network['seed']}"
     before = network.get("before")
     if before is None:
         return f"{network['epochs']} epochs, {own}"
-    first = (
-        f"{before['trained_epochs']:g} of {before['epochs']} epochs, {before['optimizer']} {before['lr']:g}"
-    )
-    return f"{first}, {before['schedule']}; then {network['epochs']} of {own}"
+    first = f"{before['trained_epochs']:g} of {before['epochs']} epochs, {before['optimizer']}"
+    return f"{first} {before['lr']:g}, {before['schedule']}; then {network['epochs']} of {own}"
 
 
 def _mean(rows: list[dict[str, float]], name: str) -> float:

@@ -46,11 +46,8 @@ class Cost:
     @property
     def wide_loads(self) -> int:
         """Return the number of loads of 16 bytes a thread, into registers or into shared memory."""
-        return sum(
-            n
-            for name, n in self.counts.items()
-            if name.startswith(("LDG.", "LDGSTS.")) and "128" in name.split(".")
-        )
+        loads = {name: n for name, n in self.counts.items() if name.startswith(("LDG.", "LDGSTS."))}
+        return sum(n for name, n in loads.items() if "128" in name.split("."))
 
 
 def compile_and_count(
@@ -70,24 +67,15 @@ def compile_and_count(
     Raises TypeError where the kernel is an interpreted one, or its arguments are not exactly these.
     """
     if not isinstance(kernel, JITFunction):
-        raise TypeError(
-            f"the kernel must come from triton.jit, got {type(kernel).__name__}; compile where "
-            "TRITON_INTERPRET is unset"
-        )
-    given = {*signature, *constexprs}
-    if given != set(kernel.arg_names) or len(given) != len(signature) + len(constexprs):
-        raise TypeError(
-            f"{kernel.__name__} takes {kernel.arg_names}, got a signature of {[*signature]} and constexprs "
-            f"{[*constexprs]}"
-        )
-    types = {
-        name: "constexpr" if name in constexprs else signature[name].removesuffix(":16")
-        for name in kernel.arg_names
-    }
-    aligned = {name for name, kind in signature.items() if kind.startswith("*") or kind.endswith(":16")}
-    attributes = {
-        (i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if name in aligned
-    }
+        remedy = "compile where TRITON_INTERPRET is unset"
+        raise TypeError(f"the kernel must come from triton.jit, got {type(kernel).__name__}; {remedy}")
+    names, given = kernel.arg_names, [*signature, *constexprs]
+    if sorted(given) != sorted(names):
+        raise TypeError(f"{kernel.__name__} takes {names}, got a signature and constexprs of {given}")
+    kinds = dict.fromkeys(constexprs, "constexpr") | signature
+    types = {name: kinds[name].removesuffix(":16") for name in names}
+    aligned = {name for name, kind in kinds.items() if kind.startswith("*") or kind.endswith(":16")}
+    attributes = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name in aligned}
     source = ASTSource(kernel, types, dict(constexprs), attributes)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=dict(options))
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
@@ -102,15 +90,8 @@ def compile_and_count(
     counts = collections.Counter(name for _, name, _ in listed)
     jumps = [(at, re.search(r"0x([0-9a-f]+)", rest)) for at, name, rest in listed if name.startswith("BRA")]
     loops = any(to is not None and int(to[1], 16) < at for at, to in jumps)
-    return Cost(
-        int(found[1]),
-        int(found[2]),
-        compiled.metadata.shared,
-        len(listed),
-        loops,
-        dict(counts),
-        compiled.asm["ptx"],
-    )
+    registers, spills, shared = int(found[1]), int(found[2]), compiled.metadata.shared
+    return Cost(registers, spills, shared, len(listed), loops, dict(counts), compiled.asm["ptx"])
 
 
 def disassembler(*arguments: str) -> str:

@@ -40,24 +40,15 @@ class Row:
         """Return what is formed on the way in; on the way back, what is added and masked."""
         own = self.launch
         if own["FORM"] is not None:
-            parts = [
-                ("z", "scale-shift", "+ residual", "+ projection")[own["FORM"]],
-                "ReLU" if own["FUNCTION"] == "relu" else "",
-            ]
+            parts = [("z", "scale-shift", "+ residual", "+ projection")[own["FORM"]]]
+            parts += ["ReLU"] * (own["FUNCTION"] == "relu")
             written = [name for name in ("z", "mask") if own.reads(f"{name}_ptr")]
-            return " ".join([*filter(None, parts), *(["→", *written] if written else [])])
+            return " ".join([*parts, *["→"] * bool(written), *written])
         if own["MASK"] is not None:
             added = own.reads("added_ptr") + own.reads("added_2_ptr")
-            mask = ("", "mask from bits", "mask from y")[own["MASK"]]
-            return (
-                ", ".join(
-                    filter(
-                        None,
-                        [f"+ {added}" if added else "", mask, "two BatchNorms" if own["YS"] == 2 else ""],
-                    )
-                )
-                or "plain"
-            )
+            parts = [f"+ {added}" if added else "", ("", "mask from bits", "mask from y")[own["MASK"]]]
+            parts += ["two BatchNorms"] * (own["YS"] == 2)
+            return ", ".join(filter(None, parts)) or "plain"
         return ""
 
     @property
@@ -78,19 +69,14 @@ class Row:
     def line(self) -> str:
         """Return the table's line."""
         cost, warps = self.cost, dict(self.launch.options)["num_warps"]
-        figures = (
-            cost.registers, cost.spills, f"{cost.shared / 1024:.0f}", warps,
-            f"{self.pixel:.1f}{' static' if cost.loops else ''}",
-            cost.matrix, cost.wide_loads,
-        )  # fmt: skip
+        each = f"{self.pixel:.1f}{' static' if cost.loops else ''}"
+        figures = [cost.registers, cost.spills, f"{cost.shared / 1024:.0f}", warps, each]
+        figures += [cost.matrix, cost.wide_loads]
         return " | ".join(["", self.title, self.form, *map(str, figures), ""]).strip()
 
 
-COLUMNS = (
-    "kernel, channels, image or taps", "form or mask", "registers", "spilled, B", "shared, KiB", "warps",
-    "warp-instructions a pixel",
-    "matrix", "16-byte loads",
-)  # fmt: skip
+COLUMNS = ["kernel, channels, image or taps", "form or mask", "registers", "spilled, B", "shared, KiB"]
+COLUMNS += ["warps", "warp-instructions a pixel", "matrix", "16-byte loads"]
 HEAD = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
 
 

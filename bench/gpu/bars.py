@@ -2,91 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from bench.records.rows import Row
 
-Rows = Sequence[Row]
-Figure = Callable[[Rows], float | None]
+Least = dict[str, Any]  # whose least figure, by the beginning of their name, and what else their rows have
 AMP = ("amp-fp16", "amp-bf16")
+FIT: Least = {"who": "fastbn", "way": "fit"}
+EVERYTHING: Least = {"who": "stock", "trains": "all"}
 
 
-def _best(rows: Rows, who: str, key: str = "seconds", **wanted: str | tuple[str, ...]) -> float | None:
-    """Return the least of the rows of fastbn or stock that have what is wanted; None where none was
-    measured."""
-    found = [
-        getattr(row, key)
-        for row in rows
-        if row.provider.startswith(who) and row.seconds and getattr(row, key) is not None
-        if all(_of(row, name) in ((v,) if isinstance(v, str) else v) for name, v in wanted.items())
-    ]
-    return min(found) if found else None
+class Bar(NamedTuple):
+    """What must be reached: `above` over `below`, in seconds or what `key` says."""
+
+    what: str
+    side: str  # "at most" or "at least"
+    figure: float
+    above: Least
+    below: Least | float
+    key: str = "seconds"
 
 
-def _of(row: Row, name: str) -> Any:
-    return getattr(row, name) if hasattr(row, name) else (row.more or {}).get(name)
-
-
-def _ratio(above: float | None, below: float | None) -> float | None:
-    return None if above is None or below is None else above / below
-
-
-def _fit(rows: Rows) -> float | None:
-    return _best(rows, "fastbn", way="fit")
-
-
-def _over_fit(**peer: str | tuple[str, ...]) -> Figure:
-    return lambda rows: _ratio(_best(rows, "stock", **peer), _fit(rows))
-
-
-def _drop_in(rows: Rows) -> float | None:
-    return _ratio(_best(rows, "stock", way="eager"), _best(rows, "fastbn", way="eager"))
-
-
-def _memory(rows: Rows) -> float | None:
-    """Return fit's peak over the least of stock's, everything trained, eager."""
-    peak = "peak_memory_bytes"
-    return _ratio(
-        _best(rows, "fastbn", peak, way="fit"), _best(rows, "stock", peak, trains="all", way="eager")
-    )
-
-
-def _in(unit: float) -> Figure:
-    """Return fit's step in units of so many seconds."""
-    return lambda rows: _ratio(_fit(rows), unit)
-
-
-EAGER_AMP = _over_fit(trains="all", way="eager", precision=AMP)
-AT_BEST = _over_fit(trains="all", way=("graph", "compiled"))
-# what, "at most" or "at least", the figure, how it is measured
-BARS: dict[str, list[tuple[str, str, float, Figure]]] = {
+MEMORY = Bar("fit's peak memory over stock's", "at most", 0.55, FIT, EVERYTHING | {"way": "eager"})
+MEMORY = MEMORY._replace(key="peak_memory_bytes")
+EAGER_AMP = EVERYTHING | {"way": "eager", "precision": AMP}
+AT_BEST = EVERYTHING | {"way": ("graph", "compiled")}
+DROP_IN = {"who": "stock", "way": "eager"}, {"who": "fastbn", "way": "eager"}
+BARS = {
     "866x128": [
-        ("fit's step, ms", "at most", 8.0, _in(1e-3)),
-        ("best eager AMP, everything trained, over fit", "at least", 5.0, EAGER_AMP),
-        ("best graphed or compiled, everything trained, over fit", "at least", 2.0, AT_BEST),
-        ("best stock eager over the drop-in", "at least", 2.5, _drop_in),
-        ("fit's peak memory over stock's", "at most", 0.55, _memory),
+        Bar("fit's step, ms", "at most", 8.0, FIT, 1e-3),
+        Bar("best eager AMP, everything trained, over fit", "at least", 5.0, EAGER_AMP, FIT),
+        Bar("best graphed or compiled, everything trained, over fit", "at least", 2.0, AT_BEST, FIT),
+        Bar("best stock eager over the drop-in", "at least", 2.5, *DROP_IN),
+        MEMORY,
     ],
     "866x1024": [
-        ("fit, µs an image", "at most", 58.0, _in(1024e-6)),
-        ("best stock, everything trained, over fit", "at least", 2.0, _over_fit(trains="all")),
-        ("best stock, BN only, over fit", "at least", 1.7, _over_fit(trains="bn")),
-        ("fit's peak memory over stock's", "at most", 0.55, _memory),
+        Bar("fit, µs an image", "at most", 58.0, FIT, 1024e-6),
+        Bar("best stock, everything trained, over fit", "at least", 2.0, EVERYTHING, FIT),
+        Bar("best stock, BN only, over fit", "at least", 1.7, {"who": "stock", "trains": "bn"}, FIT),
+        MEMORY,
     ],
-    "50x256": [
-        ("ResNet-50: best stock, everything trained, over fit", "at least", 1.6, _over_fit(trains="all"))
-    ],
+    "50x256": [Bar("ResNet-50: best stock, everything trained, over fit", "at least", 1.6, EVERYTHING, FIT)],
 }
 
 
-def bars(setting: str, rows: Rows) -> list[dict[str, Any]]:
+def _least(rows: Sequence[Row], key: str, who: str, **wanted: str | tuple[str, ...]) -> float | None:
+    """Return the least of the rows of fastbn or stock that have what is wanted; None where none was
+    measured."""
+    timed = ((row.more or {}) | row.told() for row in rows if row.provider.startswith(who) and row.seconds)
+    any_of = {name: (value,) if isinstance(value, str) else value for name, value in wanted.items()}
+    found = (own.get(key) for own in timed if all(own.get(name) in of for name, of in any_of.items()))
+    return min((figure for figure in found if figure is not None), default=None)
+
+
+def bars(setting: str, rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Return a row per bar: what is asked, what was measured, and whether it is met (None: not measured)."""
     found = []
-    for what, side, figure, measure in BARS.get(setting, []):
-        measured = measure(rows)
-        met = None if measured is None else measured <= figure if side == "at most" else measured >= figure
-        asked = {"setting": setting, "bar": what, "asked": f"{side} {figure:g}"}
+    for bar in BARS.get(setting, []):
+        above = _least(rows, bar.key, **bar.above)
+        below = _least(rows, bar.key, **bar.below) if isinstance(bar.below, dict) else bar.below
+        measured = None if above is None or below is None else above / below
+        met = None
+        if measured is not None:
+            met = measured <= bar.figure if bar.side == "at most" else measured >= bar.figure
+        asked = {"setting": setting, "bar": bar.what, "asked": f"{bar.side} {bar.figure:g}"}
         found.append(asked | {"measured": measured, "met": met})
     return found
 

@@ -6,7 +6,9 @@ tolerance of its own), float16 and bfloat16."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +23,7 @@ from fastbn.engine.triton.engine import Triton
 from fastbn.engine.triton.tuning import LIBRARY, ROLLING, TAPS
 from fastbn.graph.activations import RELU
 
-Errors = Iterable[tuple[str, float, float]]  # of what, how large, what it must stay below
+Errors = Iterable[operations.Error]
 Checks = list[tuple[str, Callable[[], Errors]]]
 HALF, CPU_HALF = (torch.float16, torch.bfloat16), (torch.float16,)
 TF32 = "tf32"
@@ -61,14 +63,11 @@ def tolerance(case: Case, dtype: torch.dtype, by: str, tf32: bool) -> float:
 
 def operation(
     case: Case, by: str, way: str, kind: str, dtype: torch.dtype, tf32: bool = False, batch: bool = True
-) -> Callable[[], Errors]:
-    def check() -> Errors:
-        torch.backends.cudnn.allow_tf32 = tf32
-        engine, most = Triton(CAPABILITY, by), tolerance(case, dtype, by, tf32)
-        errors = operations.forward_errors if way == "forward" else operations.gradient_errors
-        yield from errors(engine, case, kind, dtype, most, batch, str(DEVICE), exact=4e-6)
-
-    return check
+) -> Errors:
+    torch.backends.cudnn.allow_tf32 = tf32
+    engine, most = Triton(CAPABILITY, by), tolerance(case, dtype, by, tf32)
+    errors = operations.forward_errors if way == "forward" else operations.gradient_errors
+    yield from errors(engine, case, kind, dtype, most, batch, str(DEVICE), exact=4e-6)
 
 
 def operation_checks(small: bool) -> Checks:
@@ -86,7 +85,7 @@ def operation_checks(small: bool) -> Checks:
             word = TF32 if tf32 else str(dtype).removeprefix("torch.")
             name = f"{way} {kind}, {word}: {case.why}, {case.n}×{case.c}→{case.oc}×{case.h}×{case.w}, {by}"
             name += "" if batch else ", frozen"
-            found.append((name, operation(case, by, way, kind, dtype, tf32, batch)))
+            found.append((name, partial(operation, case, by, way, kind, dtype, tf32, batch)))
 
     grid(real, dtypes[1:])
     grid(routed, dtypes[1:])
@@ -97,15 +96,9 @@ def operation_checks(small: bool) -> Checks:
     frozen = ("nothing a multiple", "both extents odd")
     grid([pair for pair in routed if any(word in pair[0].why for word in frozen)], dtypes, batch=False)
     for by in (TAPS, ROLLING, LIBRARY):
-        found += [
-            (f"NaN, {by}", lambda by=by: nan(by)),
-            (f"mean = 1000·std, {by}", lambda by=by: large_mean(by)),
-        ]
-    for by in (TAPS, LIBRARY):
-        found += [
-            (f"two paths and three terms, {dtype}, {by}", lambda by=by, dtype=dtype: two_paths(by, dtype))
-            for dtype in dtypes
-        ]
+        found += [(f"NaN, {by}", partial(nan, by)), (f"mean = 1000·std, {by}", partial(large_mean, by))]
+    for by, dtype in itertools.product((TAPS, LIBRARY), dtypes):
+        found.append((f"two paths and three terms, {dtype}, {by}", partial(two_paths, by, dtype)))
     return found
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 from bench.gpu.measure import DEVICE, engine, offers_mixed
 from bench.gpu.training import as_alone, captured
 from bench.oracle.errors import relative
-from bench.oracle.networks import flip_free, images, scattered
+from bench.oracle.networks import flip_free, gradient, images, scattered
+from bench.oracle.operations import Error
 from bench.oracle.stock import flat_gradient, run, upstream
 from fastbn import FastBNOnlyResNet, fuse
 from fastbn.engine.context import mixed
@@ -57,11 +59,6 @@ def left(model: nn.Module, x: Tensor, dtype: torch.dtype = FP32, halves: bool = 
     return kept | {"statistics": torch.cat(moved), "batches": torch.stack(counts)}
 
 
-def flat(model: nn.Module) -> Tensor:
-    """Return every parameter's gradient in one vector."""
-    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-
-
 def tolerance(dtype: torch.dtype, stock_error: float) -> float:
     return max(2e-5 if dtype == FP32 else 4 * torch.finfo(dtype).eps, 3 * stock_error)
 
@@ -75,7 +72,7 @@ def like_stock(
     grad: bool = True,
     tf32: bool = False,
     halves: bool = False,
-) -> Iterator[tuple[str, float, float]]:
+) -> Iterator[Error]:
     """Several calls, each with images of its own. halves: the engine's are those of --precision mixed, two
     kinds of halves, held to what stock is off by in this dtype."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
@@ -92,7 +89,7 @@ def like_stock(
             yield f"{what}, call {call}", relative(found[what], value), most
 
 
-def overlapping(small: bool) -> Iterator[tuple[str, float, float]]:
+def overlapping(small: bool) -> Iterator[Error]:
     """Two forwards alive before either's backward, time and again: gradients add up."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     # else running statistics move in another order
@@ -105,10 +102,10 @@ def overlapping(small: bool) -> Iterator[tuple[str, float, float]]:
             alive = [net(inputs("cifar", small, seed).to(dtype)) for seed in (1, 2)]
             for z in alive:
                 z.backward(*upstream([z]))
-        yield f"gradient, turn {turn}", relative(flat(ours), flat(wide)), 2e-5
+        yield f"gradient, turn {turn}", relative(gradient(ours), gradient(wide)), 2e-5
 
 
-def scaled(small: bool) -> Iterator[tuple[str, float, float]]:
+def scaled(small: bool) -> Iterator[Error]:
     """autocast to float16 with a GradScaler, as a user's loop has it: the unscaled gradient, and that the
     step is taken."""
     model = network(8 if small else 14, "cifar", small)
@@ -124,15 +121,15 @@ def scaled(small: bool) -> Iterator[tuple[str, float, float]]:
             scaler.scale((z.double() * upstream([z.double()])[0]).mean()).backward()
         scale = scaler.get_scale()
         scaler.unscale_(optimizer)
-        expected = flat(wide) / scale
-        most = tolerance(dtype, relative(flat(model) / scale, expected))
-        yield f"gradient, step {step}", relative(flat(ours), expected), most
+        expected = gradient(wide) / scale
+        most = tolerance(dtype, relative(gradient(model) / scale, expected))
+        yield f"gradient, step {step}", relative(gradient(ours), expected), most
         scaler.step(optimizer)
         scaler.update()
     yield "steps withheld", float(scaler.get_scale() < 2.0**10), 1
 
 
-def without_gradients(small: bool) -> Iterator[tuple[str, float, float]]:
+def without_gradients(small: bool) -> Iterator[Error]:
     """no_grad gives the bits that a call with gradients gives."""
     ours = fuse(network(8 if small else 14, "cifar", small).eval(), "triton")
     x = inputs("cifar", small, 1)
@@ -143,13 +140,8 @@ def without_gradients(small: bool) -> Iterator[tuple[str, float, float]]:
 
 
 def repeats(
-    small: bool,
-    dtype: torch.dtype,
-    depth: int = 20,
-    family: str = "cifar",
-    calls: int = CALLS,
-    early: bool = False,
-) -> Iterator[tuple[str, float, float]]:
+    small: bool, dtype: torch.dtype, depth: int = 20, family: str = "cifar", calls: int = CALLS, early=False
+) -> Iterator[Error]:
     """Two networks of the same bits, each trained a few calls: the same bits; and a replay's are the first
     call's. early: the second's kernels begin before the one before them has ended."""
     model = network(8 if small else depth, family, small)
@@ -176,11 +168,9 @@ def network_checks(small: bool) -> list[tuple[str, Any]]:
     def add(name: str, check: Any, *arguments: Any, **more: Any) -> None:
         found.append((f"network: {name}", lambda: check(*arguments, **more)))
 
-    for family, depth in depths:
-        for training in (True, False):
-            for dtype in (FP32, *halves):
-                mode, word = "train" if training else "eval", str(dtype).removeprefix("torch.")
-                add(f"{family} {depth}, {mode}, {word}", like_stock, depth, family, small, dtype, training)
+    for (family, depth), training, dtype in itertools.product(depths, (True, False), (FP32, *halves)):
+        mode, word = "train" if training else "eval", str(dtype).removeprefix("torch.")
+        add(f"{family} {depth}, {mode}, {word}", like_stock, depth, family, small, dtype, training)
     for family, depth in depths:
         words = depth, family, small, halves[-1], True
         add(f"{family} {depth}, train, mixed", like_stock, *words, halves=True)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from bench.gpu.measure import DEVICE
+from bench.oracle.operations import Error
 from bench.suite.cases import pixels
 from fastbn import FastBNOnlyResNet, fit, fit_replicas, freeze, fuse
 from fastbn.data.feed import Resident
@@ -18,7 +19,7 @@ from fastbn.training.step import TrainingStep
 from fastbn.training.totals import Totals
 
 
-def captured(small: bool, kind: str) -> Iterator[tuple[str, float, float]]:
+def captured(small: bool, kind: str) -> Iterator[Error]:
     """fit's step as a graph against the same step launched anew, over two epochs with a ragged batch: the
     same bits."""
     size, batch, count = (6, 4, 10) if small else (32, 32, 80)
@@ -47,7 +48,7 @@ def captured(small: bool, kind: str) -> Iterator[tuple[str, float, float]]:
         yield f"elements that differ, {what}", (value != runs[1][what]).sum().item(), 1
 
 
-def as_alone(small: bool, kind: str) -> Iterator[tuple[str, float, float]]:
+def as_alone(small: bool, kind: str) -> Iterator[Error]:
     """Networks of several seeds and learning rates by fit and by fit_replicas, over epochs with a ragged
     batch, evaluations between."""
     size, count, batch, epochs = (6, 10, 4, 1) if small else (32, 80, 32, 4)

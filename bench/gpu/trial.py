@@ -27,7 +27,7 @@ def trial(sink: Sink, small: bool) -> int:
         blocks = Blocks(channels, size, batch, precision)
         for operation in OPERATIONS:
             found = kernels.measure(blocks, operation, DEVICE, rates, 1 if small else 30, providers)
-            for row, _ in found.values():
+            for row in found.values():
                 sink.add(**row.told())
         free_unused(DEVICE)
     failures = [row for row in sink.rows if "failed" in row]

@@ -10,6 +10,13 @@ def norms(model: nn.Module) -> list[nn.BatchNorm2d]:
     return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
 
 
+def gradient(model: nn.Module) -> Tensor:
+    """Return the gradient of every γ and β in one float64 vector: in short arithmetic the ones that are all
+    rounding drown in it."""
+    found = [p.grad for norm in norms(model) for p in (norm.weight, norm.bias)]
+    return torch.cat([g.detach().double().flatten() for g in found if g is not None])
+
+
 def scattered(model: nn.Module, seed: int = 0) -> nn.Module:
     """Return the model with γ of both signs, β, running statistics and frozen biases drawn: nothing is at a
     value that hides a mistake."""
@@ -40,13 +47,7 @@ def flip_free(model: nn.Module) -> nn.Module:
 
 
 def images(
-    batch: int,
-    height: int = 8,
-    width: int = 8,
-    channels: int = 3,
-    seed: int = 1,
-    dtype=torch.float64,
-    grad=False,
+    batch: int, height: int = 8, width: int = 8, channels: int = 3, seed=1, dtype=torch.float64, grad=False
 ) -> Tensor:
     """Return images with a mean of its own in every channel, well away from 0."""
     draw = torch.Generator().manual_seed(seed)

@@ -33,10 +33,8 @@ class Case:
     groups: int = 1
 
     def conv(self) -> Conv:
-        kernel, stride, padding, dilation = (
-            (x, x) for x in (self.kernel, self.stride, self.padding, self.dilation)
-        )
-        return Conv("conv", "norm", 0, self.c, self.oc, kernel, stride, padding, dilation, self.groups, 0)
+        both = ((x, x) for x in (self.kernel, self.stride, self.padding, self.dilation))
+        return Conv("conv", "norm", 0, self.c, self.oc, *both, self.groups, 0)
 
     @property
     def source(self) -> tuple[int, int, int, int]:
@@ -55,15 +53,10 @@ def draw(*shape: int, seed: int, device: str = "cpu") -> Tensor:
 
 
 def activation(
-    n: int,
-    c: int,
-    h: int,
-    w: int,
-    seed: int,
-    dtype: torch.dtype = torch.float32,
-    mean: float = 0.5,
-    device: str = "cpu",
+    *shape: int, seed: int, dtype: torch.dtype = torch.float32, mean: float = 0.5, device: str = "cpu"
 ) -> Tensor:
+    """Return a channels-last tensor of this shape (N, C, H, W)."""
+    n, c, h, w = shape
     return (draw(n, h, w, c, seed=seed, device=device) + mean).to(dtype).permute(0, 3, 1, 2)
 
 
@@ -72,20 +65,22 @@ def norm(c: int, seed: int, batch: bool = True, device: str = "cpu") -> NormVect
 
 
 def target(c: int, batch: bool = True, seed: int = 20, device: str = "cpu") -> NormTarget:
-    """Return a BatchNorm's request, its vectors full of NaN, two of their rows beside them."""
+    """Return a BatchNorm's request, its vectors not written yet."""
     module = nn.BatchNorm2d(c).to(device)
     with torch.no_grad():
         for i, t in enumerate((module.weight, module.bias, module.running_mean, module.running_var)):
             t.copy_(draw(c, seed=seed + i))
         module.running_var.abs_()
-    module.train(batch)
-    return NormTarget(
-        module, None, NormVectors(torch.full((4, c + 3), float("nan"), device=device)[:, 1 : c + 1], batch)
-    )
+    return NormTarget(module.train(batch), None, NormVectors(unwritten(4, c, device), batch))
 
 
 def affine(c: int, device: str = "cpu") -> Tensor:
-    return torch.full((2, c + 3), float("nan"), device=device)[:, 1 : c + 1]
+    return unwritten(2, c, device)
+
+
+def unwritten(rows: int, c: int, device: str) -> Tensor:
+    """Return vectors (rows, c) full of NaN, more of it beside them."""
+    return torch.full((rows, c + 3), float("nan"), device=device)[:, 1 : c + 1]
 
 
 def channels(t: Tensor) -> Tensor:
@@ -106,16 +101,12 @@ def source(
     z = y.to(WIDE) * channels(first.scale) + channels(first.shift)
     if kind == "scale-shift-relu":
         return LazyActivation((y,), (first,), None, RELU), z.relu()
-    other, second = (
-        activation(*case.source, seed=3, dtype=dtype, device=device),
-        norm(case.c, 4, device=device),
-    )
+    other = activation(*case.source, seed=3, dtype=dtype, device=device)
     if kind == "residual":
         return LazyActivation((y,), (first,), other, RELU), (z + other.to(WIDE)).relu()
-    return (
-        LazyActivation((y, other), (first, second), None, RELU),
-        (z + other.to(WIDE) * channels(second.scale) + channels(second.shift)).relu(),
-    )
+    second = norm(case.c, 4, device=device)
+    z = z + other.to(WIDE) * channels(second.scale) + channels(second.shift)
+    return LazyActivation((y, other), (first, second), None, RELU), z.relu()
 
 
 Error = tuple[str, float, float]  # of what, how large, and what it must stay below
@@ -194,9 +185,8 @@ def gradient_errors(
         activation(*s, seed=seed, dtype=dtype, device=device) for s, seed in ((out, 6), (out, 7), (size, 8))
     )
     c1, c2, c0 = draw(3, case.oc, seed=9, device=device)
-    path = BackpropPath(
-        conv, engine.pack(conv, weight, dtype), ds, y, (c1, c2, c0) if batch else (c1, None, None)
-    )
+    given = (c1, c2, c0) if batch else (c1, None, None)
+    path = BackpropPath(conv, engine.pack(conv, weight, dtype), ds, y, given)
     ys = tuple(activation(*size, seed=s, dtype=dtype, device=device) for s in (10, 11))
     norms = (norm(case.c, 12, batch, device), norm(case.c, 13, batch, device))
     saved = engine.form(LazyActivation(ys, norms, None, RELU), True)
@@ -211,10 +201,8 @@ def gradient_errors(
 
     dy = ds.to(WIDE) * channels(c1) + (y.to(WIDE) * channels(c2) + channels(c0) if batch else 0)
     dy = dy.to(dtype).to(WIDE) if dtype != torch.float32 else dy  # as the matrix unit reads it
-    expected = torch.nn.grad.conv2d_input(
-        size, weight.to(WIDE), dy, conv.stride, conv.padding, conv.dilation, conv.groups
-    )
-    expected = expected + added.to(WIDE)
+    geometry = conv.stride, conv.padding, conv.dilation, conv.groups
+    expected = torch.nn.grad.conv2d_input(size, weight.to(WIDE), dy, *geometry) + added.to(WIDE)
     if masked == "saved":
         expected = expected * (saved.z != 0)
     if masked == "again":
@@ -225,9 +213,8 @@ def gradient_errors(
     if mask is None:
         return
     m = found.numel() // case.c
-    for raw, own, affine_out, (a1, a2, a0) in zip(
-        mask.ys, mask.norms, mask.affine, coefficients, strict=True
-    ):
+    each = zip(mask.ys, mask.norms, mask.affine, coefficients, strict=True)
+    for raw, own, affine_out, (a1, a2, a0) in each:
         dbias = rows(found).sum(0)
         dweight = (rows(found) * (rows(raw) - own.mean)).sum(0) * own.rstd
         # the sums of a stored half gradient are those of what was rounded, or of what was not: both are right
@@ -248,12 +235,10 @@ def two_paths(
     """Return the gradient of a projection block's input: conv1ᵀ + projᵀ, of different kernels at stride 2,
     and three added terms: found and expected."""
     size = (3, 24, 9, 11)
-    three, one = (
-        Case("", 3, 9, 11, 24, 40, stride=2).conv(),
-        Case("", 3, 9, 11, 24, 40, kernel=1, stride=2, padding=0).conv(),
-    )
+    three = Case("", 3, 9, 11, 24, 40, stride=2)
+    one = dataclasses.replace(three, kernel=1, padding=0)
     paths, expected = [], torch.zeros(size, dtype=WIDE, device=device)
-    for seed, conv in ((20, three), (30, one)):
+    for seed, conv in ((20, three.conv()), (30, one.conv())):
         weight = draw(40, 24, *conv.kernel, seed=seed).to(device, dtype)
         ds, y = (activation(*conv.shape(size), seed=seed + k, dtype=dtype, device=device) for k in (1, 2))
         c1 = draw(40, seed=seed + 3, device=device)

@@ -1,9 +1,11 @@
-"""A page's part between two markers, which a command writes."""
+"""A page's part between two markers, which a command writes from a record: in words and as a table."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from bench.records.rows import Record, load
 from fastbn import files
 from fastbn.errors import UsageError
 
@@ -22,3 +24,25 @@ def write(page: Path, markers: tuple[str, str], text: str) -> bool:
     if after != before:
         files.write(page, after.encode())
     return after != before
+
+
+def put(page: Path, name: str, pattern: str, make: Callable[[Record, str], str], results: Path) -> None:
+    """Write between the page's markers of this name what `make` says of the newest record, if any."""
+    paths = sorted(results.glob(pattern), key=lambda path: path.stem[-len("2026-01-01") :])
+    if paths:
+        text = make(load(paths[-1:])[0], paths[-1].name)
+        write(page, (f"<!-- {name} -->", f"<!-- /{name} -->"), text)
+
+
+def conditions(record: Record, file: str) -> str:
+    """Return a sentence on where and when, with the record's name."""
+    own = record.conditions
+    versions = ", ".join(f"{name} {version}" for name, version in own["versions"].items())
+    return f"{own['device']}; {versions}; commit {own['commit']}; {own['date']} (`{file}`)."
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]], others: str = "---:") -> str:
+    """Return Markdown; the first column's cells to the left, the others as told."""
+    head = list(head)
+    lines = [head, ["---", *[others] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

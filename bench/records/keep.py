@@ -33,9 +33,8 @@ def keep(
     for place in places:
         found = sorted(path.parent for path in place.rglob("config.json"))
         if not found:
-            raise UsageError(
-                f"{place} holds no run: no config.json in it or below; give a folder that the trainer wrote"
-            )
+            remedy = "give a folder that the trainer wrote"
+            raise UsageError(f"{place} holds no run: no config.json in it or below; {remedy}")
         for path in found:
             inside = path.relative_to(place) if path != place else Path(path.name)
             run, kept = folder_of(path), under_way / inside
@@ -88,11 +87,8 @@ def _copy(run: Run, target: Path, out: str) -> str:
     if not checkpoint.exists():
         return f"{target}: {at}, nothing saved yet, not kept"
     if checkpoint.stat().st_size > LARGEST:
-        size = (
-            f"its checkpoint of {checkpoint.stat().st_size:,} bytes is more than the {LARGEST:,} that "
-            "are kept"
-        )
-        return f"{target}: {at}, {size}; carry it by other means"
+        size = f"{checkpoint.stat().st_size:,} bytes is more than the {LARGEST:,} that are kept"
+        return f"{target}: {at}, its checkpoint of {size}; carry it by other means"
     target.mkdir(parents=True, exist_ok=True)
     tensors, header = checked_file.read(checkpoint)
     _write(target / CHECKPOINT, tensors, _without_paths(header, out))
@@ -110,11 +106,8 @@ def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> No
     writing to the next."""
     if path.exists():
         there, told = checked_file.read(path)
-        if (
-            told == header
-            and there.keys() == tensors.keys()
-            and all(there[name].equal(tensors[name]) for name in tensors)
-        ):
+        same = told == header and there.keys() == tensors.keys()
+        if same and all(there[name].equal(tensors[name]) for name in tensors):
             return
     checked_file.write(path, tensors, header)
 

@@ -32,7 +32,7 @@ def table(pretrained: Path, results: Path = RESULTS) -> str:
     """Return the table in Markdown."""
     runs = [run for run in read([results]) if run.finished]
     rows = [_row(path, found) for path, found in networks(pretrained, runs)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (COLUMNS, ["---"] * len(COLUMNS), *rows))
+    return between.table(COLUMNS, rows, "---")
 
 
 def networks(pretrained: Path, runs: list[Run]) -> list[tuple[Path, Run]]:

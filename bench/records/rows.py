@@ -67,6 +67,8 @@ class Row:
     accuracy: float | None = None  # of a run, on its test set
     epochs: int | None = None
     more: dict[str, Any] | None = None  # what this level alone records
+    # the seconds in the order in which they were taken; no record holds them
+    samples: list[float] | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @classmethod
     def of(cls, level: str, case: Any, provider: str, trains: str = "bn", **more: Any) -> Row:
@@ -84,14 +86,16 @@ class Row:
         return self.failed is not None and self.failed.startswith(HOPELESS)
 
     def time(self, samples: Iterable[float]) -> Row:
-        """Take the median, quartiles and number of these seconds, and return the row."""
-        for name, value in quartiles(samples).items():
+        """Take these seconds, their median, quartiles and number, and return the row."""
+        self.samples = list(samples)
+        for name, value in quartiles(self.samples).items():
             setattr(self, name, value)
         return self
 
     def told(self) -> dict[str, Any]:
         """Return what is known of it, as a record holds it."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        own = dataclasses.asdict(dataclasses.replace(self, samples=None))
+        return {name: value for name, value in own.items() if value is not None}
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -162,7 +166,7 @@ def _early(level: str, body: dict[str, Any], old: dict[str, Any]) -> Row:
     provider = old.pop("provider", None) or old.get("plan") or f"{old.get('ranks')} ranks"
     for before, after in EARLY.items():
         provider = provider.replace(before, after)
-    known = {field.name for field in dataclasses.fields(Row)} - {"more"}
+    known = {field.name for field in dataclasses.fields(Row)} - {"more", "samples"}
     own = {"batch_size": body.get("batch_size")} | {n: v for n, v in old.items() if n in known}
     own |= {name: body[name] for name in ("depth", "family", "size") if name in body}
     samples, case = own.pop("seconds", None), f"ResNet-{body['depth']}, batch {own['batch_size']}"

@@ -43,10 +43,8 @@ class Case:
 
     @property
     def title(self) -> str:
-        return (
-            f"ResNet-{self.depth}, width {self.width}, {self.size}×{self.size}, batch {self.batch_size}, "
-            f"{self.precision}"
-        )
+        image = f"{self.size}×{self.size}, batch {self.batch_size}"
+        return f"ResNet-{self.depth}, width {self.width}, {image}, {self.precision}"
 
     @property
     def key(self) -> str:
@@ -127,9 +125,8 @@ def grid(name: str, device: torch.device) -> Grid:
     if name == "default":
         blocks = tuple(Blocks(channels, size, 128) for channels, size in ((16, 32), (32, 16), (64, 8)))
         cifar = tuple(Case(depth, 128) for depth in (32, 56))
-        scaling = _grow(
-            Case(14, 32), depth=(8, 14, 26, 50), batch_size=(8, 16, 32, 64), width=(8, 16, 32, 64)
-        )
+        grown = {"depth": (8, 14, 26, 50), "batch_size": (8, 16, 32, 64), "width": (8, 16, 32, 64)}
+        scaling = _grow(Case(14, 32), **grown)
         compiled = () if device.type == "cpu" else cifar
         half = (Case(32, 128, precision="bf16"),) if device.type == "cpu" else ()
         steps = (*cifar, Case(14, 128, width=64), Case(18, 16, 64), *half)
@@ -141,9 +138,8 @@ def grid(name: str, device: torch.device) -> Grid:
         blocks += tuple(Blocks(*shape, 64) for shape in large)
         steps = tuple(Case(depth, 128) for depth in (14, 32, 56, 110, 866))
         steps += (Case(18, 64, 224), Case(50, 64, 224, "imagenet"))
-        scaling = _grow(
-            Case(14, 128), depth=(14, 26, 56, 110, 218, 434, 866), width=(16, 32, 64, 128, 256, 512)
-        )
+        depths, widths = (14, 26, 56, 110, 218, 434, 866), (16, 32, 64, 128, 256, 512)
+        scaling = _grow(Case(14, 128), depth=depths, width=widths)
         scaling |= _grow(Case(56, 128), batch_size=(32, 64, 128, 256, 512, 1024, 2048))
         runs = (Run(14, 20, 16), Run(56, 20, 128))
         memory = (Case(56, 128), Case(18, 16, 64))

@@ -41,9 +41,8 @@ def regions(case: Case) -> tuple[tuple[Any, tuple[Any, ...], tuple[bool, ...]], 
             module = self.fetch_attr(target)
             if not isinstance(module, FusedRegion):
                 return super().call_module(target, args, kwargs)
-            found.append(
-                (module.region, tuple(tuple(x.shape) for x in args), tuple(x.requires_grad for x in args))
-            )
+            shapes = tuple(tuple(x.shape) for x in args)
+            found.append((module.region, shapes, tuple(x.requires_grad for x in args)))
             return module._stock[0](*args)
 
     _, program = read(model, {}, Reference(), {})
@@ -72,9 +71,5 @@ def figures(case: Case, provider: Provider) -> dict[str, int]:
 
 def roofline_share(case: Case, provider: Provider, seconds: float, machine: dict[str, float]) -> float:
     """Return the least time of forward and backward, over the time that the whole step took."""
-    found = plan(case, provider)
-    least = sum(
-        least_seconds(total(passes), machine, provider.precision)
-        for passes in (found.forward, found.backward)
-    )
-    return least / seconds
+    found, rates = plan(case, provider), (machine, provider.precision)
+    return sum(least_seconds(total(each), *rates) for each in (found.forward, found.backward)) / seconds

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.oracle.errors import relative
-from bench.oracle.networks import flip_free, norms
+from bench.oracle.networks import flip_free, gradient
 from bench.suite.cases import Case
 from bench.suite.providers import Provider
 from bench.suite.steps import Ready
@@ -59,13 +59,6 @@ def expected(case: Case, device: torch.device) -> Tensor:
     with steady(model):
         F.cross_entropy(model(x.double().contiguous(memory_format=torch.channels_last)), labels).backward()
     return gradient(model)
-
-
-def gradient(model: nn.Module) -> Tensor:
-    """Return the gradient of every γ and β in one float64 vector: in short arithmetic the ones that are all
-    rounding drown in it."""
-    found = [p.grad for norm in norms(model) for p in (norm.weight, norm.bias)]
-    return torch.cat([g.detach().double().flatten() for g in found if g is not None])
 
 
 @contextlib.contextmanager

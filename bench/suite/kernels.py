@@ -46,6 +46,7 @@ CACHES = ("cold", "warm")
 FLUSH = {"cpu": 1 << 27, "cuda": 1 << 28}  # bytes of that buffer
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 EPSILON = 1e-5  # of BatchNorm
+GEOMETRY = [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, False, False]  # of the input gradient
 STOCK, ALONE = "stock channels-last", "convolution alone"
 
 Results = Callable[[], list[Tensor]]  # a forward's: [output]; a gradient's: [ds, dγ, dβ, dy]
@@ -71,10 +72,8 @@ class Inputs:
 def inputs(blocks: Blocks, device: torch.device) -> Inputs:
     n, c, size, dtype = blocks.batch_size, blocks.channels, blocks.size, DTYPES[blocks.precision]
     draw = torch.Generator().manual_seed(0)
-    drawn = (
-        torch.randn(n, size, size, c, generator=draw).to(device, dtype).permute(0, 3, 1, 2) for _ in range(4)
-    )
-    y, residual, dy, added = drawn
+    drawn = (torch.randn(n, size, size, c, generator=draw) for _ in range(4))
+    y, residual, dy, added = (t.to(device, dtype).permute(0, 3, 1, 2) for t in drawn)
     weight = (torch.randn(c, c, 3, 3, generator=draw) / (9 * c) ** 0.5).to(device, dtype)
     gamma, beta = torch.rand(c, generator=draw) / 2 + 0.5, torch.where(torch.arange(c) % 3 > 0, 6.0, -6.0)
     weight = weight.contiguous(memory_format=torch.channels_last)
@@ -88,20 +87,19 @@ def region(channels: int) -> Region:
     def conv(name: str, source: int) -> Conv:
         return Conv(name, f"{name}_bn", source, channels, channels, (3, 3), (1, 1), (1, 1), (1, 1), 1, 0)
 
-    joins = [
-        Join(2 * k + 1 + j, (conv(f"{k}.{'ab'[j]}", 2 * k + j),), 2 * k if j else None, RELU)
-        for k in (0, 1)
-        for j in (0, 1)
-    ]
+    joins = (
+        Join(i + 1, (conv(f"{i // 2}.{'ab'[i % 2]}", i),), i - 1 if i % 2 else None, RELU) for i in range(4)
+    )
     return Region(1, tuple(joins), (4,))
 
 
 def cost(blocks: Blocks, operation: str, provider: str) -> Cost:
     """Return what one operation costs by the traffic model."""
-    size = costs.BYTES[blocks.precision]
-    case = traffic.TrafficCase(
-        region(blocks.channels), ((blocks.batch_size, blocks.channels, blocks.size, blocks.size),), size, size
+    size, shape = (
+        costs.BYTES[blocks.precision],
+        (blocks.batch_size, blocks.channels, blocks.size, blocks.size),
     )
+    case = traffic.TrafficCase(region(blocks.channels), (shape,), size, size)
     fused = provider.startswith("fastbn")
     plan = traffic.fused(case) if fused else traffic.stock(case)
     names = {
@@ -125,9 +123,8 @@ def fused(operation: str, own: Engine, given: Inputs) -> Results:
     mean, rstd = rows.mean(0), (rows.var(0, correction=0) + EPSILON).rsqrt()
     scale = given.gamma * rstd
     norm = NormVectors(torch.stack([mean, rstd, scale, given.beta - mean * scale]).float(), True)
-    target = NormTarget(
-        nn.BatchNorm2d(c).to(device), None, NormVectors(torch.empty(4, c, device=device), True)
-    )
+    vectors = NormVectors(torch.empty(4, c, device=device), True)
+    target = NormTarget(nn.BatchNorm2d(c).to(device), None, vectors)
     source = LazyActivation((given.y,), (norm,), given.residual if with_residual else None, RELU)
     packed = own.pack(conv, given.weight, given.y.dtype)
 
@@ -179,16 +176,14 @@ def stock(operation: str, given: Inputs) -> Results:
     if not operation.startswith("∇"):
         return form if operation == "form" else forward
     n, mean, rstd, reserve, kind = normalised()
-    z, conv = formed(n), ([1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, False, False])
+    z = formed(n)
 
     def gradient() -> list[Tensor]:
-        dz = aten.convolution_backward(given.dy, z, given.weight, None, *conv)[0]
+        dz = aten.convolution_backward(given.dy, z, given.weight, None, *GEOMETRY)[0]
         ds = aten.threshold_backward(dz + given.added if with_residual else dz, z, 0)
         saved = given.y, ds, given.gamma, *running, mean, rstd
-        outputs = [True, True, True]
-        dy, dgamma, dbeta = aten._batch_norm_impl_index_backward(
-            kind, *saved, True, EPSILON, outputs, reserve
-        )
+        more = True, EPSILON, [True, True, True], reserve
+        dy, dgamma, dbeta = aten._batch_norm_impl_index_backward(kind, *saved, *more)
         return [ds, dgamma, dbeta, dy]
 
     return gradient
@@ -199,9 +194,8 @@ def alone(operation: str, given: Inputs) -> Results:
     if not operation.startswith("∇"):
         z = F.relu(given.y)
         return lambda: [F.conv2d(z, given.weight, None, padding=1)]
-    geometry = [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, False, False]
     backward = torch.ops.aten.convolution_backward
-    return lambda: [backward(given.dy, given.y, given.weight, None, *geometry)[0]]
+    return lambda: [backward(given.dy, given.y, given.weight, None, *GEOMETRY)[0]]
 
 
 def error(found: list[Tensor], exact: list[Tensor], given: Inputs) -> float:
@@ -234,8 +228,8 @@ def measure(
     machine: dict[str, float],
     rounds: int,
     providers: Mapping[str, Engine | None] | None = None,
-) -> dict[tuple[str, str], tuple[Row, list[float]]]:
-    """Return, by cache and provider, the row and its samples: all providers in turn, after the gate, which
+) -> dict[tuple[str, str], Row]:
+    """Return, by cache and provider, the row: all providers in turn, after the gate, which
     the convolution alone has nothing to be let through for.
 
     providers: fastbn's by name with their engine, STOCK and ALONE with none; those of `everyone` where none
@@ -274,5 +268,5 @@ def measure(
                 own.time(samples[name])
                 least = costs.least_seconds(cost(blocks, operation, name), machine, blocks.precision)
                 own.roofline_share = least / (own.seconds or 1.0)
-            found[cache, name] = own, samples.get(name, [])
+            found[cache, name] = own
     return found

@@ -6,7 +6,6 @@ import math
 import os
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -27,15 +26,7 @@ MEMINFO = Path("/proc/meminfo")
 ROOM = 0.6  # of the free memory: what all providers of a case may save for their backwards together
 
 
-@dataclass
-class Measured:
-    """A row and its seconds, in the order in which they were taken; none where it failed."""
-
-    row: Row
-    samples: list[float] = field(default_factory=list)
-
-
-Results = dict[str, Measured]  # by provider
+Results = dict[str, Row]  # by provider
 
 
 def steps(
@@ -51,7 +42,7 @@ def steps(
     into memory together. Without the machine's rates there is no share of roofline."""
     torch._dynamo.reset()  # a case's compilations are its own
     wanted = gate.expected(case, device)
-    found = {provider.name: Measured(provider.row(level, case)) for provider in everyone}
+    found = {provider.name: provider.row(level, case) for provider in everyone}
     alone = len(everyone) > 1 and sum(costs.plan(case, p).saved for p in everyone) > ROOM * free_bytes(device)
     groups = [[p] for p in everyone] if alone else [list(everyone)]
     tried: list[Row] = []
@@ -59,24 +50,21 @@ def steps(
         ready: dict[str, Ready] = {}
         share = most_seconds / len(groups) / len(group)
         for provider in reversed(group):  # fastbn first: who is hopeless is told by who is not
-            row = found[provider.name].row
+            row = found[provider.name]
             row.alone = alone or None
             try:
                 ready[provider.name] = admit(row, case, provider, wanted, device, share, tried)
             except Exception as error:  # its row says what went wrong, and the others are measured
                 row.failed = reason(error)
             tried.append(row)
-        timed = [p for p in group if p.name in ready and not found[p.name].row.failed]
+        timed = [p for p in group if p.name in ready and not found[p.name].failed]
         calls = {provider.name: ready[provider.name].step for provider in timed}
         samples = clock.interleaved(calls, rounds, device, most_seconds=most_seconds / len(groups))
         for provider in timed:
-            own = found[provider.name]
-            own.samples = samples[provider.name]
-            own.row.time(own.samples)
-            if machine is not None and own.row.seconds:
-                reached = costs.roofline_share(case, provider, own.row.seconds, machine)
-                own.row.roofline_share = reached
-            own.row.energy_joules = energy(ready[provider.name], device)
+            row = found[provider.name].time(samples[provider.name])
+            if machine is not None and row.seconds:
+                row.roofline_share = costs.roofline_share(case, provider, row.seconds, machine)
+            row.energy_joules = energy(ready[provider.name], device)
         ready.clear()
         free_unused(device)
     return found

@@ -13,6 +13,7 @@ Stock is the network's own stock path, the tests' oracle. The ratio that counts 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable
 
 import torch
@@ -65,16 +66,11 @@ class Provider:
 
 def stock(ways: Iterable[str], precisions: Iterable[str], trains: Iterable[str] = STOCK) -> list[Provider]:
     """Return stock in each of these ways and precisions, channels-last."""
-    return [
-        Provider(" ".join(_words(STOCK[what], way, precision)), what, way=way, precision=precision)
-        for what in trains
-        for way in ways
-        for precision in precisions
-    ]
-
-
-def _words(name: str, way: str, precision: str) -> list[str]:
-    return [name, way.replace("eager", "channels-last"), *[precision] * (precision != "fp32")]
+    found = []
+    for what, way, precision in itertools.product(trains, ways, precisions):
+        words = [STOCK[what], way.replace("eager", "channels-last"), *[precision] * (precision != "fp32")]
+        found.append(Provider(" ".join(words), what, way=way, precision=precision))
+    return found
 
 
 def providers(case: Case, device: torch.device, compiled: bool = False) -> list[Provider]:
@@ -82,13 +78,12 @@ def providers(case: Case, device: torch.device, compiled: bool = False) -> list[
     it compiles for minutes."""
     cuda = device.type == "cuda"
     if case.precision == "mixed" and not cuda:
-        raise MachineError(
-            f"{case.title}: mixed precision is measured on CUDA, this is {device.type}; ask for fp32 or bf16"
-        )
+        what = f"mixed precision is measured on CUDA, this is {device.type}"
+        raise MachineError(f"{case.title}: {what}; ask for fp32 or bf16")
     amps = [amp for amp in AUTOCAST if case.precision in ("mixed", amp.removeprefix("amp-"))]
     ways = [*["compiled"] * compiled, *["graph"] * cuda]
     found = []
-    for name, trains in ((name, trains) for trains, name in STOCK.items()):
+    for trains, name in STOCK.items():
         if case.precision == "fp32":
             found.append(Provider(name, trains, layout=torch.contiguous_format))
         found += stock(["eager"], amps or ["fp32"], [trains])
@@ -127,9 +122,8 @@ def replicas(counts: Iterable[int], precision: str) -> list[Provider]:
 
 def few(everyone: list[Provider], way: str) -> list[Provider]:
     """Return one of each kind, taking steps this way: for a curve of many cases, for runs, for the guard."""
-    return [
-        p for p in everyone if p.way == way and p.layout == torch.channels_last and p.precision != "amp-fp16"
-    ]
+    laid = (p for p in everyone if p.way == way and p.layout == torch.channels_last)
+    return [p for p in laid if p.precision != "amp-fp16"]
 
 
 def likely_best(device: torch.device) -> str:
@@ -142,9 +136,7 @@ def left_out(device: torch.device, compiled: bool) -> list[str]:
     if device.type == "cuda":
         return []
     said = ["automatic mixed precision, CUDA graphs and energy: there is no CUDA device here"]
-    return (
-        said if compiled else [*said, "stock under torch.compile: --compiled adds it, a minute or two a case"]
-    )
+    return said + ["stock under torch.compile: --compiled adds it, a minute or two a case"] * (not compiled)
 
 
 def saved_bytes(ready: Ready) -> int:

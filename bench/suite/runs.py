@@ -15,7 +15,7 @@ import torch
 from bench.records.rows import Row
 from bench.suite import gate
 from bench.suite.cases import Case, Run
-from bench.suite.measure import Measured, admit
+from bench.suite.measure import admit
 from bench.suite.providers import Provider, few, providers
 from bench.suite.steps import network
 from fastbn import fit
@@ -35,7 +35,7 @@ def everyone(run: Run, device: torch.device) -> list[Provider]:
     return few(providers(case_of(run, device), device), "eager")
 
 
-def measure(run: Run, device: torch.device) -> dict[str, list[Measured]]:
+def measure(run: Run, device: torch.device) -> dict[str, list[Row]]:
     """Return by provider an epoch after the other, the last being the whole run; one failed row where the
     gate is shut."""
     case, train, test = case_of(run, device), *load_digits()
@@ -49,7 +49,7 @@ def measure(run: Run, device: torch.device) -> dict[str, list[Measured]]:
         for name in ("gradient_error", "failed", "first_seconds"):
             setattr(row, name, getattr(step, name))
         if row.failed:
-            found[provider.name] = [Measured(row)]
+            found[provider.name] = [row]
             continue
         model = network(case, provider.trains, provider.engine, device)
         if provider.stock:
@@ -64,25 +64,24 @@ def measure(run: Run, device: torch.device) -> dict[str, list[Measured]]:
     return found
 
 
-def _epochs(row: Row, history: list[dict[str, Any]], device: torch.device) -> list[Measured]:
+def _epochs(row: Row, history: list[dict[str, Any]], device: torch.device) -> list[Row]:
     """Return the same row for each epoch of fit's history, with what has added up until then."""
     found = []
     seconds, joules = 0.0, 0.0
     for line in history:
         seconds += line["seconds"]
         joules += line["energy_joules"] or 0.0
-        own = dataclasses.replace(
-            row, epochs=line["epoch"] + 1, accuracy=line["test_accuracy"], seconds=seconds, n=1
-        )
+        own = dataclasses.replace(row, epochs=line["epoch"] + 1, accuracy=line["test_accuracy"])
+        own.seconds, own.n, own.samples = seconds, 1, [seconds]
         own.energy_joules = joules if line["energy_joules"] is not None else None
         own.peak_memory_bytes = line["peak_memory_bytes"] if device.type == "cuda" else None
-        found.append(Measured(own, [seconds]))
+        found.append(own)
     return found
 
 
-def reaching(found: dict[str, list[Measured]], provider: str) -> Measured | None:
+def reaching(found: dict[str, list[Row]], provider: str) -> Row | None:
     """Return the first epoch at whose end this provider is at the accuracy with which fastbn's run ends; None
     if it never is, or none ran."""
-    ours = next((own[-1].row.accuracy for name, own in found.items() if name.startswith("fastbn")), None)
-    known = (own for own in found[provider] if ours is not None and own.row.accuracy is not None)
-    return next((own for own in known if own.row.accuracy >= ours), None)
+    ours = next((own[-1].accuracy for name, own in found.items() if name.startswith("fastbn")), None)
+    known = (own for own in found[provider] if ours is not None and own.accuracy is not None)
+    return next((own for own in known if own.accuracy >= ours), None)

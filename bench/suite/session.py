@@ -15,7 +15,7 @@ from bench.records.rows import Record, Row, new
 from bench.suite import kernels, measure, providers, runs
 from bench.suite.cases import Blocks, Case, Grid, Run
 from bench.suite.clock import machine_rates, played
-from bench.suite.measure import Measured, Results
+from bench.suite.measure import Results
 
 
 class Suite:
@@ -46,9 +46,9 @@ class Suite:
         found = self._steps("step", case, self.everyone(case))
         if case in self.grid.memory:
             for provider in self.few(case):
-                if not found[provider.name].row.failed:
+                if not found[provider.name].failed:
                     peak = memory.fresh(provider, case)[memory.PEAK]
-                    found[provider.name].row.peak_memory_bytes = peak
+                    found[provider.name].peak_memory_bytes = peak
         return found
 
     @functools.cache  # noqa: B019
@@ -57,42 +57,38 @@ class Suite:
 
     def _steps(self, level: str, case: Case, everyone: list[providers.Provider]) -> Results:
         limits = self.grid.rounds, self.grid.most_seconds
-        return self._kept(measure.steps(level, case, everyone, self.device, *limits, self.machine))
+        found = measure.steps(level, case, everyone, self.device, *limits, self.machine)
+        self.rows += found.values()
+        return found
 
     @functools.cache  # noqa: B019
     def kernels(self, blocks: Blocks, operation: str) -> dict[str, Results]:
         """Return an operation's results by state of the caches."""
         found: dict[str, Results] = {}
         measured = kernels.measure(blocks, operation, self.device, self.machine, self.grid.rounds)
-        for (cache, name), (row, samples) in measured.items():
-            found.setdefault(cache, {})[name] = Measured(row, samples)
-        for each in found.values():
-            self._kept(each)
+        for (cache, name), row in measured.items():
+            found.setdefault(cache, {})[name] = row
+        self.rows += measured.values()
         return found
 
     @functools.cache  # noqa: B019
-    def runs(self, run: Run) -> dict[str, list[Measured]]:
+    def runs(self, run: Run) -> dict[str, list[Row]]:
         """Return a run's rows by provider, an epoch after the other."""
         found = runs.measure(run, self.device)
-        self.rows += [each.row for epochs in found.values() for each in epochs]
-        return found
-
-    def _kept(self, found: Results) -> Results:
-        self.rows += [each.row for each in found.values()]
+        self.rows += [row for epochs in found.values() for row in epochs]
         return found
 
 
 SUITE = pytest.StashKey[Suite]()  # where a pytest config keeps it
 
 
-def play(benchmark: Any, measured: Measured, what: str = "") -> None:
+def play(benchmark: Any, row: Row, what: str = "") -> None:
     """Play one provider's test: its samples as the benchmark's rounds; red where it failed. `what` is said
     beside the case."""
-    row = measured.row
     if row.hopeless:
         pytest.skip(f"{row.case}: {row.provider}: {row.failed}")
     if row.failed:
         pytest.fail(f"{row.case}: {row.provider}: {row.failed}", pytrace=False)
     benchmark.group = f"{row.level}: {row.case}{what}"
     benchmark.extra_info.update(row.told())
-    played.play(benchmark, measured.samples)
+    played.play(benchmark, row.samples or [])

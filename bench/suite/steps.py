@@ -133,9 +133,8 @@ def fit(case: Case, device: torch.device, engine: str, precision: str, replicas:
 
     amp-fp16, which no recipe offers, comes by the same autocast that bf16 has there."""
     kind = precision.removeprefix("amp-")
-    recipe = Recipe(batch_size=case.batch_size, precision=kind if kind in PRECISIONS else "auto").resolved(
-        160
-    )
+    kind = kind if kind in PRECISIONS else "auto"
+    recipe = Recipe(batch_size=case.batch_size, precision=kind).resolved(160)
     images, steps = pixels(2 * case.batch_size, case.size).to(device), []
     for seed in range(replicas or 1):
         data = Resident(images)

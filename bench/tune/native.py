@@ -8,7 +8,6 @@ of the kernels built here is replaced, the others stay."""
 from __future__ import annotations
 
 import json
-import time
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 
 from bench.oracle.errors import relative
 from bench.records.conditions import conditions
-from bench.suite.clock import Call, interleaved
+from bench.suite.clock import Call, interleaved, processor_seconds
 from fastbn.engine.interface import BackpropPath, LazyActivation, Mask, NormTarget, NormVectors
 from fastbn.engine.native import algorithms
 from fastbn.engine.native.algorithms import NAMES, RAW, WINOGRAD
@@ -61,18 +60,10 @@ def operations(M: int, channels: int, size: int, images: int) -> tuple[Call, flo
     return both, relative(found, expected)
 
 
-def thread_seconds(call: Call, device: torch.device) -> float:
-    """Return the processor time of one call on this thread."""
-    start = time.thread_time()
-    call()
-    return time.thread_time() - start
-
-
 def measure(images: int, rounds: int) -> list[dict[str, Any]]:
     """Return a row per shape: milliseconds and error of each algorithm, taken in turn, and the choice.
 
-    Milliseconds are the least of one thread's processor time: what else runs on the machine hardly moves it.
-    """
+    Milliseconds are the least of the one thread's processor time: what else runs hardly moves it."""
     rows = []
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -81,7 +72,7 @@ def measure(images: int, rounds: int) -> list[dict[str, Any]]:
         ready, errors = {}, {}
         for M in NAMES:
             ready[M], errors[M] = operations(M, channels, size, here)
-        times = interleaved(ready, rounds, CPU, clock=thread_seconds)
+        times = interleaved(ready, rounds, CPU, clock=processor_seconds)
         row = {M: {"ms": round(1e3 * min(times[M]), 3), "error": float(f"{errors[M]:.1e}")} for M in ready}
         good = sorted((M for M in row if row[M]["error"] <= ERROR), key=lambda M: row[M]["ms"])
         packed, unpacked = (next(M for M in good if (M in WINOGRAD) is kind) for kind in (True, False))

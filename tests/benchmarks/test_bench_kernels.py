@@ -16,8 +16,8 @@ def test_fused_and_stock_kernels_are_float64s(monkeypatch):
         # 7: no whole number of Winograd's tiles
         found = kernels.measure(Blocks(8, 7, 3), operation, CPU, RATES, 3)
         assert {cache for cache, _ in found} == set(kernels.CACHES)
-        for row, samples in found.values():
-            assert row.failed is None and len(samples) == 3 and row.moved_bytes
+        for row in found.values():
+            assert row.failed is None and len(row.samples) == 3 and row.moved_bytes
             assert 0 < row.gradient_error < kernels.allowed(Blocks(8, 7, 3))
 
 

@@ -121,18 +121,12 @@ def test_a_wrong_gradient_is_a_failed_row_and_is_never_timed(engine, monkeypatch
     monkeypatch.setattr(type(engine), "gradient", wrong)
     found = measure.steps("step", TINY, providers(TINY, CPU), CPU, 3)
     (ours,) = [own for name, own in found.items() if name.startswith("fastbn")]
-    assert (
-        "gradients of γ and β are off by" in ours.row.failed and ours.row.seconds is None and not ours.samples
-    )
-    assert all(
-        own.row.seconds and not own.row.failed for name, own in found.items() if name.startswith("stock")
-    )
+    assert "gradients of γ and β are off by" in ours.failed and ours.seconds is None and not ours.samples
+    assert all(own.seconds and not own.failed for name, own in found.items() if name.startswith("stock"))
     with pytest.raises(guard.Slow, match="off by"):
         guard.check(TINY, 0.0, CPU, (3,))
-    (_, samples), = [own for (cache, name), own in kernels.measure(Blocks(8, 8, 2), "∇conv2", CPU, RATES,
-    3).items()
-                     if name.startswith("fastbn") and cache == "cold"]  # fmt: skip
-    assert not samples
+    found = kernels.measure(Blocks(8, 8, 2), "∇conv2", CPU, RATES, 3)
+    assert not found["cold", f"fastbn {engine.name}"].samples
 
 
 def test_a_provider_that_fails_is_a_row(monkeypatch):
@@ -147,8 +141,8 @@ def test_a_provider_that_fails_is_a_row(monkeypatch):
 
     monkeypatch.setattr(type(chosen[0]), "make", make)
     found = measure.steps("step", TINY, chosen, CPU, 3)
-    assert found["stock-bn channels-last"].row.failed == "RuntimeError: recompile limit"
-    record = Record(conditions={}, machine=RATES, rows=[own.row for own in found.values()])
+    assert found["stock-bn channels-last"].failed == "RuntimeError: recompile limit"
+    record = Record(conditions={}, machine=RATES, rows=[*found.values()])
     assert cases([record], "step")[0].best("stock").provider == "stock-full channels-last"
 
 
@@ -179,7 +173,7 @@ def test_a_hopeless_provider_takes_one_step_and_is_no_failure(monkeypatch):
         clock, "seconds", lambda call, device: max(right_seconds(call, device), 1e4 * (call in slow))
     )
     found = measure.steps("step", TINY, chosen, CPU, 3, 60.0)
-    row = found["stock-full channels-last"].row
+    row = found["stock-full channels-last"]
     assert (
         row.hopeless
         and "one step took 10000.0 s" in row.failed
@@ -187,22 +181,20 @@ def test_a_hopeless_provider_takes_one_step_and_is_no_failure(monkeypatch):
         and not row.gradient_error
     )
     assert taken["stock-full channels-last"] == 1 < taken["stock-bn channels-last"]
-    assert all(own.row.seconds for own in found.values() if own.row is not row)
-    record = Record(
-        conditions={"device": "d", "date": "2026"}, machine=RATES, rows=[own.row for own in found.values()]
-    )
+    assert all(own.seconds for own in found.values() if own is not row)
+    record = Record(conditions={"device": "d", "date": "2026"}, machine=RATES, rows=[*found.values()])
     assert "| 10,000 s, one step, not timed |" in readme.steps([record])
     assert any(line.split() == f"stock-full channels-last {row.failed}".split() for line in lines(record))
     with pytest.raises(pytest.skip.Exception, match="hopeless"):
         play(None, found["stock-full channels-last"])
     # no limit, no haste
-    assert not measure.steps("step", TINY, chosen, CPU, 3)["stock-full channels-last"].row.failed
+    assert not measure.steps("step", TINY, chosen, CPU, 3)["stock-full channels-last"].failed
 
 
 def test_what_does_not_fit_side_by_side_is_timed_alone_and_says_so(monkeypatch):
     monkeypatch.setattr(measure, "free_bytes", lambda device: 0)
     found = measure.steps("step", TINY, few(providers(TINY, CPU), "eager"), CPU, 3)
-    assert all(own.row.alone and own.row.seconds for own in found.values())
+    assert all(own.alone and own.seconds for own in found.values())
 
 
 def test_the_time_to_the_accuracy_at_which_fastbn_ends():
@@ -210,15 +202,14 @@ def test_the_time_to_the_accuracy_at_which_fastbn_ends():
         rows = [Row(level="run", case="c", provider=provider, trains="all", seconds=2.0 * (i + 1),
         accuracy=a, epochs=i + 1)
                 for i, a in enumerate(accuracies)]  # fmt: skip
-        return [measure.Measured(row, [row.seconds]) for row in rows]
+        return rows
 
     found = {
         "stock-full": epochs("stock-full", 0.3, 0.6, 0.9),
         "fastbn native": epochs("fastbn native", 0.2, 0.3, 0.5),
     }
     assert (
-        runs.reaching(found, "stock-full").row.epochs == 2
-        and runs.reaching(found, "fastbn native").row.epochs == 3
+        runs.reaching(found, "stock-full").epochs == 2 and runs.reaching(found, "fastbn native").epochs == 3
     )
     found["stock-full"] = epochs("stock-full", 0.3, 0.4)
     assert runs.reaching(found, "stock-full") is None
