@@ -52,6 +52,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[SUITE] = Suite(found, device, small=config.getoption("--grid") == "tiny")
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Share a module's LEVEL out to a test for each case and provider."""
+    tests = metafunc.config.stash[SUITE].tests(metafunc.module.LEVEL)
+    metafunc.parametrize("case, provider", list(tests.values()), ids=list(tests))
+
+
 @pytest.fixture(scope="session")
 def suite(request: pytest.FixtureRequest) -> Suite:
     return request.config.stash[SUITE]

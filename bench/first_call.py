@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from bench.architectures.catalogue import named
+from bench.oracle import networks
 from bench.records.rows import Record, Row, new
 from bench.suite import clock
 from fastbn import FastBNOnlyResNet, fuse
@@ -39,8 +40,18 @@ def network(name: str) -> nn.Module:
 
 def images(batch: int, size: int) -> torch.Tensor:
     """Return images (N, 3, H, W), channels-last, the same each time."""
-    x = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+    x = networks.images(batch, size, size, dtype=torch.float32)
     return x.contiguous(memory_format=torch.channels_last)
+
+
+def timed(record: Record, what: str, x: torch.Tensor, calls: dict[str, clock.Call], rounds: int) -> list[Row]:
+    """Return the rows of these calls, taken in turn; the record has them too."""
+    found, (batch, _, _, size) = clock.interleaved(calls, rounds, CPU, clock=clock.of_threads()), x.shape
+    own = {"level": "check", "case": f"{what}, {size}×{size}, batch {batch}, fp32", "trains": "bn"}
+    own |= {"size": size, "batch_size": batch}
+    rows = [Row(provider=provider, **own).time(samples) for provider, samples in found.items()]
+    record.rows += rows
+    return rows
 
 
 def check_of(fused: Fused, x: torch.Tensor) -> Callable[[], None]:
@@ -66,20 +77,17 @@ def first_call(record: Record, name: str, batches: list[int], rounds: int) -> No
         x = images(batch, size)
         model(x)
         calls = {FORWARD: lambda x=x: own(x), CHECK: check_of(fused, x)}
-        found = clock.interleaved(calls, rounds, CPU, clock=clock.of_threads())
-        case = f"{name}, {size}×{size}, batch {batch}, fp32"
-        for provider, samples in found.items():
-            row = Row(level="check", case=case, provider=provider, trains="bn", size=size, batch_size=batch)
-            record.rows.append(row.time(samples))
-        ratio = statistics.median(c / f for c, f in zip(found[CHECK], found[FORWARD], strict=True))
-        record.rows[-1].more = {"forwards": round(ratio, 3)}
-        times = "".join(f"{1e3 * statistics.median(found[provider]):12.2f}" for provider in (FORWARD, CHECK))
-        print(f"{case:58}{times}{ratio:10.2f}", flush=True)
+        forward, check = timed(record, name, x, calls, rounds)
+        pairs = zip(check.samples or [], forward.samples or [], strict=True)
+        ratio = statistics.median(checked / alone for checked, alone in pairs)
+        check.more = {"forwards": round(ratio, 3)}
+        times = "".join(f"{1e3 * (row.seconds or 0.0):12.2f}" for row in (forward, check))
+        print(f"{check.case:58}{times}{ratio:10.2f}", flush=True)
 
 
 def steps(record: Record, batch: int, rounds: int) -> None:
     """Measure a step after the first calls, with the check and without it."""
-    x, size = images(batch, NETWORKS[RESNET20]), NETWORKS[RESNET20]
+    x = images(batch, NETWORKS[RESNET20])
 
     def step(check: bool) -> Callable[[], None]:
         model = fuse(network(RESNET20), check=check)
@@ -92,13 +100,9 @@ def steps(record: Record, batch: int, rounds: int) -> None:
         run()
         return run
 
-    case = f"step of {RESNET20}, {size}×{size}, batch {batch}, fp32"
     calls = {f"check={check}": step(check) for check in (True, False)}
-    found = clock.interleaved(calls, rounds, CPU, clock=clock.of_threads())
-    for provider, samples in found.items():
-        row = Row(level="check", case=case, provider=provider, trains="bn", size=size, batch_size=batch)
-        record.rows.append(row.time(samples))
-        print(f"{case:58}{1e3 * (record.rows[-1].seconds or 0.0):12.2f}  {provider}", flush=True)
+    for row in timed(record, f"step of {RESNET20}", x, calls, rounds):
+        print(f"{row.case:58}{1e3 * (row.seconds or 0.0):12.2f}  {row.provider}", flush=True)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -7,29 +7,18 @@ import pytest
 
 from bench.suite import runs
 from bench.suite.cases import Run
-from bench.suite.session import SUITE, Suite, play
+from bench.suite.session import Suite, play
+
+LEVEL = "run"
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    suite = metafunc.config.stash[SUITE]
-    chosen = [
-        (run, provider.name) for run in suite.grid.runs for provider in runs.everyone(run, suite.device)
-    ]
-    metafunc.parametrize(
-        "run, provider",
-        chosen,
-        ids=[f"{run.depth}-{run.epochs}x-b{run.batch_size}-{name}" for run, name in chosen],
-    )
+def test_run(suite: Suite, benchmark: Any, case: Run, provider: str) -> None:
+    play(benchmark, suite.runs(case)[provider][-1])
 
 
-def test_run(suite: Suite, benchmark: Any, run: Run, provider: str) -> None:
-    play(benchmark, suite.runs(run)[provider][-1])
-
-
-def test_time_to_the_same_accuracy(suite: Suite, benchmark: Any, run: Run, provider: str) -> None:
-    found = runs.reaching(suite.runs(run), provider)
+def test_time_to_the_same_accuracy(suite: Suite, benchmark: Any, case: Run, provider: str) -> None:
+    found = runs.reaching(suite.runs(case), provider)
     if found is None:
-        pytest.skip(
-            f"{provider} was not, or not in {run.epochs} epochs, at the accuracy with which fastbn's run ends"
-        )
+        never = f"was not, or not in {case.epochs} epochs, at the accuracy with which fastbn's run ends"
+        pytest.skip(f"{provider} {never}")
     play(benchmark, found, ", to fastbn's accuracy")

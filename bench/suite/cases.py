@@ -73,6 +73,10 @@ class Blocks:
     precision: str = "fp32"
 
     @property
+    def key(self) -> str:
+        return f"{self.channels}x{self.size}-b{self.batch_size}-{self.precision}"
+
+    @property
     def title(self) -> str:
         return f"{self.channels} channels, {self.size}×{self.size}, batch {self.batch_size}, {self.precision}"
 
@@ -86,6 +90,10 @@ class Run:
     batch_size: int
     width: int | None = None
     limit: int | None = None  # of the training images
+
+    @property
+    def key(self) -> str:
+        return f"{self.depth}-{self.epochs}x-b{self.batch_size}"
 
     @property
     def title(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from typing import Any
 
 import pytest
@@ -40,6 +41,22 @@ class Suite:
     def few(self, case: Case) -> list[providers.Provider]:
         """Return who takes a step of a case of a curve."""
         return providers.few(providers.providers(case, self.device), providers.likely_best(self.device))
+
+    def tests(self, level: str) -> dict[str, tuple[Any, str]]:
+        """Return each case of a level with who takes part in it, by their test's id."""
+        grid, grown = self.grid, dict.fromkeys(case for own in self.grid.scaling.values() for case in own)
+        if level == "kernel":
+            sides = (kernels.STOCK, "fastbn")
+            each = itertools.product(grid.blocks, kernels.OPERATIONS, kernels.CACHES, sides)
+            named = {"-".join((op.replace("∇", "grad-"), b.key, *who)): (b, op, *who) for b, op, *who in each}
+            return {name: (case, who) for name, (*case, who) in named.items()}
+        if level == "run":
+            everyone = {run: runs.everyone(run, self.device) for run in grid.runs}
+        elif level == "step":
+            everyone = {case: self.everyone(case) for case in grid.steps}
+        else:
+            everyone = {case: self.few(case) for case in grown}  # where curves cross, once
+        return {f"{case.key}-{p.name}": (case, p.name) for case, own in everyone.items() for p in own}
 
     @functools.cache  # noqa: B019 - a suite lives as long as its process
     def steps(self, case: Case) -> Results:
