@@ -52,15 +52,14 @@ def lead(case: Case, device: torch.device, rounds: int) -> Lead:
     """Measure fastbn beside stock. Raises Slow where one of them has no figures."""
     everyone = few(providers(case, device), likely_best(device))
     found = measure.steps("guard", case, everyone, device, rounds)
-    timed = {name: own for name, own in found.items() if own.seconds}
-    fastest = sorted(timed, key=lambda name: timed[name].seconds or math.inf)
-    ours = next((name for name in fastest if name.startswith("fastbn")), None)
-    stock = next((name for name in fastest if name.startswith("stock")), None)
-    if ours is None or stock is None:
-        failed = (own for own in found.values() if own.failed)
-        raise Slow(f"{case.title}: " + "; ".join(f"{row.provider}: {row.failed}" for row in failed))
-    samples = zip(*((timed[name].samples or []) for name in (stock, ours)), strict=True)
-    said = [f"{name} {1e3 * (timed[name].seconds or 0.0):.1f} ms" for name in (ours, stock)]
+    rows = sorted((row for row in found.values() if row.seconds), key=lambda row: row.seconds or math.inf)
+    best = {row.provider.split()[0].split("-")[0]: row for row in reversed(rows)}
+    if not {"fastbn", "stock"} <= best.keys():
+        failed = (f"{row.provider}: {row.failed}" for row in found.values() if row.failed)
+        raise Slow(f"{case.title}: {'; '.join(failed)}")
+    ours, stock = best["fastbn"], best["stock"]
+    samples = zip(stock.samples or [], ours.samples or [], strict=True)
+    said = [f"{row.provider} {1e3 * (row.seconds or 0.0):.1f} ms" for row in (ours, stock)]
     return Lead(
         [theirs / own for theirs, own in samples], f"{case.title}: {said[0]}, best of stock {said[1]}"
     )

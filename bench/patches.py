@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -42,18 +43,14 @@ def patched(case: Case, tasks: int, device: torch.device, engine: str) -> Patche
 
 
 def switching(patches: Patches, model: nn.Module) -> dict[str, Callable[[], object]]:
-    """Return, by provider, so many switches to and fro."""
-    states = [{key: t.clone() for key, t in patches.values(name).items()} for name in patches.names[:2]]
-
-    def copied() -> None:
-        for i in range(SWITCHES):
-            patches.use(patches.names[i % 2])
-
-    def loaded() -> None:
-        for i in range(SWITCHES):
-            model.load_state_dict(states[i % 2], strict=False)
-
-    return {"Patches.use": copied, "load_state_dict": loaded}
+    """Return, by provider, a switch to and fro."""
+    held = [patches.values(name) for name in patches.names[:2]]
+    states = itertools.cycle([{key: t.clone() for key, t in values.items()} for values in held])
+    names = itertools.cycle(patches.names[:2])
+    return {
+        "Patches.use": lambda: patches.use(next(names)),
+        "load_state_dict": lambda: model.load_state_dict(next(states), strict=False),
+    }
 
 
 def serving(patches: Patches, x: torch.Tensor) -> dict[str, Callable[[], object]]:
@@ -93,11 +90,11 @@ def main() -> None:
     assert fused is not None
     x, _ = case.inputs(device)
 
-    def add(title: str, samples: dict[str, list[float]], calls: int = 1) -> None:
+    def add(title: str, samples: dict[str, list[float]]) -> None:
         for name, every in samples.items():
             row = Row.of("patches", case, name, TRAINS)
             row.case, row.more = title, {"tasks": asked.tasks, "served": patches.served, "engine": fused.why}
-            record.rows.append(row.time(second / calls for second in every))
+            record.rows.append(row.time(every))
             print(f"{title:54} {name:32} {1e3 * (row.seconds or 0):10.3f} ms")
 
     with torch.no_grad():
@@ -107,7 +104,9 @@ def main() -> None:
         samples = clock.interleaved(calls, asked.rounds, device, most_seconds=asked.seconds)
         add(f"{asked.tasks} tasks, {case.title}", samples)
         switches = switching(patches, patches.model)
-        add(f"a switch, ResNet-{case.depth}", clock.interleaved(switches, asked.rounds, device), SWITCHES)
+        times = dict.fromkeys(switches, SWITCHES)
+        samples = clock.interleaved(switches, asked.rounds, device, times=times)
+        add(f"a switch, ResNet-{case.depth}", samples)
     print(record.save(f"patches-resnet{case.depth}-{case.size}px-b{case.batch_size}-{asked.tasks}-tasks"))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.gpu.bars import line
-from bench.records.conditions import write
+from bench.records.conditions import in_words, write
 from bench.records.rows import FORMAT, Row, slug
 
 NEAREST = 20  # checks that are kept: those that came nearest to failing
@@ -52,8 +52,7 @@ def merge(out: Path, results: Path) -> int:
 
 def _table(stages: Stages) -> Iterator[str]:
     found = next(iter(stages.values()))["conditions"]
-    driver = found.get("driver", "none")
-    yield f"{found['device']}, driver {driver}, {found['versions']}, commit {found['commit']}"
+    yield f"{', '.join(in_words(found))}, driver {found.get('driver', 'none')}"
     for name, stage in stages.items():
         done = "finished" if stage["finished"] else "NOT FINISHED"
         counts = f"{len(stage.get('failures', [])):4} failures{len(stage['left_out']):4} left out"
@@ -73,10 +72,10 @@ def _table(stages: Stages) -> Iterator[str]:
 
 
 def _step(row: Row) -> str:
-    memory = f"{row.peak_memory_bytes / 1e9:8.2f} GB" if row.peak_memory_bytes is not None else ""
+    said = f"    {row.provider:40}{1e3 * (row.seconds or 0.0):10.3f} ms"
+    said += f"{row.peak_memory_bytes / 1e9:8.2f} GB" if row.peak_memory_bytes is not None else ""
     part = (row.more or {}).get("seconds_per_replica")
-    each = f"{1e3 * part:10.3f} ms per replica" if part else ""
-    return f"    {row.provider:40}{1e3 * (row.seconds or 0.0):10.3f} ms{memory}{each}"
+    return said + (f"{1e3 * part:10.3f} ms per replica" if part else "")
 
 
 def _kernel(row: Row, machine: dict[str, float]) -> str:

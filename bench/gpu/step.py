@@ -96,27 +96,20 @@ def started(provider: Provider, case: Case, row: Row) -> clock.Call:
 
 def timed(ready: list[tuple[Row, clock.Call]], budget: float, small: bool) -> None:
     """Warm up and time these in turn, all of them within a budget of seconds."""
-    bursts: dict[str, clock.Call] = {}
-    counts: dict[str, int] = {}
+    times = {}
     for row, step in ready:
         each = clock.seconds(step, DEVICE)
         warm = 0 if small else 20 if each < 0.1 else 3
         for _ in range(warm):
             step()
-        assert row.more is not None
-        counts[row.provider] = row.more["steps_per_round"] = 5 if each < 0.01 and not small else 1
-        row.more["warm_ups"] = 4 + warm
-        bursts[row.provider] = functools.partial(_burst, step, counts[row.provider])
-    samples = clock.interleaved(bursts, 2 if small else MOST_ROUNDS, DEVICE, most_seconds=0.7 * budget)
+        times[row.provider] = 5 if each < 0.01 and not small else 1
+        row.more = (row.more or {}) | {"steps_per_round": times[row.provider], "warm_ups": 4 + warm}
+    calls, rounds = {row.provider: step for row, step in ready}, 2 if small else MOST_ROUNDS
+    samples = clock.interleaved(calls, rounds, DEVICE, most_seconds=0.7 * budget, times=times)
     for row, _ in ready:
-        row.time(seconds / counts[row.provider] for seconds in samples[row.provider])
+        row.time(samples[row.provider])
         if row.more and row.more["replicas"]:
             row.more["seconds_per_replica"] = (row.seconds or 0.0) / row.more["replicas"]
-
-
-def _burst(step: clock.Call, count: int) -> None:
-    for _ in range(count):
-        step()
 
 
 def start_again_if_broken(seconds: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from bench.records.conditions import in_words
 from bench.records.rows import Record, load
 from fastbn import files
 from fastbn.errors import UsageError
@@ -36,9 +37,7 @@ def put(page: Path, name: str, pattern: str, make: Callable[[Record, str], str],
 
 def conditions(record: Record, file: str) -> str:
     """Return a sentence on where and when, with the record's name."""
-    own = record.conditions
-    versions = ", ".join(f"{name} {version}" for name, version in own["versions"].items())
-    return f"{own['device']}; {versions}; commit {own['commit']}; {own['date']} (`{file}`)."
+    return f"{'; '.join(in_words(record.conditions))} (`{file}`)."
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]], others: str = "---:") -> str:

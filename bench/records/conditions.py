@@ -42,6 +42,16 @@ def conditions(device: torch.device | None = None) -> dict[str, Any]:
     return found | {"commit": commit or "unknown", "date": time.strftime("%Y-%m-%d")}
 
 
+def in_words(found: dict[str, Any], *only: str) -> list[str]:
+    """Return the device, the versions (all, or those named), the commit and the date of a measurement in
+    words; what its record does not hold is left out."""
+    known = found.get("versions") or {}
+    versions = ", ".join(f"{name} {known[name]}" for name in only or known if name in known)
+    commit = f"commit {found['commit']}" if found.get("commit") else None
+    parts = (found.get("device"), versions, commit, found.get("date"))
+    return [str(part) for part in parts if part]
+
+
 def _said(*command: str) -> str:
     """Return what a command prints; nothing where it is not there or fails."""
     if shutil.which(command[0]) is None:

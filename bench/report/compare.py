@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+from bench.records.conditions import in_words
 from bench.records.rows import Record, Row
 from fastbn.page.page import ABSENT, Html, listing
 from fastbn.page.scales import number
@@ -64,11 +65,7 @@ class Case:
     @property
     def under(self) -> str:
         """The conditions of a figure in one line; all of them stand at the page's end."""
-        found = self.record.conditions
-        versions, commit = found.get("versions"), found.get("commit")
-        torch = f"torch {versions['torch']}" if isinstance(versions, dict) and "torch" in versions else None
-        parts = (found.get("device"), torch, f"commit {commit}" if commit else None, found.get("date"))
-        return f"[{self.place}] " + ", ".join(str(part) for part in parts if part)
+        return f"[{self.place}] " + ", ".join(in_words(self.record.conditions, "torch"))
 
     @property
     def failures(self) -> Html:

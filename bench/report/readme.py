@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.records import between
+from bench.records.conditions import in_words
 from bench.records.rows import Record
 from bench.report.compare import ALONE, Case, cases, milliseconds
 from fastbn.errors import UsageError
@@ -32,12 +33,9 @@ def steps(records: Sequence[Record]) -> str:
 
 
 def _conditions(own: Sequence[Case]) -> str:
-    found = own[0].record.conditions
-    versions = ", ".join(f"{name} {version}" for name, version in found.get("versions", {}).items())
     taken = sorted({row.n for case in own for row in case.rows if row.n})
     extent = "–".join(str(n) for n in dict.fromkeys((taken[0], taken[-1]))) if taken else ""
-    parts = [f"On {found['device']}", versions, f"commit {found.get('commit')}", str(found.get("date"))]
-    given = _cell(", ".join(part for part in parts if part))
+    given = _cell(f"On {', '.join(in_words(own[0].record.conditions))}")
     said = f"{given}: medians of {f'{extent} ' if extent else ''}interleaved steps in one process."
     alone = [case.name for case in own if any(row.alone for row in case.rows)]
     return said + (f" {_cell(', '.join(alone))}: {ALONE}." if alone else "")

@@ -70,11 +70,13 @@ def interleaved(
     most_seconds: float = float("inf"),
     before: Mapping[K, Call] | None = None,
     clock: Callable[[Call, torch.device], float] = seconds,
+    times: Mapping[K, int] | None = None,
 ) -> dict[K, list[float]]:
     """Return the seconds of each call, a round at a time.
 
     Every round begins one call further on, so that each has every place. Warmed-up calls only: no sample is
-    left out. `before` holds what runs ahead of each, outside the clock. Ends early, with whole rounds and no
+    left out. `before` holds what runs ahead of each, outside the clock; `times` how often a call is made in a
+    sample, which is then a part of that. Ends early, with whole rounds and no
     fewer than three, when `most_seconds` have passed."""
     names = list(calls)
     samples: dict[K, list[float]] = {name: [] for name in names}
@@ -89,11 +91,20 @@ def interleaved(
             for name in names[first:] + names[:first]:
                 if before is not None:
                     before[name]()
-                samples[name].append(clock(calls[name], device))
+                count = times[name] if times else 1
+                samples[name].append(clock(_burst(calls[name], count), device) / count)
     finally:
         if collecting:
             gc.enable()
     return samples
+
+
+def _burst(call: Call, count: int) -> Call:
+    def run() -> None:
+        for _ in range(count):
+            call()
+
+    return call if count == 1 else run
 
 
 def captured(call: Call, device: torch.device, warm: int = 1) -> Call:
