@@ -8,7 +8,7 @@ from bench.suite.session import Suite, play
 LEVEL = "kernel"
 
 
-def test_kernel(suite: Suite, benchmark: Any, case: list[Any], provider: str) -> None:
+def test_kernel(suite: Suite, benchmark: Any, case: tuple[Any, ...], provider: str) -> None:
     blocks, operation, cache = case
     found = suite.kernels(blocks, operation)[cache]
     play(benchmark, next(row for name, row in found.items() if name.startswith(provider)))

@@ -16,6 +16,10 @@ from fastbn.data.images import Images
 from fastbn.errors import UsageError
 from fastbn.models.families import resolve
 
+# the shortest numbers that a gradient of this precision passes
+STORED = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "mixed": torch.bfloat16}
+STORED |= {f"amp-{name}": STORED[name] for name in ("fp16", "bf16")}
+
 
 def pixels(count: int, size: int) -> Images:
     """Return a data set of so many square images drawn from a fixed seed, of ten classes."""

@@ -8,15 +8,13 @@ from typing import Any
 import torch
 from torch import fx
 
-from bench.suite.cases import Case
+from bench.suite.cases import STORED, Case
 from bench.suite.providers import Provider
 from fastbn.engine.program.build import read
 from fastbn.engine.reference.engine import Reference
 from fastbn.engine.region import FusedRegion
 from fastbn.planning import traffic
 from fastbn.planning.cost import Cost, roofline, total
-
-BYTES = {"fp32": 4} | dict.fromkeys(("amp-fp16", "amp-bf16", "fp16", "bf16", "mixed"), 2)  # an element stored
 
 
 def least_seconds(cost: Cost, machine: dict[str, float], precision: str) -> float:
@@ -53,7 +51,7 @@ def regions(case: Case) -> tuple[tuple[Any, tuple[Any, ...], tuple[bool, ...]], 
 def plan(case: Case, provider: Provider) -> traffic.TrafficPlan:
     """Return this provider's forward and backward by the model; pooling, the head, the loss and the update
     aside."""
-    size, all_trains = BYTES[provider.precision], provider.trains == "all"
+    size, all_trains = STORED[provider.precision].itemsize, provider.trains == "all"
     found = traffic.TrafficPlan()
     for region, shapes, wanted in regions(case):
         # where the first region trains its weights, what it hands on requires a gradient just the same

@@ -19,12 +19,10 @@ from torch import Tensor, nn
 
 from bench.oracle.errors import relative
 from bench.oracle.networks import flip_free, gradient
-from bench.suite.cases import Case
+from bench.suite.cases import STORED, Case
 from bench.suite.providers import Provider
 from bench.suite.steps import Ready
 
-SHORT = {"amp-fp16": 2.0**-10, "fp16": 2.0**-10, "amp-bf16": 2.0**-7, "bf16": 2.0**-7, "mixed": 2.0**-7}
-EPS = {"fp32": 2.0**-23, **SHORT}
 SMALL = 0.02  # × fc's weight: logits of order 1 where activations are of order 10
 
 
@@ -32,13 +30,13 @@ def allowed(case: Case, provider: Provider) -> float:
     """Return the norm-wise relative error that all γ's and β's gradients together may have.
 
     At half precision it is no sharp test, and can't be: at depth 56 bfloat16's is capped at one half."""
-    rounding = 32 * EPS[provider.precision] * math.sqrt(case.depth)
+    rounding = 32 * torch.finfo(STORED[provider.precision]).eps * math.sqrt(case.depth)
     return min(max(rounding, summing(case.batch_size * case.size**2)), 0.5)
 
 
 def summing(m: int) -> float:
     """Return what a float32 sum of m terms may be off by, relative to them."""
-    return EPS["fp32"] * math.sqrt(m)
+    return torch.finfo(torch.float32).eps * math.sqrt(m)
 
 
 def error(ready: Ready, expected: Tensor) -> float:

@@ -31,8 +31,8 @@ from torch import Tensor, nn
 from bench.oracle.errors import relative
 from bench.records.rows import Row, reason
 from bench.suite import clock, costs
-from bench.suite.cases import Blocks
-from bench.suite.gate import EPS, summing
+from bench.suite.cases import STORED, Blocks
+from bench.suite.gate import summing
 from fastbn.engine.interface import BackpropPath, Engine, LazyActivation, Mask, NormTarget, NormVectors
 from fastbn.engine.select import choose
 from fastbn.graph.activations import RELU
@@ -44,7 +44,6 @@ OPERATIONS = ("conv2", "conv1", "∇conv2", "∇conv1", "form")
 # before each clocked call: a buffer larger than any cache is written; or the very call is made
 CACHES = ("cold", "warm")
 FLUSH = {"cpu": 1 << 27, "cuda": 1 << 28}  # bytes of that buffer
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 EPSILON = 1e-5  # of BatchNorm
 GEOMETRY = [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, False, False]  # of the input gradient
 STOCK, ALONE = "stock channels-last", "convolution alone"
@@ -70,7 +69,7 @@ class Inputs:
 
 
 def inputs(blocks: Blocks, device: torch.device) -> Inputs:
-    n, c, size, dtype = blocks.batch_size, blocks.channels, blocks.size, DTYPES[blocks.precision]
+    n, c, size, dtype = blocks.batch_size, blocks.channels, blocks.size, STORED[blocks.precision]
     draw = torch.Generator().manual_seed(0)
     drawn = (torch.randn(n, size, size, c, generator=draw) for _ in range(4))
     y, residual, dy, added = (t.to(device, dtype).permute(0, 3, 1, 2) for t in drawn)
@@ -87,18 +86,14 @@ def region(channels: int) -> Region:
     def conv(name: str, source: int) -> Conv:
         return Conv(name, f"{name}_bn", source, channels, channels, (3, 3), (1, 1), (1, 1), (1, 1), 1, 0)
 
-    joins = (
-        Join(i + 1, (conv(f"{i // 2}.{'ab'[i % 2]}", i),), i - 1 if i % 2 else None, RELU) for i in range(4)
-    )
+    convs = [conv(name, source) for source, name in enumerate(("0.a", "0.b", "1.a", "1.b"))]
+    joins = [Join(i + 1, (own,), i - 1 if i % 2 else None, RELU) for i, own in enumerate(convs)]
     return Region(1, tuple(joins), (4,))
 
 
 def cost(blocks: Blocks, operation: str, provider: str) -> Cost:
     """Return what one operation costs by the traffic model."""
-    size, shape = (
-        costs.BYTES[blocks.precision],
-        (blocks.batch_size, blocks.channels, blocks.size, blocks.size),
-    )
+    size, shape = STORED[blocks.precision].itemsize, (blocks.batch_size, blocks.channels, *[blocks.size] * 2)
     case = traffic.TrafficCase(region(blocks.channels), (shape,), size, size)
     fused = provider.startswith("fastbn")
     plan = traffic.fused(case) if fused else traffic.stock(case)
@@ -209,13 +204,13 @@ def error(found: list[Tensor], exact: list[Tensor], given: Inputs) -> float:
 def allowed(blocks: Blocks) -> float:
     """Return the error to allow: a few dozen roundings, Winograd's transforms among them, bfloat16's few; and
     those of dγ's and dβ's sums."""
-    rounding = (64 if blocks.precision == "fp32" else 8) * EPS[blocks.precision]
+    rounding = (64 if blocks.precision == "fp32" else 8) * torch.finfo(STORED[blocks.precision]).eps
     return max(rounding, summing(blocks.batch_size * blocks.size**2))
 
 
 def everyone(blocks: Blocks, device: torch.device) -> dict[str, Engine | None]:
     """Return the providers of a session: stock, and fastbn by its auto engine."""
-    engine, _ = choose("auto", device, DTYPES[blocks.precision])
+    engine, _ = choose("auto", device, STORED[blocks.precision])
     assert engine is not None
     return {STOCK: None, f"fastbn {engine.name}": engine}
 

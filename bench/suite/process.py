@@ -78,13 +78,11 @@ def in_turn(calls: Mapping[K, Callable[[], Found]], repeats: int) -> dict[K, lis
 
 def words(**options: object) -> list[str]:
     """Return options as words of a command line: of True the name alone, of None and False nothing."""
-    given = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
-    pairs = (
-        [name, *[str(value)] * (value is not True)]
-        for name, value in given.items()
-        if value is not None and value is not False
-    )
-    return [word for pair in pairs for word in pair]
+    found: list[str] = []
+    for name, value in options.items():
+        if value is not None and value is not False:
+            found += [f"--{name.replace('_', '-')}", *[str(value)] * (value is not True)]
+    return found
 
 
 def warm(compiled: bool = False, fused: bool = False) -> None:

@@ -44,18 +44,20 @@ class Suite:
 
     def tests(self, level: str) -> dict[str, tuple[Any, str]]:
         """Return each case of a level with who takes part in it, by their test's id."""
-        grid, grown = self.grid, dict.fromkeys(case for own in self.grid.scaling.values() for case in own)
+        grid, found = self.grid, dict[str, tuple[Any, str]]()
         if level == "kernel":
             sides = (kernels.STOCK, "fastbn")
             each = itertools.product(grid.blocks, kernels.OPERATIONS, kernels.CACHES, sides)
-            named = {"-".join((op.replace("∇", "grad-"), b.key, *who)): (b, op, *who) for b, op, *who in each}
-            return {name: (case, who) for name, (*case, who) in named.items()}
+            for blocks, operation, cache, side in each:
+                name = f"{operation.replace('∇', 'grad-')}-{blocks.key}-{cache}-{side}"
+                found[name] = (blocks, operation, cache), side
+            return found
         if level == "run":
             everyone = {run: runs.everyone(run, self.device) for run in grid.runs}
         elif level == "step":
             everyone = {case: self.everyone(case) for case in grid.steps}
-        else:
-            everyone = {case: self.few(case) for case in grown}  # where curves cross, once
+        else:  # where curves cross, once
+            everyone = {case: self.few(case) for grown in grid.scaling.values() for case in grown}
         return {f"{case.key}-{p.name}": (case, p.name) for case, own in everyone.items() for p in own}
 
     @functools.cache  # noqa: B019 - a suite lives as long as its process
