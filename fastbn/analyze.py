@@ -67,14 +67,14 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 def thresholds(text: str) -> tuple[float, ...]:
     try:
-        found = tuple(float(part) for part in text.split(",") if part.strip())
+        cuts = tuple(float(part) for part in text.split(",") if part.strip())
     except ValueError:
-        found = ()
-    if not found or not all(0 <= t < float("inf") for t in found) or list(found) != sorted(set(found)):
+        cuts = ()
+    if not cuts or not all(0 <= t < float("inf") for t in cuts) or list(cuts) != sorted(set(cuts)):
         raise argparse.ArgumentTypeError(
             f"must be rising numbers from 0 on, separated by commas, as in 0.01,0.1; got {text!r}"
         )
-    return found
+    return cuts
 
 
 def analyze(asked: argparse.Namespace) -> str:
@@ -86,8 +86,10 @@ def analyze(asked: argparse.Namespace) -> str:
     from fastbn.analysis.thresholds import THRESHOLDS
 
     runs = [read(path, asked.weights) for path in dict.fromkeys(str(Path(run)) for run in asked.runs)]
-    found = subjects(runs)
-    tests = None if asked.no_data else [s.run.test_set(asked.data_dir, asked.limit_test) for s in found]
+    all_subjects = subjects(runs)
+    tests = (
+        None if asked.no_data else [s.run.test_set(asked.data_dir, asked.limit_test) for s in all_subjects]
+    )
     content = render(runs, tests, asked.layer, asked.thresholds or THRESHOLDS)
     try:
         files.write(asked.out, content.encode("utf-8"))

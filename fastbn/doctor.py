@@ -89,8 +89,8 @@ def device() -> Iterator[str]:
     from fastbn.engine.triton.self_check import driver
 
     for i in range(torch.cuda.device_count()):
-        found = torch.cuda.get_device_properties(i)
-        said = f"{found.name}, capability {found.major}.{found.minor}, {found.total_memory / 1e9:.0f} GB"
+        gpu = torch.cuda.get_device_properties(i)
+        said = f"{gpu.name}, capability {gpu.major}.{gpu.minor}, {gpu.total_memory / 1e9:.0f} GB"
         yield f"{said}, driver {driver()}"
 
 
@@ -159,14 +159,14 @@ def result() -> Iterator[str]:
                 module.bias.copy_(torch.where(channel % 3 > 0, 6.0, -6.0))
     x = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     upstream = torch.randn(8, 10, generator=torch.Generator().manual_seed(1))
-    found = []
+    gradients = []
     for net, dtype in ((fuse(copy.deepcopy(model).to(here)), torch.float32), (model.double(), torch.float64)):
         place = next(net.parameters()).device
         net(x.to(place, dtype)).backward(upstream.to(place, dtype))
-        found.append(
+        gradients.append(
             torch.cat([p.grad.flatten().double().cpu() for p in net.parameters() if p.grad is not None])
         )
-    off = float((found[0] - found[1]).norm() / found[1].norm())
+    off = float((gradients[0] - gradients[1]).norm() / gradients[1].norm())
     yield f"{'' if off < OFF else WRONG}ResNet-8's gradient is off float64's by {off:.1e}, allowed {OFF:.0e}"
 
 

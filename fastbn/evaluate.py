@@ -88,9 +88,9 @@ def evaluate_run(asked: argparse.Namespace) -> str:
         classes = f"{len(test.classes)} classes, the network {model.spec.num_classes}"
         raise UsageError(f"{test.name} has {classes}; give the data set that it was trained on")
     with arithmetic("fp32", device):
-        found = evaluate(model, feed(test, device)).mean("test")
-    accuracy, loss = found["test_accuracy"], found["test_loss"]
-    top5 = f" (top-5 {found['test_top5_accuracy']:.4f})" if "test_top5_accuracy" in found else ""
+        means = evaluate(model, feed(test, device)).mean("test")
+    accuracy, loss = means["test_accuracy"], means["test_loss"]
+    top5 = f" (top-5 {means['test_top5_accuracy']:.4f})" if "test_top5_accuracy" in means else ""
     return (
         f"{model.spec.title} on {test.name}: test accuracy {accuracy:.4f}{top5}, loss {loss:.4f}, "
         f"{len(test):,} images"

@@ -44,9 +44,9 @@ def run(config: Config) -> int:
     from fastbn.run.explain import explain_run
     from fastbn.run.run import train_run
 
-    found = explain_run(config) if config.explain else train_run(config)
+    outcome = explain_run(config) if config.explain else train_run(config)
     if place().rank == 0:
-        command.show(found)
+        command.show(outcome)
     return 0
 
 

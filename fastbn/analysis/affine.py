@@ -55,10 +55,10 @@ def affine(model: nn.Module) -> Affine:
     return Affine([name for name, _ in norms], *vectors([norm for _, norm in norms]))
 
 
-def edges(found: Sequence[Affine], which: str, bins: int = 40) -> np.ndarray:
+def edges(states: Sequence[Affine], which: str, bins: int = 40) -> np.ndarray:
     """Return (bins + 1,), the edges of equal bins that hold every value of several networks, one edge on 0
     where they lie on both sides of it."""
-    values = np.concatenate([v for one in found for v in one.of(which)])
+    values = np.concatenate([v for one in states for v in one.of(which)])
     low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
     if low == high:
         return np.linspace(-0.5, 0.5, bins + 1)
@@ -68,21 +68,21 @@ def edges(found: Sequence[Affine], which: str, bins: int = 40) -> np.ndarray:
     return width * (1 + 1e-12) * np.arange(-below, bins - below + 1)
 
 
-def histogram(found: Affine, which: str, at: np.ndarray) -> Histogram:
+def histogram(state: Affine, which: str, at: np.ndarray) -> Histogram:
     """Return the histogram of γ ("gamma") or β ("beta") between these edges (B + 1,); what lies outside is
     not counted."""
-    layers = np.stack([np.histogram(values, at)[0] for values in found.of(which)])
-    return Histogram(at, layers, found.names)
+    layers = np.stack([np.histogram(values, at)[0] for values in state.of(which)])
+    return Histogram(at, layers, state.names)
 
 
-def small(found: Affine, threshold: float = SMALL) -> np.ndarray:
+def small(state: Affine, threshold: float = SMALL) -> np.ndarray:
     """Return (L,), the share of channels with |γ| < threshold, by layer."""
-    return np.array([np.mean(np.abs(g) < threshold) for g in found.gamma])
+    return np.array([np.mean(np.abs(g) < threshold) for g in state.gamma])
 
 
-def small_overall(found: Affine, threshold: float = SMALL) -> float:
+def small_overall(state: Affine, threshold: float = SMALL) -> float:
     """Return the share over all channels."""
-    return float(np.mean(np.abs(np.concatenate(found.gamma)) < threshold))
+    return float(np.mean(np.abs(np.concatenate(state.gamma)) < threshold))
 
 
 def course(lines: Sequence[dict[str, Any]], what: str) -> np.ndarray:
@@ -98,12 +98,12 @@ def course(lines: Sequence[dict[str, Any]], what: str) -> np.ndarray:
     return np.array([line["norms"][what] for line in lines], dtype=np.float64)
 
 
-def overall(lines: Sequence[dict[str, Any]], found: Affine, which: str) -> tuple[np.ndarray, np.ndarray]:
+def overall(lines: Sequence[dict[str, Any]], state: Affine, which: str) -> tuple[np.ndarray, np.ndarray]:
     """Return (mean, standard deviation), (epochs,) each, of γ or β over all channels of all layers, from what
     was recorded by layer: of parts with means m, deviations s and shares w, the whole's variance is Σ w·(s² +
     m²) − (Σ w·m)²."""
     mean, std = course(lines, f"{which}_mean"), course(lines, f"{which}_std")
-    widths = np.array([len(g) for g in found.gamma])
+    widths = np.array([len(g) for g in state.gamma])
     share = widths / widths.sum()
     whole = mean @ share
     return whole, np.sqrt(np.maximum((std**2 + mean**2) @ share - whole**2, 0.0))

@@ -64,12 +64,12 @@ def course(
     return _named(ax, "epochs", what.replace("_", " "))
 
 
-def firing(found: Mapping[str, Sequence[Firing]], what: str = "dead", ax: Axes | None = None) -> Axes:
+def firing(networks: Mapping[str, Sequence[Firing]], what: str = "dead", ax: Axes | None = None) -> Axes:
     """Draw the share of channels that never ("dead") or always ("always") fire by layer, of what `firing`
     found."""
     ax = _axes(ax)
-    for name, own in found.items():
-        ax.plot(np.arange(1, len(own) + 1), [getattr(one, what) for one in own], marker="o", label=name)
+    for name, layers in networks.items():
+        ax.plot(np.arange(1, len(layers) + 1), [getattr(one, what) for one in layers], marker="o", label=name)
     return _named(ax, "ReLU, from the first to the last", f"share of its channels: {what}")
 
 
@@ -92,11 +92,11 @@ def curves(
     return _named(ax, against, metric.replace("_", " "))
 
 
-def pruning(found: Mapping[str, Sequence[Cut]], what: str = "accuracy", ax: Axes | None = None) -> Axes:
+def pruning(networks: Mapping[str, Sequence[Cut]], what: str = "accuracy", ax: Axes | None = None) -> Axes:
     """Draw a column of the table by threshold (accuracy, parameters, flops, seconds, speed_up):
     `thresholds.arrays`."""
     ax = _axes(ax)
-    for name, cuts in found.items():
+    for name, cuts in networks.items():
         table = arrays(cuts)
         ax.plot(table["threshold"], table[what], marker="o", label=name)
     return _named(ax, "threshold of |γ|", what.replace("_", " "))

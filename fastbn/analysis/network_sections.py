@@ -27,13 +27,13 @@ COLUMNS = 8  # of a picture: channels, filters, images
 IMAGES = 4
 
 
-def dead(found: Sequence[Subject], tests: Sequence[Images]) -> Html:
+def dead(subjects: Sequence[Subject], tests: Sequence[Images]) -> Html:
     """Return the section of the ReLUs that never fire, and of those that always do."""
-    fired = [firing(s.model, test, _engine(s)) for s, test in zip(found, tests, strict=True)]
+    fired = [firing(s.model, test, _engine(s)) for s, test in zip(subjects, tests, strict=True)]
     whole = []
-    for s, own, test in zip(found, fired, tests, strict=True):
-        channels = sum(len(f.fired) for f in own)
-        never, always = (sum(round(share(f) * len(f.fired)) for f in own) for share in (_dead, _always))
+    for s, layers, test in zip(subjects, fired, tests, strict=True):
+        channels = sum(len(f.fired) for f in layers)
+        never, always = (sum(round(share(f) * len(f.fired)) for f in layers) for share in (_dead, _always))
         counts = [cell for count in (never, always) for cell in (f"{count:,}", f"{count / channels:.4f}")]
         whole.append([s.name, f"{channels:,}", *counts, f"{len(test):,}"])
     drawn = []
@@ -42,8 +42,8 @@ def dead(found: Sequence[Subject], tests: Sequence[Images]) -> Html:
         ("ReLUs that always fire, by layer", _always),
     ):
         series = [
-            Series(s.name, [*enumerate(map(share, own), 1)], s.kind, i, marked=len(own) <= ROWS)
-            for i, (s, own) in enumerate(zip(found, fired, strict=True))
+            Series(s.name, [*enumerate(map(share, layers), 1)], s.kind, i, marked=len(layers) <= ROWS)
+            for i, (s, layers) in enumerate(zip(subjects, fired, strict=True))
         ]
         drawn.append(
             figure(lines(title, series, "ReLU, from the first to the last", "share of its channels"), title)
@@ -56,19 +56,19 @@ def dead(found: Sequence[Subject], tests: Sequence[Images]) -> Html:
     return section("Dead features", paragraph(said), table(header, whole), figures(drawn))
 
 
-def _dead(own: Firing) -> float:
-    return own.dead
+def _dead(layer: Firing) -> float:
+    return layer.dead
 
 
-def _always(own: Firing) -> float:
-    return own.always
+def _always(layer: Firing) -> float:
+    return layer.always
 
 
-def features(found: Sequence[Subject], tests: Sequence[Images], layer: str | None) -> Html:
+def features(subjects: Sequence[Subject], tests: Sequence[Images], layer: str | None) -> Html:
     """Return the section of first-layer filters, feature maps of a layer, the images that excite it most."""
-    first = [_filters(s) for s in found]
-    maps = [_maps(s, test, layer or s.affine.names[0]) for s, test in zip(found, tests, strict=True)]
-    most = [_exciting(s, test, layer or _last(s, test)) for s, test in zip(found, tests, strict=True)]
+    first = [_filters(s) for s in subjects]
+    maps = [_maps(s, test, layer or s.affine.names[0]) for s, test in zip(subjects, tests, strict=True)]
+    most = [_exciting(s, test, layer or _last(s, test)) for s, test in zip(subjects, tests, strict=True)]
     return section(
         "What the features see",
         heading("First layer"), figures(first), heading("Feature maps"), figures(maps),
@@ -100,9 +100,9 @@ def _filters(s: Subject) -> Html:
 
 def _maps(s: Subject, test: Images, layer: str) -> Html:
     x = batch(test, torch.arange(min(IMAGES, len(test))), None)
-    own = feature_maps(s.model, x, layer)
-    chosen = spread_out(own.raw.shape[1], COLUMNS)
-    raw, normalised = own.raw[:, chosen], own.normalised[:, chosen]
+    activations = feature_maps(s.model, x, layer)
+    chosen = spread_out(activations.raw.shape[1], COLUMNS)
+    raw, normalised = activations.raw[:, chosen], activations.normalised[:, chosen]
     low, high = raw.amin((0, 2, 3), keepdim=True), raw.amax((0, 2, 3), keepdim=True)
     stretched = (raw - low) / (high - low).clamp(min=1e-12) * 2 - 1
     common = normalised / normalised.abs().max().clamp(min=1e-12)
@@ -124,7 +124,7 @@ def _maps(s: Subject, test: Images, layer: str) -> Html:
                 ),
             )
         )
-    caption = f"A row an image, then {len(chosen)} of {own.raw.shape[1]} channels."
+    caption = f"A row an image, then {len(chosen)} of {activations.raw.shape[1]} channels."
     return figure(pictures.rows(rows), f"{s.name}: {layer}", caption)
 
 
@@ -164,23 +164,23 @@ def _signed(values: Tensor) -> np.ndarray:
     return ((values + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
-def pruning(found: Sequence[Subject], tests: Sequence[Images], thresholds: Sequence[float]) -> Html:
+def pruning(subjects: Sequence[Subject], tests: Sequence[Images], thresholds: Sequence[float]) -> Html:
     """Return the section of accuracy, size and speed by threshold, of the networks that can be pruned."""
     parts, cuts, cut_ones = [], [], []
-    for s, test in zip(found, tests, strict=True):
+    for s, test in zip(subjects, tests, strict=True):
         if not isinstance(s.model, FastBNOnlyResNet):
             parts.append(
                 paragraph(f"{s.name}: {s.run.network} is no ResNet, whose structure pruning knows.", "note")
             )
             continue
-        own = by_threshold(s.model, test, thresholds)
-        cuts.append(own)
+        rows = by_threshold(s.model, test, thresholds)
+        cuts.append(rows)
         cut_ones.append(s)
         parts.append(
             joined(
                 [
                     heading(f"{s.name}, {len(test):,} test images"),
-                    table(HEADER, [_row(cut, own[0]) for cut in own]),
+                    table(HEADER, [_row(cut, rows[0]) for cut in rows]),
                 ]
             )
         )
@@ -195,8 +195,8 @@ def pruning(found: Sequence[Subject], tests: Sequence[Images], thresholds: Seque
         ("Speed by threshold", "times the whole network's", lambda cut, whole: cut.speed_up),
     ):
         series = [
-            Series(s.name, [(cut.threshold or 0.0, value(cut, own[0])) for cut in own], s.kind, i)
-            for i, (s, own) in enumerate(zip(cut_ones, cuts, strict=True))
+            Series(s.name, [(cut.threshold or 0.0, value(cut, rows[0])) for cut in rows], s.kind, i)
+            for i, (s, rows) in enumerate(zip(cut_ones, cuts, strict=True))
         ]
         drawn.append(figure(lines(title, series, "threshold of |γ|", y_label), title))
     said = (

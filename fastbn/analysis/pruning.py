@@ -134,7 +134,7 @@ def _feeds(joints: list[Joint]) -> list[ChannelFeed]:
     """Return the stream after each joint. From one projection to the next it has the same channels: those
     that any BatchNorm feeds."""
     starts = [i for i, joint in enumerate(joints) if not joint.identity]
-    found: list[ChannelFeed] = []
+    stream: list[ChannelFeed] = []
     for start, end in zip(starts, [*starts[1:], len(joints)], strict=True):
         kept = (
             torch.stack([_alive(norm) for joint in joints[start:end] for norm in joint.ends])
@@ -143,16 +143,16 @@ def _feeds(joints: list[Joint]) -> list[ChannelFeed]:
             .flatten()
         )
         constant = torch.zeros(joints[start].ends[0].num_features, dtype=torch.float64)
-        own = []
+        stage = []
         for joint in joints[start:end]:
             constant = (constant + sum(norm.bias.double() for norm in joint.ends)).relu()
-            own.append(ChannelFeed(kept, constant, False))
+            stage.append(ChannelFeed(kept, constant, False))
         one = any(
             feed.taken_by(joint.readers).one
-            for feed, joint in zip(own, joints[start + 1 : end + 1], strict=False)
+            for feed, joint in zip(stage, joints[start + 1 : end + 1], strict=False)
         ) or not len(kept)
-        found += [dataclasses.replace(feed, one=one) for feed in own]
-    return found
+        stream += [dataclasses.replace(feed, one=one) for feed in stage]
+    return stream
 
 
 def _build(model: Any) -> PrunedResNet:
@@ -214,22 +214,22 @@ def _unit(conv: nn.Conv2d, norm: nn.BatchNorm2d, before: ChannelFeed, after: Cha
     shape: dict[str, Any] = {"kernel_size": conv.kernel_size, "stride": conv.stride, "padding": conv.padding}
     new = nn.Conv2d(before.width, after.width, bias=False, dtype=torch.float64, **shape)
     new.weight.copy_(weight)
-    own = nn.BatchNorm2d(after.width, norm.eps, norm.momentum, dtype=torch.float64)
+    pruned_norm = nn.BatchNorm2d(after.width, norm.eps, norm.momentum, dtype=torch.float64)
     lost = torch.zeros(norm.num_features, dtype=torch.float64) if pads else before.lost(conv.weight).flatten()
     assert norm.running_mean is not None and norm.running_var is not None
     for to, values, one in (
-        (own.weight, norm.weight, 0.0),  # the channel of ones: 0·x̂ + 1
-        (own.bias, norm.bias, 1.0),
-        (own.running_mean, norm.running_mean - lost - (0 if conv.bias is None else conv.bias), 0.0),
-        (own.running_var, norm.running_var, 1.0),
+        (pruned_norm.weight, norm.weight, 0.0),  # the channel of ones: 0·x̂ + 1
+        (pruned_norm.bias, norm.bias, 1.0),
+        (pruned_norm.running_mean, norm.running_mean - lost - (0 if conv.bias is None else conv.bias), 0.0),
+        (pruned_norm.running_var, norm.running_var, 1.0),
     ):
         assert to is not None
         to.copy_(
             torch.cat([values.double()[after.kept], torch.full((int(after.one),), one, dtype=torch.float64)])
         )
     new.requires_grad_(conv.weight.requires_grad)
-    own.requires_grad_(norm.weight.requires_grad)
-    return new, own
+    pruned_norm.requires_grad_(norm.weight.requires_grad)
+    return new, pruned_norm
 
 
 def _columns(weight: Tensor, before: ChannelFeed, pads: bool) -> Tensor:

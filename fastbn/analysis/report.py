@@ -27,24 +27,24 @@ def render(
 
     Raises UsageError where a network has no γ and β, or no such layer.
     """
-    found = subjects(runs)
-    for subject in found:
+    all_subjects = subjects(runs)
+    for subject in all_subjects:
         subject.affine  # noqa: B018 (what has no γ and β is told before any work)
-    epochs = [run_sections.courses(found)] if any(run.lines for run in runs) else []
-    parts = [run_sections.result(found), *epochs, run_sections.gamma_and_beta(found)]
+    epochs = [run_sections.courses(all_subjects)] if any(run.lines for run in runs) else []
+    parts = [run_sections.result(all_subjects), *epochs, run_sections.gamma_and_beta(all_subjects)]
     if tests is not None:
         parts += [
-            network_sections.dead(found, tests),
-            network_sections.features(found, tests, layer),
-            network_sections.pruning(found, tests, thresholds),
+            network_sections.dead(all_subjects, tests),
+            network_sections.features(all_subjects, tests, layer),
+            network_sections.pruning(all_subjects, tests, thresholds),
         ]
-    parts.append(run_sections.recipe(found))
-    return page(_title(found), _lead(found, tests), parts)
+    parts.append(run_sections.recipe(all_subjects))
+    return page(_title(all_subjects), _lead(all_subjects, tests), parts)
 
 
-def _title(found: Sequence[Subject]) -> str:
-    networks = list(dict.fromkeys(s.run.network for s in found))
-    return networks[0] if len(networks) == 1 else f"{len(found)} runs side by side"
+def _title(subjects_shown: Sequence[Subject]) -> str:
+    networks = list(dict.fromkeys(s.run.network for s in subjects_shown))
+    return networks[0] if len(networks) == 1 else f"{len(subjects_shown)} runs side by side"
 
 
 def _reached(subject: Subject) -> str:
@@ -52,16 +52,16 @@ def _reached(subject: Subject) -> str:
     ended = [run.summary for run in subject.runs if run.summary]
     if not ended:
         return "a network without the epochs of its run"
-    accuracies, epochs = [own["test_accuracy"] for own in ended], ended[0]["epochs"]
+    accuracies, epochs = [summary["test_accuracy"] for summary in ended], ended[0]["epochs"]
     if len(ended) == 1:
         return f"test accuracy {accuracies[0]:.4f} after {epochs} epochs"
     mean, deviation = statistics.fmean(accuracies), statistics.stdev(accuracies)
     return f"test accuracy {mean:.4f} ± {deviation:.4f} over {len(ended)} seeds after {epochs} epochs"
 
 
-def _lead(found: Sequence[Subject], tests: Sequence[Images] | None) -> str:
+def _lead(subjects_shown: Sequence[Subject], tests: Sequence[Images] | None) -> str:
     said = []
-    for s in found:
+    for s in subjects_shown:
         said.append(f"{s.name[0].upper()}{s.name[1:]}: {_reached(s)}.")
     if tests is None:
         said.append(f"Made without the test set, so without {', '.join(DATA)}.")

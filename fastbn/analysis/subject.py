@@ -35,7 +35,7 @@ class Subject:
 
 
 def subjects(runs: Sequence[FinishedRun]) -> list[Subject]:
-    return [Subject(name, own, i % 6) for i, (name, own) in enumerate(groups(runs))]
+    return [Subject(name, group, i % 6) for i, (name, group) in enumerate(groups(runs))]
 
 
 def spread_out(count: int, most: int) -> list[int]:

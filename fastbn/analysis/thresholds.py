@@ -61,7 +61,7 @@ def by_threshold(
     seconds = _seconds(networks, images, rounds)
     gamma = torch.cat([norm.weight.detach().abs() for _, norm in affine_norms(model)])
     cuts = []
-    for threshold, network, own in zip([None, *thresholds], networks, seconds, strict=True):
+    for threshold, network, took in zip([None, *thresholds], networks, seconds, strict=True):
         zeroed = (gamma < threshold) | (gamma == 0) if threshold is not None else gamma == 0
         accuracy = evaluate(network, feed(test, device)).mean("test")["test_accuracy"]
         share = zeroed.double().mean().item()
@@ -72,8 +72,8 @@ def by_threshold(
                 accuracy,
                 count(network)[1],
                 flops(network, images[:1]),
-                own,
-                seconds[0] / own,
+                took,
+                seconds[0] / took,
             )
         )
     return cuts

@@ -82,13 +82,13 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse as argparse does; an option that is none is told with the nearest."""
-        found, rest = self.parse_known_args(args, namespace)
+        parsed, rest = self.parse_known_args(args, namespace)
         if rest:
             word = next((word for word in rest if word.startswith("-")), rest[0]).partition("=")[0]
             near = difflib.get_close_matches(word[:60], list(self._flags()), n=1)
             said = f"unrecognized arguments: {' '.join(rest)}"
             self.error(said + (f"; nearest: {near[0]}" if near else ""))
-        return found
+        return parsed
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse as argparse does. Raises UsageError too for a word that no path can be: one that is not

@@ -45,8 +45,8 @@ def read_batch(blob: bytes, where: str, labels_key: str) -> tuple[np.ndarray, np
         raise UsageError(f"{where} lacks {', '.join(sorted(missing))}; {_REMEDY}")
     data, labels = by_name["data"], by_name[labels_key]
     if not isinstance(data, _Array) or data.dtype != "u1" or len(data.shape) != 2 or data.shape[1] != 3072:
-        found = data if isinstance(data, _Array) else f"a {type(data).__name__}"
-        raise UsageError(f"{where} holds as data {shown(found)}, not bytes of shape (N, 3072); {_REMEDY}")
+        data_held = data if isinstance(data, _Array) else f"a {type(data).__name__}"
+        raise UsageError(f"{where} holds as data {shown(data_held)}, not bytes of shape (N, 3072); {_REMEDY}")
     if (
         not isinstance(labels, list)
         or len(labels) != data.shape[0]

@@ -38,10 +38,10 @@ class RegionFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         with torch.no_grad():
-            found = _backward(ctx, gradients)
+            input_gradients = _backward(ctx, gradients)
         if torch.is_grad_enabled():  # create_graph=True
-            found = _Once.apply(torch.empty(0, requires_grad=True), *found)
-        return None, None, None, *found
+            input_gradients = _Once.apply(torch.empty(0, requires_grad=True), *input_gradients)
+        return None, None, None, *input_gradients
 
 
 class _Once(torch.autograd.Function):

@@ -112,8 +112,8 @@ class Fused:
 
     # deepcopy and pickle carry the model and the choice, not what was read
     def __getstate__(self) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in ("model", "exact", "check", "before")}
-        return own | {"engine": self.choice}
+        state = {name: getattr(self, name) for name in ("model", "exact", "check", "before")}
+        return state | {"engine": self.choice}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -180,8 +180,8 @@ class Fused:
         """Once a mode: the trace with the model's own forward."""
         if program.why or self.model.training in program.checked or program.traced is None:
             return
-        if found := difference(self.model, self.own, program.traced, form, tensors):
-            program.why, program.module = f"traced by torch.fx it is not the same: {found}", None
+        if differs := difference(self.model, self.own, program.traced, form, tensors):
+            program.why, program.module = f"traced by torch.fx it is not the same: {differs}", None
             program.graph = Graph((), ((type(self.model).__name__, program.why),))
         program.checked.add(self.model.training)
         give_back_memory(self.model)

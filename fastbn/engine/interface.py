@@ -61,10 +61,10 @@ class ProcessGroup(Protocol):
     """The processes whose batches BatchNorm takes as one. Each calls these for the same convolutions, in the
     same order, and waits in them for the others."""
 
-    def rows(self, own: int) -> int:
-        """Return M over all of them, where this one's tensors have `own` rows."""
+    def rows(self, local_rows: int) -> int:
+        """Return M over all of them, where this one's tensors have `local_rows` rows."""
 
-    def statistics(self, own: Statistics) -> Statistics:
+    def statistics(self, local: Statistics) -> Statistics:
         """Return the statistics of everybody's rows, from those of this process's."""
 
     def sums(self, ds: Tensor, product: Tensor) -> tuple[Tensor, Tensor]:

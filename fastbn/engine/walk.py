@@ -56,8 +56,8 @@ def live_values(region: Region, inputs: list[bool], trains: list[bool]) -> froze
     uses = region.uses()
     trained = iter(trains)
     for join in region.joins:
-        own = [next(trained) for _ in join.convs]
-        if uses[join.value] and (any(own) or not live.isdisjoint(join.sources)):
+        asks = [next(trained) for _ in join.convs]
+        if uses[join.value] and (any(asks) or not live.isdisjoint(join.sources)):
             live.add(join.value)
     return frozenset(live)
 
@@ -71,11 +71,11 @@ def saved_parts(call: Call) -> list[SavedPart]:
     formed: set[int] = set()
     entering: dict[SavedPart, None] = {}
     for span in call.again:
-        own, read = _made(region, span), _read(region, span)
-        made |= own
-        formed |= own & read
-        if not call.live.isdisjoint(own):
-            entering |= dict.fromkeys((value, "z") for value in sorted(read - own))
+        formed_here, read = _made(region, span), _read(region, span)
+        made |= formed_here
+        formed |= formed_here & read
+        if not call.live.isdisjoint(formed_here):
+            entering |= dict.fromkeys((value, "z") for value in sorted(read - formed_here))
     for join in region.joins:
         if join.value in call.live:
             if join.value not in made and not join.linear:
@@ -244,10 +244,10 @@ def backward(
         ys, mask = kept.pop((join.value, "ys"), []), kept.pop((join.value, "mask"), [None])[0]
         kept.pop((join.value, "z"), None)  # only joins behind this one read it
         ready = tuple(NormVectors(vectors[:, conv.span], packed[conv][1]) for conv in join.convs)
-        own = tuple(flat[:, conv.span] for conv in join.convs)
+        affine = tuple(flat[:, conv.span] for conv in join.convs)
         coefficients: list[Any] = [(norm.scale, None, None) for norm in ready]
         if not join.linear:
-            made = Mask(join.function, mask, tuple(ys), ready, own, call.group)
+            made = Mask(join.function, mask, tuple(ys), ready, affine, call.group)
             ds, coefficients = operations.gradient(back, terms, made, call.shapes[join.value])
         elif back or len(terms) > 1:
             ds, _ = operations.gradient(back, terms, None, call.shapes[join.value])
@@ -263,13 +263,13 @@ def backward(
                 operations.settle(c)
         if join.residual is not None and join.residual in call.live:
             added.setdefault(join.residual, []).append(ds)
-    found = {}
+    input_gradients = {}
     for value in range(region.inputs):
         if value in call.live and (value in paths or value in added):
-            found[value], _ = operations.gradient(
+            input_gradients[value], _ = operations.gradient(
                 paths.pop(value, []), added.pop(value, []), None, call.shapes[value]
             )
-    return RegionGradients(found, flat, frozenset(reached))
+    return RegionGradients(input_gradients, flat, frozenset(reached))
 
 
 def _again(

@@ -111,10 +111,10 @@ def _all(asked: argparse.Namespace) -> int:
 
 
 def _shard(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not found or not int(found[1]) < int(found[2]):
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not int(match[1]) < int(match[2]):
         raise UsageError(f"--shard must be I/N with I from 0 to N-1, got {text!r}")
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])
 
 
 def _table(chosen: Preset, expanded: list[Job], asked: argparse.Namespace) -> int:

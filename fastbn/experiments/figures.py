@@ -54,12 +54,12 @@ def by_depth(runs: Sequence[Run]) -> Drawing:
     ]
     said = []
     for train, kind, look in (("all", 4, 3), ("bn", 1, 4)):
-        found = {depth: finished("paper-depth", f"{depth} {train}", runs) for depth in DEPTHS}
-        points = [(float(depth), mean(some)) for depth, some in found.items() if some]
+        by_line = {depth: finished("paper-depth", f"{depth} {train}", runs) for depth in DEPTHS}
+        points = [(float(depth), mean(some)) for depth, some in by_line.items() if some]
         series.append(
             Series(f"ours, {'everything' if train == 'all' else 'BatchNorm only'}", points, kind, look)
         )
-        said.append(f"{train}: {_there(found)}")
+        said.append(f"{train}: {_there(by_line)}")
     chart = lines("Accuracy by depth", series, "depth", ACCURACY, log=True, log_y=False)
     caption = (
         "The paper's figures are read off its own, ±0.5 (depth 866 is printed). Ours, mean of the seeds: "
@@ -69,8 +69,8 @@ def by_depth(runs: Sequence[Run]) -> Drawing:
 
 
 def by_batch(runs: Sequence[Run]) -> Drawing:
-    found = {batch: finished("wandb-batch-size", f"bn batch {batch}", runs) for batch in BATCHES}
-    points = [(float(batch), mean(some)) for batch, some in found.items() if some]
+    by_line = {batch: finished("wandb-batch-size", f"bn batch {batch}", runs) for batch in BATCHES}
+    points = [(float(batch), mean(some)) for batch, some in by_line.items() if some]
     series = [
         Series("W&B report", [*zip(BATCHES, BY_BATCH, strict=True)], 0, 0),
         Series("ours", points, 1, 1),
@@ -78,7 +78,7 @@ def by_batch(runs: Sequence[Run]) -> Drawing:
     chart = lines(
         "BatchNorm only, accuracy by batch size", series, "batch size", ACCURACY, log=True, log_y=False
     )
-    caption = f"BatchNorm only, 75 epochs of Adam; the report has one seed. Ours: {_there(found)}."
+    caption = f"BatchNorm only, 75 epochs of Adam; the report has one seed. Ours: {_there(by_line)}."
     return Drawing("accuracy-by-batch", "Accuracy by batch size, beside the report's", chart, caption)
 
 
@@ -92,9 +92,9 @@ PLACES = {
 
 def three_places(runs: Sequence[Run]) -> Drawing:
     """Draw our own result: where about as many parameters train."""
-    found = {train: finished("trained-parameters", train, runs) for train in PLACES}
+    by_line = {train: finished("trained-parameters", train, runs) for train in PLACES}
     rows = []
-    for i, (train, some) in enumerate(found.items()):
+    for i, (train, some) in enumerate(by_line.items()):
         values = [value for run in some if (value := run.figure("test_accuracy")) is not None]
         if values:
             count = some[0].summary["trained_parameters"]
@@ -103,7 +103,7 @@ def three_places(runs: Sequence[Run]) -> Drawing:
             )
     chart = bars("ResNet-14, accuracy by what trains", rows, "%", rule=10.0)
     caption = "ResNet-14 on CIFAR-10, 160 epochs; the rule is chance, a whisker spans the seeds. " + _gaps(
-        found
+        by_line
     )
     return Drawing("trained-parameters", "About as many trained parameters in three places", chart, caption)
 
@@ -111,10 +111,10 @@ def three_places(runs: Sequence[Run]) -> Drawing:
 def to_accuracy(runs: Sequence[Run]) -> Drawing:
     """Draw the best accuracy so far by epoch: read across for the epochs that an accuracy takes."""
     modes = {"14 all": "everything", "14 bn": "BatchNorm", "14 random=2": "two random weights a channel"}
-    found = {name: finished("paper-depth", name, runs) for name in modes}
-    found["14 output"] = finished("paper-what-trains", "14 output", runs)
+    by_line = {name: finished("paper-depth", name, runs) for name in modes}
+    by_line["14 output"] = finished("paper-what-trains", "14 output", runs)
     series = []
-    for i, (name, some) in enumerate(found.items()):
+    for i, (name, some) in enumerate(by_line.items()):
         if some:
             most, points = 0.0, []
             for line in some[0].epochs:
@@ -125,14 +125,14 @@ def to_accuracy(runs: Sequence[Run]) -> Drawing:
             series.append(Series(label, points, i, i, marked=False))
     said = "; ".join(f"{s.name}: {number(s.points[-1][1])} at the end" for s in series)
     chart = lines("ResNet-14, best test accuracy so far by epoch", series, "epoch", ACCURACY, said=said)
-    caption = "The best test accuracy so far, of one seed each. " + _gaps(found)
+    caption = "The best test accuracy so far, of one seed each. " + _gaps(by_line)
     return Drawing("epochs-to-accuracy", "Epochs to an accuracy, at depth 14", chart, caption)
 
 
 def gammas(runs: Sequence[Run]) -> Drawing:
-    found = {name: finished("paper-depth", f"14 {name}", runs) for name in ("bn", "all")}
+    by_line = {name: finished("paper-depth", f"14 {name}", runs) for name in ("bn", "all")}
     heights, edges = [], list[float]()
-    for i, (name, some) in enumerate(found.items()):
+    for i, (name, some) in enumerate(by_line.items()):
         counted = [run.gammas for run in some if run.gammas]
         if counted:
             low, width = counted[0]["low"], counted[0]["width"]
@@ -144,7 +144,7 @@ def gammas(runs: Sequence[Run]) -> Drawing:
             )
     chart = histogram("γ of ResNet-14 after training", edges, heights, "γ", "share of all γ, %")
     caption = "Before training γ is uniform in [0, 1); the outermost bins hold what lies beyond. " + _gaps(
-        found
+        by_line
     )
     return Drawing("gammas", "γ after training, at depth 14", chart, caption)
 
@@ -157,12 +157,12 @@ def _interval(values: Sequence[float]) -> ChartValue:
     )
 
 
-def _there(found: dict[int, list[Run]]) -> str:
-    have = ", ".join(f"{name} (n = {len(some)})" for name, some in found.items() if some)
-    lack = ", ".join(str(name) for name, some in found.items() if not some)
+def _there(by_line: dict[int, list[Run]]) -> str:
+    have = ", ".join(f"{name} (n = {len(some)})" for name, some in by_line.items() if some)
+    lack = ", ".join(str(name) for name, some in by_line.items() if not some)
     return f"{have or 'none yet'}" + (f", not finished: {lack}" if lack and have else "")
 
 
-def _gaps(found: dict[str, list[Run]]) -> str:
-    lack = ", ".join(name for name, some in found.items() if not some)
+def _gaps(by_line: dict[str, list[Run]]) -> str:
+    lack = ", ".join(name for name, some in by_line.items() if not some)
     return f"Not finished: {lack}." if lack else "Nothing is missing."

@@ -87,12 +87,12 @@ def run(jobs: Sequence[Job], places: Sequence[str | None], replicas: int = 1) ->
                 group, place = running.pop(process)
                 free.append(place)
                 for job in group:
-                    found = outcome(job)
-                    (done if found.state == "done" else failed).add(job.out)
-                    if found.state != "done":
+                    ended = outcome(job)
+                    (done if ended.state == "done" else failed).add(job.out)
+                    if ended.state != "done":
                         _fail(job, _last_line(job) or f"exit code {process.returncode}")
                     else:
-                        _say(f"{job.out.name}: {100 * found.last['test_accuracy']:.1f}%")
+                        _say(f"{job.out.name}: {100 * ended.last['test_accuracy']:.1f}%")
             time.sleep(0.05)
     return len(failed)
 

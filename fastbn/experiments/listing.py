@@ -15,16 +15,16 @@ def listing(rate: Rate) -> str:
     """Return every preset: its name, its hours here, its title, how many runs it has; then what the hours
     are."""
     width = max(map(len, PRESETS))
-    found = []
+    entries = []
     for one in PRESETS.values():
         head = f"{one.name:{width}}  {about(hours(one, False, rate)):>11}  "
         runs = f"({_count(len(one.lines), 'line')}, {_count(one.seeds, 'seed')})"
-        found.append(
+        entries.append(
             textwrap.fill(
                 f"{one.title} {runs}", COLUMNS - 1, initial_indent=head, subsequent_indent=" " * len(head)
             )
         )
-    return "\n".join([*found, "", textwrap.fill(source(rate), COLUMNS - 1)])
+    return "\n".join([*entries, "", textwrap.fill(source(rate), COLUMNS - 1)])
 
 
 def show(one: Preset, rate: Rate) -> str:
@@ -38,7 +38,7 @@ def show(one: Preset, rate: Rate) -> str:
         "",
     ]
     for line in one.lines:
-        figures = ", ".join(f"{found.of} {found.value:g}% ({found.grade})" for found in line.published)
+        figures = ", ".join(f"{value.of} {value.value:g}% ({value.grade})" for value in line.published)
         took = f"{about(line_hours(line, rate, one.examples or 0))} a seed"
         lines.append(f"{line.name}: {took}" + (f"; published {figures}" if figures else ""))
         after = f" --weights (the run of {line.after!r})" if line.after else ""

@@ -126,15 +126,15 @@ def jobs(
     """Return the runs that a preset expands to, those of the first seed first. `more`: arguments for every
     one of them, over the preset's."""
     count = seeds or (1 if quick else preset.seeds)
-    found: dict[tuple[str, int], Job] = {}
+    made: dict[tuple[str, int], Job] = {}
     for seed in range(count):
         for line in preset.cut(quick):
             arguments = [*command(line.settings), "--seed", str(seed)]
             if line.after is not None:
-                arguments += ["--weights", str(found[line.after, seed].out)]
+                arguments += ["--weights", str(made[line.after, seed].out)]
             out = folder(root, preset, quick) / run_name(line.name, seed)
-            found[line.name, seed] = Job(line, seed, out, (*arguments, *more))
-    return list(found.values())
+            made[line.name, seed] = Job(line, seed, out, (*arguments, *more))
+    return list(made.values())
 
 
 def beside(job: Job, replicas: int) -> tuple[str, int]:

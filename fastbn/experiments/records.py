@@ -114,8 +114,8 @@ def runs_of(preset: Preset, line: Line, runs: Iterable[Run]) -> list[Run]:
     runs = list(runs)
     seeds = {run.config.seed for run in runs} if line.after else {0}  # what a run starts from differs by seed
     identities = {seed: of_line(line, seed) for seed in seeds}
-    found = [run for run in runs if run.identity == identities[run.config.seed if line.after else 0]]
-    sized = [run for run in found if preset.examples is None or run.holds(preset.examples)]
+    matching = [run for run in runs if run.identity == identities[run.config.seed if line.after else 0]]
+    sized = [run for run in matching if preset.examples is None or run.holds(preset.examples)]
     return sorted(sized, key=lambda run: run.config.seed)
 
 
@@ -171,14 +171,14 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(
             f"{path} can't be read as JSON ({error}); move it away, or use another copy"
         ) from error
-    if not isinstance(found, dict):
-        kind = type(found).__name__
+    if not isinstance(content, dict):
+        kind = type(content).__name__
         raise UsageError(
             f"{path} should hold a JSON object, found a {kind}; move it away, or use another copy"
         )
-    return found
+    return content

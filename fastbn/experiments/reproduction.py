@@ -92,10 +92,10 @@ def told(text: str, runs: Sequence[Run]) -> str:
 
 
 def _lead(runs: Sequence[Run]) -> str:
-    found = [run for _, run in counted(runs).values()]
-    done = sum(run.finished for run in found)
+    all_runs = [run for _, run in counted(runs).values()]
+    done = sum(run.finished for run in all_runs)
     grades = "\n".join(f"- *{grade}*: {meaning}" for grade, meaning in GRADES.items())
-    return LEAD.format(done=done, under_way=len(found) - done, grades=grades)
+    return LEAD.format(done=done, under_way=len(all_runs) - done, grades=grades)
 
 
 def _drawn(one: Drawing) -> str:

@@ -37,21 +37,19 @@ def outcome(job: Job) -> Outcome:
     """Return a run's outcome. Raises UsageError where the folder holds a run with other settings, or a
     damaged one."""
     config, result = job.out / "config.json", job.out / "summary.json"
-    found = saved.settings(saved.json_file(config, REMEDY), config, REMEDY) if files.look(config) else {}
+    held = saved.settings(saved.json_file(config, REMEDY), config, REMEDY) if files.look(config) else {}
     summary = saved.summary(result, ("test_accuracy",), REMEDY) if files.look(result) else {}
     lines = saved.lines(job.out / "metrics.jsonl", ("test_accuracy",), being_written=True, remedy=REMEDY)
     last = lines[-1] if lines else {}
-    if found:
+    if held:
         asked = job.config
-        if lacking := [name for name in ("epochs", "precision") if found.get(name) is None]:
+        if lacking := [name for name in ("epochs", "precision") if held.get(name) is None]:
             raise UsageError(f"{config} says nothing of {', '.join(lacking)}; {REMEDY}")
         # what is open of the recipe means the default, not the saved
-        usual = USUAL.get(found.get("dataset", ""), {})
-        mine = asked.settings(asked.epochs or found["epochs"], found["precision"], usual)
-        mine |= {
-            name: found[name] for name, value in mine.items() if value in (None, "auto") and name in found
-        }
-        if differing := differences(mine, found):
+        usual = USUAL.get(held.get("dataset", ""), {})
+        mine = asked.settings(asked.epochs or held["epochs"], held["precision"], usual)
+        mine |= {name: held[name] for name, value in mine.items() if value in (None, "auto") and name in held}
+        if differing := differences(mine, held):
             raise UsageError(
                 f"{job.out} holds a run with other settings ({'; '.join(differing)}); move it away, or "
                 "choose another --out"
@@ -61,15 +59,15 @@ def outcome(job: Job) -> Outcome:
     error = job.out / ERROR
     if files.is_file(error):
         return Outcome("failed", last, len(lines), summary, _said(error))
-    return Outcome("partial" if found else "open", last, len(lines), summary)
+    return Outcome("partial" if held else "open", last, len(lines), summary)
 
 
-def figure(job: Job, found: Outcome, of: str) -> float | None:
+def figure(job: Job, result: Outcome, of: str) -> float | None:
     """Return a figure of a finished run in percent: a metric of its last epoch, or the share of γ below 0.01;
     None where it has none."""
     if of == "gamma_below_0.01":
         return _small_gammas(job.out)
-    value = found.last.get(of, found.summary.get(of))
+    value = result.last.get(of, result.summary.get(of))
     return None if value is None else 100.0 * value
 
 
@@ -86,8 +84,10 @@ def gammas(run: Path) -> Tensor:
     from fastbn.training.checkpoint import load
 
     norms = [module for module in load(run, "stock").modules() if isinstance(module, NORMS)]
-    found = [module.weight.detach().flatten() for module in norms if isinstance(module.weight, torch.Tensor)]
-    return torch.cat(found) if found else torch.empty(0)
+    weights = [
+        module.weight.detach().flatten() for module in norms if isinstance(module.weight, torch.Tensor)
+    ]
+    return torch.cat(weights) if weights else torch.empty(0)
 
 
 def _said(path: Path) -> str:

@@ -28,10 +28,10 @@ def studies(runs: Sequence[Run]) -> str:
         lack = []
         for one in PRESETS.values():
             if one.source == source:
-                found = [(line, runs_of(one, line, runs)) for line in one.lines]
-                places = {run.place for _, some in found for run in some}
-                if places - shown or all(some for _, some in found):
-                    parts.append(section(one, found))
+                runs_by_line = [(line, runs_of(one, line, runs)) for line in one.lines]
+                places = {run.place for _, some in runs_by_line for run in some}
+                if places - shown or all(some for _, some in runs_by_line):
+                    parts.append(section(one, runs_by_line))
                     shown |= places
                 else:
                     lack.append(f"`{one.name}`")
@@ -40,14 +40,14 @@ def studies(runs: Sequence[Run]) -> str:
     return "\n\n".join(parts)
 
 
-def section(one: Preset, found: Sequence[tuple[Line, Sequence[Run]]]) -> str:
+def section(one: Preset, runs_by_line: Sequence[tuple[Line, Sequence[Run]]]) -> str:
     """Return an experiment's table; what it lacks is named below it."""
-    rows = [row for line, some in found if some for row in _rows(one, line, some)]
+    rows = [row for line, some in runs_by_line if some for row in _rows(one, line, some)]
     parts = [f"### `{one.name}`: {one.title}", _table(COLUMNS, rows)]
     if one.mark:
         word = f"**{one.mark.capitalize()}, less than the study's: no difference is taken.**"
         parts.insert(1, f"{word} {one.states}")
-    lack = ", ".join(line.name for line, some in found if not some)
+    lack = ", ".join(line.name for line, some in runs_by_line if not some)
     return "\n\n".join([*parts, *([f"Not run: {lack}."] if lack else [])])
 
 
@@ -60,13 +60,13 @@ def ours(values: Sequence[float]) -> str:
 
 def counted(runs: Sequence[Run]) -> dict[Path, tuple[str, Run]]:
     """Return the runs that a line of an experiment has, each once, named by the first such line."""
-    found: dict[Path, tuple[str, Run]] = {}
+    named: dict[Path, tuple[str, Run]] = {}
     for one in PRESETS.values():
         for line in one.lines:
             for run in runs_of(one, line, runs):
                 mark = f" ({one.mark})" if one.mark else ""
-                found.setdefault(run.place, (f"{one.name}: {line.name}{mark}, seed {run.config.seed}", run))
-    return found
+                named.setdefault(run.place, (f"{one.name}: {line.name}{mark}, seed {run.config.seed}", run))
+    return named
 
 
 def run_table(runs: Sequence[Run]) -> str:
@@ -125,15 +125,15 @@ def _state(one: Preset, runs: Sequence[Run]) -> str:
 
 
 def _run_row(name: str, run: Run) -> list[str]:
-    found, accuracy = run.summary, run.figure("test_accuracy")
-    device = ", ".join(part for part in (found["device"], found.get("instructions")) if part)
+    summary, accuracy = run.summary, run.figure("test_accuracy")
+    device = ", ".join(part for part in (summary["device"], summary.get("instructions")) if part)
     return [
         name,
         str(len(run.epochs)),
         "—" if accuracy is None else f"{accuracy:.2f}",
-        f"{found['training_seconds']:,.0f}",
-        f"{found['images_per_second']:,.0f}",
+        f"{summary['training_seconds']:,.0f}",
+        f"{summary['images_per_second']:,.0f}",
         device,
-        f"{found['engine']}, {run.config.precision}",
+        f"{summary['engine']}, {run.config.precision}",
         f"`{run.place.name}`",
     ]

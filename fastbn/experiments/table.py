@@ -22,15 +22,15 @@ HEAD = "| line | figure, % | seeds | ours | published | difference |\n|---|---|-
 def table(preset: Preset, jobs: Sequence[Job], quick: bool) -> str:
     """Return the table in Markdown. It works for what is there: runs that are not finished are counted, and
     the furthest is shown."""
-    found = [(job, outcome(job)) for job in jobs]
+    results = [(job, outcome(job)) for job in jobs]
     less = quick or bool(preset.mark)
     rows = [
         row
         for line in preset.cut(quick)
-        for row in _rows(line, [pair for pair in found if pair[0].line.name == line.name], less)
+        for row in _rows(line, [pair for pair in results if pair[0].line.name == line.name], less)
     ]
-    done = sum(result.state == "done" for _, result in found)
-    title = f"# {preset.name}: {preset.title}\n\n{preset.source}. {done} of {len(found)} runs finished."
+    done = sum(result.state == "done" for _, result in results)
+    title = f"# {preset.name}: {preset.title}\n\n{preset.source}. {done} of {len(results)} runs finished."
     if quick and isinstance(preset.quick, Quick):
         cut = ", ".join(
             f"{name} {value}" for name, value in preset.quick.settings.items() if value is not None
@@ -55,7 +55,7 @@ def table(preset: Preset, jobs: Sequence[Job], quick: bool) -> str:
     return f"{title}\n\n{HEAD}\n" + "\n".join(rows) + (f"\n\n{note}\n" if note else "\n")
 
 
-def _rows(line: Line, found: list[tuple[Job, Outcome]], less: bool) -> list[str]:
+def _rows(line: Line, results: list[tuple[Job, Outcome]], less: bool) -> list[str]:
     """Return a row for each kind of figure that a line has published, one at least."""
     kinds = list(
         dict.fromkeys(
@@ -64,16 +64,16 @@ def _rows(line: Line, found: list[tuple[Job, Outcome]], less: bool) -> list[str]
     )
     if "test_accuracy" not in kinds and any("test_top5" in kind for kind in kinds):
         kinds = ["test_accuracy", *kinds]
-    return [_row(line, kind, found, less) for kind in kinds]
+    return [_row(line, kind, results, less) for kind in kinds]
 
 
-def _row(line: Line, kind: str, found: list[tuple[Job, Outcome]], less: bool) -> str:
-    finished = [figure(job, result, kind) for job, result in found if result.state == "done"]
+def _row(line: Line, kind: str, results: list[tuple[Job, Outcome]], less: bool) -> str:
+    finished = [figure(job, result, kind) for job, result in results if result.state == "done"]
     values = [value for value in finished if value is not None]
     published = [one for one in line.published if one.of == kind]
     texts = [f"{one.value:g} ({one.grade})" for one in published]
-    seeds = f"{len(finished)} of {len(found)}"
-    ours = _ours(values) if values else "not measured" if finished else _unfinished(found, kind)
+    seeds = f"{len(finished)} of {len(results)}"
+    ours = _ours(values) if values else "not measured" if finished else _unfinished(results, kind)
     mark = "" if less or not values or not published else _difference(statistics.fmean(values), published[0])
     return (
         f"| {line.name} | {WHAT.get(kind, kind)} | {seeds} | {ours} | {'; '.join(texts) or '—'} | "
@@ -86,12 +86,12 @@ def _ours(values: list[float]) -> str:
     return f"{mean:.1f} ± {statistics.stdev(values):.1f}" if len(values) > 1 else f"{mean:.1f}"
 
 
-def _unfinished(found: list[tuple[Job, Outcome]], kind: str) -> str:
+def _unfinished(results: list[tuple[Job, Outcome]], kind: str) -> str:
     """Return what there is to say of a line of which no run is finished."""
-    failed = [result.error for _, result in found if result.state == "failed"]
+    failed = [result.error for _, result in results if result.state == "failed"]
     if failed:
         return f"failed: {failed[0]}"
-    job, furthest = max(found, key=lambda pair: pair[1].epochs)
+    job, furthest = max(results, key=lambda pair: pair[1].epochs)
     if not furthest.epochs:
         return "begun" if furthest.state == "partial" else "—"
     so_far = f": {100 * furthest.last[kind]:.1f}" if kind in furthest.last else ""

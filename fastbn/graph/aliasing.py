@@ -71,15 +71,15 @@ def mutates(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
 def mutated(graph: fx.Graph, modules: dict[str, nn.Module]) -> set[fx.Node]:
     """Values changed in place while something else reads them too: fusing across the change could reorder
     the two."""
-    found = set()
+    changed = set()
     for node in graph.nodes:
         if mutates(node, modules):
             target = node.args[0] if node.args else None
             while isinstance(target, fx.Node):
                 if len(target.users) > 1:
-                    found.add(target)
+                    changed.add(target)
                 target = target.args[0] if may_view(target, modules) and target.args else None
-    return found
+    return changed
 
 
 def may_view(node: fx.Node, modules: dict[str, nn.Module]) -> bool:

@@ -31,8 +31,11 @@ def function_of(norm: nn.BatchNorm2d) -> Function | None:
         return None
     if type(norm) is nn.BatchNorm2d:
         return IDENTITY
-    own = [dict(norm.named_parameters()).keys() - AFFINE, dict(norm.named_buffers()).keys() - STATISTICS]
-    if any(own):  # what it does with these, no batch norm does
+    extra_state = [
+        dict(norm.named_parameters()).keys() - AFFINE,
+        dict(norm.named_buffers()).keys() - STATISTICS,
+    ]
+    if any(extra_state):  # what it does with these, no batch norm does
         return None
     held = [child for child in norm.children() if not is_identity(child)]
     function = activations.of_module(held[0]) if len(held) == 1 else IDENTITY
@@ -60,9 +63,9 @@ def settings(module: nn.Module) -> list[str]:
 
 def _state(module: nn.Module) -> Any:
     return [
-        (name, values.fingerprint(vars(own)[name]))
-        for own in module.modules()
-        for name in vars(own)
+        (name, values.fingerprint(vars(part)[name]))
+        for part in module.modules()
+        for name in vars(part)
         if name not in ("_parameters", "_buffers", "_modules") and not name.endswith("_hooks")
     ]
 
@@ -92,10 +95,10 @@ def _behaves(norm: nn.BatchNorm2d, function: Function, training: bool, momentum:
     before = _state(tried)
     x = 3 * torch.randn(3, channels, 2, 3, generator=draw, dtype=torch.float64)
     dz = torch.randn(x.shape, generator=draw, dtype=torch.float64)
-    found = _call(tried, lambda z: z, x, dz)
+    actual = _call(tried, lambda z: z, x, dz)
     if _state(tried) != before:
         return False
-    return _same(found, _call(plain, lambda n: pointwise.forward(function, n.clone()), x, dz))
+    return _same(actual, _call(plain, lambda n: pointwise.forward(function, n.clone()), x, dz))
 
 
 def _call(
@@ -111,10 +114,10 @@ def _call(
     return [z.detach(), *gradients, module.running_mean, module.running_var, module.num_batches_tracked]
 
 
-def _same(found: list[Tensor | None], expected: list[Tensor | None]) -> bool:
+def _same(actual: list[Tensor | None], expected: list[Tensor | None]) -> bool:
     def near(a: Tensor | None, b: Tensor | None) -> bool:
         if a is None or b is None:
             return a is b
         return a.shape == b.shape and torch.allclose(a.double(), b.double(), TOLERANCE, TOLERANCE)
 
-    return all(map(near, found, expected))
+    return all(map(near, actual, expected))

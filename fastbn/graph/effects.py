@@ -68,11 +68,11 @@ def _readers(value: fx.Node, modules: dict[str, nn.Module]) -> list[fx.Node]:
     """The nodes that read a value, or another name of its memory."""
     while may_view(value, modules) and value.args and isinstance(value.args[0], fx.Node):
         value = value.args[0]
-    found: dict[fx.Node, None] = {}
+    readers: dict[fx.Node, None] = {}
     waiting = [value]
     while waiting:
         for user in waiting.pop().users:
-            if user not in found and may_view(user, modules):
+            if user not in readers and may_view(user, modules):
                 waiting.append(user)
-            found[user] = None
-    return list(found)
+            readers[user] = None
+    return list(readers)

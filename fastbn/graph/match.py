@@ -35,8 +35,8 @@ class FusedUnit:
 
     @property
     def inputs(self) -> list[fx.Node]:
-        found = [(conv or norm).args[0] for conv, norm in self.convs if conv or norm] + [self.residual]  # type: ignore[union-attr]
-        return [node for node in found if isinstance(node, fx.Node)]
+        read = [(conv or norm).args[0] for conv, norm in self.convs if conv or norm] + [self.residual]  # type: ignore[union-attr]
+        return [node for node in read if isinstance(node, fx.Node)]
 
 
 # a convolution and the BatchNorm that reads it; one of the two may be absent
@@ -128,12 +128,12 @@ def _units(
 def _out_of_order(units: list[FusedUnit], place: dict[fx.Node, int]) -> set[str]:
     """BatchNorms of which a later call would move the running statistics before an earlier one."""
     last: dict[str, int] = {}
-    found = set()
+    late = set()
     for norm in (norm for unit in units for _, norm in unit.convs if norm is not None):
         if place[norm] < last.get(str(norm.target), 0):
-            found.add(str(norm.target))
+            late.add(str(norm.target))
         last[str(norm.target)] = place[norm]
-    return found
+    return late
 
 
 def _unfit(node: fx.Node, conv: nn.Module, barred: set[fx.Node]) -> str | None:

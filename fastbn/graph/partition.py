@@ -48,10 +48,10 @@ def partition(graph: fx.Graph, units: list[FusedUnit], after: After | None = Non
                 members[home] += members.pop(candidate)  # two branches meet: one region
                 for output, region in region_of.items():
                     region_of[output] = home if region == candidate else region
-                for found in (*reads.values(), *behind.values()):
-                    if candidate in found:
-                        found.discard(candidate)
-                        found.add(home)
+                for regions in (*reads.values(), *behind.values()):
+                    if candidate in regions:
+                        regions.discard(candidate)
+                        regions.add(home)
                 behind[home] |= behind.pop(candidate)
         if home is None:
             home = len(graph.nodes) + len(region_of)  # a number not used before

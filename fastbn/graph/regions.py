@@ -132,15 +132,15 @@ class Region:
         where they don't."""
         shapes = dict(enumerate(inputs))
         for join in self.joins:
-            found = {conv.shape(shapes[conv.source]) for conv in join.convs}
+            sizes = {conv.shape(shapes[conv.source]) for conv in join.convs}
             if join.residual is not None:
-                found.add(shapes[join.residual])
-            if len(found) > 1:
+                sizes.add(shapes[join.residual])
+            if len(sizes) > 1:
                 raise Unfit(
                     f"the addition after {join.convs[0].norm} broadcasts "
-                    f"{' and '.join(map(str, sorted(found)))}"
+                    f"{' and '.join(map(str, sorted(sizes)))}"
                 )
-            shapes[join.value] = found.pop()
+            shapes[join.value] = sizes.pop()
         return shapes
 
 

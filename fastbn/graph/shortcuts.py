@@ -21,7 +21,7 @@ def shortcuts(model: nn.Module, norms: tuple[type[nn.Module], ...]) -> list[str]
         ) from error
     modules = dict(model.named_modules(remove_duplicate=False))
     place = {node: i for i, node in enumerate(graph.nodes)}
-    found: list[str] = []
+    names: list[str] = []
     for node in graph.nodes:
         operands = [arg for arg in node.args if isinstance(arg, fx.Node)]
         added = (node.op == "call_function" and node.target in ADDITIONS) or (
@@ -34,9 +34,9 @@ def shortcuts(model: nn.Module, norms: tuple[type[nn.Module], ...]) -> list[str]
             beside = _convolution(other, modules, norms)
             if conv is None or beside is conv or (beside is not None and beside.args[0] is conv.args[0]):
                 continue
-            if _leads_to(conv.args[0], other, place) and str(conv.target) not in found:
-                found.append(str(conv.target))
-    return found
+            if _leads_to(conv.args[0], other, place) and str(conv.target) not in names:
+                names.append(str(conv.target))
+    return names
 
 
 def _convolution(

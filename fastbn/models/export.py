@@ -46,9 +46,9 @@ def fold_bn(model: nn.Module) -> fx.GraphModule:
     plain = to_torch(model)
     for norm, before in list(_foldable(plain)):
         conv: Any = plain.get_submodule(str(before.target))
-        own: Any = plain.get_submodule(str(norm.target))
+        bn: Any = plain.get_submodule(str(norm.target))
         parent, _, name = str(before.target).rpartition(".")
-        setattr(plain.get_submodule(parent), name, fuse_conv_bn_eval(conv, own).requires_grad_(False))
+        setattr(plain.get_submodule(parent), name, fuse_conv_bn_eval(conv, bn).requires_grad_(False))
         norm.replace_all_uses_with(before)
         plain.graph.erase_node(norm)
     plain.delete_all_unused_submodules()

@@ -61,20 +61,20 @@ def read_state(path: Path, most: int) -> tuple[bytes, dict[str, Tensor]]:
     return content, _tensors(_read(path, content), path)
 
 
-def put(model: nn.Module, found: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+def put(model: nn.Module, weights: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
     """Copy these tensors, which came from `path`, into the model as `load_weights` does."""
     state = model.state_dict()
-    if _other_classes(found, state):
-        found = {name: value for name, value in found.items() if name not in HEAD}
+    if _other_classes(weights, state):
+        weights = {name: value for name, value in weights.items() if name not in HEAD}
         expected = {name: value for name, value in state.items() if name not in HEAD}
     else:
         expected = state
-    _check(found, expected, path)
-    _check_values(found, expected, path)
+    _check(weights, expected, path)
+    _check_values(weights, expected, path)
     with torch.no_grad():
         for name, target in expected.items():
-            if name in found:
-                target.copy_(found[name])
+            if name in weights:
+                target.copy_(weights[name])
             else:
                 target.zero_()
 
@@ -120,23 +120,25 @@ def _tensors(loaded: object, path: Path) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in loaded.items()}
 
 
-def _other_classes(found: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> bool:
+def _other_classes(weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> bool:
     """Tell whether the file's fc is a sound one that differs from the model's in its number of classes
     alone."""
-    if not all(name in found and name in state for name in HEAD):
+    if not all(name in weights and name in state for name in HEAD):
         return False
-    weight, bias = (found[name].shape for name in HEAD)
+    weight, bias = (weights[name].shape for name in HEAD)
     features = state[HEAD[0]].shape[1:]
     return weight[1:] == features and bias == weight[:1] and weight[0] != state[HEAD[0]].shape[0]
 
 
-def _check(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+def _check(
+    weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: str | os.PathLike[str]
+) -> None:
     problems = []
-    if missing := [name for name in expected if name not in found and not name.endswith(COUNTER)]:
+    if missing := [name for name in expected if name not in weights and not name.endswith(COUNTER)]:
         problems.append(f"{len(missing)} missing ({_few(missing)})")
-    if unexpected := sorted(name for name in found if name not in expected):
+    if unexpected := sorted(name for name in weights if name not in expected):
         problems.append(f"{len(unexpected)} unexpected ({_few(unexpected)})")
-    shapes = [(name, found[name].shape, value.shape) for name, value in expected.items() if name in found]
+    shapes = [(name, weights[name].shape, value.shape) for name, value in expected.items() if name in weights]
     if wrong := [f"{name} {tuple(has)} for {tuple(needs)}" for name, has, needs in shapes if has != needs]:
         problems.append(f"{len(wrong)} of another shape ({_few(wrong)})")
     if problems:

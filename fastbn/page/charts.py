@@ -188,14 +188,14 @@ def histogram(
     """Draw outlines over the same bins, laid over each other: (name, kind, a height per bin) each, between
     `edges`, one more than bins."""
     series, said = [], []
-    for i, (name, kind, found) in enumerate(heights):
-        tops = [0.0, *(h for h in found for _ in (0, 1)), 0.0]
+    for i, (name, kind, shares) in enumerate(heights):
+        tops = [0.0, *(h for h in shares for _ in (0, 1)), 0.0]
         series.append(
             Series(name, [*zip([e for e in edges for _ in (0, 1)], tops, strict=True)], kind, i, marked=False)
         )
-        most = max(range(len(found)), key=lambda at: found[at])
+        most = max(range(len(shares)), key=lambda at: shares[at])
         said.append(
-            f"{name}: most, {number(found[most])}, between {number(edges[most])} and "
+            f"{name}: most, {number(shares[most])}, between {number(edges[most])} and "
             f"{number(edges[most + 1])}"
         )
     return lines(title, series, x_label, y_label, said="; ".join(said))
@@ -215,13 +215,13 @@ def strips(
     margin = min(8 + GLYPH * max(len(name) for name, _ in rows), WIDTH * 0.45)
     x = Scale(edges[0], edges[-1], margin, WIDTH - 12)
     drawn, bottom = [], 4.0 + 16 * len(rows)
-    for i, (name, found) in enumerate(rows):
-        top, most = 4.0 + 16 * i, max(found) or 1.0
+    for i, (name, shares) in enumerate(rows):
+        top, most = 4.0 + 16 * i, max(shares) or 1.0
         drawn.append(written(0, top + 11, fit(name, margin)))
         drawn.append(
             f'<rect class="track" x="{x.start:.1f}" y="{top:g}" width="{x.end - x.start:.1f}" height="14" />'
         )
-        for low, high, height in zip(edges[:-1], edges[1:], found, strict=True):
+        for low, high, height in zip(edges[:-1], edges[1:], shares, strict=True):
             if height:
                 place = f'x="{x(low):.1f}" y="{top:g}" width="{x(high) - x(low):.2f}" height="14"'
                 tip = tooltip(f"{name}: {number(height)} in {number(low)} … {number(high)}")

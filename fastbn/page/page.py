@@ -128,8 +128,8 @@ def heading(value: str) -> Html:
 
 
 def listing(items: Iterable[str]) -> Html:
-    found = [f"<li>{text(item)}</li>" for item in items]
-    return Html(f"<ul>{''.join(found)}</ul>") if found else NOTHING
+    entries = [f"<li>{text(item)}</li>" for item in items]
+    return Html(f"<ul>{''.join(entries)}</ul>") if entries else NOTHING
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
@@ -143,7 +143,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
     head = "".join(f'<th scope="col"{style[i]}>{text(header[i])}</th>' for i in used)
     cells = ["".join(f"<td{style[i]}>{text(row[i])}</td>" for i in used[1:]) for row in rows]
     body = "".join(
-        f'<tr><th scope="row">{text(row[0])}</th>{own}</tr>' for row, own in zip(rows, cells, strict=True)
+        f'<tr><th scope="row">{text(row[0])}</th>{row_cells}</tr>'
+        for row, row_cells in zip(rows, cells, strict=True)
     )
     return Html(
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
@@ -157,9 +158,9 @@ def figure(chart: Html, title: str, caption: str = "") -> Html:
     return Html(f"<figure><figcaption>{said}</figcaption>{chart}</figure>") if chart else NOTHING
 
 
-def figures(found: Sequence[Html]) -> Html:
+def figures(drawn: Sequence[Html]) -> Html:
     """Return figures side by side where the page is wide enough."""
-    kept = [one for one in found if one]
+    kept = [one for one in drawn if one]
     return Html(f'<div class="figures">{joined(kept)}</div>') if kept else NOTHING
 
 
@@ -177,11 +178,11 @@ def standalone(chart: Html, title: str) -> str:
     assert begin, "a chart begins with its size"
     width, height = (float(side) + 20 for side in begin.groups())
     size = f'width="{1.5 * width:g}" height="{1.5 * height:g}"'
-    own = (
+    margins = (
         f"svg {{ width: {1.5 * width:g}px; height: {1.5 * height:g}px; background: var(--paper); "
         "font-family: sans-serif; }}"
     )
-    head = f"<title>{text(title)}</title><style>{COLOURS}{CHARTS}{own}</style>"
+    head = f"<title>{text(title)}</title><style>{COLOURS}{CHARTS}{margins}</style>"
     opened = (
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} viewBox="-10 -10 {width:g} '
         f'{height:g}"{chart[begin.end() :]}'
@@ -192,8 +193,8 @@ def standalone(chart: Html, title: str) -> str:
 def page(title: str, lead: str, sections: Sequence[Html]) -> str:
     """Return the whole file. Sections that are empty are left out, of the list of contents too."""
     kept = [one for one in sections if one]
-    found = [re.match(r'<section id="([^"]*)"><h2>(.*?)</h2>', one) for one in kept]
-    nav = " ".join(f'<a href="#{match[1]}">{match[2]}</a>' for match in found if match)
+    headings = [re.match(r'<section id="([^"]*)"><h2>(.*?)</h2>', one) for one in kept]
+    nav = " ".join(f'<a href="#{match[1]}">{match[2]}</a>' for match in headings if match)
     nav = f'<nav aria-label="Contents">{nav}</nav>'
     return PAGE.format(
         title=text(title),

@@ -19,13 +19,13 @@ def grid(images: np.ndarray, columns: int) -> np.ndarray:
     between is transparent."""
     n, height, width, depth = images.shape
     rows = -(-n // columns)
-    found = np.zeros((rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, 4), np.uint8)
+    pixels = np.zeros((rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, 4), np.uint8)
     for i, image in enumerate(images):
         y, x = (i // columns) * (height + GAP), (i % columns) * (width + GAP)
-        found[y : y + height, x : x + width, :depth] = image
+        pixels[y : y + height, x : x + width, :depth] = image
         if depth == 3:
-            found[y : y + height, x : x + width, 3] = 255
-    return found
+            pixels[y : y + height, x : x + width, 3] = 255
+    return pixels
 
 
 def png(image: np.ndarray) -> bytes:
@@ -43,16 +43,18 @@ def png(image: np.ndarray) -> bytes:
 
 def picture(image: np.ndarray, said: str) -> Html:
     """Return an image (H, W, 4) uint8 as wide as its figure; `said` stands for it where it can't be seen."""
-    found = base64.b64encode(png(image)).decode()
+    encoded = base64.b64encode(png(image)).decode()
     return Html(
         f'<img class="pixels" alt="{text(said)}" width="{image.shape[1]}" '
-        f'src="data:image/png;base64,{found}" />'
+        f'src="data:image/png;base64,{encoded}" />'
     )
 
 
 def rows(pictures: Sequence[tuple[str, Html]]) -> Html:
     """Return pictures under each other, the name of each before it."""
-    return Html("".join(f'<p class="note row">{text(name)}</p>{own}' for name, own in pictures))
+    return Html(
+        "".join(f'<p class="note row">{text(name)}</p>{picture_of_row}' for name, picture_of_row in pictures)
+    )
 
 
 def _chunk(name: bytes, body: bytes) -> bytes:

@@ -32,15 +32,15 @@ class Scale:
                 ((1, 3), 1),
                 *(((1,), every) for every in range(1, len(decades) + 1)),
             ):
-                found = [
+                marks = [
                     m * 10.0**d
                     for d in decades
                     if d % every == 0
                     for m in steps
                     if self.low <= m * 10.0**d <= self.high
                 ]
-                if 2 <= len(found) <= most:
-                    return found
+                if 2 <= len(marks) <= most:
+                    return marks
         span = self.high - self.low
         size = 10.0 ** math.floor(math.log10(span / most))
         step = next(m * size for m in (1, 2, 5, 10, 20) if span / (m * size) <= most)

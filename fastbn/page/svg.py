@@ -60,7 +60,7 @@ def labelled(
         free = [
             (a, b)
             for a, b in places
-            if all(abs(a - c) > half + own or abs(b - d) > 9 for c, d, own in taken) and a + half < WIDTH
+            if all(abs(a - c) > half + width or abs(b - d) > 9 for c, d, width in taken) and a + half < WIDTH
         ]
         a, b = (free or places)[0]
         taken.append((a, b, half))

@@ -137,9 +137,9 @@ def diff_patches(first: str | os.PathLike[str], second: str | os.PathLike[str]) 
         x, y = a.tensors[name].double(), b.tensors[name].double()
         kind = kind_of(name, a.tensors)
         before = squares.get(kind, (0.0, 0.0))
-        own = float((y - x).square().sum()), float(x.square().sum())
-        squares[kind] = before[0] + own[0], before[1] + own[1]
-        apart[name] = own[0] ** 0.5
+        distance = float((y - x).square().sum()), float(x.square().sum())
+        squares[kind] = before[0] + distance[0], before[1] + distance[1]
+        apart[name] = distance[0] ** 0.5
     return PatchDifference(
         same_base=a.sha256 == b.sha256 and a.frozen == b.frozen,
         distance={

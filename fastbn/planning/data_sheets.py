@@ -112,10 +112,10 @@ def _flops(device: torch.device, precision: str) -> float:
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
     """Return the least seconds of five calls."""
-    found = []
+    seconds = []
     for _ in range(6):
         start = time.perf_counter()
         work()
         devices.carry_out(device, wait=True)
-        found.append(time.perf_counter() - start)
-    return min(found[1:])
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])

@@ -163,10 +163,10 @@ def explain(
     else:
         network = NetworkMemory(model, engine, program.module)
         products = network.multiplications((1, *image))
-        own = network.shapes((batch, *image))
+        by_region = network.shapes((batch, *image))
         algorithms = collections.Counter(
             algorithm.value
-            for region, shapes in own
+            for region, shapes in by_region
             for conv, algorithm in zip(region.convs, engine.choices(region.convs, shapes), strict=True)
             if not conv.copies
         )

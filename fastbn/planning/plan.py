@@ -108,15 +108,15 @@ class Planner:
                 f"a step of {batch:,} images {needs}, and there are {gb(budget)}; {remedy}, or give "
                 "--bn-batch"
             )
-        low, high, found = 0, whole.memory.saved, least
+        low, high, best = 0, whole.memory.saved, least
         for _ in range(8):  # to a 256th: kept as much as fits
             kept = (low + high) // 2
             tried = self._plan(batch, at_once, self._cut(at_once, kept), budget)
             if tried.memory.peak <= budget:
-                low, found = kept, tried if tried.again <= found.again else found
+                low, best = kept, tried if tried.again <= best.again else best
             else:
                 high = kept
-        return found
+        return best
 
     def smaller(self, plan: Plan) -> Plan:
         """Return the next plan below one that ran out of memory all the same: a step of four fifths.
@@ -175,8 +175,8 @@ class Planner:
 
     def regions(self, n: int) -> list[tuple[Region, dict[int, Shape]]]:
         """Return the regions with the shapes of their values for n images, the one that holds most first."""
-        found = self.network.shapes(self._shape(n))
-        return sorted(found, key=lambda pair: -sum(recomputation.raw_bytes(pair[0], pair[1], 1)))
+        pairs = self.network.shapes(self._shape(n))
+        return sorted(pairs, key=lambda pair: -sum(recomputation.raw_bytes(pair[0], pair[1], 1)))
 
     @functools.lru_cache(8)  # noqa: B019 (as long-lived as the planner)
     def _flops(self, n: int) -> int:

@@ -128,10 +128,10 @@ def footprint(
         if not live.isdisjoint(region.outputs):
             meter.peak = meter.live
             arriving: Any = [meter.gradient(call.shapes[z]) if z in live else None for z in region.outputs]
-            found: Any
+            gradients: Any
             back = {g.span for g in arriving if g is not None}
-            found = walk.backward(call, arriving, vectors, saved)
-            back |= {g.span for g in found.inputs.values()}
+            gradients = walk.backward(call, arriving, vectors, saved)
+            back |= {g.span for g in gradients.inputs.values()}
     backward = meter.peak
     if engine.execution is Execution.PROGRAM:  # whose memory is laid out beforehand
         calls = range(meter.operations + 1)

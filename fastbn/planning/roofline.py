@@ -36,15 +36,15 @@ def costs(region: Region, shapes: dict[int, Shape], dtypes: tuple[torch.dtype, t
 
 def seconds(planner: Planner, plan: Plan, precision: str, device: Device) -> float:
     """Of a step by this plan."""
-    rate, found = device.flops_per_second[precision], 0.0
+    rate, total = device.flops_per_second[precision], 0.0
     for region, shapes in planner.regions(plan.bn_batch):
-        share, own = products(region, shapes, planner.network.engine), 0.0
+        share, recomputed = products(region, shapes, planner.network.engine), 0.0
         for cost in costs(region, shapes, planner.dtypes):
-            own += cost.flops * share / rate
+            recomputed += cost.flops * share / rate
             made = dataclasses.replace(cost, flops=int(cost.flops * share))
-            found += least_seconds(made, device.bytes_per_second, rate) + device.launch * cost.launches
-        found += plan.again * own
-    return found * plan.batch / plan.bn_batch
+            total += least_seconds(made, device.bytes_per_second, rate) + device.launch * cost.launches
+        total += plan.again * recomputed
+    return total * plan.batch / plan.bn_batch
 
 
 def line(planner: Planner, plan: Plan, precision: str, device: Device, busy: str = "") -> str:
@@ -67,10 +67,10 @@ def rounded(value: float) -> str:
 
 def products(region: Region, shapes: dict[int, Shape], engine: Engine) -> float:
     """Products made for each of the convolutions' own, on average."""
-    own = made = 0.0
+    asked = made = 0.0
     for join in region.joins:
         for conv in join.convs:
             each = math.prod(conv.weight_shape) * math.prod(shapes[join.value][2:])
-            own += each
+            asked += each
             made += each * engine.algorithm(conv, shapes[conv.source][2:]).products
-    return made / own if own else 1.0
+    return made / asked if asked else 1.0

@@ -133,12 +133,12 @@ class NetworkMemory:
     def packed_bytes(self, x: Shape, dtypes: tuple[torch.dtype, torch.dtype]) -> int:
         """Return the bytes of the frozen weights in the engine's own layouts, for images x."""
         total = 0
-        shapes = {id(region): found for region, found in self.shapes(x)}
+        shapes = {id(region): of_values for region, of_values in self.shapes(x)}
         for region in self._regions:
-            own = shapes[id(region.region)]
-            chosen = self.engine.choices(region.region.convs, own)
+            value_shapes = shapes[id(region.region)]
+            chosen = self.engine.choices(region.region.convs, value_shapes)
             for conv, (module, _), by in zip(region.region.convs, region.pairs, chosen, strict=True):
-                size = own[conv.source][2:]
+                size = value_shapes[conv.source][2:]
                 weight = module.weight
                 key = _kind(conv), dtypes, by, weight.dtype, weight.device, weight.stride()
                 known = PACKED.setdefault(self.engine, {})
@@ -184,13 +184,13 @@ def apart(program: fx.GraphModule) -> Iterator[None]:
     opened = [module for module in program.modules() if not isinstance(module, CLOSED) and module._buffers]
     held = [(module._buffers, dict(module._buffers)) for module in opened]
     try:
-        for buffers, own in held:
-            buffers.update({name: None if t is None else t.clone() for name, t in own.items()})
+        for buffers, originals in held:
+            buffers.update({name: None if t is None else t.clone() for name, t in originals.items()})
         with preserved():
             yield
     finally:
-        for buffers, own in held:
-            buffers.update(own)
+        for buffers, originals in held:
+            buffers.update(originals)
 
 
 def _kind(conv: Conv) -> Any:
@@ -227,10 +227,10 @@ class _Walk(fx.Interpreter):
         self.shapes.append((region, shapes))
         again = () if self._policy is None else recomputation.spans(region, shapes, size, self._policy)
         wanted = tuple(x.requires_grad for x in args)
-        found = footprint(
+        occupied = footprint(
             region, module.pairs, self._engine, tuple(x.shape for x in args), wanted, self._dtypes, again
         )
-        self.saved += found.saved
+        self.saved += occupied.saved
         for span in again:
             for i in span:
                 for conv in region.joins[i].convs:
@@ -246,10 +246,12 @@ class _Walk(fx.Interpreter):
         # what enters the first of them is kept, and what a BatchNorm reads that reads no convolution
         keeps = bool(again) or any(conv.copies and conv.source < region.inputs for conv in region.convs)
         if keeps:
-            found = dataclasses.replace(found, saved=found.saved + cast, backward=found.backward + cast)
+            occupied = dataclasses.replace(
+                occupied, saved=occupied.saved + cast, backward=occupied.backward + cast
+            )
         outputs = [shapes[value] for value in region.outputs]
         return _Region.apply(
-            _Absent(self._counted, found, cast, self._dtypes[1], outputs, keeps and not cast),
+            _Absent(self._counted, occupied, cast, self._dtypes[1], outputs, keeps and not cast),
             *args,
             anchor,
         )

@@ -90,7 +90,9 @@ class TrafficCase:
             _each("trains", self.region.convs, self.trains),
         )
         return walk.live_values(
-            self.region, [*wanted.values()], [own or trains_weights for own in trains.values()]
+            self.region,
+            [*wanted.values()],
+            [wanted_here or trains_weights for wanted_here in trains.values()],
         )
 
     def multiplied(self, conv: Conv, value: int) -> tuple[int, int]:
@@ -128,9 +130,9 @@ def fused(case: TrafficCase) -> TrafficPlan:
     kept: Any = list(saved)
     forward, operations.passes = operations.passes, []
     arriving: Any = [operations.arriving(case.shapes[z]) if z in live else None for z in region.outputs]
-    found = walk.backward(call, arriving, vectors, saved)
+    gradients = walk.backward(call, arriving, vectors, saved)
     backward = operations.passes
-    for place, value in enumerate(found.inputs, len(backward) - len(found.inputs)):
+    for place, value in enumerate(gradients.inputs, len(backward) - len(gradients.inputs)):
         if backward[place].name == "sum":
             backward[place] = dataclasses.replace(backward[place], name=f"input {value}")
     return TrafficPlan(tuple(forward), tuple(backward), sum(t.bytes for t in kept))

@@ -38,11 +38,11 @@ def explain_run(config: Config) -> str:
         plan = planner.plan(batch, recipe.bn_batch)
         least = roofline.line(planner, plan, recipe.precision, data_sheets.here(device), _busy(device))
         lines += [f"plan      {plan}", f"time      {least}"]
-        found = explain(model, planner.image, batch)
+        explained = explain(model, planner.image, batch)
     else:
-        found = explain(model)
+        explained = explain(model)
     # why the run has this engine, not that fuse was told so
-    lines += str(dataclasses.replace(found, why=run.why)).splitlines()
+    lines += str(dataclasses.replace(explained, why=run.why)).splitlines()
     if config.devices is not None:
         step = TrainingStep(model, source, recipe, planner=planner)
         lines += explain_devices.lines(step, recipe, config.devices, config.step_seconds)

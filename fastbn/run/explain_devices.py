@@ -37,7 +37,7 @@ def lines(step: TrainingStep, recipe: ResolvedRecipe, devices: int, seconds: flo
 def measured(step: TrainingStep, batch_size: int, repeats: int = 3) -> float:
     """Return the seconds of a step here: the median, after one that packs, compiles and allocates. The
     model is trained by them."""
-    found = []
+    seconds = []
     step.model.train()
     step.feed.begin(0, 0)
     for _ in range(repeats + 1):
@@ -45,5 +45,5 @@ def measured(step: TrainingStep, batch_size: int, repeats: int = 3) -> float:
         start = time.perf_counter()
         step(next(step.feed.batches(batch_size)), 0.0, totals)
         bool(totals.finite)  # the device has caught up when this is known
-        found.append(time.perf_counter() - start)
-    return statistics.median(found[1:])
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[1:])

@@ -9,13 +9,13 @@ from fastbn.training.distributed.ranks import Ranks
 
 def described(recipe: ResolvedRecipe, parameters: int, ranks: Ranks) -> str:
     """Return what a run says of its ranks."""
-    own, statistics = (
+    per_rank, statistics = (
         recipe.batch_size // ranks.count,
         "all ranks' together" if recipe.sync_bn else "each rank's own",
     )
     sent = f"{message_bytes(parameters):,} bytes an all-reduce over {ranks.backend}"
     return (
-        f"ranks     {ranks.count}, {own} images of each batch a rank, BatchNorm's statistics "
+        f"ranks     {ranks.count}, {per_rank} images of each batch a rank, BatchNorm's statistics "
         f"{statistics}, {sent}"
     )
 

@@ -30,7 +30,11 @@ class Tracker:
                 f"--track {name}: it can't be imported ({error}); install it, or leave --track out"
             ) from error
         self._started = False
-        missing = [own for own in ("init", "log", "finish") if not callable(getattr(self._module, own, None))]
+        missing = [
+            function
+            for function in ("init", "log", "finish")
+            if not callable(getattr(self._module, function, None))
+        ]
         if missing:
             raise UsageError(
                 f"--track {name}: the module has no {', '.join(missing)}; give one with init, log and "

@@ -212,9 +212,11 @@ class Config(Recipe):
     def of(cls, settings: Mapping[str, Any]) -> Config:
         """Return the Config of settings by name, those of one family alone among them. Raises UsageError as a
         Config does, TypeError for a name that is none."""
-        own = {name: one.default for options in OPTIONS.values() for name, one in options.items()}
-        study = {name: value for name, value in settings.items() if name in own and value != own[name]}
-        rest = {name: value for name, value in settings.items() if name not in own}
+        defaults = {name: one.default for options in OPTIONS.values() for name, one in options.items()}
+        study = {
+            name: value for name, value in settings.items() if name in defaults and value != defaults[name]
+        }
+        rest = {name: value for name, value in settings.items() if name not in defaults}
         return cls(**rest, study=tuple(sorted(study.items())))
 
     def asdict(self) -> dict[str, Any]:
@@ -264,8 +266,8 @@ def known() -> dict[str, Option]:
     """Return every setting's option by name, those of one family alone among them, in config.json's order."""
     by_name: dict[str, Option] = {}
     for field in dataclasses.fields(Config):
-        own = [OPTIONS[family] for family in OPTIONS] if field.name == "study" else []
-        for options in own or [{field.name: field.metadata["option"]}]:
+        by_family = [OPTIONS[family] for family in OPTIONS] if field.name == "study" else []
+        for options in by_family or [{field.name: field.metadata["option"]}]:
             by_name |= options
     return by_name
 

@@ -197,7 +197,7 @@ def lines(
     except OSError as error:
         raise UsageError(f"{path}: {reason(error)}; {remedy}") from None
     texts = texts[:-1] if not texts[-1] else texts
-    found = []
+    epochs = []
     for number, one in enumerate(texts[:most], 1):
         where = f"{path}: line {number}"
         try:
@@ -206,10 +206,10 @@ def lines(
             if being_written and number == len(texts):
                 break
             raise UsageError(f"{where} is no epoch's; {remedy}") from None
-        found.append(_checked(value, EPOCH, where, remedy, needed))
+        epochs.append(_checked(value, EPOCH, where, remedy, needed))
         if "epoch" in value and value["epoch"] != number - 1:
             raise UsageError(f"{where} is of epoch {value['epoch'] + 1}; {remedy}")
-    return found
+    return epochs
 
 
 def header(content: Any, where: object, remedy: str = "use another copy") -> dict[str, Any]:

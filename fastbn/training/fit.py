@@ -141,11 +141,11 @@ def asked_of(settings: dict[str, Any], model: nn.Module) -> tuple[Recipe, Custom
         if settings[name] != usual:
             raise UsageError(f"{name} is the optimizer's own where fit is given one; give it to that")
     made = optimizer_of(model, given, settings["lr"])
-    own = settings | {
+    completed = settings | {
         "optimizer": "adam",
         "lr": float(made.param_groups[0]["lr"]),
     }  # which plans as much memory
-    return Recipe(**own), Custom(optimizer=made)
+    return Recipe(**completed), Custom(optimizer=made)
 
 
 def feeds(

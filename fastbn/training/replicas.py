@@ -145,11 +145,11 @@ def _recipes(settings: dict[str, Any], count: int) -> list[Recipe]:
                 f"{name} has {len(value)} values for {count} models; give one for each, or one for all that "
                 "is no list"
             )
-    own = [
+    settings_each = [
         {name: value[k] if isinstance(value, list) else value for name, value in settings.items()}
         for k in range(count)
     ]
-    recipes = [Recipe(**one) for one in own]
+    recipes = [Recipe(**one) for one in settings_each]
     if any(recipe.batch_size == "auto" for recipe in recipes):
         raise UsageError(
             "batch_size auto is measured with the device to itself, which replicas have not; give a number"

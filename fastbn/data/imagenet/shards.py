@@ -39,9 +39,9 @@ def find_shards(root: Path) -> tuple[list[str], list[str]]:
     train, test = (
         next(
             (
-                found
+                matching
                 for word in words
-                if (found := [name for name in names if word in re.split(r"[^a-z]+", name.lower())])
+                if (matching := [name for name in names if word in re.split(r"[^a-z]+", name.lower())])
             ),
             [],
         )
@@ -57,12 +57,12 @@ def read_shards(root: Path, crew: Crew) -> tuple[SampleSource, SampleSource]:
     Raises UsageError where one of the two has no shards or too many samples that lack an image or a class,
     and for a class that is not below 1,000 or 32 times the number of different ones."""
     names = find_shards(root)
-    for what, found in zip(("train", "val"), names, strict=True):
-        if not found:
+    for what, shards in zip(("train", "val"), names, strict=True):
+        if not shards:
             raise UsageError(
                 f"{root} holds no shards of the {what} set; put {root}/imagenet-{what}-000000.tar … there"
             )
-    read = [_read(root, found, crew) for found in names]
+    read = [_read(root, shards, crew) for shards in names]
     classes = tuple(f"class {k}" for k in range(_known(read)))
     train, test = (_with(source, classes) for source in read)
     return train, test

@@ -54,10 +54,10 @@ def unbound(make: Callable[[nn.Module], Any]) -> Callable[..., Any]:
     to the model's copies. make: makes the fused forward of one of them."""
 
     def fused_of(model: nn.Module) -> Any:
-        own = vars(model).get("_fused_forward")
-        if getattr(own, "model", None) is not model:
-            own = vars(model)["_fused_forward"] = make(model)
-        return own
+        fused = vars(model).get("_fused_forward")
+        if getattr(fused, "model", None) is not model:
+            fused = vars(model)["_fused_forward"] = make(model)
+        return fused
 
     def forward(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return fused_of(model)(*args, **kwargs)

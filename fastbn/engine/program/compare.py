@@ -49,10 +49,10 @@ def difference(
         warnings.simplefilter("ignore")
         for given in (*_parts(tensors), tensors):
             try:
-                found = _compared(model, forward, traced, form, given, outside)
+                why = _compared(model, forward, traced, form, given, outside)
             except _Refused:
                 continue  # it may want more than a part
-            return found
+            return why
     return ""
 
 
@@ -114,7 +114,9 @@ def _compared(
         twin = copy_for_trial(model)
         followed = ForwardRun(twin, traced)
         expected = _trial(
-            twin, lambda own, given: followed.run(lambda: _call(forward, own, form, given), given), tensors
+            twin,
+            lambda network, given: followed.run(lambda: _call(forward, network, form, given), given),
+            tensors,
         )
     except Unformed as unformed:
         return str(unformed)
@@ -125,17 +127,19 @@ def _compared(
     restore(drawn)
     outside.put_back()
     try:
-        found = _trial(copy_for_trial(model), lambda own, given: _interpreted(own, traced, given), tensors)
+        ours = _trial(
+            copy_for_trial(model), lambda network, given: _interpreted(network, traced, given), tensors
+        )
     except Exception as error:
         return f"it raises {type(error).__name__}: {error}"
-    if not same_numbers(found.drawn, expected.drawn):
+    if not same_numbers(ours.drawn, expected.drawn):
         return "it draws other random numbers"
-    if len(found.outputs) != len(expected.outputs):
+    if len(ours.outputs) != len(expected.outputs):
         return "it returns another number of tensors"
-    for mine, other in zip(found.outputs, expected.outputs, strict=True):
+    for mine, other in zip(ours.outputs, expected.outputs, strict=True):
         if not _alike(mine, other):
             return "its outputs are not the same"
-    buffers = dict(found.model.named_buffers())
+    buffers = dict(ours.model.named_buffers())
     for name, other in expected.model.named_buffers():
         if not _alike(buffers.get(name), other):
             return f"it leaves another {name}"

@@ -55,21 +55,21 @@ class ForwardRun(TorchFunctionMode):
         named = dict(model.named_modules(remove_duplicate=False))
         calls = [str(node.target) for node in traced.graph.nodes if node.op == "call_module"]
         self._modules = {path: named[path] for path in calls}
-        own = {inner for module in self._modules.values() for inner in module.modules()}
-        self._others = [module for module in model.modules() if module not in own]
+        replaced = {inner for module in self._modules.values() for inner in module.modules()}
+        self._others = [module for module in model.modules() if module not in replaced]
         self._buffers = self._held()
 
     def run(self, call: Callable[[], Any], tensors: list[Any]) -> Any:
         """Return what a call of the forward on these tensors returns."""
         self._tensors, self._before = tensors, _modes()
-        own = {module: vars(module).get("forward") for module in self._modules.values()}
-        for module in own:
+        forwards = {module: vars(module).get("forward") for module in self._modules.values()}
+        for module in forwards:
             vars(module)["forward"] = self._noted(module)
         try:
             with self:
                 self._returned = call()
         finally:
-            for module, forward in own.items():
+            for module, forward in forwards.items():
                 if forward is None:
                     del vars(module)["forward"]
                 else:
@@ -91,16 +91,16 @@ class ForwardRun(TorchFunctionMode):
 
     def _noted(self, module: nn.Module) -> Callable[..., Any]:
         still = type(module) in STILL and "forward" not in vars(module)
-        own = module.forward
+        original = module.forward
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             if self._inside:
-                return own(*args, **kwargs)
+                return original(*args, **kwargs)
             self._inside, top = True, _pop_mode()  # inside, operations cost what they do elsewhere
             if top is not self:  # the forward's own, which stays
                 _push_mode(top)
             try:
-                result = own(*args, **kwargs)
+                result = original(*args, **kwargs)
                 drawn = None if still else _drawn()
             finally:
                 self._inside = False
@@ -165,7 +165,7 @@ class ForwardRun(TorchFunctionMode):
         elif node.target is getattr and len(args) == 2:
             return step.function == _reader(args[1]) and _equal(args[:1], step.args)
         else:
-            same = any(step.function is own for own in (node.target, *_methods(node.target)))
+            same = any(step.function is spelling for spelling in (node.target, *_methods(node.target)))
         return same and _equal(args, step.args) and _equal(kwargs, step.kwargs)
 
     def _attribute(self, target: str) -> Any:
@@ -213,8 +213,8 @@ def _idle(step: ExecutedOperation) -> bool:
 
 def _plain(node: fx.Node, args: Any, kwargs: Any) -> bool:
     """Whether a function of Python's own is called on numbers alone, a size's say."""
-    own = getattr(node.target, "__module__", "") in ("_operator", "builtins", "math")
-    return own and not any(isinstance(item, Tensor) for item in (*args, *kwargs.values()))
+    of_python = getattr(node.target, "__module__", "") in ("_operator", "builtins", "math")
+    return of_python and not any(isinstance(item, Tensor) for item in (*args, *kwargs.values()))
 
 
 def _reader(name: str) -> Any:
@@ -228,22 +228,22 @@ def _methods(function: Any) -> list[Any]:
         return []
     name = function.__name__.strip("_")
     method = (name[1:] + "_" if function in IN_PLACE else name).replace("truediv", "div")
-    return [getattr(Tensor, own) for own in (method, f"__{name}__") if hasattr(Tensor, own)]
+    return [getattr(Tensor, spelling) for spelling in (method, f"__{name}__") if hasattr(Tensor, spelling)]
 
 
-def _equal(expected: Any, found: Any) -> bool:
+def _equal(expected: Any, actual: Any) -> bool:
     if isinstance(expected, Tensor):
-        return expected is found
+        return expected is actual
     if isinstance(expected, (list, tuple)):
         return (
-            isinstance(found, (list, tuple))
-            and len(expected) == len(found)
-            and all(map(_equal, expected, found))
+            isinstance(actual, (list, tuple))
+            and len(expected) == len(actual)
+            and all(map(_equal, expected, actual))
         )
     if isinstance(expected, dict):
         return (
-            isinstance(found, dict)
-            and expected.keys() == found.keys()
-            and all(_equal(value, found[key]) for key, value in expected.items())
+            isinstance(actual, dict)
+            and expected.keys() == actual.keys()
+            and all(_equal(value, actual[key]) for key, value in expected.items())
         )
-    return type(expected) is type(found) and repr(expected) == repr(found)
+    return type(expected) is type(actual) and repr(expected) == repr(actual)

@@ -50,7 +50,7 @@ class Reading:
             if child is not None
         ]
         # the dictionaries and the names in them, flat: they are looked up at each call, in one pass of C's
-        self._attributes = [own for own in attributes for _ in HOOKS]
+        self._attributes = [attribute for attribute in attributes for _ in HOOKS]
         self._hooks = [*HOOKS] * len(attributes)
         self._structure = [
             (module._modules, tuple(module._modules.values()))
@@ -67,8 +67,8 @@ class Reading:
 
     def trains(self) -> tuple[bool, ...]:
         """Which of the convolutions' parameters require grad."""
-        own = itertools.chain.from_iterable(map(dict.values, map(PARAMETERS, self._convs)))
-        return tuple([p is not None and p.requires_grad for p in own])
+        parameters = itertools.chain.from_iterable(map(dict.values, map(PARAMETERS, self._convs)))
+        return tuple([p is not None and p.requires_grad for p in parameters])
 
     def drops(self) -> tuple[tuple[bool, float], ...]:
         """Which of the dropouts drop something: their modes and probabilities."""

@@ -92,8 +92,8 @@ class ServedProgram(fx.Interpreter):
             args: Any = fx.map_arg(n.args, given.__getitem__)
             kwargs: Any = fx.map_arg(n.kwargs, given.__getitem__)
             if module is not None:
-                own = {name: values[task] for name, values in changed.items()}
-                parts[task] = torch.func.functional_call(module, own, args, kwargs)
+                tensors = {name: values[task] for name, values in changed.items()}
+                parts[task] = torch.func.functional_call(module, tensors, args, kwargs)
             else:
                 parts[task] = getattr(super(), n.op)(n.target, args, kwargs)
             if [t._version for t in taken] != before:

@@ -105,11 +105,14 @@ def _off(kind: Kind, storage: str, device: torch.device, batch: int, height: int
         draw = torch.Generator().manual_seed(call)
         x = torch.randn(batch, kind.in_channels, height, height, generator=draw).to(device)
         expected = _left(exact, x, "float32")
-        own, stock = _left(ours, x, storage), _left(theirs, x, "float16" if storage == "mixed" else storage)
+        ours_left, stock = (
+            _left(ours, x, storage),
+            _left(theirs, x, "float16" if storage == "mixed" else storage),
+        )
         for what, value in expected.items():
             coarsest = torch.bfloat16 if storage == "mixed" and "gradient" in what else dtype
             least = FLOAT32 if dtype == torch.float32 else ROUNDINGS * torch.finfo(coarsest).eps
-            most, error = max(least, STOCK * _relative(stock[what], value)), _relative(own[what], value)
+            most, error = max(least, STOCK * _relative(stock[what], value)), _relative(ours_left[what], value)
             if not error < most:
                 off = f"{what} is off by {error:.1e}, allowed {most:.1e}, in call {call + 1}"
                 return f"{kind} in {storage}: {off}"
@@ -136,5 +139,5 @@ def _left(model: nn.Module, x: Tensor, storage: str) -> dict[str, Tensor]:
     return {what: value.detach().double() for what, value in left.items()}
 
 
-def _relative(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).norm() / expected.norm())
+def _relative(actual: Tensor, expected: Tensor) -> float:
+    return float((actual - expected).norm() / expected.norm())

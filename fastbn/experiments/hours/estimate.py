@@ -82,14 +82,14 @@ def rate() -> Rate:
     """Measure this machine: the best of some products of a fifth of a second in all."""
     import numpy as np
 
-    size, found = 1024, list[float]()
+    size, seconds = 1024, list[float]()
     a, until = np.ones((size, size), np.float32), time.perf_counter() + 0.2
-    while len(found) < 2 or time.perf_counter() < until:
+    while len(seconds) < 2 or time.perf_counter() < until:
         start = time.perf_counter()
         a @ a
-        found.append(time.perf_counter() - start)
+        seconds.append(time.perf_counter() - start)
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Rate(2 * size**3 / min(found[1:]), os.getloadavg()[0] / processors)
+    return Rate(2 * size**3 / min(seconds[1:]), os.getloadavg()[0] / processors)
 
 
 def source(rate: Rate) -> str:

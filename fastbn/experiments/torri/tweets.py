@@ -155,14 +155,14 @@ def _csv(path: Path) -> Path:
     if is_file(path):
         return path
     folder = is_folder(path)
-    found = sorted(path.glob("*.csv")) if folder else []
-    if len(found) != 1:
-        holds = f"{len(found)} CSV files there" if folder else "no such folder or file"
+    files = sorted(path.glob("*.csv")) if folder else []
+    if len(files) != 1:
+        holds = f"{len(files)} CSV files there" if folder else "no such folder or file"
         raise UsageError(
             f"Sentiment140 is not in {path}: {holds}; give --data-dir the folder with Sentiment140's one "
             "CSV, or that file"
         )
-    return found[0]
+    return files[0]
 
 
 def _rows(path: Path) -> tuple[list[str], list[int]]:

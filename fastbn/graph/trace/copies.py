@@ -50,18 +50,18 @@ def copy_for_trial(model: nn.Module) -> nn.Module:
 
 def _attributes(module: nn.Module, made: dict[nn.Module, nn.Module]) -> dict[str, Any]:
     """A module's attributes, its own of what may change, but for those that are HELD."""
-    found: dict[str, Any] = {}
+    attributes: dict[str, Any] = {}
     for name, value in vars(module).items():
         kind = type(value)
         if kind in SIMPLE:
-            found[name] = value
+            attributes[name] = value
         elif kind in EMPTY and not value:
-            found[name] = kind()
+            attributes[name] = kind()
         elif (kind is tuple or kind is list) and SIMPLE.issuperset(map(type, value)):
-            found[name] = kind(value)
+            attributes[name] = kind(value)
         elif name not in HELD and not hasattr(value, "traced_through"):
-            found[name] = _own(value, made)
-    return found
+            attributes[name] = _own(value, made)
+    return attributes
 
 
 def _own(value: Any, made: dict[nn.Module, nn.Module]) -> Any:

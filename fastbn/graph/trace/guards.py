@@ -69,10 +69,10 @@ class Guards:
             for i, (mapping, name, value) in enumerate(
                 zip(self._mappings, self._names, self._values, strict=True)
             ):
-                found = mapping.get(name, MISSING)
-                if found is not value and not _equal(found, _print(value)):
+                current = mapping.get(name, MISSING)
+                if current is not value and not _equal(current, _print(value)):
                     return self._paths[i], name
-                self._values[i] = found
+                self._values[i] = current
         for path, held, name, expected in self._deep:
             if not _equal(held.get(name, MISSING), expected):
                 return path, name

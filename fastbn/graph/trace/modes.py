@@ -30,8 +30,8 @@ MODES: dict[str, Callable[[], Any]] = {
 
 def modes() -> dict[str, Any]:
     """All of them, by what a sentence calls them."""
-    found = {name: read() for name, read in MODES.items()}
-    return found | {f"autocast on {device}": autocast(device) for device in DEVICES}
+    current = {name: read() for name, read in MODES.items()}
+    return current | {f"autocast on {device}": autocast(device) for device in DEVICES}
 
 
 def put_back(before: dict[str, Any]) -> None:

@@ -66,16 +66,16 @@ def maker(template: Any) -> Callable[..., Any]:
 
 def leaves(value: Any) -> list[Any]:
     """What stands in a result, in its order; raises Unformed."""
-    found: list[Any] = []
+    items: list[Any] = []
 
     def note(item: Any) -> Any:
         if isinstance(item, (Tensor, *PLAIN)):
-            found.append(item)
+            items.append(item)
             return item
         return _inside(item, note)
 
     note(value)
-    return found
+    return items
 
 
 def _inside(value: Any, change: Callable[[Any], Any]) -> Any:

@@ -141,9 +141,9 @@ class Outside:
 def of_model(modules: list[nn.Module], forward: Callable[..., Any]) -> Outside:
     """What a model's forward, and its submodules', read outside the model."""
     kinds: list[Any] = list(dict.fromkeys(map(type, modules)))
-    own = [vars(module)["forward"] for module in modules if "forward" in vars(module)]
+    replaced = [vars(module)["forward"] for module in modules if "forward" in vars(module)]
     kinds = [kind for kind in kinds if not issubclass(kind, CLOSED)]
-    return Outside([forward, *(kind.forward for kind in kinds), *own], kinds)
+    return Outside([forward, *(kind.forward for kind in kinds), *replaced], kinds)
 
 
 def print_of(value: Any) -> Any:

@@ -24,15 +24,15 @@ def recorded(tracer: Any) -> Iterator[None]:
     original = vars(torch.autograd.Function)["apply"]
 
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        own = getattr(_TRACING, "tracer", None)
-        if own is None:
+        current = getattr(_TRACING, "tracer", None)
+        if current is None:
             return original.__get__(None, cls)(*args, **kwargs)
         if any(
             isinstance(leaf, nn.Module) or (callable(leaf) and not isinstance(leaf, fx.Proxy))
             for leaf in tree_leaves((args, kwargs))
         ):
-            own.refuse(f"hands {cls.__name__}.apply a function")
-        return own.create_proxy("call_function", applied(cls), args, kwargs)
+            current.refuse(f"hands {cls.__name__}.apply a function")
+        return current.create_proxy("call_function", applied(cls), args, kwargs)
 
     _TRACING.tracer = tracer
     torch.autograd.Function.apply = classmethod(apply)  # type: ignore[assignment, method-assign]

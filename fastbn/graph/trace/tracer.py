@@ -107,8 +107,8 @@ class Tracer(fx.Tracer):
         for module in self.modules.values():
             if name := self.shadows.written_past(module) or self.shadows.written_to_class():
                 self.refuse(f"writes to {name}")
-        for own, paths in self._readers.items():
-            outside = self._beside[own]
+        for key, paths in self._readers.items():
+            outside = self._beside[key]
             for place, expected in zip(outside.places, outside.before, strict=True):
                 guards = self.shadows.guards
                 guards.add_outside(paths, place.mapping, place.name, place.title, expected)
@@ -117,12 +117,12 @@ class Tracer(fx.Tracer):
         except Unformed as unformed:
             raise Seen(f"{self._line(None)}: {unformed}") from None
 
-    def _watching(self, module: nn.Module, own: Any, forward: Callable[[], Any]) -> Any:
+    def _watching(self, module: nn.Module, written: Any, forward: Callable[[], Any]) -> Any:
         """Run a module's forward; raise Seen where it left something behind, or caught a refusal."""
         before, count = python_state(), len(self._pending)
-        key = getattr(own, "__func__", own), type(module)
+        key = getattr(written, "__func__", written), type(module)
         if key not in self._beside:
-            self._beside[key] = Outside([own], [type(module)])
+            self._beside[key] = Outside([written], [type(module)])
         outside = self._beside[key]
         try:
             value = forward()
@@ -159,8 +159,8 @@ class Tracer(fx.Tracer):
             )
             self._path.append(path)
             try:
-                own = vars(module).get("forward", type(module).forward)
-                return self._watching(module, own, lambda: shadow.forward(*args, **kwargs))
+                written = vars(module).get("forward", type(module).forward)
+                return self._watching(module, written, lambda: shadow.forward(*args, **kwargs))
             except (Seen, Exception) as error:
                 self.written[path] = self._reason(error)
             finally:
@@ -189,8 +189,8 @@ class Tracer(fx.Tracer):
         return str(error) if isinstance(error, Seen) else why
 
     def _line(self, place: types.FrameType | types.TracebackType | None) -> str:
-        own = type(self.modules[self._path[-1]]).forward if self._path[-1] else self._own
-        code = inspect.unwrap(own).__code__
+        forward = type(self.modules[self._path[-1]]).forward if self._path[-1] else self._own
+        code = inspect.unwrap(forward).__code__
         return where(place) or f"{code.co_filename.rpartition('/')[2]}:{code.co_firstlineno}"
 
     def tensor(self, path: str, value: Tensor) -> fx.Proxy:

@@ -195,16 +195,18 @@ class Shadows:
         """Name an attribute of a module's shadow that was written past its __setattr__, and take it back."""
         if isinstance(module, CLOSED):
             return ""
-        shadow, own = vars(self._of[id(module)]), vars(module)
-        pairs = [(shadow, own)] + [(shadow[place], own[place]) for place in ("_parameters", "_buffers")]
-        for found, expected in pairs:
-            for name in found.keys() | expected.keys():
-                same = found.get(name) is expected.get(name)
-                if not same and name not in OWN and not (name == "forward" and "forward" not in found):
+        shadow, original = vars(self._of[id(module)]), vars(module)
+        pairs = [(shadow, original)] + [
+            (shadow[place], original[place]) for place in ("_parameters", "_buffers")
+        ]
+        for shadowed, expected in pairs:
+            for name in shadowed.keys() | expected.keys():
+                same = shadowed.get(name) is expected.get(name)
+                if not same and name not in OWN and not (name == "forward" and "forward" not in shadowed):
                     if name in expected:
-                        found[name] = expected[name]
+                        shadowed[name] = expected[name]
                     else:
-                        del found[name]
+                        del shadowed[name]
                     return str(name)
         return ""
 
@@ -233,30 +235,30 @@ class Shadows:
 
 def expect_leaf(guards: Guards, paths: dict[nn.Module, str], module: nn.Module) -> None:
     """Expect of a module that is not traced what a match reads of it: its own forward, its settings."""
-    for own in module.modules():
-        named = activations.of_module(own) is not None
-        if isinstance(own, (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, *PASSED)) or named:
-            names = ["forward"] if isinstance(own, PASSED) else ["forward", *settings(own)]
+    for inner in module.modules():
+        named = activations.of_module(inner) is not None
+        if isinstance(inner, (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, *PASSED)) or named:
+            names = ["forward"] if isinstance(inner, PASSED) else ["forward", *settings(inner)]
             for name in names:
                 with contextlib.suppress(Opaque):  # such a module does not match
-                    guards.add(paths[own], vars(own), name)
+                    guards.add(paths[inner], vars(inner), name)
 
 
 def leaf(module: nn.Module) -> bool:
     """Return whether a module is called as it is, at each call, instead of being traced."""
     kind = type(module)
-    own = kind.__module__.startswith(
+    of_torch = kind.__module__.startswith(
         ("torch.nn", "torch.ao.nn", "torch.jit", "torch._dynamo")
     ) and not isinstance(module, nn.Sequential)
     calls_itself = kind.__call__ is not nn.Module.__call__ and not isinstance(module, fx.GraphModule)
     compiled = getattr(module, "_compiled_call_impl", None) is not None
-    return own or isinstance(module, NORMS) or calls_itself or compiled or not _traceable_forward(module)
+    return of_torch or isinstance(module, NORMS) or calls_itself or compiled or not _traceable_forward(module)
 
 
 def _traceable_forward(module: nn.Module) -> bool:
-    own = vars(module).get("forward")
+    forward = vars(module).get("forward")
     return (
-        own is None
-        or hasattr(own, "traced_through")
-        or (isinstance(own, types.MethodType) and own.__self__ is module)
+        forward is None
+        or hasattr(forward, "traced_through")
+        or (isinstance(forward, types.MethodType) and forward.__self__ is module)
     )

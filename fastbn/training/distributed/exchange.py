@@ -41,14 +41,14 @@ class Exchange:
         self._told = torch.zeros(len(SIGNALS), device=device)
         self._behind: collections.deque[tuple[torch.cuda.Event, Tensor]] = collections.deque()
 
-    def begin(self, taken: int, own: int, everybody: int, heard: int | None) -> None:
-        """A step comes, of `everybody` samples; this rank computes `taken` and counts `own` of them: none
+    def begin(self, taken: int, counted: int, everybody: int, heard: int | None) -> None:
+        """A step comes, of `everybody` samples; this rank computes `taken` and counts `counted` of them: none
         where a ragged batch left it without a sample, and it takes another's so as to keep step. `heard`: the
         signal that asks it to stop, if one did."""
         if self.ranks.count == 1:
             return
         self.own, self.all = taken, everybody
-        self.weight.fill_(own / everybody)
+        self.weight.fill_(counted / everybody)
         self._images.fill_(everybody)
         for place, number in enumerate(SIGNALS):
             self._asked[place].fill_(float(heard == number))

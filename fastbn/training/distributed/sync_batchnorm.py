@@ -25,11 +25,11 @@ class Synchronised:
     def __init__(self, exchange: Exchange):
         self._exchange = exchange
 
-    def rows(self, own: int) -> int:
-        return own // self._exchange.own * self._exchange.all
+    def rows(self, local_rows: int) -> int:
+        return local_rows // self._exchange.own * self._exchange.all
 
-    def statistics(self, own: Statistics) -> Statistics:
-        mean, var = own.mean.double(), own.var.double()
+    def statistics(self, local: Statistics) -> Statistics:
+        mean, var = local.mean.double(), local.var.double()
         merged = self._exchange.ranks.sum(torch.stack([mean, var + mean.square()]) * self._exchange.weight)
         return Statistics(merged[0], (merged[1] - merged[0].square()).clamp_(min=0))
 
