@@ -26,8 +26,8 @@ LONGEST = 400  # characters of an error, which is then two lines of a wide scree
 
 
 def run(act: Callable[[], int]) -> int:
-    """Carry a command out and return its exit code. A known end (`ended`) is a line on stderr; a fault of
-    fastbn's keeps its traceback."""
+    """Run a command and return its exit code. A known end (`ended`) is a line on stderr; a fault of fastbn's
+    keeps its traceback."""
     hold_descriptors()
     with contextlib.redirect_stderr(cast(TextIO, Unfailing(sys.stderr))), _raised_again():
         try:
@@ -49,7 +49,7 @@ def leave(code: int) -> NoReturn:
 
 @contextlib.contextmanager
 def unhurried() -> Iterator[None]:
-    """Hear no signal while a last line is said."""
+    """Ignore signals while a last line is said."""
     before = _ignore()
     try:
         yield
@@ -67,8 +67,8 @@ def _ignore() -> dict[int, Any]:
 
 @contextlib.contextmanager
 def _raised_again() -> Iterator[None]:
-    """A context in which a signal is sent once more where Python dropped what its handler raised, as it does
-    in a finalizer and in a weak reference's callback, of which every import has some."""
+    """Inside, a signal is sent once more where Python dropped what its handler raised, as it does in a
+    finalizer and in a weak reference's callback, of which every import has some."""
     before = sys.unraisablehook
 
     def dropped(unraisable: sys.UnraisableHookArgs) -> None:
@@ -115,8 +115,8 @@ def ended(error: BaseException) -> tuple[str, int] | None:
 
 
 def _interrupted(error: BaseException) -> bool:
-    """Whether an interruption led to the error, as Python makes a RuntimeError of one that comes while an
-    import builds a class."""
+    """Return whether an interruption led to the error, as Python makes a RuntimeError of one that comes while
+    an import builds a class."""
     led = error.__cause__  # what it only came beside may be a fault of a clean-up
     return led is not None and (isinstance(led, KeyboardInterrupt) or _interrupted(led))
 

@@ -1,4 +1,4 @@
-"""What a command line says of a setting. Imports no torch, so that --help is instant."""
+"""A setting as a command line shows it. Imports no torch, so that --help is instant."""
 
 from __future__ import annotations
 

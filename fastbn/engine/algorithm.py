@@ -30,7 +30,7 @@ class Algorithm(str, enum.Enum):
 
     @property
     def products(self) -> float:
-        """Products made for each of the convolution's own."""
+        """Return the products made for each product of the convolution's definition."""
         return _PRODUCTS[self]
 
 

@@ -32,9 +32,9 @@ def share_of_batch(norm: nn.BatchNorm2d) -> float:
 
 
 def normalise(statistics: Statistics | None, target: NormTarget, rows: int) -> None:
-    """Writes μ, r = (σ² + ε)^-½, scale = γ·r and shift = β − μ·scale into the target's vectors, of the
-    batch's statistics, or of the running ones where there are none; moves the running ones, whose variance is
-    the unbiased one. All without the convolution's bias. `statistics` and `rows` are this process's; a group
+    """Write μ, r = (σ² + ε)^-½, scale = γ·r and shift = β − μ·scale into the target's vectors, of the batch's
+    statistics, or of the running ones where there are none; move the running ones, whose variance is the
+    unbiased one. All without the convolution's bias. `statistics` and `rows` are this process's; a group
     makes everybody's of them."""
     norm = target.module
     if statistics is not None and target.group is not None:
@@ -59,7 +59,7 @@ def normalise(statistics: Statistics | None, target: NormTarget, rows: int) -> N
 def finish(
     sums: tuple[Tensor, Tensor], norm: NormVectors, rows: int, out: Tensor, group: ProcessGroup | None = None
 ) -> Coefficients:
-    """Writes dγ = r·Σ ds·(y − μ) and dβ = Σ ds into out (2, C); returns c1, c2, c0 of dy = c1·ds + c2·y + c0.
+    """Write dγ = r·Σ ds·(y − μ) and dβ = Σ ds into out (2, C); return c1, c2, c0 of dy = c1·ds + c2·y + c0.
     In a group `out` gets this process's part, which the gradient's own sum over processes completes; the
     coefficients are everybody's."""
     dweight, dbias = out

@@ -32,7 +32,7 @@ class BlockPool(Protocol):
     """A source of tensors."""
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-        """An uninitialised tensor."""
+        """Return an uninitialised tensor."""
 
 
 def activation(memory: BlockPool, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -89,7 +89,8 @@ class Buffers:
         return torch.from_numpy(lent) if plain else torch.from_numpy(lent).view(dtype).view(shape)
 
     def _fitting(self, size: int) -> _Block:
-        """The free small block of this size, or of the next that is not much too large; else a new one."""
+        """Return the free small block of this size, or of the next that is not much too large; else a new
+        one."""
         if free := self._small.get(size):
             return free.pop()  # the last to come back, still in a cache
         for other in self._sizes[bisect.bisect_left(self._sizes, size) :]:
@@ -100,7 +101,7 @@ class Buffers:
         return self._new(size)
 
     def _cut(self, size: int) -> _Block:
-        """The beginning of the smallest gap that is large enough, else of a new room."""
+        """Return the beginning of the smallest gap that is large enough, else of a new room."""
         place = bisect.bisect_left(self._gaps, size, key=_size)
         gap = self._gaps[place] if place < len(self._gaps) else self._new(max(size, ROOM))
         if place < len(self._gaps):

@@ -74,7 +74,7 @@ def fuse(
 
 
 def fused_forward(model: nn.Module) -> Fused | None:
-    """The fused forward that fuse() gave this model, or None."""
+    """Return the fused forward that fuse() gave this model, or None."""
     given = vars(model).get("forward")
     while given is not None and not isinstance(given, Fused):
         given = getattr(given, "__func__", given)
@@ -147,7 +147,7 @@ class Fused:
     def prepared(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[str, Program | None, list[Any]]:
-        """The program of a call and its tensors; or why there is none, "" where nobody need know."""
+        """Return the program of a call and its tensors; or why there is none, "" where nobody need know."""
         try:
             form, tensors = taken(args, kwargs, self._floats)
         except Unlisted as unlisted:
@@ -177,7 +177,7 @@ class Fused:
         return program.why, None if program.why else program, tensors
 
     def _compare(self, program: Program, form: Form, tensors: list[Any]) -> None:
-        """Once a mode: the trace with the model's own forward."""
+        """Compare the trace with the model's own forward, once in each mode."""
         if program.why or self.model.training in program.checked or program.traced is None:
             return
         if differs := difference(self.model, self.own, program.traced, form, tensors):
@@ -189,9 +189,8 @@ class Fused:
     def program(
         self, device: torch.device, dtype: torch.dtype, constants: dict[str, Any] | None = None
     ) -> tuple[Graph, fx.GraphModule]:
-        """The graph and its program for the model as it now is, on this device. Raises Untraceable where it
-        has none.
-        constants: arguments of its forward; without them, those of the last call."""
+        """Return the graph and its program for the model as it now is, on this device. Raises Untraceable
+        where it has none. constants: arguments of its forward; without them, those of the last call."""
         program = self.latest(device, dtype, constants)
         if program.module is None or program.why:
             raise Untraceable(f"{type(self.model).__name__} runs stock: {program.why}", program.guards)
@@ -200,7 +199,7 @@ class Fused:
     def latest(
         self, device: torch.device, dtype: torch.dtype, constants: dict[str, Any] | None = None
     ) -> Program:
-        """As `program`, of the last call's form where no arguments are given."""
+        """Return what `program` does, of the last call's form where no arguments are given."""
         form = self.form if constants is None else None
         form = form or Form.of(signature(self.own), constants or {})
         return self._program(device, dtype, form, self._look())
@@ -246,7 +245,7 @@ class Fused:
 
     @property
     def _programs(self) -> dict[Any, tuple[Graph, fx.GraphModule]]:
-        """Every graph and its program, of the submodules that the model has now."""
+        """Return every graph and its program, of the submodules that the model has now."""
         kept = self._reading.programs.items() if self._reading else ()
         return {
             (state, i): (p.graph, p.module)
@@ -256,13 +255,13 @@ class Fused:
         }
 
     def defaults(self) -> dict[str, Any]:
-        """Every argument of the model's forward that has a default, fixed at it."""
+        """Return every argument of the model's forward that has a default, fixed at it."""
         parameters = signature(self.own).parameters.values()
         return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
 
     @property
     def own(self) -> Callable[..., Any]:
-        """The model's own forward, as a function of the model."""
+        """Return the model's own forward, as a function of the model."""
         return forward_of(self.model) if self.before is not None else type(self.model).forward
 
     def _stock(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -275,7 +274,7 @@ class Fused:
             warnings.warn(f"fastbn runs {type(self.model).__name__} stock in this call: {why}", stacklevel=6)
 
     def _look(self) -> Reading:
-        """What was read of the model with the submodules that it has now."""
+        """Return what was read of the model with the submodules that it has now."""
         reading = self._reading
         if reading is None or not reading.holds():
             with self._lock:

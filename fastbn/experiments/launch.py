@@ -136,8 +136,8 @@ def _fail(job: Job, why: str) -> None:
 
 @contextlib.contextmanager
 def _stopping(running: dict[subprocess.Popen[bytes], tuple[list[Job], str | None]]) -> Iterator[None]:
-    """A context in which SIGINT and SIGTERM become Stopped; the processes are then told to save and end, and
-    waited for."""
+    """Inside, SIGINT and SIGTERM become Stopped; the processes are then told to save and end, and waited
+    for."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Stopped(number)

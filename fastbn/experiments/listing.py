@@ -1,4 +1,4 @@
-"""What `experiments list` and `experiments show` print. Imports no torch."""
+"""Write what `experiments list` and `experiments show` print. Imports no torch."""
 
 from __future__ import annotations
 

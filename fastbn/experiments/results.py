@@ -1,5 +1,5 @@
-"""The state of a run as its folder tells it: finished, under way, failed or not begun, and its figures in
-percent."""
+"""Read the state of a run off its folder: finished, under way, failed or not begun, and its
+figures in percent."""
 
 from __future__ import annotations
 

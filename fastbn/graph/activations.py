@@ -24,7 +24,7 @@ class Function:
 
     @property
     def bit(self) -> bool:
-        """Whether its derivative has two values, so that one bit an element tells it."""
+        """Return whether its derivative has two values, so that one bit an element tells it."""
         return self.name in ("relu", "relu6", "hardsigmoid", "leaky_relu")
 
 
@@ -33,8 +33,8 @@ IDENTITY, RELU = Function("identity"), Function("relu")
 
 @dataclasses.dataclass(frozen=True)
 class Spelling:
-    """How models write an activation function. `read` makes it of a module's, or a call's, own parameter:
-    by default it has none."""
+    """The ways in which models write an activation function. `read` makes it of a module's, or a call's, own
+    parameter: by default it has none."""
 
     name: str
     module: type[nn.Module]
@@ -67,7 +67,7 @@ NAMES = frozenset({"identity", "gelu_tanh", *(spelling.name for spelling in SPEL
 
 
 def of_module(module: nn.Module) -> Function | None:
-    """The activation function that a module computes, and nothing else."""
+    """Return the activation function that a module computes, or None where it computes anything else."""
     for spelling in SPELLINGS:
         if type(module) is spelling.module and "forward" not in vars(module):
             return spelling.read(spelling.name, getattr(module, spelling.parameter or "training"))
@@ -75,7 +75,8 @@ def of_module(module: nn.Module) -> Function | None:
 
 
 def of_node(node: fx.Node, modules: dict[str, nn.Module]) -> Function | None:
-    """The activation function that a node of a trace computes of its first argument, and nothing else."""
+    """Return the activation function that a node of a trace computes of its first argument, or None where it
+    computes anything else."""
     if node.op == "call_module":
         return of_module(modules[str(node.target)]) if len(node.args) == 1 and not node.kwargs else None
     for spelling in SPELLINGS:

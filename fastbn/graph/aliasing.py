@@ -57,7 +57,7 @@ IN_PLACE = {
 
 
 def mutates(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    """Whether a node changes its first argument in place."""
+    """Return whether a node changes its first argument in place."""
     if node.op == "call_module":
         return bool(getattr(modules[str(node.target)], "inplace", False))
     if node.op == "call_method":
@@ -69,8 +69,8 @@ def mutates(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
 
 
 def mutated(graph: fx.Graph, modules: dict[str, nn.Module]) -> set[fx.Node]:
-    """Values changed in place while something else reads them too: fusing across the change could reorder
-    the two."""
+    """Return the values that are changed in place while something else reads them too: fusing across the
+    change could reorder the two."""
     changed = set()
     for node in graph.nodes:
         if mutates(node, modules):
@@ -83,7 +83,7 @@ def mutated(graph: fx.Graph, modules: dict[str, nn.Module]) -> set[fx.Node]:
 
 
 def may_view(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    """Whether a node's value may share its first argument's memory."""
+    """Return whether a node's value may share its first argument's memory."""
     if node.op == "call_module":
         return isinstance(
             modules[str(node.target)], (nn.Identity, nn.Flatten, nn.Unflatten, nn.modules.dropout._DropoutNd)

@@ -25,8 +25,8 @@ TOLERANCE = 1e-9  # of float64
 
 
 def function_of(norm: nn.BatchNorm2d) -> Function | None:
-    """The activation function that this BatchNorm's forward ends with (identity for nn.BatchNorm2d's own), or
-    None if it does anything else."""
+    """Return the activation function that this BatchNorm's forward ends with (identity for nn.BatchNorm2d's
+    own), or None if it does anything else."""
     if "forward" in vars(norm):
         return None
     if type(norm) is nn.BatchNorm2d:
@@ -50,14 +50,15 @@ def function_of(norm: nn.BatchNorm2d) -> Function | None:
 
 
 def is_identity(module: nn.Module) -> bool:
-    """Whether a module returns what it is given, in training too."""
+    """Return whether a module returns what it is given, in training too."""
     return "forward" not in vars(module) and (
         type(module) is nn.Identity or (isinstance(module, nn.modules.dropout._DropoutNd) and module.p == 0)
     )
 
 
 def settings(module: nn.Module) -> list[str]:
-    """The attributes of a module that decide what it computes, and that no engine reads at each call."""
+    """Return the attributes of a module that decide what it computes, and that no engine reads at each
+    call."""
     return [name for name in vars(module) if not name.startswith("_") and name not in READ_AT_EACH_CALL]
 
 
@@ -71,7 +72,7 @@ def _state(module: nn.Module) -> Any:
 
 
 def _behaves(norm: nn.BatchNorm2d, function: Function, training: bool, momentum: float | None) -> bool:
-    """Whether a call of a copy does what batch norm and the function do."""
+    """Return whether a call of a copy does what batch norm and the function do."""
     channels = norm.num_features
     plain = (
         nn.BatchNorm2d(channels, norm.eps, momentum, norm.affine, norm.track_running_stats)
@@ -104,7 +105,7 @@ def _behaves(norm: nn.BatchNorm2d, function: Function, training: bool, momentum:
 def _call(
     module: nn.BatchNorm2d, last: Callable[[Tensor], Tensor], x: Tensor, dz: Tensor
 ) -> list[Tensor | None]:
-    """The output, every gradient, and every buffer afterwards."""
+    """Return the output, every gradient, and every buffer afterwards."""
     given = x.clone().requires_grad_()
     module.zero_grad()
     module.requires_grad_()

@@ -1,5 +1,5 @@
-"""Says which nodes must keep the trace's order though neither reads the other: what draws random numbers,
-and what is edited in place."""
+"""Say which nodes must keep the trace's order though neither reads the other: what draws random
+numbers, and what is edited in place."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ QUIET = ("torch", "math", "_operator", "builtins")
 
 
 def effects(graph: fx.Graph, units: list[FusedUnit], modules: dict[str, nn.Module]) -> After:
-    """The nodes outside the units that must follow others."""
+    """Return the nodes outside the units that must follow others."""
     inner = {node for unit in units for node in unit.nodes}
     after: After = {}
     outside = [node for node in graph.nodes if node not in inner]
@@ -47,7 +47,7 @@ def effects(graph: fx.Graph, units: list[FusedUnit], modules: dict[str, nn.Modul
 
 
 def _draws(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    """Whether a node may draw random numbers, or do what only its own code knows."""
+    """Return whether a node may draw random numbers, or do what only its own code knows."""
     if node.op == "call_module":
         kind = type(modules[str(node.target)])
         return (
@@ -65,7 +65,7 @@ def _draws(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
 
 
 def _readers(value: fx.Node, modules: dict[str, nn.Module]) -> list[fx.Node]:
-    """The nodes that read a value, or another name of its memory."""
+    """Return the nodes that read a value, or another name of its memory."""
     while may_view(value, modules) and value.args and isinstance(value.args[0], fx.Node):
         value = value.args[0]
     readers: dict[fx.Node, None] = {}

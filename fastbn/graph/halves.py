@@ -1,5 +1,5 @@
-"""What stands for the half that is absent: a convolution that copies, before a BatchNorm that reads none; and
-a BatchNorm that changes nothing, behind a convolution that none reads."""
+"""A unit whose half is absent gets a neutral one: a convolution that copies, before a BatchNorm that reads no
+convolution, or a BatchNorm that changes nothing, behind a convolution that no BatchNorm reads."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _UNCHANGING: weakref.WeakKeyDictionary[nn.Module, dict[torch.device, nn.BatchNor
 
 
 def copying(norm: nn.BatchNorm2d) -> nn.Conv2d:
-    """A depthwise convolution of one pixel whose weights are 1; the same at each call."""
+    """Return a depthwise convolution of one pixel whose weights are 1; the same at each call."""
     like = next((t for t in (norm.weight, norm.running_mean) if t is not None), torch.empty(0))
     return _COPIES.setdefault(norm, {}).setdefault(like.device, _copying(norm.num_features, like.device))
 
 
 def unchanging(conv: nn.Conv2d) -> nn.BatchNorm2d:
-    """A BatchNorm in evaluation, of mean 0 and variance 1, without γ and β; the same at each call."""
+    """Return a BatchNorm in evaluation, of mean 0 and variance 1, without γ and β; the same at each call."""
     device = conv.weight.device
     return _UNCHANGING.setdefault(conv, {}).setdefault(device, _unchanging(conv.out_channels, device))
 

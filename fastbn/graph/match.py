@@ -1,5 +1,5 @@
-"""Finds, in a traced network, what can run fused: convolution with a frozen weight -> BatchNorm [-> addition]
-[-> activation].
+"""Find in a traced network what can run fused: convolution with a frozen weight -> BatchNorm [->
+addition] [-> activation].
 
 Only torch's own modules and functions are named here, so any traceable network can match.
 """
@@ -46,8 +46,8 @@ NO_NORM = "its output does not go to a BatchNorm2d alone"
 
 @dataclasses.dataclass
 class _Heads:
-    """What units begin with: by the node whose value may be added and activated, its pair and what that
-    node's own forward ends with."""
+    """The heads that units begin with: by the node whose value may be added and activated, its pair and what
+    that node's own forward ends with."""
 
     pairs: dict[fx.Node, UnitPair] = dataclasses.field(default_factory=dict)
     ends: dict[fx.Node, Function] = dataclasses.field(default_factory=dict)
@@ -61,9 +61,9 @@ def match(
     functions: frozenset[str],
     halves: bool = False,
 ) -> tuple[list[FusedUnit], dict[str, str]]:  # fmt: skip
-    """The units of a traced network in the order of their outputs, and why each other convolution, and each
-    activation function that is not among the engine's, runs stock. Nodes that return what they are given are
-    taken out of the graph first.
+    """Return the units of a traced network in the order of their outputs, and why the other convolutions run
+    stock, as do activation functions that are not among the engine's. Nodes that return what they are given
+    are taken out of the graph first.
 
     halves: match also a BatchNorm that reads no convolution, where one reads it (pre-activation), and a
     convolution that no BatchNorm reads, behind what is matched."""
@@ -126,7 +126,7 @@ def _units(
 
 
 def _out_of_order(units: list[FusedUnit], place: dict[fx.Node, int]) -> set[str]:
-    """BatchNorms of which a later call would move the running statistics before an earlier one."""
+    """Return the BatchNorms of which a later call would move the running statistics before an earlier one."""
     last: dict[str, int] = {}
     late = set()
     for norm in (norm for unit in units for _, norm in unit.convs if norm is not None):
@@ -137,7 +137,7 @@ def _out_of_order(units: list[FusedUnit], place: dict[fx.Node, int]) -> set[str]
 
 
 def _unfit(node: fx.Node, conv: nn.Module, barred: set[fx.Node]) -> str | None:
-    """Why a convolution can run by no engine, whatever reads it."""
+    """Return why no engine can run a convolution, whatever reads it; None where one can."""
     if type(conv) is not nn.Conv2d:
         return f"{type(conv).__name__} is not nn.Conv2d"
     if "forward" in vars(conv):
@@ -156,7 +156,8 @@ def _unfit(node: fx.Node, conv: nn.Module, barred: set[fx.Node]) -> str | None:
 def _norm_of(
     node: fx.Node, modules: dict[str, nn.Module], barred: set[fx.Node], functions: frozenset[str]
 ) -> tuple[fx.Node | None, Function | None, str]:
-    """The BatchNorm that alone reads a convolution, and what its forward ends with; or why there is none."""
+    """Return the BatchNorm that alone reads a convolution, and what its forward ends with; or why there is
+    none."""
     users = list(node.users)
     if (
         len(users) != 1
@@ -186,8 +187,8 @@ def _before(
     barred: set[fx.Node],
     functions: frozenset[str],
 ) -> Function | None:
-    """What a BatchNorm's forward ends with, where it reads a value that no operation changes and one of these
-    convolutions reads it, or its activation; else None."""
+    """Return what a BatchNorm's forward ends with, where it reads a value that no operation changes and one
+    of these convolutions reads it, or its activation; else None."""
     norm: Any = modules[str(node.target)] if node.op == "call_module" else None
     if (
         not isinstance(norm, nn.BatchNorm2d)
@@ -209,7 +210,7 @@ def _before(
 
 
 def fixed_padding(conv: nn.Conv2d) -> tuple[int, int] | None:
-    """The padding as two numbers; None if it differs between the sides."""
+    """Return the padding as two numbers; None if it differs between the sides."""
     if not isinstance(conv.padding, str):
         return (conv.padding[0], conv.padding[1])
     if conv.padding == "valid":
@@ -267,7 +268,7 @@ def _only_user(node: fx.Node, barred: set[fx.Node]) -> fx.Node | None:
 
 
 def _operands(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
-    """Of an addition of two tensors."""
+    """Return the operands of an addition of two tensors."""
     called = node.op == "call_function" and node.target in ADDITIONS
     method = node.op == "call_method" and node.target in ("add", "add_")
     if not (called or method) or node.kwargs or len(node.args) != 2:

@@ -1,5 +1,5 @@
-"""Gathers matched units into maximal regions, and orders regions and stock nodes so that each runs after what
-it reads.
+"""Gather matched units into maximal regions, and orders regions and stock nodes so that each
+runs after what it reads.
 
 A region runs as one function, so nothing outside may lie between two of its units: a unit joins the region of
 a value that it reads only if none of its other inputs depends on that region from outside."""
@@ -15,7 +15,7 @@ from fastbn.graph.match import FusedUnit
 
 
 def partition(graph: fx.Graph, units: list[FusedUnit], after: After | None = None) -> list[list[FusedUnit]]:
-    """The regions, each a list of units in the order in which they run. after: nodes that must follow
+    """Return the regions, each a list of units in the order in which they run. after: nodes that must follow
     others."""
     after = after or {}
     unit_of = {unit.output: unit for unit in units}
@@ -69,8 +69,8 @@ def partition(graph: fx.Graph, units: list[FusedUnit], after: After | None = Non
 
 
 def order(graph: fx.Graph, regions: list[list[FusedUnit]], after: After | None = None) -> list[fx.Node | int]:
-    """Stock nodes and regions (by index) in an order that runs: the trace's own, a region as late as its
-    last unit."""
+    """Return stock nodes and regions (by index) in an order that runs: the trace's own, a region as late as
+    its last unit."""
     after = after or {}
     owner: dict[fx.Node, fx.Node | int] = {
         node: i for i, region in enumerate(regions) for unit in region for node in unit.nodes

@@ -1,4 +1,5 @@
-"""Nodes of a trace that return what they are given, taken out of it: what is around them is one then."""
+"""Take out of a trace the nodes that return what they are given, so that what stood around them
+is adjacent."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ def look_through(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
 
 
 def passes(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    """Whether a node returns its first argument itself."""
+    """Return whether a node returns its first argument itself."""
     if node.op == "call_module" and len(node.args) == 1 and not node.kwargs:
         module = modules[str(node.target)]
         return is_identity(module) or (

@@ -68,17 +68,17 @@ FORMULAS = {
 
 
 def forward(function: Function, n: Tensor) -> Tensor:
-    """z; may be written over n."""
+    """Return z, which may be written over n."""
     return FORMULAS[function.name].forward(n, function.slope) if function != IDENTITY else n
 
 
 def backward(function: Function, dz: Tensor, n: Tensor) -> Tensor:
-    """The gradient of n, fresh."""
+    """Return the gradient of n, in fresh storage."""
     return FORMULAS[function.name].backward(dz, n, function.slope)
 
 
 def kept(function: Function, n: Tensor, dtype: torch.dtype) -> Tensor:
-    """What of n the derivative needs: whether it is open, one byte an element, else n itself in this
+    """Return what of n the derivative needs: whether it is open, one byte an element, else n itself in this
     dtype."""
     opened = FORMULAS[function.name].open
     return n.to(dtype, copy=True) if opened is None else opened(n)

@@ -1,5 +1,4 @@
-"""The graph: what an engine carries out, as plain data read off a model. It holds names and numbers, no
-tensors.
+"""The graph is what an engine runs, as plain data read off a model. It holds names and numbers, no tensors.
 
 A region is a chain of joins. A join makes one activation from one or two convolutions, each followed by its
 BatchNorm:
@@ -25,8 +24,8 @@ Pair = tuple[int, int]
 
 
 class Unfit(Exception):
-    """These inputs are outside what a region can carry out (a broadcast addition, say); stock decides what
-    they mean."""
+    """These inputs are outside what a region can run (a broadcast addition, say); stock decides what they
+    mean."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,7 +48,8 @@ class Conv:
     bare: bool = False  # no BatchNorm reads it
 
     def shape(self, source: Shape) -> Shape:
-        """Its output's shape; raises Unfit where it has none."""
+        """Return the output's shape for an input of this one, both (N, C, H, W). Raises Unfit where there is
+        none."""
         n, c, *size = source
         out = [
             (extent + 2 * p - d * (k - 1) - 1) // s + 1
@@ -67,7 +67,7 @@ class Conv:
 
     @property
     def span(self) -> slice:
-        """Its channels' place in the region's flat vectors."""
+        """Return its channels' place in the region's flat vectors."""
         return slice(self.slot, self.slot + self.channels)
 
 
@@ -83,19 +83,19 @@ class Join:
 
     @property
     def needs_mask(self) -> bool:
-        """Whether its function follows an addition, so that what the derivative needs cannot be recomputed
-        from one raw output."""
+        """Return whether its function follows an addition, so that what the derivative needs cannot be
+        recomputed from one raw output."""
         return self.function != IDENTITY and (self.residual is not None or len(self.convs) > 1)
 
     @property
     def linear(self) -> bool:
-        """Whether its gradient goes through it as it is, so that nothing is saved: convolutions without
-        BatchNorm, no function."""
+        """Return whether its gradient goes through it as it is, so that nothing is saved: convolutions
+        without BatchNorm, no function."""
         return self.function == IDENTITY and all(conv.bare for conv in self.convs)
 
     @property
     def sources(self) -> tuple[int, ...]:
-        """Every value that it reads, the residual last."""
+        """Return every value that it reads, the residual last."""
         residual = () if self.residual is None else (self.residual,)
         return (*(conv.source for conv in self.convs), *residual)
 
@@ -114,11 +114,11 @@ class Region:
 
     @functools.cached_property
     def channels(self) -> int:
-        """Length of the region's flat vectors: every BatchNorm's channels."""
+        """Return the length of the region's flat vectors: the channels of all BatchNorms."""
         return sum(conv.channels for conv in self.convs)
 
     def uses(self) -> dict[int, int]:
-        """How often each value is read; being handed outside counts once."""
+        """Return how often each value is read. Being handed outside counts as one reading."""
         counts = dict.fromkeys(range(self.inputs + len(self.joins)), 0)
         for join in self.joins:
             for value in join.sources:
@@ -128,8 +128,8 @@ class Region:
         return counts
 
     def shapes(self, inputs: tuple[Shape, ...]) -> dict[int, Shape]:
-        """Every value's shape, from the inputs'. A join's z and its raw outputs share one; raises Unfit
-        where they don't."""
+        """Return every value's shape, from the inputs'. A join's z and its raw outputs share one; raises
+        Unfit where they don't."""
         shapes = dict(enumerate(inputs))
         for join in self.joins:
             sizes = {conv.shape(shapes[conv.source]) for conv in join.convs}

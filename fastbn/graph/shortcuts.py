@@ -1,5 +1,5 @@
-"""The convolutions on the shortcuts of residual blocks, found by the network's shape, whatever its modules
-are called."""
+"""Name the convolutions on the shortcuts of residual blocks, found by the network's shape,
+whatever its modules are called."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from fastbn.graph.trace.forward import trace
 
 
 def shortcuts(model: nn.Module, norms: tuple[type[nn.Module], ...]) -> list[str]:
-    """Their names, in the order of the additions: where a convolution (and at most `norms` after it) is added
-    to a longer way from the same value. Raises UsageError for a model that torch.fx can't trace."""
+    """Return the names of the convolutions on shortcuts, in the order of the additions: where a convolution
+    (and at most `norms` after it) is added to a longer way from the same value. Raises UsageError for a model
+    that torch.fx can't trace."""
     try:
         graph = trace(model, {}).graph
     except TypeError as error:
@@ -42,7 +43,7 @@ def shortcuts(model: nn.Module, norms: tuple[type[nn.Module], ...]) -> list[str]
 def _convolution(
     node: fx.Node, modules: dict[str, nn.Module], norms: tuple[type[nn.Module], ...]
 ) -> fx.Node | None:
-    """The convolution whose output this is, but for the norms after it."""
+    """Return the convolution whose output this is, but for the norms after it."""
     while node.op == "call_module" and not isinstance(modules[str(node.target)], nn.modules.conv._ConvNd):
         module, before = modules[str(node.target)], node.args[0] if node.args else None
         if not isinstance(module, norms) or not isinstance(before, fx.Node):
@@ -52,7 +53,7 @@ def _convolution(
 
 
 def _leads_to(start: object, end: fx.Node, place: dict[fx.Node, int]) -> bool:
-    """Whether `end` is computed from `start`, which is not itself."""
+    """Return whether `end` is computed from `start`, which is not itself."""
     if not isinstance(start, fx.Node):
         return False
     waiting, seen = [end], {end}

@@ -1,4 +1,5 @@
-"""How numbers become places and words in a chart: scales, their round ticks, figures of three digits."""
+"""Turn numbers into places and words of a chart: scales, their round ticks, figures of three
+digits."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a step costs in memory, traffic and time, and the plan by which it runs."""
+"""The cost of a step in memory, traffic and time, and the plan by which it runs."""

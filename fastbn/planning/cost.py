@@ -1,4 +1,4 @@
-"""What passes over memory cost: bytes moved, FLOPs, launches."""
+"""The cost of passes over memory: bytes moved, FLOPs, launches."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What a pass costs, or many: costs add up. `sum(costs, Cost())` is a cost."""
+    """The cost of a pass, or of many: costs add up. `sum(costs, Cost())` is a cost."""
 
     read: int = 0  # bytes of activations, gradients and masks
     written: int = 0
@@ -24,7 +24,7 @@ class Cost:
 
     @property
     def moved(self) -> int:
-        """All bytes that are read or written."""
+        """Return all bytes that are read or written."""
         return self.read + self.written + self.weights
 
 

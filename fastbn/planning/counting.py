@@ -1,5 +1,5 @@
-"""The operations of a walk, counted instead of carried out: what an engine moves that reads and writes each
-tensor of an operation once."""
+"""The operations of a walk, counted in place of run: what an engine moves that reads and writes each tensor
+of an operation once."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class CountingOperations:
     """The operations of engine/interface.py on counted tensors; `passes` is a pass an operation."""
 
     def __init__(self, activation: int, gradient: int):
-        """The bytes of an element of activations, weights among them, and of gradients."""
+        """Take the bytes of one element: of activations and weights, and of gradients."""
         self._activation, self._gradient = activation, gradient
         self.passes: list[TrafficPass] = []
 
@@ -94,7 +94,7 @@ class CountingOperations:
         return coefficients
 
     def _formed(self, source: LazyActivation, keep_z: bool, keep_mask: bool) -> tuple[Formed, Cost]:
-        """What forming a source leaves, and what it moves."""
+        """Return what forming a source leaves, and what it moves."""
         like: Any = source.ys[0]
         z = self.activation(like.shape)
         mask = self.activation(like.shape)  # n itself

@@ -1,4 +1,4 @@
-"""What a plan must know of a device: its memory and its speeds. This machine's are read and measured,
+"""The figures that a plan needs of a device: its memory and its speeds. This machine's are read and measured,
 others' are their makers' figures."""
 
 from __future__ import annotations

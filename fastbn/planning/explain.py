@@ -31,7 +31,7 @@ TRADED = {
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """What `explain` found: `graph` holds the regions and the stock nodes; `engine` and `why` say which
+    """The result of `explain`: `graph` holds the regions and the stock nodes; `engine` and `why` say which
     engine runs the regions."""
 
     model: str

@@ -1,5 +1,5 @@
-"""What a region's step occupies, counted without a byte of it: the walk itself, by the engine's operations as
-allocations alone (engine/workspace.py).
+"""The memory that a region's step occupies, counted without allocating it: the walk itself, by the engine's
+operations as allocations alone (engine/workspace.py).
 
 Counted   activations, their gradients, masks, and what an engine allocates beside them while an operation
 runs.

@@ -1,4 +1,4 @@
-"""The time that a step can't be done under, on a device of known speeds.
+"""The least time that a step can take, on a device of known speeds.
 
     seconds ≥ Σ over launches of max(bytes / bytes_per_second, FLOPs / flops_per_second) + launch
 
@@ -35,7 +35,8 @@ def costs(region: Region, shapes: dict[int, Shape], dtypes: tuple[torch.dtype, t
 
 
 def seconds(planner: Planner, plan: Plan, precision: str, device: Device) -> float:
-    """Of a step by this plan."""
+    """Return the least seconds that a step by this plan can take on the device, its recomputation among
+    them."""
     rate, total = device.flops_per_second[precision], 0.0
     for region, shapes in planner.regions(plan.bn_batch):
         share, recomputed = products(region, shapes, planner.network.engine), 0.0
@@ -66,7 +67,8 @@ def rounded(value: float) -> str:
 
 
 def products(region: Region, shapes: dict[int, Shape], engine: Engine) -> float:
-    """Products made for each of the convolutions' own, on average."""
+    """Return the products that the engine's algorithms make for each product of the convolutions' definition,
+    on average."""
     asked = made = 0.0
     for join in region.joins:
         for conv in join.convs:

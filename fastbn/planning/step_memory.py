@@ -1,5 +1,5 @@
-"""What a network's step occupies at any batch: its regions' footprints, and what PyTorch's own operations
-save and make between them.
+"""The memory that a network's step occupies at any batch: its regions' footprints, and what PyTorch's own
+operations save and make between them.
 
 The operations outside the regions run on fake tensors, which have shapes and no contents, under autograd:
 what autograd keeps, and for how long, is its own doing. Weights, the data set and the optimizer's vectors are
@@ -179,8 +179,8 @@ class NetworkMemory:
 
 @contextlib.contextmanager
 def apart(program: fx.GraphModule) -> Iterator[None]:
-    """A context in which modules have copies of their buffers, and random numbers are as they were
-    afterwards: stock BatchNorms count batches on fake tensors too, and the model shall show no mark of it."""
+    """Inside, modules have copies of their buffers; afterwards buffers and random numbers are as they were:
+    stock BatchNorms count batches on fake tensors too, and the model shall show no mark of it."""
     opened = [module for module in program.modules() if not isinstance(module, CLOSED) and module._buffers]
     held = [(module._buffers, dict(module._buffers)) for module in opened]
     try:

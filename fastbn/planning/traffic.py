@@ -140,14 +140,14 @@ def fused(case: TrafficCase) -> TrafficPlan:
 
 @dataclasses.dataclass(frozen=True)
 class _Conv:
-    """What a walk asks of a convolution's module."""
+    """A convolution's module, as far as a walk asks."""
 
     bias: None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class _Norm:
-    """What a walk asks of a BatchNorm's: whether it takes the batch's statistics."""
+    """A BatchNorm's module, as far as a walk asks: whether it takes the batch's statistics."""
 
     training: bool
     running_mean: float = 0.0

@@ -1,1 +1,1 @@
-"""How long the experiments take on this machine: estimated from what is on record, or measured."""
+"""The hours that the experiments take on this machine: estimated from what is on record, or measured."""

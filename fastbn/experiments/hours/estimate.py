@@ -1,5 +1,5 @@
-"""How long an experiment would take on this machine's CPU, estimated in a moment: the multiplications of its
-runs, and the rate at which steps on record make them. Imports no torch.
+"""The hours that an experiment would take on this machine's CPU, estimated in a moment: the multiplications
+of its runs, and the rate at which steps on record make them. Imports no torch.
 
     seconds = images · epochs · passes · FLOPs of a forward / (share · FLOP/s of a matrix product here)
 

@@ -1,5 +1,5 @@
-"""How long an experiment would take here: a step of each line, taken on this machine on pixels without
-meaning."""
+"""The hours that an experiment would take here, measured: one step of each line runs on this machine, on
+random pixels."""
 
 from __future__ import annotations
 

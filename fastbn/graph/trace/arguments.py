@@ -1,5 +1,5 @@
-"""Takes a call's arguments apart: the tensors, which a program reads, and the form that they stand in,
-which a trace fixes."""
+"""Take a call's arguments apart: the tensors, which a program reads, and the form that they
+stand in, which a trace fixes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Unlisted(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """What a call passes besides tensors. It may key a dictionary; 1, 1.0 and True differ in it.
+    """The arguments of a call, but for its tensors. It may key a dictionary; 1, 1.0 and True differ in it.
 
     floats: whether numbers with a point are read at each call, as tensors are, instead of being fixed.
     """
@@ -33,7 +33,7 @@ class Form:
 
     @staticmethod
     def of(signature: inspect.Signature, constants: dict[str, Any]) -> Form:
-        """The form of a call with these arguments, and tensors for the others that have no default."""
+        """Return the form of a call with these arguments, and tensors for the others that have no default."""
         args, kwargs, by_name = [], [], False
         for parameter in signature.parameters.values():
             if parameter.kind in VARIABLE:
@@ -50,7 +50,7 @@ class Form:
         return Form(tuple(args), tuple(kwargs))
 
     def filled(self, tensor: Callable[[], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments, with tensors from here, one after the other."""
+        """Return the arguments, with tensors from here, one after the other."""
         args = tuple([_put(node, tensor) for node in self.args])
         return args, {name: _put(node, tensor) for name, node in self.kwargs}
 
@@ -59,7 +59,8 @@ ONE = Form((TENSOR,), ())
 
 
 def taken(args: tuple[Any, ...], kwargs: dict[str, Any], floats: bool = False) -> tuple[Form, list[Any]]:
-    """A call's form and its tensors, in order. Raises Unlisted."""
+    """Return a call's form and its tensors, in order. Raises Unlisted for an argument that is neither a
+    tensor nor a plain value nor a container of these."""
     if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
         return ONE, [args[0]]
     tensors: list[Any] = []

@@ -1,4 +1,5 @@
-"""Copies a model for a trial: parameters shared, buffers and attributes its own."""
+"""Copy a model for a trial: the copy shares the parameters and has its own buffers and
+attributes."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ EMPTY = {dict, collections.OrderedDict, set, list}  # as are most of a module's,
 
 
 def copy_for_trial(model: nn.Module) -> nn.Module:
-    """A copy whose forward leaves the model as it was. A module that can't be copied stands in it itself."""
+    """Return a copy whose forward leaves the model as it was. A module that can't be copied stands in it
+    itself."""
     made: dict[nn.Module, nn.Module] = {}
     buffers: dict[int, torch.Tensor] = {}
     for module in model.modules():
@@ -49,7 +51,7 @@ def copy_for_trial(model: nn.Module) -> nn.Module:
 
 
 def _attributes(module: nn.Module, made: dict[nn.Module, nn.Module]) -> dict[str, Any]:
-    """A module's attributes, its own of what may change, but for those that are HELD."""
+    """Return a copy of a module's attributes: what may change is copied, but for those that are HELD."""
     attributes: dict[str, Any] = {}
     for name, value in vars(module).items():
         kind = type(value)

@@ -1,4 +1,4 @@
-"""Keeps random numbers, Python's, numpy's and torch's, as they are while something is tried."""
+"""Keep random numbers, Python's, numpy's and torch's, as they are while something is tried."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def preserved() -> Iterator[None]:
 
 
 def random_state() -> Any:
-    """All that `restore` needs."""
+    """Return the state of all random numbers, as `restore` takes it."""
     device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
     return (
         python_state(),
@@ -34,7 +34,7 @@ def random_state() -> Any:
 
 
 def same_numbers(one: Any, other: Any) -> bool:
-    """Whether two states are the same on the CPU, Python's and numpy's included."""
+    """Return whether two states are the same on the CPU, Python's and numpy's included."""
     return one[0] == other[0] and torch.equal(one[1], other[1])
 
 
@@ -48,7 +48,7 @@ def restore(state: Any) -> None:
 
 
 def python_state() -> Any:
-    """Python's and numpy's random numbers, as something that compares."""
+    """Return the state of Python's and numpy's random numbers, which compares by ==."""
     state: Any = np.random.get_state()
     name, key, *rest = state
     return random.getstate(), (name, bytes(key), *rest)

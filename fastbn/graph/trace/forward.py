@@ -14,8 +14,8 @@ from fastbn.graph.trace.tracer import Traced, Tracer, Untraceable
 
 
 def trace(model: nn.Module, constants: dict[str, Any]) -> Traced:
-    """The model's operations, its own forward called with these constants, and tensors for what else it
-    needs. Raises Untraceable where no trace would mean the same."""
+    """Trace the model's own forward, called with these constants and with tensors for what else it needs, and
+    return its operations. Raises Untraceable where no trace would mean the same."""
     forward = forward_of(model)
     try:
         return Tracer(model, forward, {}).run(Form.of(signature(forward), constants).filled)
@@ -28,8 +28,8 @@ def trace(model: nn.Module, constants: dict[str, Any]) -> Traced:
 
 
 def forward_of(model: nn.Module) -> Callable[..., Any]:
-    """The model's own forward as a function of the model: its class's, or one that was put in that one's
-    place, but for fuse's."""
+    """Return the model's own forward as a function of the model: its class's, or one that was put in that
+    one's place, but for fuse's."""
     forward = vars(model).get("forward")
     forward = getattr(forward, "before", forward)  # fuse's
     if forward is None:
@@ -42,6 +42,6 @@ def forward_of(model: nn.Module) -> Callable[..., Any]:
 
 
 def signature(forward: Callable[..., Any]) -> inspect.Signature:
-    """Of a forward, without self."""
+    """Return a forward's signature, without self."""
     whole = inspect.signature(forward)
     return whole.replace(parameters=list(whole.parameters.values())[1:])

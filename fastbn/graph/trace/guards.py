@@ -1,4 +1,4 @@
-"""Holds what a trace read of Python, and says at each call whether it still holds."""
+"""Guards keep what a trace read of Python, and say at each call whether it is still so."""
 
 from __future__ import annotations
 

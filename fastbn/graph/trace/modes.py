@@ -1,4 +1,4 @@
-"""Reads the modes under which an operation runs, and which a trace does not record."""
+"""Read the modes under which an operation runs, and which a trace does not record."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MODES: dict[str, Callable[[], Any]] = {
 
 
 def modes() -> dict[str, Any]:
-    """All of them, by what a sentence calls them."""
+    """Return the current modes, each by the name that a message gives it."""
     current = {name: read() for name, read in MODES.items()}
     return current | {f"autocast on {device}": autocast(device) for device in DEVICES}
 
@@ -59,5 +59,5 @@ def _kind(place: int) -> type:
 
 
 def autocast(device: str) -> Any:
-    """None, or the dtype that autocast gives."""
+    """Return the dtype that autocast gives, or None where it is off."""
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None

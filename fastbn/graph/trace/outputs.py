@@ -1,5 +1,5 @@
-"""Makes a traced forward's result of its tensors at each call, of the class that it is: a data class, a
-dictionary of somebody's own."""
+"""Make a traced forward's result of its tensors at each call, of the class that it is: a data
+class, a dictionary of somebody's own."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Unformed(Exception):
 
 
 class Slot:
-    """Where a tensor stands in a result."""
+    """The place of a tensor in a result."""
 
     def __init__(self, number: int):
         self.number = number
 
 
 def formed(tracer: fx.Tracer, value: Any) -> Any:
-    """The argument of an output node. Raises Unformed."""
+    """Return the argument of an output node. Raises Unformed for a result that can't be made again."""
     if isinstance(value, (fx.Proxy, Tensor)) or (
         isinstance(value, PLAIN) and not isinstance(value, UNWRITTEN)
     ):
@@ -50,7 +50,7 @@ def formed(tracer: fx.Tracer, value: Any) -> Any:
 
 
 def maker(template: Any) -> Callable[..., Any]:
-    """A function that makes such a result of its tensors."""
+    """Return a function that makes such a result of its tensors."""
 
     def make(*tensors: Any) -> Any:
         def put(item: Any) -> Any:
@@ -65,7 +65,7 @@ def maker(template: Any) -> Callable[..., Any]:
 
 
 def leaves(value: Any) -> list[Any]:
-    """What stands in a result, in its order; raises Unformed."""
+    """Return what stands in a result, in its order. Raises Unformed for a result that can't be made again."""
     items: list[Any] = []
 
     def note(item: Any) -> Any:

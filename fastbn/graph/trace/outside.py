@@ -1,5 +1,5 @@
-"""Finds what the code of a forward reads beside its module: globals, closures, defaults, attributes of
-classes. None of it can be watched, so it is looked up by the names in the code."""
+"""Find what the code of a forward reads beside its module: globals, closures, defaults,
+attributes of classes. None of it can be watched, so it is looked up by the names in the code."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MOST = 200  # parts of a value, above which it is no setting that a forward read
 
 
 class Cells(Mapping[str, Any]):
-    """What a function's closure holds, by name."""
+    """A function's closure as a mapping: the values that it holds, by name."""
 
     def __init__(self, function: types.FunctionType):
         self.cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
@@ -41,7 +41,7 @@ class Cells(Mapping[str, Any]):
 
 @dataclasses.dataclass
 class OutsidePlace:
-    """Where a value lies, and how another is put there."""
+    """The place where a value lies, and the way to put another there."""
 
     mapping: Mapping[str, Any]
     name: str
@@ -53,7 +53,7 @@ class OutsidePlace:
 
 
 class Outside:
-    """What the forwards of these classes read outside their modules, as it now is."""
+    """The values that the forwards of these classes read outside their modules, as they are now."""
 
     def __init__(self, functions: list[Any], kinds: list[type]):
         self.places: list[OutsidePlace] = []
@@ -139,7 +139,7 @@ class Outside:
 
 
 def of_model(modules: list[nn.Module], forward: Callable[..., Any]) -> Outside:
-    """What a model's forward, and its submodules', read outside the model."""
+    """Return what the forwards of a model and of its submodules read outside the model."""
     kinds: list[Any] = list(dict.fromkeys(map(type, modules)))
     replaced = [vars(module)["forward"] for module in modules if "forward" in vars(module)]
     kinds = [kind for kind in kinds if not issubclass(kind, CLOSED)]
@@ -147,7 +147,7 @@ def of_model(modules: list[nn.Module], forward: Callable[..., Any]) -> Outside:
 
 
 def print_of(value: Any) -> Any:
-    """What says of an outside value whether it is still what it was; None where that is not known."""
+    """Return a print by which an outside value is known to be still what it was; None where none can tell."""
     if isinstance(value, (Tensor, nn.Module)) or (constant(value) and not isinstance(value, PLAIN)):
         return Same(value)
     try:
@@ -169,7 +169,7 @@ def _small(value: Any) -> bool:
 
 
 def _contents(value: Any) -> Any:
-    """What a value holds, and what that holds, beside each: enough to put it all back in place."""
+    """Return what a value holds, and what that holds, beside each: enough to put it all back in place."""
     if isinstance(value, dict):
         return value, [(key, _contents(item)) for key, item in value.items()]
     if isinstance(value, (list, tuple, collections.deque)):
@@ -182,7 +182,7 @@ def _contents(value: Any) -> Any:
 
 
 def _refilled(kept: Any) -> Any:
-    """The same object, holding what it held."""
+    """Return the same object, holding again what it held."""
     value, held = kept
     if isinstance(value, dict):
         items = [(key, _refilled(item)) for key, item in held]

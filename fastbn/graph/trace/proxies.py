@@ -1,4 +1,4 @@
-"""What stands for a tensor while a forward is traced, and what makes a node of every operation."""
+"""A proxy stands for a tensor while a forward is traced; a recorder makes a node of every operation."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ for operation in IN_PLACE:
 
 
 class OperationRecorder(TorchFunctionMode):
-    """Makes a node of every operation, of those too that read no proxy: what is drawn or allocated is
-    drawn at each call."""
+    """A mode that makes a node of every operation. Operations that read no proxy become nodes too, so that
+    what is drawn or allocated is so at each call."""
 
     def __init__(self, tracer: Any):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a trace must take in besides operations: calls of a torch.autograd.Function, and proxies that
+"""A trace takes in two things besides operations: calls of a torch.autograd.Function, and proxies that
 somebody keeps."""
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def recorded(tracer: Any) -> Iterator[None]:
 
 
 def applied(kind: type[torch.autograd.Function]) -> Callable[..., Any]:
-    """A function that calls a Function's apply, under its name."""
+    """Return a function that calls a Function's apply, under its name."""
 
     def apply(*args: Any, **kwargs: Any) -> Any:
         return kind.apply(*args, **kwargs)
@@ -54,8 +54,8 @@ def applied(kind: type[torch.autograd.Function]) -> Callable[..., Any]:
 
 
 def leavings(born: list[tuple[weakref.ref[fx.Proxy], str]]) -> str:
-    """Where a proxy was made that outlives its trace, "" where there is none. Lists, sets and dictionaries
-    lose theirs again."""
+    """Return where a proxy was made that outlives its trace, or "" where there is none. Lists, sets and
+    dictionaries lose theirs again."""
     if all(reference() is None for reference, _ in born):
         return ""
     gc.collect()

@@ -1,4 +1,4 @@
-"""Traces a model's forward by torch.fx, and leaves out what a trace would change the meaning of.
+"""Trace a model's forward by torch.fx, and leaves out what a trace would change the meaning of.
 
 The model's shadow is run on proxies (watched.py). Where something is seen that a trace would fix or drop, the
 module in whose forward it happens becomes one node that calls it as it was written, and the trace goes on
@@ -148,7 +148,7 @@ class Tracer(fx.Tracer):
         raise Seen(self._pending[-1])
 
     def call(self, shadow: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A submodule's call: its forward traced, or one node."""
+        """Record a submodule's call: trace its forward, or make one node of it."""
         module, path = self.shadows.module(shadow), self.shadows.path(shadow)
         if path not in self.written and not leaf(module):
             mark, drawn, pending, grad = (
@@ -182,7 +182,7 @@ class Tracer(fx.Tracer):
         self._attributes = {name: proxy for name, proxy in self._attributes.items() if not proxy.node._erased}
 
     def _reason(self, error: BaseException) -> str:
-        """What a forward was left for; its frames let go of what they hold."""
+        """Return why a forward is not traced. The frames of the error let go of what they hold."""
         said = str(error).strip().splitlines()
         why = f"{self._line(error.__traceback__)}: {said[0] if said else type(error).__name__}"
         traceback.clear_frames(error.__traceback__)
@@ -194,7 +194,8 @@ class Tracer(fx.Tracer):
         return where(place) or f"{code.co_filename.rpartition('/')[2]}:{code.co_firstlineno}"
 
     def tensor(self, path: str, value: Tensor) -> fx.Proxy:
-        """A parameter, a buffer or another tensor of the model's, looked up at each call."""
+        """Return the proxy of a parameter, a buffer or another tensor of the model's, which is looked up at
+        each call."""
         if path not in self._attributes:
             self._attributes[path] = self.create_proxy("get_attr", path, (), {})
         return self._attributes[path]
@@ -251,7 +252,7 @@ class Tracer(fx.Tracer):
         return node
 
     def _rewrites(self, node: fx.Node) -> fx.Node | None:
-        """A tensor of the model's, or from outside, that a node writes to."""
+        """Return a tensor of the model's, or from outside, that a node writes to."""
         targets = [node.kwargs.get("out")]
         if mutates(node, self.modules):
             targets += node.args[:1]
@@ -266,7 +267,7 @@ class Tracer(fx.Tracer):
 
 
 def where(place: types.FrameType | types.TracebackType | None) -> str:
-    """ "net.py:12", the line of the user's code that led here."""
+    """Return "net.py:12", the line of the user's code that led here."""
     best = None
     if isinstance(place, types.TracebackType):
         steps = []

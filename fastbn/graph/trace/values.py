@@ -1,5 +1,5 @@
-"""Tells which Python values a trace may depend on: those compared by identity, those by their contents,
-and those that hide their state."""
+"""Tell which Python values a trace may depend on: those compared by identity, those by their
+contents, and those that hide their state."""
 
 from __future__ import annotations
 

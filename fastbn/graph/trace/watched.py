@@ -1,5 +1,5 @@
-"""Watches a model while its forward is traced: a shadow of each module, which tells what Python reads of it
-and writes to it.
+"""Watch a model while its forward is traced: a shadow of each module, which tells what Python
+reads of it and writes to it.
 
 A shadow is an object of a subclass of the module's own class, with a copy of its attributes. The model itself
 is only read, so a trace leaves no mark on it; and no class that others use is patched, so other threads feel
@@ -28,7 +28,7 @@ NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalRes
 
 
 class Watcher(Protocol):
-    """What a shadow tells."""
+    """The listener that a shadow tells what Python reads of it and writes to it."""
 
     def call(self, shadow: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: ...
     def tensor(self, path: str, value: Tensor) -> Any: ...
@@ -123,7 +123,7 @@ class Shadows:
         return self._kinds[kind]
 
     def of(self, module: nn.Module) -> nn.Module:
-        """A module's shadow. Raises Opaque for a module that is not the model's."""
+        """Return a module's shadow. Raises Opaque for a module that is not the model's."""
         if id(module) in self._module:
             return module
         if id(module) not in self._of:
@@ -131,14 +131,14 @@ class Shadows:
         return self._of[id(module)]
 
     def module(self, shadow: Any) -> nn.Module:
-        """The module that a shadow stands for."""
+        """Return the module that a shadow stands for."""
         return self._module[id(shadow)]
 
     def path(self, shadow: Any) -> str:
         return self.paths[self._module[id(shadow)]]
 
     def read(self, shadow: Any, name: str, value: Any) -> Any:
-        """What Python shall see in place of an attribute's value."""
+        """Return what Python shall see in place of an attribute's value."""
         if isinstance(value, Watched):
             return value
         module = self._module.get(id(shadow))
@@ -158,7 +158,7 @@ class Shadows:
         return value
 
     def missed(self, shadow: Any, name: str) -> None:
-        """An attribute was asked for that is not there."""
+        """Note that an attribute was asked for that is not there."""
         module = self._module.get(id(shadow))
         if module is not None and name not in module._modules:
             self._expect(module, vars(module), name)
@@ -186,7 +186,7 @@ class Shadows:
             self.watcher.refuse(f"reads self.{name}, {opaque}, which may change unseen")
 
     def fact(self, tensor: Tensor) -> None:
-        """A size, a dtype or a device was read of a tensor."""
+        """Note that a size, a dtype or a device of a tensor was read."""
         if id(tensor) in self.tensors:
             module, where, name = self.tensors[id(tensor)]
             self.guards.add_facts(self.paths[module], vars(module)[where], name)
