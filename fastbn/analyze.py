@@ -66,6 +66,8 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 
 def thresholds(text: str) -> tuple[float, ...]:
+    """Return the thresholds that a word of the command line lists, as in 0.01,0.1: finite, not negative,
+    rising. Raises argparse.ArgumentTypeError for any other."""
     try:
         cuts = tuple(float(part) for part in text.split(",") if part.strip())
     except ValueError:

@@ -28,6 +28,8 @@ BATCH = 128  # the paper's
 
 
 def epoch_list(text: str) -> tuple[int, ...]:
+    """Return the epochs that a word of the command line lists, as in 80,120. Raises
+    argparse.ArgumentTypeError for any other."""
     try:
         return tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError:
@@ -37,6 +39,8 @@ def epoch_list(text: str) -> tuple[int, ...]:
 
 
 def batch_number(text: str) -> int | str:
+    """Return the batch size that a word of the command line says: a number, or "auto". Raises
+    argparse.ArgumentTypeError for any other."""
     if text == "auto":
         return text
     try:

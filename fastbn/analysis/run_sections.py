@@ -40,6 +40,8 @@ X = {"epochs": "epochs", "seconds": "seconds of training", "joules": "joules of 
 
 
 def result(subjects: Sequence[Subject]) -> Html:
+    """Return the section of what each run reached and took, the means over seeds, and the published
+    figures."""
     header = [
         "run",
         "test accuracy",
@@ -142,6 +144,8 @@ def _seeds(subjects: Sequence[Subject]) -> str:
 
 
 def gamma_and_beta(subjects: Sequence[Subject]) -> Html:
+    """Return the section of γ and β: shares of small ones, histograms by layer, and their courses over
+    training."""
     parts = [_small_table(subjects)]
     parts.append(figures([_overall(subjects, which) for which in SYMBOLS] + [_small_by_depth(subjects)]))
     parts.append(heading("By layer"))

@@ -16,6 +16,9 @@ from fastbn.models.network import Network
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
+    """A group of runs that the report shows as one: they differ in the seed alone, and the first is looked
+    into."""
+
     name: str
     runs: list[FinishedRun]  # that differ in the seed alone
     kind: int  # its colour
@@ -35,6 +38,7 @@ class Subject:
 
 
 def subjects(runs: Sequence[FinishedRun]) -> list[Subject]:
+    """Return the runs as groups, each with its name and its colour, in the order of their first runs."""
     return [Subject(name, group, i % 6) for i, (name, group) in enumerate(groups(runs))]
 
 

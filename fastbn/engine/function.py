@@ -14,6 +14,8 @@ from fastbn.engine.module_state import FrozenWeights, versions
 
 
 class RegionFunction(torch.autograd.Function):
+    """The autograd function of a region: its forward runs the walk, its backward the walk's backward."""
+
     @staticmethod
     def forward(
         ctx: Any,

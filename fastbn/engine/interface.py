@@ -34,18 +34,22 @@ class NormVectors:
 
     @property
     def mean(self) -> Tensor:
+        """Return μ, (C,) float32."""
         return self.vectors[0]
 
     @property
     def rstd(self) -> Tensor:
+        """Return r = (σ² + ε)^-½, (C,) float32."""
         return self.vectors[1]
 
     @property
     def scale(self) -> Tensor:
+        """Return γ·r, (C,) float32."""
         return self.vectors[2]
 
     @property
     def shift(self) -> Tensor:
+        """Return β − μ·γ·r, (C,) float32."""
         return self.vectors[3]
 
 

@@ -83,6 +83,7 @@ class ModuleState:
 
 
 def addresses(tensors: Iterable[Tensor]) -> tuple[int, ...]:
+    """Return the address of each tensor's memory."""
     return tuple(map(ADDRESS, tensors))
 
 

@@ -41,10 +41,12 @@ def finished(preset: str, line: str, runs: Iterable[Run]) -> list[Run]:
 
 
 def mean(runs: Sequence[Run]) -> float:
+    """Return the mean test accuracy of these runs in percent, of those that have one."""
     return statistics.fmean(value for run in runs if (value := run.figure("test_accuracy")) is not None)
 
 
 def by_depth(runs: Sequence[Run]) -> Drawing:
+    """Draw accuracy by depth, beside the paper's."""
     series = [
         Series("paper, everything trained", [*zip(DEPTHS, ALL, strict=True)], 5, 1),
         Series("paper, BatchNorm only", [*zip(DEPTHS, BN, strict=True)], 0, 0),
@@ -69,6 +71,7 @@ def by_depth(runs: Sequence[Run]) -> Drawing:
 
 
 def by_batch(runs: Sequence[Run]) -> Drawing:
+    """Draw accuracy by batch size, beside the W&B report's."""
     by_line = {batch: finished("wandb-batch-size", f"bn batch {batch}", runs) for batch in BATCHES}
     points = [(float(batch), mean(some)) for batch, some in by_line.items() if some]
     series = [
@@ -130,6 +133,7 @@ def to_accuracy(runs: Sequence[Run]) -> Drawing:
 
 
 def gammas(runs: Sequence[Run]) -> Drawing:
+    """Draw the histogram of γ after training, at depth 14."""
     by_line = {name: finished("paper-depth", f"14 {name}", runs) for name in ("bn", "all")}
     heights, edges = [], list[float]()
     for i, (name, some) in enumerate(by_line.items()):

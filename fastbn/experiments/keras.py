@@ -28,6 +28,8 @@ BASE = {**NET, **RECIPE, "augment": "none", "pixels": "unit"}
 
 
 def figures(train: float, validation: float) -> tuple[Figure, ...]:
+    """Return the study's two printed figures of a network, in percent: on the validation and on the training
+    set."""
     return Figure(validation, "printed"), Figure(train, "printed", "train_accuracy")
 
 

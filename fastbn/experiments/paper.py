@@ -34,6 +34,7 @@ WIDE_BN_SHORTCUT_OUTPUT = (63.3, 72.6, 79.5, 83.4, 85.6, 87.0)
 
 
 def digitised(value: float) -> tuple[Figure, ...]:
+    """Return one figure in percent, read off a plot, as a line takes it."""
     return (Figure(value, "digitised"),)
 
 
@@ -64,6 +65,7 @@ def _all_by_depth() -> tuple[Line, ...]:
 
 
 def widths(train: str, values: tuple[float, ...]) -> tuple[Line, ...]:
+    """Return a line per width of ResNet-14, of one mode, with the figures in percent."""
     return tuple(
         Line(
             f"14 width {width} {train}",

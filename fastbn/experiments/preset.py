@@ -95,6 +95,7 @@ class Job:
 
     @property
     def config(self) -> Config:
+        """Return the run's settings, as the trainer's command line reads them."""
         return parse([*self.arguments, "--out", str(self.out)])
 
 

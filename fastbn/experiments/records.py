@@ -44,12 +44,14 @@ class Run:
 
     @property
     def finished(self) -> bool:
+        """Return whether the run has trained all epochs that it was asked for."""
         return bool(self.summary) and (
             self.config.train == "none" or len(self.epochs) >= (self.config.epochs or 0)
         )
 
     @functools.cached_property
     def identity(self) -> Identity:
+        """Return the settings by which runs of the same line are known."""
         return identity(self.config)
 
     @property

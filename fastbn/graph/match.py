@@ -35,6 +35,7 @@ class FusedUnit:
 
     @property
     def inputs(self) -> list[fx.Node]:
+        """Return the nodes that the unit reads: one for each pair, and the residual where there is one."""
         read = [(conv or norm).args[0] for conv, norm in self.convs if conv or norm] + [self.residual]  # type: ignore[union-attr]
         return [node for node in read if isinstance(node, fx.Node)]
 

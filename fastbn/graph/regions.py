@@ -63,6 +63,7 @@ class Conv:
 
     @property
     def weight_shape(self) -> tuple[int, int, int, int]:
+        """Return the weight's shape, (C_out, C_in / groups, KH, KW)."""
         return self.channels, self.in_channels // self.groups, *self.kernel
 
     @property
@@ -110,6 +111,7 @@ class Region:
 
     @functools.cached_property
     def convs(self) -> tuple[Conv, ...]:
+        """Return the convolutions of all joins, in order."""
         return tuple(conv for join in self.joins for conv in join.convs)
 
     @functools.cached_property

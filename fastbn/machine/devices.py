@@ -105,6 +105,7 @@ def carry_out(device: torch.device, wait: bool = False) -> None:
 
 
 def versions() -> dict[str, str]:
+    """Return the versions of fastbn, torch and Python, by name."""
     return {"fastbn": VERSION, "torch": torch.__version__, "python": platform.python_version()}
 
 

@@ -18,6 +18,8 @@ REMEDY = "start ranks by torchrun, or unset it"
 
 @dataclasses.dataclass(frozen=True)
 class Place:
+    """The place of a process among those of its run."""
+
     rank: int  # 0 … count−1
     count: int
     local: int  # its number among those on its machine

@@ -64,6 +64,7 @@ def describe() -> str:
 
 
 def version() -> str:
+    """Return torch_xla's version."""
     release: str = torch_xla_package().__version__
     return release
 

@@ -110,6 +110,7 @@ def text(value: object) -> Html:
 
 
 def joined(parts: Iterable[Html]) -> Html:
+    """Return the parts one after the other; empty ones are left out."""
     return Html("\n".join(part for part in parts if part))
 
 
@@ -119,6 +120,7 @@ def anchor(title: str) -> str:
 
 
 def paragraph(value: str, style: str = "") -> Html:
+    """Return a paragraph of plain text; `style` is its class in the template."""
     return Html(f'<p class="{style}">{text(value)}</p>' if style else f"<p>{text(value)}</p>")
 
 
@@ -128,6 +130,7 @@ def heading(value: str) -> Html:
 
 
 def listing(items: Iterable[str]) -> Html:
+    """Return a list of plain texts, or NOTHING where there are none."""
     entries = [f"<li>{text(item)}</li>" for item in items]
     return Html(f"<ul>{''.join(entries)}</ul>") if entries else NOTHING
 

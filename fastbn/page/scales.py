@@ -63,6 +63,7 @@ def number(value: float) -> str:
 
 
 def short(value: float) -> str:
+    """Return a number as an axis labels it: whole ones with separators, others in four digits."""
     return f"{value:,.0f}" if value == round(value) and abs(value) < 1e7 else f"{value:.4g}"
 
 

@@ -92,6 +92,7 @@ def check_values(name: str, t: Tensor, trains: bool) -> None:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
+    """Return a dtype as a header says it: float32."""
     return str(dtype).removeprefix("torch.")
 
 

@@ -34,6 +34,7 @@ class StepMemory:
 
     @property
     def peak(self) -> int:
+        """Return the bytes at a step's peak, with all that lies there between steps."""
         return self.weights + self.optimizer + self.data + self.step
 
 
@@ -50,6 +51,7 @@ class Plan:
 
     @property
     def how(self) -> str:
+        """Return a phrase for people: what is saved, and what is computed again."""
         if self.recompute is None:
             return "the forward saves all that the backward reads: it fits"
         kept = f", the last {gb(self.recompute.kept)} saved" if self.recompute.kept else ""
@@ -189,4 +191,5 @@ class Planner:
 
 
 def gb(size: float) -> str:
+    """Return bytes as text in three digits: 20.2 GB, 44.5 MB."""
     return f"{size / GB:,.3g} GB" if size >= 0.1 * GB else f"{size / 1e6:,.3g} MB"

@@ -2,8 +2,7 @@
 operations save and make between them.
 
 The operations outside the regions run on fake tensors, which have shapes and no contents, under autograd:
-what autograd keeps, and for how long, is its own doing. Weights, the data set and the optimizer's vectors are
-not a step's: they are there before it."""
+autograd keeps what it would keep. Weights, the data set and the optimizer's vectors are not a step's."""
 
 from __future__ import annotations
 
@@ -64,6 +63,7 @@ class Counted(TorchDispatchMode):
         return made
 
     def note(self, t: Tensor) -> None:
+        """Count a tensor's storage for as long as it lives, once."""
         storage = t.untyped_storage()
         if storage._cdata not in self._seen:
             self._seen[storage._cdata] = storage.nbytes()
@@ -71,10 +71,12 @@ class Counted(TorchDispatchMode):
             weakref.finalize(storage, self._gone, storage._cdata).atexit = False
 
     def add(self, size: int) -> None:
+        """Count bytes that have been allocated."""
         self.live += size
         self.reach(self.live)
 
     def reach(self, size: int) -> None:
+        """Raise the peak to `size` bytes where it is lower."""
         self.peak = max(self.peak, size)
 
     def _gone(self, key: int) -> None:

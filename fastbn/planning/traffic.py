@@ -85,6 +85,7 @@ class TrafficCase:
         return self.elements[value] * self.gradient
 
     def live(self, trains_weights: bool = False) -> frozenset[int]:
+        """Return the values that a gradient passes. trains_weights: as if every BatchNorm trained."""
         wanted, trains = (
             _each("wanted", range(self.region.inputs), self.wanted),
             _each("trains", self.region.convs, self.trains),
@@ -92,7 +93,7 @@ class TrafficCase:
         return walk.live_values(
             self.region,
             [*wanted.values()],
-            [wanted_here or trains_weights for wanted_here in trains.values()],
+            [trained or trains_weights for trained in trains.values()],
         )
 
     def multiplied(self, conv: Conv, value: int) -> tuple[int, int]:

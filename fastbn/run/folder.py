@@ -127,6 +127,8 @@ class RunFolder:
         self._replace(METRICS, self._metrics)
 
     def write_json(self, name: str, value: Any) -> None:
+        """Write a value as a JSON file of this name, whole or not at all. Raises MachineError where the
+        folder can't be written."""
         self._replace(name, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
     def add_metrics(self, line: dict[str, Any]) -> None:
@@ -158,10 +160,13 @@ class RunFolder:
         return lines
 
     def save(self, name: str, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+        """Write tensors and a header as a checked file of this name, whole or not at all. Raises MachineError
+        where it cannot be written."""
         self._written = True
         checked_file.write(self.path / name, tensors, header)
 
     def checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the checkpoint's tensors and its header. Raises UsageError for a damaged one."""
         return checked_file.read(self.path / CHECKPOINT)
 
     def kept(self) -> str:

@@ -29,6 +29,7 @@ Check = Callable[[Any], bool]
 
 
 def count(value: Any) -> bool:
+    """Return whether it is an integer from 0 on that fits into 64 bits."""
     return type(value) is int and 0 <= value < 2**63
 
 
@@ -48,10 +49,12 @@ def loss(value: Any) -> bool:
 
 
 def positive(value: Any) -> bool:
+    """Return whether it is a number from 0 on."""
     return number(value) and value >= 0
 
 
 def fraction(value: Any) -> bool:
+    """Return whether it is a number from 0 to 1."""
     return number(value) and 0 <= value <= 1
 
 
@@ -60,10 +63,12 @@ def text(value: Any) -> bool:
 
 
 def maybe(check: Check) -> Check:
+    """Return the check of a value that may be None instead."""
     return lambda value: value is None or check(value)
 
 
 def every(check: Check) -> Check:
+    """Return the check of a list of such values."""
     return lambda value: type(value) is list and all(map(check, value))
 
 
@@ -107,6 +112,7 @@ SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def digest(value: Any) -> bool:
+    """Return whether it is a SHA-256 in hexadecimal."""
     return type(value) is str and SHA256.fullmatch(value) is not None
 
 

@@ -164,6 +164,7 @@ class TrainingStep:
 
 
 def at_least_float32(logits: Tensor) -> Tensor:
+    """Return logits in float32, or in float64 where they are."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 

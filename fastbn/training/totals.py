@@ -20,6 +20,7 @@ class StepResult:
 
     @staticmethod
     def of(logits: Tensor, labels: Tensor, loss: Tensor) -> StepResult:
+        """Return the result of a step on logits (N, classes) and labels (N,), by the loss's mean."""
         return StepResult(loss.detach(), (logits.detach().argmax(1) == labels).sum(), labels.shape[0])
 
 
@@ -36,6 +37,8 @@ class Totals:
 
     @staticmethod
     def zero(device: torch.device) -> Totals:
+        """Return the sums at an epoch's beginning, on this device."""
+
         def scalar(value: float, dtype: torch.dtype) -> Tensor:
             return devices.number(value, dtype, device)
 

@@ -15,6 +15,8 @@ NAME = 1_024  # characters of a member's name: the names of a set are kept at th
 
 
 class Member(NamedTuple):
+    """A file within a shard."""
+
     name: str
     start: int  # of its content in the shard
     size: int

@@ -113,6 +113,8 @@ def perform(task: Any, memory: np.ndarray) -> Any:
 
 
 def main(socket: int, shared: int) -> None:
+    """Serve jobs until the parent is gone. socket: the file descriptor of the connection; shared: that of the
+    memory into which images are decoded."""
     warnings.simplefilter("ignore")  # Pillow's, of odd metadata: an image that decodes is good
     memory = np.frombuffer(mmap.mmap(shared, 0), np.uint8)
     connection = Connection(socket)

@@ -1,5 +1,5 @@
-"""What a fused forward asks of the call that it is in: by whom it was called, with what, and what an engine
-would pass over."""
+"""A fused forward asks of the call that it is in by whom it was called, with what, and what an engine would
+pass over."""
 
 from __future__ import annotations
 

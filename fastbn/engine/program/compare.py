@@ -168,9 +168,9 @@ def _interpreted(model: nn.Module, traced: Traced, tensors: list[Any]) -> Any:
 
 
 def _parts(tensors: list[Any]) -> Iterator[list[Any]]:
-    """Parts of a batch: corners of two images, an image, two images, while all that is tried, by the model's
-    forward and by the trace, costs less than one forward of the batch. A forward may refuse one:
-    a head of a fixed size, a BatchNorm of one value a channel."""
+    """Yield parts of a batch: corners of two images, an image, two images, while all that is tried, by the
+    model's forward and by the trace, costs less than one forward of the batch. A forward may refuse one: a
+    head of a fixed size, a BatchNorm of one value a channel."""
     first = next((item for item in tensors if isinstance(item, Tensor) and item.dim()), None)
     if first is None or not len(first):
         return

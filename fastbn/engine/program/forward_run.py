@@ -1,4 +1,4 @@
-"""Follows a forward while it runs, and says whether its operations are those of its trace: the same functions
+"""Follow a forward while it runs, and say whether its operations are those of its trace: the same functions
 and modules in the same order, each on the same tensors. Where they are, the trace need not be run to be
 compared. What this can't tell (a custom backward, a result of a class of its own) is left to a comparison of
 numbers."""
@@ -112,7 +112,7 @@ class ForwardRun(TorchFunctionMode):
         return forward
 
     def _held(self) -> list[dict[str, int]]:
-        """The buffers of the modules that are no step."""
+        """Return the buffers of the modules that are no step."""
         return [{name: id(held) for name, held in m._buffers.items()} for m in self._others]
 
     def as_traced(self, before: Any, after: Any) -> bool:
@@ -149,7 +149,7 @@ class ForwardRun(TorchFunctionMode):
     def _next(
         self, node: fx.Node, args: Any, kwargs: Any, steps: Iterator[ExecutedOperation]
     ) -> ExecutedOperation | None:
-        """The step that a node stands for, if it is the next."""
+        """Return the step that a node stands for, if it is the next."""
         for step in steps:
             if step.modes == self._before and self._is_step(node, args, kwargs, step):
                 return step
@@ -181,8 +181,8 @@ class ForwardRun(TorchFunctionMode):
             return False
 
     def _draws(self, before: Any, after: Any) -> bool:
-        """Whether the steps, and nothing between them, account for all that was drawn: those after which the
-        state is another than before them, run once more, leave the same."""
+        """Return whether the steps, and nothing between them, account for all that was drawn: those after
+        which the state is another than before them, run once more, leave the same."""
         last = before[1].numpy().tobytes()
         if all(step.drawn is None or step.drawn == last for step in self._steps):
             return same_numbers(before, after)
@@ -206,24 +206,24 @@ def _modes() -> tuple[Any, ...]:
 
 
 def _idle(step: ExecutedOperation) -> bool:
-    """Whether a step is a dropout that drops nothing, which a trace leaves out."""
+    """Return whether a step is a dropout that drops nothing, which a trace leaves out."""
     named = "drop" in getattr(step.function, "__name__", "")
     return named and bool(step.args) and step.result is step.args[0]
 
 
 def _plain(node: fx.Node, args: Any, kwargs: Any) -> bool:
-    """Whether a function of Python's own is called on numbers alone, a size's say."""
+    """Return whether a function of Python's own is called on numbers alone, such as a size's."""
     of_python = getattr(node.target, "__module__", "") in ("_operator", "builtins", "math")
     return of_python and not any(isinstance(item, Tensor) for item in (*args, *kwargs.values()))
 
 
 def _reader(name: str) -> Any:
-    """What torch calls where an attribute of a tensor is read."""
+    """Return the function that torch calls where this attribute of a tensor is read."""
     return getattr(getattr(Tensor, name, None), "__get__", None)
 
 
 def _methods(function: Any) -> list[Any]:
-    """What torch calls for a function of `operator`."""
+    """Return the methods that torch may call for a function of `operator`."""
     if getattr(function, "__module__", "") != "_operator":
         return []
     name = function.__name__.strip("_")

@@ -1,5 +1,5 @@
-"""What was read of a model while its submodules were these: its programs, each for one form of call and
-one state of what Python read."""
+"""Keep what was read of a model for as long as it has the same submodules: its programs, each for one form of
+call and one state of what Python read."""
 
 from __future__ import annotations
 
@@ -62,16 +62,16 @@ class Reading:
         self._dropouts = [module for module in model.modules() if isinstance(module, dropout)]
 
     def holds(self) -> bool:
-        """Whether these still are the submodules."""
+        """Return whether the model still has these submodules."""
         return all(tuple(children.values()) == seen for children, seen in self._structure)
 
     def trains(self) -> tuple[bool, ...]:
-        """Which of the convolutions' parameters require grad."""
+        """Return which of the convolutions' parameters require grad."""
         parameters = itertools.chain.from_iterable(map(dict.values, map(PARAMETERS, self._convs)))
         return tuple([p is not None and p.requires_grad for p in parameters])
 
     def drops(self) -> tuple[tuple[bool, float], ...]:
-        """Which of the dropouts drop something: their modes and probabilities."""
+        """Return the modes and the probabilities of the dropouts, which say whether they drop something."""
         return tuple([(dropout.training, dropout.p) for dropout in self._dropouts])
 
     def hooked(self) -> str:
@@ -82,7 +82,7 @@ class Reading:
         return ""
 
     def imaginary(self) -> bool:
-        """Whether the parameters are shapes without contents."""
+        """Return whether the parameters are shapes without contents."""
         if not self._convs:
             return False
         conv = self._convs[0]
@@ -92,8 +92,8 @@ class Reading:
         return first is not None and first.is_meta
 
     def program(self, state: Any, anew: bool = False) -> Program | None:
-        """The program for this state whose guards hold. anew: without one the model will be traced, which
-        must not be often."""
+        """Return the program for this state whose guards hold, or None. anew: without one the model will be
+        traced, which must not be often."""
         programs = self.programs.get(state)
         if programs is None:
             return None
@@ -113,6 +113,8 @@ class Reading:
         return None
 
     def keep(self, state: Any, program: Program) -> Program:
+        """Keep a program for this state, the first to be asked, and forget the oldest beyond PROGRAMS; return
+        it."""
         programs = self.programs.setdefault(state, [])
         programs.insert(0, program)
         del programs[PROGRAMS:]

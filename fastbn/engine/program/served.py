@@ -20,7 +20,7 @@ from fastbn.graph.regions import Unfit
 
 
 class Apart(Exception):
-    """These tasks can't be carried out together: why."""
+    """These tasks can't be run together; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,8 @@ class TaskBatch:
 
 @dataclasses.dataclass(frozen=True)
 class ByTask:
-    """A value that no sample has, and each task has its own of: a parameter, or what is computed of it."""
+    """A value that belongs to no sample, and that is each task's own: a parameter, or what is computed of
+    it."""
 
     values: Mapping[int, Any]
 
@@ -83,7 +84,7 @@ class ServedProgram(fx.Interpreter):
     def _by_task(
         self, n: fx.Node, module: nn.Module | None, changed: dict[str, Mapping[int, Tensor]]
     ) -> Tensor | ByTask:
-        """What a node makes, each task's samples by its own values."""
+        """Return what a node makes, each task's samples by its own values."""
         parts = {}
         for task, rows in self._batch.rows.items():
             given = {node: self._given(node, task, rows) for node in n.all_input_nodes}
@@ -103,7 +104,7 @@ class ServedProgram(fx.Interpreter):
         return self._joined(n, parts)
 
     def _given(self, node: fx.Node, task: int, rows: Tensor) -> Any:
-        """A node's value as a task's samples have it."""
+        """Return a node's value as a task's samples have it."""
         value = self.env[node]
         if isinstance(value, ByTask):
             return value.values[task]
@@ -114,7 +115,7 @@ class ServedProgram(fx.Interpreter):
         return value[rows]
 
     def _joined(self, n: fx.Node, parts: Mapping[int, Any]) -> Tensor:
-        """All samples' rows, of each task's."""
+        """Return the rows of all samples, put together from each task's."""
         whole: Tensor | None = None
         for task, part in parts.items():
             rows = self._batch.rows[task]

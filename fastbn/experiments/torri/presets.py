@@ -29,6 +29,7 @@ GLOVE_25 = {"vectors": "glove.twitter.27B.25d.top12k.txt", "embedding": 25}
 
 
 def printed(value: float) -> tuple[Figure, ...]:
+    """Return one printed figure in percent, as a line takes it."""
     return (Figure(value, "printed"),)
 
 

@@ -36,6 +36,8 @@ MINUTES = {"limit_train": 4_000, "limit_test": 1_000, "epochs": 2}
 
 
 def line(name: str, published: float | None = None, **settings: object) -> Line:
+    """Return a line of the study: its settings over BASE, and its printed figure in percent where there is
+    one."""
     return Line(name, {**BASE, **settings}, () if published is None else (Figure(published, "printed"),))
 
 

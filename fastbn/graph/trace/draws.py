@@ -39,6 +39,7 @@ def same_numbers(one: Any, other: Any) -> bool:
 
 
 def restore(state: Any) -> None:
+    """Put random numbers back to what `random_state` returned."""
     python, cpu, device, cuda = state
     restore_python(python)
     with torch._C.DisableTorchFunction():
@@ -55,6 +56,7 @@ def python_state() -> Any:
 
 
 def restore_python(state: Any) -> None:
+    """Put Python's and numpy's random numbers back to what `python_state` returned."""
     python, (name, key, *rest) = state
     random.setstate(python)
     np.random.set_state((name, np.frombuffer(key, np.uint32), *rest))

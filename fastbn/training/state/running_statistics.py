@@ -32,6 +32,7 @@ class Running:
         self._kept[1].copy_(self.counts)
 
     def put_back(self) -> None:
+        """Put the running statistics and the counts back to what they were when they were last kept."""
         self.vector.copy_(self._kept[0])
         self.counts.copy_(self._kept[1])
 
