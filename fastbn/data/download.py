@@ -4,7 +4,6 @@ looks finished."""
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import gzip
 import hashlib
 import http.client
@@ -26,6 +25,7 @@ from fastbn.data.cifar import verify
 from fastbn.data.cifar_files import Cifar, File
 from fastbn.errors import UsageError
 from fastbn.files.archives import open_tar
+from fastbn.files.lock import locked
 
 CONNECT_SECONDS = 5.0  # limits the connection, so that a machine without a network knows soon
 READ_SECONDS = 60.0  # limits each wait for more bytes; the download as a whole has no limit
@@ -67,7 +67,7 @@ def fetch_cifar(spec: Cifar, data_dir: str | Path, progress: bool = True) -> Non
     data_dir = Path(data_dir)
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
-        with _lock(data_dir / f".{spec.name}.lock"):
+        with locked(data_dir / f".{spec.name}.lock"):
             if files.is_folder(data_dir / spec.forms[0].folder):  # another process fetched it meanwhile
                 return
             archive = data_dir / spec.archive
@@ -194,17 +194,6 @@ def _unpack(spec: Cifar, archive: Path, data_dir: Path) -> None:
         raise UsageError(f"{archive} cannot be unpacked: {files.reason(error)}; {remedy}") from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Let one process in at a time; a file system without locks goes without."""
-    # nothing of it is changed, whatever it is
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    with os.fdopen(os.open(path, flags, 0o666), "rb") as file:
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _reason(error: Exception) -> str:

@@ -36,7 +36,8 @@ class FusedUnit:
     @property
     def inputs(self) -> list[fx.Node]:
         """Return the nodes that the unit reads: one for each pair, and the residual where there is one."""
-        read = [(conv or norm).args[0] for conv, norm in self.convs if conv or norm] + [self.residual]  # type: ignore[union-attr]
+        firsts = [conv or norm for conv, norm in self.convs]
+        read = [*(first.args[0] for first in firsts if first is not None), self.residual]
         return [node for node in read if isinstance(node, fx.Node)]
 
 

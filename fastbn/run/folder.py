@@ -53,7 +53,8 @@ class RunFolder:
         """Return the lock, which is what lies at its path: one that was unlinked meanwhile keeps nobody
         out."""
         while True:
-            lock = open(self.path / LOCK, "ab", opener=_unlinked)  # noqa: SIM115 (held for as long as the run lasts)
+            # held for as long as the run lasts
+            lock = open(self.path / LOCK, "ab", opener=_unlinked)  # noqa: SIM115
             try:
                 if not stat.S_ISREG(os.fstat(lock.fileno()).st_mode):
                     raise OSError("its lock is no regular file")

@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from fastbn import files
+from fastbn.files.lock import locked
 
 
 @contextlib.contextmanager
 def exclusively(path: Path) -> Iterator[None]:
     """Hold the lock beside a file; where the folder can't be written, nothing is held."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    except OSError:
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(f"{path}.lock", 0o600))
         yield
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def kept(path: Path, key: dict[str, Any]) -> dict[str, str] | None:

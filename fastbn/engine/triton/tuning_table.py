@@ -106,4 +106,5 @@ def shipped() -> Tuning:
 
 
 def _of(kind: type[Measured], row: dict[str, Any]) -> Measured:
-    return kind(**{field.name: row[field.name] for field in dataclasses.fields(kind)})  # type: ignore[arg-type]
+    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    return kind(**{name: row[name] for name in names})
