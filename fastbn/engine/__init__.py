@@ -1,4 +1,4 @@
-"""The engine: the graph read off a model, its fused forward and backward, and the engines that carry out
+"""The engine: the graph read off a model, its fused forward and backward, and the engines that run
 its operations."""
 
 from fastbn.engine.fuse import fuse, fused_forward

@@ -1,4 +1,4 @@
-"""fuse(model): the model's own forward, its matched regions carried out by an engine."""
+"""fuse(model) keeps the model's own forward and lets an engine run its matched regions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a subclass of BatchNorm2d computes, found by trying it: batch norm, then an activation function, or
+"""Find out what a subclass of BatchNorm2d computes by trying it: batch norm, then an activation function, or
 something else.
 
 A class is not trusted by its name: a copy runs on a few numbers beside nn.BatchNorm2d and the function, in

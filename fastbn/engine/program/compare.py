@@ -30,7 +30,8 @@ WORTH = 8 << 20  # bytes of parameters
 
 @dataclasses.dataclass
 class Trial:
-    """What a forward gave, the copy with the buffers that it left, and the state of the random numbers."""
+    """The result of a trial: the outputs, the copy with the buffers that it left, and the state of the random
+    numbers."""
 
     outputs: list[Any]
     model: nn.Module
