@@ -22,7 +22,7 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Carry the command out that the first argument names; its own exit code, or 2 where it is none."""
+    """Run the command that the first argument names and return its exit code, or 2 where it names none."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words[:1] == ["--version"]:
         return command.run(lambda: _said(f"fastbn {VERSION}"))

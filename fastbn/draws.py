@@ -56,7 +56,7 @@ def normal(seed: int, name: str, n: int, cut: float = np.inf) -> np.ndarray:
 
 
 def _log(x: np.ndarray) -> np.ndarray:
-    """Natural logarithm to 1e-15 relative from exactly rounded operations: x = m·2ᵉ, ln m =
+    """Return the natural logarithm to 1e-15 relative from exactly rounded operations: x = m·2ᵉ, ln m =
     2·artanh((m−1)/(m+1))."""
     m, e = np.frexp(x)
     low = m < SQRT_HALF

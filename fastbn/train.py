@@ -39,7 +39,7 @@ def _parsed(arguments: Sequence[str] | None) -> Config:
 
 
 def run(config: Config) -> int:
-    """Carry out one run, from its settings to its folder, and show its result."""
+    """Run one training run, from its settings to its folder, and show its result."""
     load_torch()  # only now: --help and wrong arguments are instant
     from fastbn.run.explain import explain_run
     from fastbn.run.run import train_run

@@ -13,7 +13,7 @@ from fastbn.machine.environment import Place, placed
 
 
 def _chip(ordinal: int, arguments: list[str]) -> None:
-    """One of the launched processes."""
+    """Run as one of the launched processes."""
     from torch_xla import runtime
 
     from fastbn.train import main
@@ -25,7 +25,7 @@ def _chip(ordinal: int, arguments: list[str]) -> None:
 
 
 def launch(arguments: list[str]) -> int:
-    """python -m fastbn.train with these arguments, in a process a chip."""
+    """Run python -m fastbn.train with these arguments, in one process per chip."""
     from fastbn.machine.xla import torch_xla_package
 
     def start() -> int:

@@ -76,7 +76,7 @@ def stock_instead(device: torch.device, dtype: torch.dtype) -> str:
 
 @functools.cache
 def warn_of_reference(why: str) -> None:
-    """Warns once that a library user who left the choice to fastbn gets the slow engine where this machine
+    """Warn once that a library user who left the choice to fastbn gets the slow engine where this machine
     could have the fast one."""
     warnings.warn(f"fastbn's engine is 'reference', which is slow: {why}", stacklevel=2)
 
@@ -94,7 +94,7 @@ def _triton(capability: int) -> Engine:
 
 
 def capability(device: torch.device) -> int:
-    """90 for a Hopper GPU; 0 for the interpreter on a CPU."""
+    """Return a GPU's compute capability as a number, 90 for a Hopper GPU; 0 for the interpreter on a CPU."""
     if device.type != "cuda":
         return 0
     major, minor = torch.cuda.get_device_capability(device)
@@ -110,7 +110,7 @@ def _short(dtype: torch.dtype) -> str:
 
 
 def why_not_triton(device: torch.device, dtype: torch.dtype) -> str:
-    """Empty, or what stands against the Triton engine."""
+    """Return what stands against the Triton engine, or ""."""
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"the Triton engine takes float32, float16 and bfloat16, and this is {_short(dtype)}"
     if device.type != "cuda" and not _interpreted():
@@ -138,7 +138,7 @@ def failed_check(device: torch.device, dtype: torch.dtype) -> str:
 
 
 def _why_not_native(device: torch.device, dtype: torch.dtype) -> str:
-    """Empty, or what stands against the native engine."""
+    """Return what stands against the native engine, or ""."""
     if device.type != "cpu":
         return f"the native engine is for CPUs, and this is {device.type}"
     if dtype not in STORAGE:

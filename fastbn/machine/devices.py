@@ -17,7 +17,8 @@ from fastbn.version import VERSION
 
 
 def choose_device(name: str) -> torch.device:
-    """'auto' is CUDA where there is one. Raises MachineError for a device that this machine lacks."""
+    """Return the device of this name; 'auto' is CUDA where there is one. Raises MachineError for a device
+    that this machine lacks."""
     if name == "cuda" and not torch.cuda.is_available():
         raise MachineError(
             "--device cuda: torch finds no CUDA device here; use --device cpu, or install a CUDA build of "
@@ -119,7 +120,7 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def free_unused(device: torch.device) -> None:
-    """Lets go of what nothing refers to any more."""
+    """Let go of what nothing refers to any more."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -36,7 +36,7 @@ def load_torch() -> None:
 
 
 def wait_briefly() -> None:
-    """Lets threads of GNU's OpenMP sleep soon after they have nothing to do, unless the user's environment
+    """Let threads of GNU's OpenMP sleep soon after they have nothing to do, unless the user's environment
     says how they wait.
 
     By default they spin for milliseconds after each operation: beside any other process they hold the

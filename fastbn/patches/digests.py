@@ -24,7 +24,7 @@ def kinds(dtype: torch.dtype) -> list[torch.dtype]:
 
 
 def digest(name: str, t: Tensor) -> str:
-    """SHA-256 (hex) over a tensor's name, dtype, shape, and its bytes in row-major order."""
+    """Return the SHA-256 (hex) over a tensor's name, dtype, shape, and its bytes in row-major order."""
     content = t.detach().to("cpu").contiguous()
     sha = hashlib.sha256(f"{name} {dtype_name(content.dtype)} {shape_name(content.shape)}\n".encode())
     sha.update(content.reshape(-1).view(torch.uint8).numpy().data)

@@ -101,7 +101,7 @@ def _shares(counts: list[Tensor | None], given: Tensor, counted: bool) -> Tensor
 
 
 def _mean(values: Tensor, shares: Tensor) -> Tensor:
-    """Σ share·value over the first dimension."""
+    """Return Σ share·value over the first dimension."""
     return torch.tensordot(shares, values, 1)
 
 

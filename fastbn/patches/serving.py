@@ -31,7 +31,7 @@ class Serving:
         self.how = ""
 
     def forget(self) -> None:
-        """The patches are others now, or lie elsewhere."""
+        """Forget what was made of the patches: they are others now, or lie elsewhere."""
         self._vectors.clear()
         self._changed = None
 

@@ -28,7 +28,7 @@ TENSORS = ("parameters", "frozen", "running", "batches", "entries")  # and optim
 
 
 def write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any], kind: str = FORMAT) -> None:
-    """Writes the file, in whole or not at all: a kill or a full disk leaves the one that was there before.
+    """Write the file, in whole or not at all: a kill or a full disk leaves the one that was there before.
 
     Raises MachineError where the file cannot be written.
     """

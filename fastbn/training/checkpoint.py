@@ -55,8 +55,8 @@ def split(model: nn.Module) -> tuple[list[str], list[str]]:
 
 
 def source_of(model: Network) -> WeightSource:
-    """Finds out whether the model's frozen parameters are the ones that its spec (and file) give; draws
-    them again to see."""
+    """Find out whether the model's frozen parameters are the ones that its spec (and file) give; draw them
+    again to see."""
     frozen = split(model)[1]
     sha256 = fingerprint(model, frozen)
     if model.spec.weight_init in REGENERABLE or model.weights_file is not None:
@@ -91,7 +91,7 @@ def some_entries(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def restore(model: nn.Module, tensors: dict[str, Tensor], source: WeightSource) -> None:
-    """Puts back what `tensors_of` took, in place. Raises UsageError where lengths or the frozen weights'
+    """Put back what `tensors_of` took, in place. Raises UsageError where lengths or the frozen weights'
     SHA-256 differ, and for values that no training leaves."""
     check(model, tensors, source)
     parts, frozen = _parts(model, source), split(model)[1]
@@ -144,7 +144,7 @@ def _parts(model: nn.Module, source: WeightSource) -> dict[str, list[Tensor]]:
 
 
 def save(model: Network, path: str | os.PathLike[str], **extra: Any) -> None:
-    """Writes a FastBNOnlyResNet, or another network made from a Spec, to one small file that `fastbn.load`
+    """Write a FastBNOnlyResNet, or another network made from a Spec, to one small file that `fastbn.load`
     brings back.
 
     Raises TypeError for another kind of model, MachineError where the file can't be written.

@@ -73,7 +73,7 @@ class Captured:
             ) from error
 
     def _adopt(self, totals: Totals) -> None:
-        """The first totals' tensors serve all: new ones are started where they stand, in the same place.
+        """Make the first totals' tensors serve all: new ones are started where they stand, in the same place.
         Old ones must have been read."""
         if self._totals is None:
             self._totals = totals

@@ -37,7 +37,7 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """Listen while it lasts; elsewhere than in the main thread it never hears anything.
+    """Listen for signals while it lasts; elsewhere than in the main thread it hears none.
 
     A second SIGINT raises KeyboardInterrupt. Python drops an exception in a finalizer, with a line on stderr:
     that one is raised again at the loop's next look at the request."""

@@ -198,7 +198,7 @@ def sgd(
     momentum_factor: float,
     nesterov: bool,
 ) -> None:
-    """One step of `vector` and `momentum` (n,), in place; whether it was taken goes into `moved`."""
+    """Take one step of `vector` and `momentum` (n,), in place; whether it was taken goes into `moved`."""
     n = vector.numel()
     grid = (triton.cdiv(n, BLOCK),)
     sgd_check_kernel[grid](
@@ -236,7 +236,7 @@ def adam(
     beta2: float,
     eps: float,
 ) -> None:
-    """One step of `vector`, `mean` and `square` (n,) and of the count `steps`, in place; whether it was
+    """Take one step of `vector`, `mean` and `square` (n,) and of the count `steps`, in place; whether it was
     taken goes into `moved`."""
     n = vector.numel()
     grid = (triton.cdiv(n, BLOCK),)

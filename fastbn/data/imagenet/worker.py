@@ -100,7 +100,7 @@ def _one_line(error: Exception) -> str:
 
 @functools.lru_cache(maxsize=32)
 def _opened(path: str) -> BinaryIO:
-    """A shard is opened once, not once a sample; the least used is closed."""
+    """Return an open shard: it is opened once, not once per sample, and the least used is closed."""
     return files.opened(path)
 
 

@@ -125,16 +125,16 @@ def _affine(y: Tensor, norm: NormVectors) -> Tensor:
 
 
 def _statistics(y: Tensor) -> Statistics:
-    """Mean and biased variance. torch's one pass gives Σ(y − a)²/M about a mean a of its own, rounded where
-    |mean| is large; Σ(y − a)²/M − (a − μ)² is the variance about the better μ (Chan, Golub, LeVeque 1983).
-    Good at |mean| = 1000·std."""
+    """Return the mean and the biased variance. torch's one pass gives Σ(y − a)²/M about a mean a of its own,
+    rounded where |mean| is large; Σ(y − a)²/M − (a − μ)² is the variance about the better μ (Chan, Golub,
+    LeVeque 1983). Good at |mean| = 1000·std."""
     mean = _rows(y).mean(0)
     about, var = torch.batch_norm_update_stats(_wide(y), None, None, 0.0)
     return Statistics(mean, (var - (about - mean).square()).clamp_(min=0))
 
 
 def _sums(ds: Tensor, y: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-    """Σ ds and Σ ds·(y − μ), in one pass of torch's own reduction."""
+    """Return Σ ds and Σ ds·(y − μ), in one pass of torch's own reduction."""
     one = torch.ones_like(mean)
     _, product, total = torch.ops.aten.native_batch_norm_backward(
         _wide(ds), _wide(y), one, None, None, mean, one, True, 0.0, (False, True, True)
@@ -165,7 +165,7 @@ def _masked(dz: Tensor, mask: Mask, ours: bool) -> Tensor:
 
 
 def _input_gradient(path: BackpropPath, shape: Shape) -> Tensor:
-    """convᵀ(c1·ds + c2·y + c0), shaped like the convolution's source."""
+    """Return convᵀ(c1·ds + c2·y + c0), shaped like the convolution's source."""
     conv, (c1, c2, c0) = path.conv, path.coefficients
     n, c, h, w = path.ds.shape
     if c2 is None or c0 is None:

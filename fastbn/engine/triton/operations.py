@@ -51,7 +51,7 @@ class TritonOperations:
     """The operations by launches."""
 
     def __init__(self, capability: int, tuning: Tuning | None, precision: str | None) -> None:
-        """The arguments are those of Triton."""
+        """Take what Triton takes."""
         self.capability, self.precision, self._tuning = capability, precision, tuning
 
     @property

@@ -78,7 +78,7 @@ def statistics(step: TrainingStep) -> contextlib.AbstractContextManager[None]:
 
 
 def average(step: TrainingStep) -> None:
-    """Each running statistic becomes its mean over the ranks. They all move by the same share of each
+    """Turn each running statistic into its mean over the ranks. They all move by the same share of each
     batch's, so the mean of what they have moved to is what the mean would have moved to, whenever it is
     taken; with --sync-bn they are equal already."""
     step.exchange.ranks.average(step.running.parts)

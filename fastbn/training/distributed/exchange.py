@@ -42,7 +42,7 @@ class Exchange:
         self._behind: collections.deque[tuple[torch.cuda.Event, Tensor]] = collections.deque()
 
     def begin(self, taken: int, counted: int, everybody: int, heard: int | None) -> None:
-        """A step comes, of `everybody` samples; this rank computes `taken` and counts `counted` of them: none
+        """Begin a step, of `everybody` samples; this rank computes `taken` and counts `counted` of them: none
         where a ragged batch left it without a sample, and it takes another's so as to keep step. `heard`: the
         signal that asks it to stop, if one did."""
         if self.ranks.count == 1:
@@ -58,7 +58,7 @@ class Exchange:
         return loss if self.ranks.count == 1 else loss * self.weight.to(loss.dtype)
 
     def sum(self, gradient: Tensor, result: StepResult) -> StepResult:
-        """Adds the ranks' gradients, in place, and their figures."""
+        """Add the ranks' gradients, in place, and their figures."""
         if self.ranks.count == 1:
             return result
         loss, correct = result.loss * self.weight, result.correct * (self.weight > 0)
@@ -87,8 +87,8 @@ class Exchange:
         return _signal(self._oldest()) if len(self._behind) > LAG else None
 
     def finish(self) -> None:
-        """Waits for the steps that a CUDA device has still to take: a rank that is lost in one shows here,
-        for a replayed graph's collectives have no watchdog."""
+        """Wait for the steps that a CUDA device has still to take: a rank that is lost in one shows here, for
+        a replayed graph's collectives have no watchdog."""
         while self._behind:
             self._oldest()
 

@@ -53,8 +53,8 @@ class Ranks:
         return dist.get_backend(self._tensors) if self.count > 1 else ""
 
     def agree(self, act: Callable[[], T]) -> T:
-        """act() of this rank, once all have done it. Where it raises UsageError or MachineError on any rank,
-        all raise what the lowest of these raised, which rank 0 says."""
+        """Return act() of this rank, once all ranks have called it. Where it raises UsageError or
+        MachineError on any rank, all raise what the lowest of these raised, which rank 0 says."""
         if self.count == 1:
             return act()
         result: Any = None
@@ -89,7 +89,7 @@ class Ranks:
         return box[0]  # type: ignore[return-value]
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Over all ranks, in place; the same bits on each."""
+        """Sum over all ranks, in place; each gets the same bits."""
         if self.count > 1:
             with self.waiting("an all-reduce", self.timeout):
                 dist.all_reduce(tensor, group=self._tensors)
@@ -106,7 +106,7 @@ class Ranks:
 
     @torch.no_grad()
     def average(self, tensors: list[Tensor]) -> None:
-        """Each tensor becomes its mean over the ranks: one all-reduce, in float64, which leaves equal
+        """Turn each tensor into its mean over the ranks: one all-reduce, in float64, which leaves equal
         float32 values as they are."""
         if self.count == 1 or not tensors:
             return
@@ -116,7 +116,7 @@ class Ranks:
 
     @torch.no_grad()
     def copy(self, tensors: list[Tensor]) -> None:
-        """Each tensor becomes rank 0's, bit for bit: one broadcast a dtype."""
+        """Turn each tensor into rank 0's, bit for bit: one broadcast per dtype."""
         if self.count == 1:
             return
         for dtype in dict.fromkeys(t.dtype for t in tensors):
@@ -134,7 +134,7 @@ class Ranks:
 
     @contextlib.contextmanager
     def waiting(self, what: str, seconds: float) -> Iterator[None]:
-        """Turns what torch.distributed raises into one sentence."""
+        """Turn what torch.distributed raises into one sentence."""
         try:
             yield
         except RuntimeError as error:
@@ -159,9 +159,9 @@ ALONE = Ranks()
 
 @contextlib.contextmanager
 def started(timeout: float = TIMEOUT, device: str = "auto") -> Iterator[Ranks]:
-    """The ranks that torchrun started this process among, for as long as it lasts; ALONE elsewhere. On CUDA
-    each takes the device of its LOCAL_RANK; of "xla" they are the chips that torch_xla's launcher started.
-    Raises MachineError where the others do not come, or a device is lacking."""
+    """Yield the ranks that torchrun started this process among, for as long as it lasts; ALONE elsewhere. On
+    CUDA each takes the device of its LOCAL_RANK; of "xla" they are the chips that torch_xla's launcher
+    started. Raises MachineError where the others do not come, or a device is lacking."""
     if device == "xla":
         from fastbn.training.distributed import xla
 

@@ -48,7 +48,7 @@ class Flat:
 
     @torch.no_grad()
     def gather(self, add: bool = False) -> None:
-        """Takes the parameters' gradients into `gradient`, or adds them to it, zero where there is none. A
+        """Take the parameters' gradients into `gradient`, or add them to it, zero where there is none. A
         backward into parameters without a gradient hands its own tensors over; into views of one vector it
         would add each, a launch a parameter."""
         parts = [(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in self.parameters]
@@ -60,7 +60,7 @@ class Flat:
             p.grad = None
 
     def dissolve(self) -> None:
-        """Gives every parameter storage of its own again, and no gradient."""
+        """Give every parameter storage of its own again, and no gradient."""
         for p in self.parameters:
             p.data = p.data.clone()
             p.grad = None

@@ -27,7 +27,7 @@ class Running:
         self._kept = self.vector.clone(), self.counts.clone()
 
     def keep(self) -> None:
-        """Notes them, to come back to."""
+        """Note the running statistics, to come back to."""
         self._kept[0].copy_(self.vector)
         self._kept[1].copy_(self.counts)
 
@@ -37,7 +37,7 @@ class Running:
         self.counts.copy_(self._kept[1])
 
     def dissolve(self) -> None:
-        """Gives each storage of its own again."""
+        """Give each storage of its own again."""
         for t in (*self._statistics, *self._batches):
             t.data = t.data.clone()
 
