@@ -19,7 +19,18 @@ from .batchnorm_pending import NOTHING, Forward, Partial, partial
 from .batchnorm_stats import UNSPECIALISED, settle_forward
 from .early_launch import begin, options, wait
 from .prologue import Source, form, pack
-from .rolling import Roll, cut, load_row, multiply, pairing, place, tile_channels, within
+from .rolling import (
+    Roll,
+    cut,
+    load_kept,
+    multiply,
+    pairing,
+    place,
+    read_at,
+    real,
+    real_outputs,
+    tile_channels,
+)
 
 
 @triton.jit(**UNSPECIALISED)
@@ -79,12 +90,8 @@ def conv_rolling_forward_kernel(
     top, first, image, column = place(pid, H, W, PAIR, IMAGES, ROWS, STRIP, BLOCK_M)
     k = tl.arange(0, K)
     n = tl.arange(0, OUT)
-    if EVEN:
-        mask_m = tl.full((BLOCK_M,), 1, tl.int1)
-        mask_y = tl.full((BLOCK_M, OUT), 1, tl.int1)
-    else:
-        mask_m = (image < IMAGES) & (first + image < N)
-        mask_y = mask_m[:, None] & ((column[:, None] + n[None, :] // C) < W)
+    mask_m = real(image, first, N, IMAGES, EVEN)
+    mask_y = real_outputs(mask_m, column, n, C, W, EVEN)
     base = first.to(tl.int64) * (H * W * C)
     x_ptr += base
     y_ptr += base
@@ -96,11 +103,7 @@ def conv_rolling_forward_kernel(
         mask_ptr += first.to(tl.int64) * (H * W * (C // 8))
     # of the band's first row, from the first image on
     pixel = (image * H + top) * W + column
-    w0, w1, w2 = (0,), (0,), (0,)
-    if KEEP:
-        w0 = load_row(w_ptr, 0, K, OUT, LOADS)
-        w1 = load_row(w_ptr, 1, K, OUT, LOADS)
-        w2 = load_row(w_ptr, 2, K, OUT, LOADS)
+    kept_weights = load_kept(w_ptr, K, OUT, LOADS, KEEP)
     wait(PDL)
     scale, shift, rscale = 0.0, 0.0, 0.0
     if DUE:
@@ -130,8 +133,7 @@ def conv_rolling_forward_kernel(
         row = top + r - 1
         acc0 = tl.zeros((BLOCK_M, OUT), tl.float32)
         for load in tl.static_range(LOADS):
-            inside = within(mask_m, column, k, row, r, load, H, W, C, PAIR, ROWS, EVEN)
-            offsets = (pixel + (r - 1) * W + (load - 1))[:, None] * C + k[None, :]
+            inside, offsets = read_at(mask_m, pixel, column, k, row, r, load, H, W, C, PAIR, ROWS, EVEN)
             z = form(x_ptr, r_ptr, offsets, inside, scale, shift, rscale, FORM, FUNCTION)
             # a row and columns of this program's own
             if (r >= 1) & (r <= ROWS) & ((LOADS == 1) | (load == 1)):
@@ -149,7 +151,7 @@ def conv_rolling_forward_kernel(
                         mask=mask_m[:, None] & inner[None, :] & (there < W) & (row < H),
                     )
             acc0, acc1, acc2 = multiply(
-                z, w_ptr, w0, w1, w2, acc0, acc1, acc2, r, load, ROWS, LOADS, K, OUT, KEEP, PRECISION
+                z, w_ptr, kept_weights, acc0, acc1, acc2, r, load, ROWS, LOADS, K, OUT, KEEP, PRECISION
             )
         if r >= 2:
             y = acc2.to(y_ptr.dtype.element_ty)

@@ -23,7 +23,18 @@ from .batchnorm_pending import Backward, Partial
 from .batchnorm_stats import settle_backward
 from .early_launch import begin, options, wait
 from .gradient import Coefficients, Target, Upstream, close
-from .rolling import Roll, cut, load_row, load_tile, pairing, place, tile_channels, within
+from .rolling import (
+    Roll,
+    cut,
+    load_kept,
+    multiply,
+    pairing,
+    place,
+    read_at,
+    real,
+    real_outputs,
+    tile_channels,
+)
 
 NOTHING: dict[str, Any] = dict.fromkeys(("due_ptr", "due_vectors_ptr", "affine_ptr"))
 NOTHING |= {
@@ -106,11 +117,7 @@ def gradient_rolling_kernel(
     c2, c0 = 0.0, 0.0
     if BATCH:
         up_y_ptr += base
-    w0, w1, w2 = (0,), (0,), (0,)
-    if KEEP:
-        w0 = load_row(w_ptr, 0, K, OUT, LOADS)
-        w1 = load_row(w_ptr, 1, K, OUT, LOADS)
-        w2 = load_row(w_ptr, 2, K, OUT, LOADS)
+    kept_weights = load_kept(w_ptr, K, OUT, LOADS, KEEP)
     wait(PDL)
     if DUE:
         offs_c = tl.arange(0, C)
@@ -136,14 +143,9 @@ def gradient_rolling_kernel(
         scale = tl.load(vectors_ptr + 2 * stride + n % C)[None, :]
         shift = tl.load(vectors_ptr + 3 * stride + n % C)[None, :]
     byte = tl.arange(0, OUT // 8)
-    if EVEN:
-        mask_m = tl.full((BLOCK_M,), 1, tl.int1)
-        mask_out = tl.full((BLOCK_M, OUT), 1, tl.int1)
-        mask_byte = tl.full((BLOCK_M, OUT // 8), 1, tl.int1)
-    else:
-        mask_m = (image < IMAGES) & (first + image < N)
-        mask_out = mask_m[:, None] & ((column[:, None] + n[None, :] // C) < W)
-        mask_byte = mask_m[:, None] & ((column[:, None] + byte[None, :] // (C // 8)) < W)
+    mask_m = real(image, first, N, IMAGES, EVEN)
+    mask_out = real_outputs(mask_m, column, n, C, W, EVEN)
+    mask_byte = real_outputs(mask_m, column, byte, C // 8, W, EVEN)
     acc0 = tl.zeros((BLOCK_M, OUT), tl.float32)
     acc1 = tl.zeros((BLOCK_M, OUT), tl.float32)
     acc2 = tl.zeros((BLOCK_M, OUT), tl.float32)
@@ -154,23 +156,16 @@ def gradient_rolling_kernel(
         row = top + r - 1
         acc0 = tl.zeros((BLOCK_M, OUT), tl.float32)
         for load in tl.static_range(LOADS):
-            inside = within(mask_m, column, k, row, r, load, H, W, C, PAIR, ROWS, EVEN)
-            offsets = (pixel + (r - 1) * W + (load - 1))[:, None] * C + k[None, :]
+            inside, offsets = read_at(mask_m, pixel, column, k, row, r, load, H, W, C, PAIR, ROWS, EVEN)
             dy = tl.load(up_ptr + offsets, mask=inside, other=0.0).to(tl.float32) * c1
             if BATCH:
                 y = tl.load(up_y_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
-                # form_dy and rolling.multiply written out: through them one spills 8 bytes more on sm_120
+                # form_dy written out: through it one spills 64 bytes in place of 56 on sm_120, in fp16
                 dy = tl.where(inside, dy + (c2 * y + c0), 0.0)
-            dy = dy.to(w_ptr.dtype.element_ty)
-            if r < ROWS:
-                w = w0[load] if KEEP else load_tile(w_ptr, 0 * LOADS + load, K, OUT)
-                acc0 = tl.dot(dy, w, acc0, input_precision=PRECISION)
-            if (r >= 1) & (r <= ROWS):
-                w = w1[load] if KEEP else load_tile(w_ptr, 1 * LOADS + load, K, OUT)
-                acc1 = tl.dot(dy, w, acc1, input_precision=PRECISION)
-            if r >= 2:
-                w = w2[load] if KEEP else load_tile(w_ptr, 2 * LOADS + load, K, OUT)
-                acc2 = tl.dot(dy, w, acc2, input_precision=PRECISION)
+            acc0, acc1, acc2 = multiply(
+                dy.to(w_ptr.dtype.element_ty), w_ptr, kept_weights, acc0, acc1, acc2, r, load, ROWS, LOADS,
+                K, OUT, KEEP, PRECISION,
+            )  # fmt: skip
         if r >= 2:
             there = pixel + (r - 2) * W
             kept = mask_out if EVEN else mask_out & (row - 1 < H)

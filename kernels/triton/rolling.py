@@ -48,6 +48,19 @@ def load_row(w_ptr, row: tl.constexpr, K: tl.constexpr, N: tl.constexpr, LOADS: 
 
 
 @triton.jit
+def load_kept(w_ptr, K: tl.constexpr, N: tl.constexpr, LOADS: tl.constexpr, KEEP: tl.constexpr):
+    """Return the three kernel rows' weights, as `multiply` takes them: loaded where they are kept."""
+    kept = ((0,), (0,), (0,))
+    if KEEP:
+        kept = (
+            load_row(w_ptr, 0, K, N, LOADS),
+            load_row(w_ptr, 1, K, N, LOADS),
+            load_row(w_ptr, 2, K, N, LOADS),
+        )
+    return kept
+
+
+@triton.jit
 def load_tile(w_ptr, tile: tl.constexpr, K: tl.constexpr, N: tl.constexpr):
     """Return one of them, (K, N)."""
     return tl.load(w_ptr + tile * (K * N) + (tl.arange(0, K)[:, None] * N + tl.arange(0, N)[None, :]))
@@ -60,8 +73,27 @@ def tile_channels(vector, C: tl.constexpr, K: tl.constexpr):
 
 
 @triton.jit
-def within(
+def real(image, first, N, IMAGES: tl.constexpr, EVEN: tl.constexpr):
+    """Return which products are of an image that there is, (BLOCK_M,). What is known when compiled is not
+    asked: EVEN programs overhang by their halo only."""
+    if EVEN:
+        return tl.full(image.shape, 1, tl.int1)
+    return (image < IMAGES) & (first + image < N)
+
+
+@triton.jit
+def real_outputs(mask_m, column, n, PER: tl.constexpr, W: tl.constexpr, EVEN: tl.constexpr):
+    """Return which elements of the products' outputs are the image's, (BLOCK_M, n), with PER elements of n
+    for each pixel: its channels, or its mask's bytes."""
+    if EVEN:
+        return tl.full((mask_m.shape[0], n.shape[0]), 1, tl.int1)
+    return mask_m[:, None] & ((column[:, None] + n[None, :] // PER) < W)
+
+
+@triton.jit
+def read_at(
     mask_m,
+    pixel,
     column,
     k,
     row,
@@ -74,8 +106,8 @@ def within(
     ROWS: tl.constexpr,
     EVEN: tl.constexpr,
 ):
-    """Return which elements of a load are the image's. What is known when compiled is not asked: EVEN
-    programs overhang by their halo only."""
+    """Return which elements of a load of row r are the image's, and where they lie from the program's first
+    image on."""
     inside = tl.broadcast_to(mask_m[:, None], (mask_m.shape[0], k.shape[0]))
     if PAIR == 2:
         at = column[:, None] + k[None, :] // C - 1
@@ -90,16 +122,14 @@ def within(
         inside = inside & (row < H)
     if not EVEN and PAIR == 1:
         inside = inside & (column + (load - 1) < W)[:, None]
-    return inside
+    return inside, (pixel + (r - 1) * W + (load - 1))[:, None] * C + k[None, :]
 
 
 @triton.jit
 def multiply(
     tile,  # (BLOCK_M, K), a load of row r
     w_ptr,
-    w0,
-    w1,
-    w2,  # the kernel rows' weights, where they are kept
+    kept,  # of load_kept
     acc0,
     acc1,
     acc2,
@@ -115,13 +145,13 @@ def multiply(
     """Return the accumulators with this load's products: row r is the upper row of output r, the middle one
     of r − 1, the lower one of r − 2, as far as those are the band's."""
     if r < ROWS:
-        w = w0[load] if KEEP else load_tile(w_ptr, 0 * LOADS + load, K, N)
+        w = kept[0][load] if KEEP else load_tile(w_ptr, 0 * LOADS + load, K, N)
         acc0 = tl.dot(tile, w, acc0, input_precision=PRECISION)
     if (r >= 1) & (r <= ROWS):
-        w = w1[load] if KEEP else load_tile(w_ptr, 1 * LOADS + load, K, N)
+        w = kept[1][load] if KEEP else load_tile(w_ptr, 1 * LOADS + load, K, N)
         acc1 = tl.dot(tile, w, acc1, input_precision=PRECISION)
     if r >= 2:
-        w = w2[load] if KEEP else load_tile(w_ptr, 2 * LOADS + load, K, N)
+        w = kept[2][load] if KEEP else load_tile(w_ptr, 2 * LOADS + load, K, N)
         acc2 = tl.dot(tile, w, acc2, input_precision=PRECISION)
     return acc0, acc1, acc2
 
