@@ -145,10 +145,10 @@ def conv_forward_kernel(
         count = tl.sum(mask_m.to(tl.float32), 0)
         mean = tl.sum(tl.where(mask_m[:, None], stored, 0.0), 0) / count
         d = tl.where(mask_m[:, None], stored - mean[None, :], 0.0)
-        own = partial_ptr + pid_m * (3 * OC) + offs_n
-        tl.store(own, tl.zeros((BLOCK_N,), tl.float32) + count, mask=mask_n)
-        tl.store(own + OC, mean, mask=mask_n)
-        tl.store(own + 2 * OC, tl.sum(d * d, 0), mask=mask_n)
+        place = partial_ptr + pid_m * (3 * OC) + offs_n
+        tl.store(place, tl.zeros((BLOCK_N,), tl.float32) + count, mask=mask_n)
+        tl.store(place + OC, mean, mask=mask_n)
+        tl.store(place + 2 * OC, tl.sum(d * d, 0), mask=mask_n)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,15 +174,15 @@ def launch(
     # channels that are formed beforehand: the sum's order, and so its bits, depend on the shape alone
     flat = c < 16 and c % 8 > 0
     tiles, columns = triton.cdiv(n * oh * ow, tile.block_m), triton.cdiv(oc, tile.block_n)
-    found = partial(tiles, 3, oc, n * oh * ow, y) if moments else None
+    statistics = partial(tiles, 3, oc, n * oh * ow, y) if moments else None
     conv_forward_kernel[(tiles * columns,)](
-        **source.arguments(), w_ptr=weight, y_ptr=y, partial_ptr=found and found.values,
+        **source.arguments(), w_ptr=weight, y_ptr=y, partial_ptr=statistics and statistics.values,
         N=n, H=h, W=w, OH=oh, OW=ow, C=c, OC=oc, **geometry(conv), PRECISION=precision, FLAT=flat,
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, num_warps=tile.warps,
         num_stages=tile.stages,
         **options(dependent),
     )  # fmt: skip
-    return found
+    return statistics
 
 
 def geometry(conv: Any) -> dict[str, int]:

@@ -137,9 +137,9 @@ def conv_rolling_forward_kernel(
             z = form(x_ptr, r_ptr, offsets, inside, scale, shift, rscale, FORM, FUNCTION)
             # a row and columns of this program's own
             if (r >= 1) & (r <= ROWS) & ((LOADS == 1) | (load == 1)):
-                own = inside & (k >= C)[None, :] & (k < 3 * C)[None, :] if PAIR == 2 else inside
+                kept_here = inside & (k >= C)[None, :] & (k < 3 * C)[None, :] if PAIR == 2 else inside
                 if z_ptr is not None:
-                    tl.store(z_ptr + offsets, z, mask=own)
+                    tl.store(z_ptr + offsets, z, mask=kept_here)
                 if mask_ptr is not None:
                     byte = tl.arange(0, K // 8)
                     there = column[:, None] + byte[None, :] // (C // 8) + (load - 1)
@@ -201,11 +201,11 @@ def launch(
     n, c, h, w = y.shape
     pair = pairing(c)
     tiles, constants = cut(n, h, w, pair, roll)
-    found = partial(tiles, 3, c, n * h * w, y) if moments else None
+    statistics = partial(tiles, 3, c, n * h * w, y) if moments else None
     conv_rolling_forward_kernel[(tiles,)](
-        **source.arguments(), w_ptr=weight, y_ptr=y, partial_ptr=found and found.values,
+        **source.arguments(), w_ptr=weight, y_ptr=y, partial_ptr=statistics and statistics.values,
         **(due.arguments() if due else NOTHING), DUE=due is not None,
         N=n, H=h, W=w, C=c, PRECISION=precision, **constants, num_warps=roll.warps, num_stages=1,
         **options(dependent),
     )  # fmt: skip
-    return found
+    return statistics

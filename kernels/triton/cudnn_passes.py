@@ -50,11 +50,11 @@ def moments_kernel(
         total += d
         square += d * d
     s = tl.sum(total, 0)
-    own = partial_ptr + pid * (3 * C) + offs_c
-    tl.store(own, tl.zeros((BLOCK_C,), tl.float32) + left, mask=mask_c)
-    tl.store(own + C, pivot + s / left, mask=mask_c)
+    place = partial_ptr + pid * (3 * C) + offs_c
+    tl.store(place, tl.zeros((BLOCK_C,), tl.float32) + left, mask=mask_c)
+    tl.store(place + C, pivot + s / left, mask=mask_c)
     tl.store(
-        own + 2 * C,
+        place + 2 * C,
         tl.maximum(tl.sum(square, 0) - s * (s / left), 0.0, propagate_nan=tl.PropagateNan.ALL),
         mask=mask_c,
     )
@@ -100,12 +100,12 @@ def _block(channels: int) -> int:
 def moments(y: Tensor, rows: int, channels: int, dependent: bool) -> Partial:
     """Return y's statistics."""
     block = _block(channels)
-    found = partial(triton.cdiv(rows, BLOCK_M * LOOP), 3, channels, rows, y)
-    moments_kernel[(found.tiles, triton.cdiv(channels, block))](
-        y_ptr=y, partial_ptr=found.values, M=rows, C=channels, BLOCK_M=BLOCK_M, LOOP=LOOP, BLOCK_C=block,
+    statistics = partial(triton.cdiv(rows, BLOCK_M * LOOP), 3, channels, rows, y)
+    moments_kernel[(statistics.tiles, triton.cdiv(channels, block))](
+        y_ptr=y, partial_ptr=statistics.values, M=rows, C=channels, BLOCK_M=BLOCK_M, LOOP=LOOP, BLOCK_C=block,
         num_warps=4, **options(dependent),
     )  # fmt: skip
-    return found
+    return statistics
 
 
 def dy(

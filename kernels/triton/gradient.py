@@ -186,11 +186,11 @@ def gradient_kernel(
         BLOCK_M, BLOCK_N,
     )  # fmt: skip
     if YS > 0:
-        own = partial_ptr + (parity * (tl.num_programs(0) // COLUMNS) + pid_m) * ((YS + 1) * C) + offs_n
-        tl.store(own, tl.sum(ds, 0), mask=mask_n)
-        tl.store(own + C, tl.sum(product, 0), mask=mask_n)
+        place = partial_ptr + (parity * (tl.num_programs(0) // COLUMNS) + pid_m) * ((YS + 1) * C) + offs_n
+        tl.store(place, tl.sum(ds, 0), mask=mask_n)
+        tl.store(place + C, tl.sum(product, 0), mask=mask_n)
         if YS == 2:
-            tl.store(own + 2 * C, tl.sum(product_r, 0), mask=mask_n)
+            tl.store(place + 2 * C, tl.sum(product_r, 0), mask=mask_n)
 
 
 @dataclasses.dataclass(frozen=True)
