@@ -37,12 +37,8 @@ def launched(family: str, kind: str, training: bool, capability: int) -> dict[Ta
     def take(kernel: Any, told: dict[str, Any]) -> None:
         found[kernel.__module__, kernel.__name__, told["specialization_data"]] = None
 
-    with (
-        noted(take, capability),
-        unrecorded(),
-        mixed() if kind == "mixed" else contextlib.nullcontext(),
-        torch.set_grad_enabled(training),
-    ):
+    stored = mixed() if kind == "mixed" else contextlib.nullcontext()
+    with noted(take, capability), unrecorded(), stored, torch.set_grad_enabled(training):
         engine = Triton(capability, precision=PRECISIONS.get(kind, "ieee"))
         walk(family, depth, size, batches, DTYPES.get(kind, torch.float32), engine)
     return found

@@ -109,10 +109,8 @@ class Record:
     def save(self, name: str, folder: Path = RESULTS) -> Path:
         """Write <folder>/<name>-<date>.json and return its path."""
         target = folder / f"{name}-{self.conditions['date']}.json"
-        rows = [row.told() for row in self.rows]
-        write(
-            target, {"format": FORMAT, "conditions": self.conditions, "machine": self.machine, "rows": rows}
-        )
+        head = {"format": FORMAT, "conditions": self.conditions, "machine": self.machine}
+        write(target, head | {"rows": [row.told() for row in self.rows]})
         return target
 
     @property

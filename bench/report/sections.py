@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from bench.records.rows import Record, Row
+from bench.records.rows import Record
 from bench.report import compare
 from bench.report.compare import COLOUR, Case, cases, figure_of, kind_of, measured, share_of_roofline
 from bench.report.growth import EXPONENTS, growth
@@ -153,12 +153,8 @@ def energy(records: Sequence[Record]) -> Html:
                 images = (row.batch_size or math.nan) if level == "step" else 1.0
                 value = scale * (row.energy_joules or 0.0) / images
                 if math.isfinite(value):
-                    found.append(Bar(_until(case, row), [ChartValue(value)], COLOUR[kind_of(row)]))
+                    epochs = f", {row.epochs} epoch{'s' if row.epochs != 1 else ''}" if row.epochs else ""
+                    found.append(Bar(case.label(row) + epochs, [ChartValue(value)], COLOUR[kind_of(row)]))
             chart = bars(case.name, found, f" {unit}")
             drawn.append(figure(chart, f"{case.name}: {unit} for {what}", case.under))
     return section("Energy", figures(drawn))
-
-
-def _until(case: Case, row: Row) -> str:
-    epochs = f", {row.epochs} epoch{'s' if row.epochs != 1 else ''}" if row.epochs else ""
-    return case.label(row) + epochs

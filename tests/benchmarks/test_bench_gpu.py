@@ -235,7 +235,7 @@ def test_a_wrong_gradient_is_not_timed_in_the_step(tmp_path, wrong_gradient):
 
 @pytest.mark.slow
 def test_networks(tmp_path):
-    assert stage(tmp_path, "correctness", "--match", "network") == 0
+    assert stage(tmp_path, "correctness", "--match", "network", "--seconds", "10000") == 0
     assert read(tmp_path / "correctness.json")["checked"] == 14
 
 
