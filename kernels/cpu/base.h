@@ -10,7 +10,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <type_traits>
-#ifdef __AVX512F__
+#ifdef __AVX__
 #include <immintrin.h>
 #endif
 
@@ -73,6 +73,7 @@ inline void store_some(S* p, vec v, int k) {
     memcpy(p, here, sizeof(S) * k);
 }
 
+constexpr int LINE = 16;  // floats of a line of the caches
 // Asks for what the same loop will read a row later: its pieces lie too far apart for the processor to guess.
 template <typename S>
 inline void ahead(const S* p) { __builtin_prefetch(p, 0, 2); }
@@ -92,6 +93,9 @@ inline void store_mask(uint8_t* p, vec z) {
     uint32_t bits = 0;
 #ifdef __AVX512F__
     bits = _mm512_cmp_ps_mask((__m512)z, _mm512_setzero_ps(), _CMP_NLE_UQ);
+#elif defined(__AVX__)
+    bits = static_cast<uint32_t>(
+        _mm256_movemask_ps(_mm256_cmp_ps((__m256)z, _mm256_setzero_ps(), _CMP_NLE_UQ)));
 #else
     for (int l = 0; l < L; l++) bits |= static_cast<uint32_t>(!(z[l] <= 0.f)) << l;
 #endif

@@ -56,8 +56,12 @@ struct Winograd {
                   step = most < L ? L : most, panels = (K + step - 1) / step;
         return round_up((K + panels - 1) / panels, L);
     }
+    // Floats from one of N² to the next of so many tiles: an odd number of lines, which lie in different sets
+    // of the first-level cache.
+    static ptrdiff_t plane(int T, int values) { return round_up(T * values, 2 * LINE) + LINE; }
     size_t work(int K) const {
-        const size_t all = static_cast<size_t>(N) * N * tiles_at_once(K) * (K + 2 * L);
+        const int T = tiles_at_once(K), chunk = rows(K), chunks = (K + chunk - 1) / chunk;
+        const size_t all = static_cast<size_t>(N) * N * (chunks * plane(T, chunk) + plane(T, 2 * L));
         return raw ? all + N * N * Transform::panel_step(rows(K), 2) + 9 * L * L : all;
     }
 
@@ -92,10 +96,11 @@ inline void winograd(const Winograd& way, const Tiles& a) {
                   OFF = N == 3 ? 1 : 0;  // values that a tile has; those left out are zero
     const int K = a.K, T1 = a.TH * a.TW, all = a.images * T1, once = way.tiles_at_once(K),
               rounds = (all + once - 1) / once;
-    const int block = round_up((all + rounds - 1) / rounds, Winograd::UNIT), chunk = way.rows(K);
-    float *tiles = a.work, *products = tiles + static_cast<size_t>(N * N) * block *
-                                                   K;  // tiles: by chunks of K, (N², T, chunk)
-    float *panel = products + static_cast<size_t>(N * N) * block * 2 * L,
+    const int block = round_up((all + rounds - 1) / rounds, Winograd::UNIT), chunk = way.rows(K),
+              chunks = (K + chunk - 1) / chunk;
+    // tiles: by chunks of K, (N², T, chunk)
+    float *tiles = a.work, *products = tiles + N * N * chunks * Winograd::plane(block, chunk);
+    float *panel = products + N * N * Winograd::plane(block, 2 * L),
           *line = panel + N * N * Transform::panel_step(chunk, 2);
     const ptrdiff_t one = 0;
     for (int first = 0; first < all; first += block) {
@@ -106,9 +111,9 @@ inline void winograd(const Winograd& way, const Tiles& a) {
                                             (at % T1 / a.TW * M + OFF) * a.PW + at % a.TW * M + OFF) *
                                                a.step;
             for (int c = 0; c < K; c += L) {
-                const int k0 = c / chunk * chunk, here = K - k0 < chunk ? K - k0 : chunk;
-                float* to =
-                    tiles + static_cast<size_t>(N * N) * T * k0 + static_cast<size_t>(t) * here + c - k0;
+                const int part = c / chunk, k0 = part * chunk, here = K - k0 < chunk ? K - k0 : chunk;
+                const ptrdiff_t plane = Winograd::plane(T, here);
+                float* to = tiles + N * N * part * Winograd::plane(T, chunk) + t * here + c - k0;
                 vec rows[N][D], line[D], o[N];
                 for (int i = 0; i < D; i++) {
                     for (int j = 0; j < D; j++) line[j] = load(from + (j * a.PW + i) * a.step + c);
@@ -119,7 +124,7 @@ inline void winograd(const Winograd& way, const Tiles& a) {
                     transform_input<M, N>(rows[i], o);
                     for (int j = 0; j < N; j++) {
                         const float by = scale<M, N>(i) * scale<M, N>(j);
-                        store(to + static_cast<size_t>(i * N + j) * T * here, RAW ? by * o[j] : o[j]);
+                        store(to + (i * N + j) * plane, RAW ? by * o[j] : o[j]);
                     }
                 }
             }
@@ -127,11 +132,12 @@ inline void winograd(const Winograd& way, const Tiles& a) {
         blocks(a.c0, a.c1, [&](int c, int V) {
             const int width = V * L,
                       most = K > 128 ? 64 : panel_rows(K, 1, V);  // long sums in pieces: they round off less
-            for (int k0 = 0; k0 < K; k0 += chunk) {
-                const int here = K - k0 < chunk ? K - k0 : chunk;
+            const ptrdiff_t made = Winograd::plane(T, width);
+            for (int part = 0; part < chunks; part++) {
+                const int k0 = part * chunk, here = K - k0 < chunk ? K - k0 : chunk;
                 Product product{V, here, width, &one, 1, 0, nullptr, 0, false};
                 const Cut cut = cut_pixels(V, here, T);
-                const float* in = tiles + static_cast<size_t>(N * N) * T * k0;
+                const float* in = tiles + N * N * part * Winograd::plane(T, chunk);
                 if (RAW) a.weights.panel<M, N>(c, V, k0, here, panel, line);
                 const float* w = RAW ? panel : a.weights.at + static_cast<size_t>(c) * N * N * K;
                 const ptrdiff_t w_step =
@@ -140,8 +146,7 @@ inline void winograd(const Winograd& way, const Tiles& a) {
                     for (int k = 0; k < here; k += most) {
                         product.K = here - k < most ? here - k : most, product.add = k0 + k > 0;
                         product.w = w + f * w_step + static_cast<ptrdiff_t>(k) * width;
-                        multiply(product, cut, in + static_cast<size_t>(f) * T * here + k,
-                                 products + static_cast<size_t>(f) * T * width);
+                        multiply(product, cut, in + f * Winograd::plane(T, here) + k, products + f * made);
                     }
             }
             for (int t = 0; t < T; t++) {
@@ -155,7 +160,7 @@ inline void winograd(const Winograd& way, const Tiles& a) {
                     vec rows[M][N], line[N], o[M];
                     for (int j = 0; j < N; j++) {
                         for (int i = 0; i < N; i++)
-                            line[i] = load(products + (static_cast<size_t>(i * N + j) * T + t) * width + v);
+                            line[i] = load(products + (i * N + j) * made + t * width + v);
                         transform_output<M, N>(line, o);
                         for (int i = 0; i < M; i++) rows[i][j] = o[i];
                     }
