@@ -12,8 +12,10 @@
 
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int MOST_PIXELS[] = {0, 16, 14};  // by vectors
+constexpr int FEW = 10;  // sums of a tile that are too few for the adders
 #else
 constexpr int MOST_PIXELS[] = {0, 12, 6};
+constexpr int FEW = 8;
 #endif
 
 struct Product {
@@ -51,7 +53,7 @@ class Pixels {
     // Whether tiles of `count` pixels of one row would be small.
     static bool scatters(int V, int count) {
         const int tiles = (count + MOST_PIXELS[V] - 1) / MOST_PIXELS[V];
-        return count * V < 10 * tiles;
+        return count * V < FEW * tiles;
     }
     // A row of `count` pixels, from `in` and `out` on; of all taps `n_taps` from the `first` on, which are at
     // `taps`. inside(tap, pixel): whether a tap, counted from the first, reads the image there; the others
