@@ -13,6 +13,7 @@
 #include "threads/parallel.h"
 #include "rows/moments.h"
 #include "rows/source.h"
+#include "rows/statistics.h"
 #include "products/weights.h"
 #include "products/winograd.h"
 
@@ -150,18 +151,7 @@ static void convolve(const Geometry& g, const Source& s, const float* weights, i
                 for (int r = 0; r < rows; r++) {
                     const float* from = out + i * out_size + static_cast<size_t>(r) * OW * OC;
                     S* to = y + ((static_cast<size_t>(n0 + i) * g.oh + r0 + r) * g.ow) * g.oc;
-                    across(c0, last, [&](int c, auto k) {
-                        const vec about = load(pivot.data() + c);
-                        vec sum = {}, square = {};
-                        for (int q = 0; q < g.ow; q++) {
-                            const vec v = as_stored(to, load(from + q * OC + c)), d = v - about;
-                            store_some(to + q * g.oc + c, v, k);
-                            sum += d, square += d * d;
-                        }
-                        if (mine)
-                            for (int l = 0; l < L; l++)
-                                mine[OC + c + l] += sum[l], mine[2 * OC + c + l] += square[l];
-                    });
+                    store_row(from, g.ow, c0, last, g.oc, OC, pivot.data(), to, mine);
                 }
             if (mine)
                 for (int c = c0; c < c1; c++) mine[c] = pivot[c];

@@ -73,7 +73,7 @@ static void convolve(const Geometry& g, const Source& s, const float* weights, S
                 }
                 for (int k = 0; k < here; k += summed) {
                     const int pixels = (here - k < summed ? here - k : summed) * g.ow;
-                    store_row(out + k * out_row, pixels, g.oc, OC, pivot.data(),
+                    store_row(out + k * out_row, pixels, 0, g.oc, g.oc, OC, pivot.data(),
                               y + (static_cast<size_t>(n) * g.oh + r + k) * g.ow * g.oc, mine);
                 }
             }

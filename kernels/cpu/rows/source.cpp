@@ -8,6 +8,11 @@ static void form_some(const Source& s, size_t first, int pixels, int C, float* t
     const size_t at = first * C;
     const S *y = static_cast<const S*>(s.y) + at, *r = static_cast<const S*>(s.y_r ? s.y_r : s.residual);
     if (!s.scale) {
+        if constexpr (std::is_same_v<S, float>)
+            if (K == C && C < L) {
+                memcpy(to, y, sizeof(float) * pixels * C);
+                return;
+            }
         for (int p = 0; p < pixels; p++)
             across(0, C, [&](int c, auto k) {
                 store_some(to + static_cast<ptrdiff_t>(p) * K + c,
@@ -19,32 +24,40 @@ static void form_some(const Source& s, size_t first, int pixels, int C, float* t
     const auto run = [&](auto F, auto plain) {  // plain: neither a second term, nor z or its mask to write
         strips(0, C, [&](int c, auto V, auto k) {
             vec scale[V], shift[V], rscale[V], rshift[V];
+            // copies, which no byte of a mask that is written could change
+            const S *const from = y + c, *const second = r ? r + at + c : nullptr;
+            float* const formed = to + c;
+            S* const z_at = s.z ? static_cast<S*>(s.z) + at + c : nullptr;
+            void* const kept = s.mask;
+            uint8_t* const bits =
+                kept ? static_cast<uint8_t*>(kept) + first * bytes + c / L * VECTOR_BYTES : nullptr;
+            S* const n_at = kept ? static_cast<S*>(kept) + at + c : nullptr;
+            const ptrdiff_t from_step = C, row = pixels * from_step, step = K, mask_step = bytes;
+            const float slope = s.slope;
 #pragma GCC unroll 4
             for (int v = 0; v < V; v++) {
                 scale[v] = load_some(s.scale + c + v * L, k), shift[v] = load_some(s.shift + c + v * L, k);
                 rscale[v] = s.y_r ? load_some(s.rscale + c + v * L, k) : splat(1.f),
                 rshift[v] = s.y_r ? load_some(s.rshift + c + v * L, k) : vec{};
             }
-            for (int p = 0; p < pixels; p++)
+            for (ptrdiff_t p = 0; p < pixels; p++)
 #pragma GCC unroll 4
                 for (int v = 0; v < V; v++) {
-                    const ptrdiff_t i = static_cast<ptrdiff_t>(p) * C + c + v * L;
-                    ahead(y + i + static_cast<ptrdiff_t>(pixels) * C);  // the next row's
-                    vec n = load_some(y + i, k) * scale[v] + shift[v];
+                    const ptrdiff_t i = p * from_step + v * L;
+                    if (v * L % LINE == 0) ahead(from + i + row);  // the next row's
+                    vec n = load_some(from + i, k) * scale[v] + shift[v];
                     if constexpr (!plain()) {
-                        if (r) n += load_some(r + at + i, k) * rscale[v] + rshift[v];
-                        if (s.mask) {
+                        if (second) n += load_some(second + i, k) * rscale[v] + rshift[v];
+                        if (kept) {
                             if constexpr (has_gate(F()))
-                                store_mask(static_cast<uint8_t*>(s.mask) + (first + p) * bytes
-                                        + (c / L + v) * VECTOR_BYTES,
-                                    gate<F()>(n));
-                            else store_some(static_cast<S*>(s.mask) + at + i, n, k);
+                                store_mask(bits + p * mask_step + v * VECTOR_BYTES, gate<F()>(n));
+                            else store_some(n_at + i, n, k);
                         }
                     }
-                    const vec z = apply<F()>(n, s.slope);
-                    store_some(to + static_cast<ptrdiff_t>(p) * K + c + v * L, z, k);
+                    const vec z = apply<F()>(n, slope);
+                    store_some(formed + p * step + v * L, z, k);
                     if constexpr (!plain())
-                        if (s.z) store_some(static_cast<S*>(s.z) + at + i, z, k);
+                        if (z_at) store_some(z_at + i, z, k);
                 }
         });
     };

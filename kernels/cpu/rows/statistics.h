@@ -5,12 +5,13 @@
 #include "base.h"
 #include "rows/strips.h"
 
-// Writes a row of `pixels` pixels, `C` of the `step` floats a pixel, to y as it is stored, and adds Σ (y −
-// pivot) and Σ (y − pivot)² of what was stored to sums (3, step) double, whose first row is the pivot; sums
-// may be null.
+// Writes channels c … end of a row of `pixels` pixels, `step` floats a pixel, to y, C a pixel, as it is
+// stored, and adds Σ (y − pivot) and Σ (y − pivot)² of what was stored to sums (3, step) double, whose first
+// row is the pivot; sums may be null.
 template <typename S>
-inline void store_row(const float* row, int pixels, int C, int step, const float* pivot, S* y, double* sums) {
-    strips(0, C, [&](int c, auto V, auto k) {
+inline void store_row(const float* row, int pixels, int c, int end, int C, int step, const float* pivot, S* y,
+    double* sums) {
+    strips(c, end, [&](int c, auto V, auto k) {
         vec about[V], sum[V], square[V];
 #pragma GCC unroll 4
         for (int v = 0; v < V; v++) about[v] = load(pivot + c + v * L), sum[v] = square[v] = vec{};

@@ -17,6 +17,7 @@ inline void add_to(double* sums, vec v) {
 template <typename F>
 inline void strips(int c, int C, F f) {
     for (; c + STRIP * L <= C; c += STRIP * L) f(c, std::integral_constant<int, STRIP>{}, Whole{});
-    for (; c + L <= C; c += L) f(c, std::integral_constant<int, 1>{}, Whole{});
+    for (; c + 2 * L <= C; c += 2 * L) f(c, std::integral_constant<int, 2>{}, Whole{});
+    if (c + L <= C) f(c, std::integral_constant<int, 1>{}, Whole{}), c += L;
     if (c < C) f(c, std::integral_constant<int, 1>{}, C - c);
 }

@@ -15,15 +15,19 @@ void dy_row(const Path& path, int n, int q, float* row, int K) {
             c1[v] = load_some(path.c1 + c + v * L, k);
             if (path.c2) c2[v] = load_some(path.c2 + c + v * L, k), c0[v] = load_some(path.c0 + c + v * L, k);
         }
-        for (int x = 0; x < g.ow; x++)
+        const bool affine = path.c2;
+        const ptrdiff_t from_step = g.oc, step = K, line = static_cast<ptrdiff_t>(g.ow) * g.oc;
+        const S *const from = ds + c, *const raw = y + c;
+        for (ptrdiff_t x = 0; x < g.ow; x++)
 #pragma GCC unroll 4
             for (int v = 0; v < V; v++) {
-                const ptrdiff_t i = static_cast<ptrdiff_t>(x) * g.oc + c + v * L;
-                float* to = row + static_cast<ptrdiff_t>(x) * K + c + v * L;
-                ahead(ds + i + g.ow * g.oc), ahead(y + i + g.ow * g.oc);  // the next row's
-                if (path.c2)
-                    store_some(to, load_some(ds + i, k) * c1[v] + (load_some(y + i, k) * c2[v] + c0[v]), k);
-                else store_some(to, load_some(ds + i, k) * c1[v], k);
+                const ptrdiff_t i = x * from_step + v * L;
+                if (v * L % LINE == 0) ahead(from + i + line), ahead(raw + i + line);  // the next row's
+                float* const to = row + x * step + c + v * L;
+                if (affine)
+                    store_some(
+                        to, load_some(from + i, k) * c1[v] + (load_some(raw + i, k) * c2[v] + c0[v]), k);
+                else store_some(to, load_some(from + i, k) * c1[v], k);
             }
     });
 }
@@ -49,33 +53,43 @@ void finish_row(
                     product[a][v] = vec{};
                 total[v] = vec{};
             }
-            for (int q = 0; q < value.w; q++)
+            const S *const first = added[0] ? added[0] + at + c : nullptr,
+                    *const second = added[1] ? added[1] + at + c : nullptr,
+                    *const raw = n_ys ? ys[0] + at + c : nullptr,
+                    *const other = n_ys > 1 ? ys[1] + at + c : nullptr,
+                    *const n_at = n_kept ? n_kept + at + c : nullptr;
+            const float* const from = row + c;
+            S* const to = static_cast<S*>(value.ds) + at + c;
+            const void* const kept = value.mask;
+            const uint8_t* const bits =
+                kept ? static_cast<const uint8_t*>(kept) + pixel * bytes + c / L * VECTOR_BYTES : nullptr;
+            const ptrdiff_t width = value.w, to_step = value.c, step = C, mask_step = bytes;
+            const float slope = value.slope;
+            for (ptrdiff_t q = 0; q < width; q++)
 #pragma GCC unroll 4
                 for (int v = 0; v < V; v++) {
-                    const size_t i = at + static_cast<size_t>(q) * value.c + c + v * L;
-                    vec dz = load(row + static_cast<ptrdiff_t>(q) * C + c + v * L);
-                    for (int a = 0; a < 2; a++)
-                        if (added[a]) dz += load_some(added[a] + i, k);
-                    const vec y = n_ys ? load_some(ys[0] + i, k) : vec{};
-                    if (n_ys) ahead(ys[0] + i + static_cast<size_t>(value.w) * value.c);  // the next row's
+                    const ptrdiff_t i = q * to_step + v * L;
+                    vec dz = load(from + q * step + v * L);
+                    if (first) dz += load_some(first + i, k);
+                    if (second) dz += load_some(second + i, k);
+                    const vec y = raw ? load_some(raw + i, k) : vec{};
+                    if (raw && v * L % LINE == 0) ahead(raw + i + width * to_step);  // the next row's
                     if constexpr (F() != IDENTITY) {
-                        if (!value.mask) {
-                            dz = gradient_of<F()>(dz, y * scale[v] + shift[v], value.slope);
+                        if (!kept) {
+                            dz = gradient_of<F()>(dz, y * scale[v] + shift[v], slope);
                         } else if constexpr (has_gate(F())) {
-                            const uint8_t* bits = static_cast<const uint8_t*>(value.mask)
-                                + (pixel + q) * bytes + (c / L + v) * VECTOR_BYTES;
+                            const uint8_t* open = bits + q * mask_step + v * VECTOR_BYTES;
                             if constexpr (F() == LEAKY_RELU)
-                                dz = masked(splat(1.f), bits) != 0.f ? dz : dz * value.slope;
-                            else dz = masked(opened<F()>(dz), bits);
+                                dz = masked(splat(1.f), open) != 0.f ? dz : dz * slope;
+                            else dz = masked(opened<F()>(dz), open);
                         } else {
-                            dz = gradient_of<F()>(dz, load_some(n_kept + i, k), value.slope);
+                            dz = gradient_of<F()>(dz, load_some(n_at + i, k), slope);
                         }
                     }
-                    S* to = static_cast<S*>(value.ds) + i;
-                    const vec ds = as_stored(to, dz);  // the sums are of what is stored
-                    store_some(to, ds, k);
+                    const vec ds = as_stored(to + i, dz);  // the sums are of what is stored
+                    store_some(to + i, ds, k);
                     total[v] += ds, product[0][v] += ds * (y - mean[0][v]);
-                    if (n_ys > 1) product[1][v] += ds * (load_some(ys[1] + i, k) - mean[1][v]);
+                    if (other) product[1][v] += ds * (load_some(other + i, k) - mean[1][v]);
                 }
             if (!sums) return;
             for (int a = 0; a < n_ys; a++)
