@@ -48,7 +48,7 @@ def measure(asked: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
     agree.start(step, None)
     source.begin(0, 0)
     totals = Totals.zero(device)
-    with precision.arithmetic(automatic, device), agree.statistics(step, recipe):
+    with precision.arithmetic(automatic, device), agree.statistics(step):
         for number in range(WARM + asked.steps):
             if number == WARM:
                 bool(totals.finite)

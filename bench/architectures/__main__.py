@@ -26,6 +26,7 @@ from bench.architectures.catalogue import ARCHITECTURES, LIBRARIES, Architecture
 from bench.architectures.table import write_sentence, write_tables
 from bench.records.conditions import RESULTS, conditions, write
 from fastbn.cli.command import run
+from fastbn.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
 PAGE, README = ROOT / "docs" / "networks.md", ROOT / "README.md"
@@ -83,12 +84,16 @@ def main(arguments: list[str] | None = None) -> int:
         rates.write_rates(RESULTS)
         write_tables(PAGE, RESULTS)
         return 0
+    if missing := sorted(set(measure.USUAL) - set(asked.providers)):
+        raise UsageError(f"--providers lacks {', '.join(map(repr, missing))}: ratios need them")
     rows, passed = [], _passed_on(asked)
     for architecture in tqdm(named(asked.names), unit="network", disable=None):
         row: dict[str, Any] = {"library": architecture.library, "name": architecture.name}
         row["batch_size"] = asked.batch_size
         for part in [asked.part] if asked.part else PARTS:
-            row |= fresh(architecture, part, passed) | {f"{part}_commit": conditions()["commit"]}
+            row |= fresh(architecture, part, passed)
+            if f"{part}_failed" not in row:
+                row[f"{part}_commit"] = conditions()["commit"]
         rows.append(row)
         print(json.dumps(row), file=sys.stderr, flush=True)
     torch.set_num_threads(asked.threads)
@@ -112,7 +117,11 @@ def _merged(before: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[di
     order."""
     merged: dict[tuple[str, str, int], dict[str, Any]] = {}
     for row in (*before, *rows):
-        merged.setdefault((row["library"], row["name"], row["batch_size"]), {}).update(row)
+        kept = merged.setdefault((row["library"], row["name"], row["batch_size"]), {})
+        kept.update(row)
+        for part in PARTS:
+            if f"{part}_commit" in row:  # it worked this time
+                kept.pop(f"{part}_failed", None)
     order = [(a.library, a.name) for a in ARCHITECTURES]
     return sorted(
         merged.values(), key=lambda row: (row["batch_size"], order.index((row["library"], row["name"])))

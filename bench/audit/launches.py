@@ -57,6 +57,9 @@ def launch(kernel: Any, told: dict[str, Any]) -> Launch:
         for name, kind in told["signature"].items()
         if name not in constexprs
     ]
+    any_address = {p.name for p in kernel.params if p.do_not_specialize_on_alignment}
+    pointers = {name for name, kind in signature if kind.startswith("*")}
+    assert pointers <= aligned | any_address, "compile_and_count takes pointers to be aligned"
     options = json.loads(told["specialization_data"])["options"]
     own = tuple((name, options[name]) for name in OPTIONS)
     return Launch(kernel, tuple(signature), tuple(constexprs.items()), own)

@@ -89,3 +89,14 @@ def test_what_is_measured_again_takes_its_place():
     merged = main._merged([dla | {"seconds": 1, "size": 224}], now)
     assert [row["name"] for row in merged] == ["resnet50", "dla34", "dla34"]
     assert merged[1:] == [dla | {"seconds": 2, "size": 224}, larger]
+
+
+def test_a_part_that_works_again_has_not_failed():
+    failed = {"library": "timm", "name": "dla34", "batch_size": 8, "memory_failed": "killed"}
+    now = {"library": "timm", "name": "dla34", "batch_size": 8, "peak_bytes": {}, "memory_commit": "abc"}
+    assert main._merged([failed], [now]) == [now]
+
+
+def test_providers_without_those_of_the_ratios_are_refused():
+    with pytest.raises(UsageError, match="'fastbn', 'stock'"):
+        main.main(["--part", "seconds", "--providers", "stock full", "stock channels-last"])

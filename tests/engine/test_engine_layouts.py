@@ -1,5 +1,7 @@
 """Layouts of images: what comes in NCHW goes out NCHW; between regions only what must be is put back."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -40,6 +42,17 @@ def part_edited(z):
     return F.pad(z, (1, 1))
 
 
+def viewed(z, view):
+    view(z).mul_(2)
+    return F.relu6(z)
+
+
+def out_of(z):
+    y = F.max_pool2d(z, 1)
+    torch.add(y, 1, out=y)
+    return F.pad(y, (1, 1))
+
+
 READS = {
     "the result": lambda z: z,
     "view": lambda z: z.view(z.size(0), -1),
@@ -50,14 +63,29 @@ READS = {
     "parts": lambda z: torch.cat([F.pad(z[:, 2:], (1, 1)), F.pad(z.chunk(2, 1)[1], (1, 1))], 1),
     "a part written to": lambda z: part_edited(F.avg_pool2d(z, 1)),
     "parts by number": lambda z: F.pad(z.split(2, 1)[1], (1, 1)) + F.pad(z.split(2, 1)[2], (1, 1)),
+    "a view by another name written to": lambda z: viewed(F.avg_pool2d(z, 1), torch.ravel),
+    "swapped dimensions written to": lambda z: viewed(F.avg_pool2d(z, 1), lambda x: torch.swapdims(x, 1, 2)),
+    "an image": lambda z: z[0].view(-1) + z[1].view(-1),
+    "every other channel": lambda z: z[:, ::2].view(-1, 4, 4).sum(0) + z[:, 0].reshape(-1, 4, 4).sum(0),
+    "a row": lambda z: z[:, :, 0].view(-1, 4),
+    "more dimensions": lambda z: (z[:, None] * 2).view(2, -1),
+    "a sigmoid's row": lambda z: torch.sigmoid(z[:, :, 1]).view(2, -1),
     "flattened": lambda z: torch.flatten(F.adaptive_avg_pool2d(z, 2), 1),
 }
 
 
+# views that stock refuses of channels-last images
+REFUSED = (
+    "view",
+    "two readers",
+    "an image",
+    "every other channel",
+    "a row",
+    "more dimensions",
+    "a sigmoid's row",
+)
 CASES = [(name, torch.contiguous_format) for name in READS] + [
-    (name, torch.channels_last)
-    for name in READS
-    if name not in ("view", "two readers")  # stock refuses such a view
+    (name, torch.channels_last) for name in READS if name not in REFUSED
 ]
 
 
@@ -82,6 +110,24 @@ def test_as_stock(name, layout):
             torch.testing.assert_close(other.grad, one.grad, rtol=1e-8, atol=1e-8, msg=key)
     for (key, one), (_, other) in zip(stock.named_buffers(), fused.named_buffers(), strict=True):
         torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-9, msg=key)
+
+
+@torch.no_grad()
+def test_out_is_written_to():
+    stock, fused = freeze(Branches(out_of)), fuse(freeze(Branches(out_of)), "reference")
+    fused.load_state_dict(stock.state_dict())
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(fused(x), stock(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [torch.randn(2, 3, 10, 10)[:, :, 1:-1, 1:-1], torch.randn(2, 3, 8, 8).mT],
+    ids=["cropped", "transposed"],
+)
+def test_images_that_are_not_contiguous_are_nchw(x):
+    net = freeze(Branches(READS["view"]))
+    torch.testing.assert_close(fuse(copy.deepcopy(net), "reference")(x), net(x), rtol=1e-4, atol=1e-4)
 
 
 def test_regions_read_what_regions_made():

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import operator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,16 +31,19 @@ PARTS = {"getitem", "chunk", "split", "narrow"}
 FORM = {"size", "dim", "numel", "shape", "ndim", "dtype", "device"}
 
 
-def is_nchw(x: object) -> bool:
-    """Return whether images are in NCHW; one channel, or one pixel, counts as such."""
-    return isinstance(x, Tensor) and x.is_contiguous()
+def is_nchw(x: object) -> bool | None:
+    """Return whether images are in NCHW; None where one channel, or one pixel, makes the layouts the same."""
+    if not isinstance(x, Tensor) or x.dim() != 4:
+        return True
+    if x.is_contiguous():
+        return None if x.is_contiguous(memory_format=torch.channels_last) else True
+    return x.stride(1) != 1  # a part of images, or several times the same
 
 
-def given_layout(z: Tensor, *nchw: bool) -> Tensor:
-    """Return channels-last images (N, C, H, W), or a part of them, in NCHW if all that they come of were;
-    else what was given."""
-    made = isinstance(z, Tensor) and z.dim() == 4 and z.stride(1) == 1
-    return z.contiguous() if made and all(nchw) else z
+def given_layout(z: Any, *nchw: bool | None) -> Any:
+    """Return what was made of channels-last images, or a part of them, in NCHW where any that it comes of
+    were, or none were channels-last; else what was given."""
+    return z.contiguous() if isinstance(z, Tensor) and (any(nchw) or False not in nchw) else z
 
 
 def put_back(
@@ -50,7 +54,7 @@ def put_back(
 
     regions: what each region's call reads. modules: of the program, by their targets."""
     written = {
-        _owner(read, modules) for n in program.nodes if mutates(n, modules) for read in n.all_input_nodes
+        _owner(read, modules) for n in program.nodes if _writes(n, modules) for read in n.all_input_nodes
     }
     as_it_is = functools.partial(_reads_either, regions=regions, modules=modules, written=written)
     sources: dict[fx.Node, tuple[fx.Node, ...]] = {}  # of such an image: whose layout it has stock
@@ -76,11 +80,16 @@ def put_back(
         with program.inserting_after(node):
             nchw = (layouts[source] for source in sources[node])
             back = program.call_function(given_layout, (node, *nchw))
-        # what shares memory, or is written to, is one tensor for all that read it
-        shared = any(mutates(u, modules) or may_view(u, modules) for u in others if u.op != "output")
+        # what may be written to, itself or by a view of it, is one tensor for all that read it
+        shared = written and any(user.op != "output" for user in others)
         for user in list(node.users) if shared else others:
             if user is not back:
                 user.replace_input_with(node, back)
+
+
+def _writes(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Return whether an operation writes to something that it reads."""
+    return mutates(node, modules) or node.kwargs.get("out") is not None
 
 
 def _owner(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node:
@@ -96,7 +105,7 @@ def _reads_either(
     modules: dict[str, nn.Module],
     written: set[fx.Node],
 ) -> bool:
-    """Whether a reader takes an image in either layout, and writes to nothing."""
+    """Return whether a reader takes an image in either layout, and writes to nothing."""
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     if node in regions or (node.op == "call_function" and node.target is getattr and node.args[1] in FORM):
         return True
@@ -107,12 +116,12 @@ def _reads_either(
     else:
         known = node.target in FUNCTIONS
     if known:
-        return not mutates(node, modules) and not may_view(node, modules)
+        return not _writes(node, modules) and not may_view(node, modules)
     return _is_part(node, name) and _owner(node, modules) not in written
 
 
 def _is_part(node: fx.Node, name: str) -> bool:
-    """Whether a reader takes a part of an image; of several parts, each is taken by its number."""
+    """Return whether a reader takes a part of an image; of several parts, each is taken by its number."""
     if node.op not in ("call_function", "call_method") or name not in PARTS:
         return False
     return name not in ("chunk", "split") or all(user.target is operator.getitem for user in node.users)
