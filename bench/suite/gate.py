@@ -52,7 +52,8 @@ def error(ready: Ready, expected: Tensor) -> float:
 
 def expected(case: Case, device: torch.device) -> Tensor:
     """Return the same gradient by the stock path in float64."""
-    model = case.network().to(device).double().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = case.network().to(device).double()
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     x, labels = case.inputs(device)
     with steady(model):
         F.cross_entropy(model(x.double().contiguous(memory_format=torch.channels_last)), labels).backward()
