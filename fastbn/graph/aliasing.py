@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
+from typing import Any
 
 from torch import fx, nn
 
@@ -90,15 +92,19 @@ def mutates(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
 def mutated(graph: fx.Graph, modules: dict[str, nn.Module]) -> set[fx.Node]:
     """Return the values that are changed in place while something else reads them too: fusing across the
     change could reorder the two."""
-    changed = set()
+    changed: set[fx.Node] = set()
     for node in graph.nodes:
-        if mutates(node, modules):
-            target = node.args[0] if node.args else None
-            while isinstance(target, fx.Node):
-                if len(target.users) > 1:
-                    changed.add(target)
-                target = target.args[0] if may_view(target, modules) and target.args else None
+        if mutates(node, modules) and node.args:
+            changed.update(n for n in memory_of(node.args[0], modules) if len(n.users) > 1)
     return changed
+
+
+def memory_of(value: Any, modules: dict[str, nn.Module]) -> Iterator[fx.Node]:
+    """Yield a node and what it may be a view of, in turn; the last owns the memory. Of what is no node,
+    nothing."""
+    while isinstance(value, fx.Node):
+        yield value
+        value = next(iter(value.all_input_nodes), None) if may_view(value, modules) else None
 
 
 def may_view(node: fx.Node, modules: dict[str, nn.Module]) -> bool:

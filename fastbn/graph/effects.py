@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from torch import fx, nn
 
-from fastbn.graph.aliasing import may_view, mutates
+from fastbn.graph.aliasing import may_view, memory_of, mutates
 from fastbn.graph.match import FusedUnit
 
 After = dict[fx.Node, list[fx.Node]]  # by node: earlier nodes that it must follow
@@ -66,10 +66,9 @@ def _draws(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
 
 def _readers(value: fx.Node, modules: dict[str, nn.Module]) -> list[fx.Node]:
     """Return the nodes that read a value, or another name of its memory."""
-    while may_view(value, modules) and value.args and isinstance(value.args[0], fx.Node):
-        value = value.args[0]
+    *_, owner = memory_of(value, modules)
     readers: dict[fx.Node, None] = {}
-    waiting = [value]
+    waiting = [owner]
     while waiting:
         for user in waiting.pop().users:
             if user not in readers and may_view(user, modules):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from fastbn.graph.aliasing import may_view, mutates
+from fastbn.graph.aliasing import may_view, memory_of, mutates
 
 # they read images in either layout, and make new ones in the layout that they read
 MODULES = (
@@ -94,9 +94,8 @@ def _writes(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
 
 def _owner(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node:
     """Return the node in whose memory a value may lie."""
-    while may_view(node, modules) and node.all_input_nodes:
-        node = node.all_input_nodes[0]
-    return node
+    *_, owner = memory_of(node, modules)
+    return owner
 
 
 def _reads_either(

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint
 
-from fastbn.graph.aliasing import may_view, mutates
+from fastbn.graph.aliasing import memory_of, mutates
 from fastbn.graph.trace.draws import preserved, python_state, restore_python
 from fastbn.graph.trace.guards import Guards
 from fastbn.graph.trace.modes import modes, put_back
@@ -259,10 +259,9 @@ class Tracer(fx.Tracer):
         if node.target in UPDATES:
             targets += [*node.args[1:3], node.kwargs.get("running_mean"), node.kwargs.get("running_var")]
         for target in targets:
-            while isinstance(target, fx.Node):
-                if target.op == "get_attr":
-                    return target
-                target = target.args[0] if target.args and may_view(target, self.modules) else None
+            for node in memory_of(target, self.modules):
+                if node.op == "get_attr":
+                    return node
         return None
 
 
