@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
         "--providers", nargs="+", choices=measure.PROVIDERS, default=measure.USUAL, metavar="PROVIDER",
-        help=f"of the timed steps, among {', '.join(map(repr, measure.PROVIDERS))}; usually the first 3",
+        help=f"whose steps are timed: {', '.join(map(repr, measure.PROVIDERS))}; by default the first 3",
     )  # fmt: skip
     parser.add_argument("--part", choices=PARTS, help="only this one")
     parser.add_argument("--rates", action="store_true", help="fit them to the records; measure nothing")

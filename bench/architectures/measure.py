@@ -33,7 +33,7 @@ def step_of(provider: str, architecture: Architecture, batch: int, size: int) ->
     """Return one provider's training step: forward, cross-entropy, backward; no optimizer, which is a small
     vector's and the same for everyone."""
     model: nn.Module = architecture.build()
-    x, labels = architecture.images(batch, size), torch.arange(batch) % 10
+    x, labels = architecture.images(batch, size), torch.arange(batch) % 10  # classes of the smallest
     if provider in FULL:
         model.requires_grad_(True)
     if provider not in (LAYOUTS[0], FUSED_NCHW, FULL[0]):
