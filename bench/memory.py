@@ -20,7 +20,8 @@ import torch
 from bench.records.rows import SHAPE, new
 from bench.suite.cases import Case
 from bench.suite.process import RESET, in_turn, reset_peak, resident_bytes, told, warm, words
-from bench.suite.providers import Provider, providers
+from bench.suite.providers import providers
+from bench.suite.steps import Provider
 
 CPU = torch.device("cpu")
 # the first packs or compiles, and allocates; the second has the optimizer's momentum from its start

@@ -16,10 +16,9 @@ import torch
 
 from bench.records.rows import Row, new, quartiles, slug
 from bench.suite import clock
-from bench.suite.cases import Case, pixels
+from bench.suite.cases import Case, feed
 from bench.suite.process import allocated, in_turn, reset_peak, resident_bytes, told, warm, words
 from fastbn import FastBNOnlyResNet, freeze
-from fastbn.data.feed import Resident
 from fastbn.machine import devices
 from fastbn.planning import data_sheets, precision, roofline
 from fastbn.recipe import Recipe
@@ -36,7 +35,7 @@ def measure(depth: int, batch: int, memory: float | None, device: torch.device) 
     speeds, idle = data_sheets.here(device), resident_bytes("VmRSS") if device.type == "cpu" else 0
     reset_peak()
     allocated(device)
-    source = Resident(pixels(batch, 32).to(device))
+    source = feed(batch, 32, device)
     model = freeze(FastBNOnlyResNet(depth), "bn").to(device).train()
     recipe = Recipe(batch_size=batch, memory=memory).resolved(160, precision.automatic("auto", device))
     planner = planner_of(model, source, recipe)
@@ -44,7 +43,6 @@ def measure(depth: int, batch: int, memory: float | None, device: torch.device) 
     step, totals = TrainingStep(model, source, recipe, planner=planner), Totals.zero(device)
     assert step.plan is not None
     with precision.arithmetic(recipe.precision, device):
-        source.begin(0, 0)
         (inputs,) = source.batches(batch)
         steps = range(UNTIMED + TIMED)
         seconds = [clock.seconds(lambda: step(inputs, 0.0, totals), device) for _ in steps][UNTIMED:]

@@ -18,10 +18,9 @@ from typing import Any
 import torch
 
 from bench.records.rows import Row, new
-from bench.suite.cases import Case, pixels
+from bench.suite.cases import Case, feed
 from bench.suite.process import in_turn, told, words
 from fastbn import FastBNOnlyResNet
-from fastbn.data.feed import Resident
 from fastbn.machine import devices
 from fastbn.planning import precision
 from fastbn.planning.explain import explain
@@ -42,11 +41,10 @@ def measure(asked: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
     automatic = precision.automatic("auto", device)
     batch = asked.batch_size * (ranks.count if asked.weak else 1)
     recipe = Recipe(batch_size=batch, sync_bn=asked.sync_bn).resolved(1, automatic)
-    source = Resident(pixels(batch, asked.size).to(device))
+    source = feed(batch, asked.size, device)
     agree.check(ranks, source, recipe)
     step = TrainingStep(model, source, recipe, ranks)
     agree.start(step, None)
-    source.begin(0, 0)
     totals = Totals.zero(device)
     with precision.arithmetic(automatic, device), agree.statistics(step):
         for number in range(WARM + asked.steps):

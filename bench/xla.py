@@ -6,46 +6,32 @@ bench/results/step-resnet14-32px-b128-xla-<date>.json."""
 
 from __future__ import annotations
 
-import itertools
-
 import torch
 
 from bench.records.rows import Row, new
 from bench.suite import clock
-from bench.suite.cases import Case, pixels
-from fastbn import fuse
-from fastbn.data.feed import Resident
+from bench.suite.cases import Case
+from bench.suite.steps import Provider
 from fastbn.machine import xla
 from fastbn.machine.devices import carry_out
-from fastbn.recipe import Recipe
-from fastbn.training.step import TrainingStep
-from fastbn.training.totals import Totals
 
 CASE, UNTIMED, TIMED = Case(14, 128), 3, 11
-PROVIDERS = (("xla, stock", "xla", "stock"), ("cpu, stock", "cpu", "stock"), ("cpu, native", "cpu", "native"))
+PROVIDERS = {"xla, stock": ("xla", "stock"), "cpu, stock": ("cpu", "stock"), "cpu, native": ("cpu", "native")}
 
 
 def step_of(device: torch.device, engine: str) -> clock.Call:
     """Return a step that ends when its loss is known."""
-    model = fuse(CASE.network().to(device), engine).train()
-    source = Resident(pixels(4 * CASE.batch_size, CASE.size).to(device))
-    source.begin(0, 0)
-    step = TrainingStep(model, source, Recipe(batch_size=CASE.batch_size).resolved(2))
-    batches = itertools.cycle(list(source.batches(CASE.batch_size)))
-
-    def take() -> None:
-        totals = Totals.zero(device)
-        step(next(batches), 0.1, totals)
-        totals.loss.item()
-
-    return take
+    step = Provider("", "bn", engine, torch.contiguous_format).fit(CASE, device)
+    return lambda: step().loss.item()
 
 
 def main() -> None:
     record, cpu = new(), torch.device("cpu")
     devices = {"xla": xla.device(), "cpu": cpu}
-    calls = {name: step_of(devices[kind], engine) for name, kind, engine in PROVIDERS}
-    before = {name: lambda kind=kind: carry_out(devices[kind], wait=True) for name, kind, _ in PROVIDERS}
+    calls = {name: step_of(devices[kind], engine) for name, (kind, engine) in PROVIDERS.items()}
+    before = {
+        name: lambda kind=kind: carry_out(devices[kind], wait=True) for name, (kind, _) in PROVIDERS.items()
+    }
     warm = clock.interleaved(calls, UNTIMED, cpu, before=before)
     samples = clock.interleaved(calls, TIMED, cpu, before=before)
     for name in calls:

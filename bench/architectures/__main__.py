@@ -12,10 +12,8 @@ import dataclasses
 import importlib.metadata
 import json
 import os
-import re
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,12 +21,14 @@ from tqdm import tqdm
 
 from bench.architectures import check, measure, rates
 from bench.architectures.catalogue import ARCHITECTURES, LIBRARIES, Architecture, named
-from bench.architectures.table import write_sentence, write_tables
-from bench.records.conditions import RESULTS, conditions, write
+from bench.architectures.table import MARKERS, README_MARKERS, sentence, tables
+from bench.records import between
+from bench.records.conditions import RESULTS, ROOT, conditions, write
+from bench.records.rows import slug
+from bench.suite.process import told, words
 from fastbn.cli.command import run
 from fastbn.errors import UsageError
 
-ROOT = Path(__file__).parents[2]
 PAGE, README = ROOT / "docs" / "networks.md", ROOT / "README.md"
 PARTS = ("agreement", "work", "seconds", "memory")
 
@@ -50,15 +50,17 @@ def figures(architecture: Architecture, part: str, asked: argparse.Namespace) ->
     return {"peak_bytes": measure.peak_bytes(architecture, asked.batch_size, size)}
 
 
-def fresh(architecture: Architecture, part: str, arguments: list[str]) -> dict[str, Any]:
+def fresh(architecture: Architecture, part: str, asked: argparse.Namespace) -> dict[str, Any]:
     """Return the same by a process of its own, or why it has no figures."""
     environment = os.environ | (measure.GIVE_BACK if part == "memory" else {})
-    command = [sys.executable, "-m", "bench.architectures", "--only", architecture.key, "--part", part]
-    done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True)
-    if done.returncode:
-        return {f"{part}_failed": (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]}
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    passed = {
+        name: getattr(asked, name) for name in ("batch_size", "size", "check_size", "rounds", "threads")
+    }
+    options = [*words(only=architecture.key, part=part, **passed), "--providers", *asked.providers]
+    try:
+        return told("bench.architectures", *options, env=environment, stderr=subprocess.PIPE)
+    except subprocess.CalledProcessError as error:
+        return {f"{part}_failed": (error.stderr.strip().splitlines() or ["it ended without a word"])[-1]}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -82,16 +84,16 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if asked.rates:
         rates.write_rates(RESULTS)
-        write_tables(PAGE, RESULTS)
+        between.write(PAGE, MARKERS, tables(RESULTS))
         return 0
     if missing := sorted(set(measure.USUAL) - set(asked.providers)):
         raise UsageError(f"--providers lacks {', '.join(map(repr, missing))}: ratios need them")
-    rows, passed = [], _passed_on(asked)
+    rows = []
     for architecture in tqdm(named(asked.names), unit="network", disable=None):
         row: dict[str, Any] = {"library": architecture.library, "name": architecture.name}
         row["batch_size"] = asked.batch_size
         for part in [asked.part] if asked.part else PARTS:
-            row |= fresh(architecture, part, passed)
+            row |= fresh(architecture, part, asked)
             if f"{part}_failed" not in row:
                 row[f"{part}_commit"] = conditions()["commit"]
         rows.append(row)
@@ -101,13 +103,12 @@ def main(arguments: list[str] | None = None) -> int:
     others = [name for name in LIBRARIES if name not in known["versions"]]
     libraries = {name: importlib.metadata.version(name) for name in others}
     record: dict[str, Any] = {"conditions": known | {"libraries": libraries}, "rows": rows}
-    device = re.sub(r"[^a-z0-9]+", "-", record["conditions"]["device"].lower())
-    path = RESULTS / f"architectures-{device}-{record['conditions']['date']}.json"
+    path = RESULTS / f"architectures-{slug(known['device'])}-{known['date']}.json"
     if path.exists():
         record["rows"] = _merged(json.loads(path.read_text(encoding="utf-8"))["rows"], rows)
     write(path, record)
-    write_tables(PAGE, RESULTS)
-    write_sentence(README, RESULTS)
+    between.write(PAGE, MARKERS, tables(RESULTS))
+    between.write(README, README_MARKERS, sentence(RESULTS))
     print(f"{path.name}, {PAGE.name} and {README.name} are written")
     return 0
 
@@ -126,14 +127,6 @@ def _merged(before: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[di
     return sorted(
         merged.values(), key=lambda row: (row["batch_size"], order.index((row["library"], row["name"])))
     )
-
-
-def _passed_on(asked: argparse.Namespace) -> list[str]:
-    names = ("batch_size", "size", "check_size", "rounds", "threads")
-    passed = [
-        f"--{name.replace('_', '-')}={value}" for name in names if (value := getattr(asked, name)) is not None
-    ]
-    return [*passed, "--providers", *asked.providers]
 
 
 if __name__ == "__main__":

@@ -23,20 +23,6 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def write_tables(page: Path, results: Path) -> None:
-    """Write a table for each record of this folder between the page's markers.
-
-    Raises UsageError where a marker is missing."""
-    between.write(page, MARKERS, tables(results))
-
-
-def write_sentence(readme: Path, results: Path) -> None:
-    """Write what the newest record says of two networks between the README's markers.
-
-    Raises UsageError where a marker is missing."""
-    between.write(readme, README_MARKERS, sentence(results))
-
-
 def tables(results: Path) -> str:
     """Return them in Markdown, the newest first, a table for each batch size."""
     sections = [
@@ -79,16 +65,9 @@ def _records(results: Path) -> list[dict[str, Any]]:
 
 def _section(conditions: Mapping[str, Any], batch: int, rows: list[dict[str, Any]]) -> str:
     versions = conditions["versions"] | conditions["libraries"]
-    said = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
-    lines = [
-        f"On {conditions['device']}, {conditions['date']}, {said}; steps of {batch} images.",
-        "",
-        f"| {' | '.join(COLUMNS)} |",
-        "|" + "---|" * len(COLUMNS),
-        *(f"| {' | '.join(_cells(row))} |" for row in rows),
-        "",
-    ]
-    return "\n".join(lines)
+    known = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    said = f"On {conditions['device']}, {conditions['date']}, {known}; steps of {batch} images."
+    return f"{said}\n\n{between.table(COLUMNS, map(_cells, rows), None)}\n"
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:

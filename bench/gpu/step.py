@@ -27,8 +27,8 @@ from bench.records.rows import Row, reason
 from bench.suite import clock
 from bench.suite.cases import Case
 from bench.suite.process import allocated, peak_beyond
-from bench.suite.providers import Provider, in_every_precision, replicas
-from bench.suite.steps import AUTOCAST, WHOLE
+from bench.suite.providers import in_every_precision, replicas
+from bench.suite.steps import AUTOCAST, WHOLE, Provider
 from fastbn.errors import is_out_of_memory
 from fastbn.machine.devices import free_unused
 

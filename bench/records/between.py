@@ -40,8 +40,10 @@ def conditions(record: Record, file: str) -> str:
     return f"{'; '.join(in_words(record.conditions))} (`{file}`)."
 
 
-def table(head: Iterable[str], rows: Iterable[Iterable[str]], others: str = "---:") -> str:
-    """Return Markdown; the first column's cells to the left, the others as told."""
+def table(head: Iterable[str], rows: Iterable[Iterable[str]], others: str | None = "---:") -> str:
+    """Return Markdown; the first column's cells to the left, the others as told (None: to the left, in the
+    shortest spelling)."""
     head = list(head)
-    lines = [head, ["---", *[others] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    rule = "---|" * len(head) if others is None else f" {' | '.join(['---', *[others] * (len(head) - 1)])} |"
+    line, *lines = (f"| {' | '.join(cells)} |" for cells in (head, *rows))
+    return "\n".join([line, f"|{rule}", *lines])

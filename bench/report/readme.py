@@ -4,7 +4,6 @@ by hand."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from bench.records import between
 from bench.records.conditions import in_words
@@ -14,13 +13,13 @@ from fastbn.errors import UsageError
 from fastbn.page.scales import number
 
 MARKERS = "<!-- bench:steps -->", "<!-- /bench:steps -->"
-HEADER = "| training step | fastbn | best stock, BN only | best stock, everything | saved for the backward |"
-
-
-def write(readme: Path, records: Sequence[Record]) -> bool:
-    """Put the table between the markers; return False if it was there already. Raises UsageError where there
-    is no table or no place for it."""
-    return between.write(readme, MARKERS, steps(records))
+COLUMNS = (
+    "training step",
+    "fastbn",
+    "best stock, BN only",
+    "best stock, everything",
+    "saved for the backward",
+)
 
 
 def steps(records: Sequence[Record]) -> str:
@@ -28,8 +27,8 @@ def steps(records: Sequence[Record]) -> str:
     found = [own for record in records if (own := cases([record], "step"))]
     if not found:
         raise UsageError("no training step in these records: make one with pytest bench/ --benchmark-only")
-    blocks = ([_conditions(own), "", HEADER, "|---|---|---|---|---|", *map(_line, own)] for own in found)
-    return "\n\n".join(map("\n".join, blocks))
+    blocks = (f"{_conditions(own)}\n\n{between.table(COLUMNS, map(_line, own), None)}" for own in found)
+    return "\n\n".join(blocks)
 
 
 def _conditions(own: Sequence[Case]) -> str:
@@ -41,14 +40,13 @@ def _conditions(own: Sequence[Case]) -> str:
     return said + (f" {_cell(', '.join(alone))}: {ALONE}." if alone else "")
 
 
-def _line(case: Case) -> str:
+def _line(case: Case) -> list[str]:
     ours, bn = case.best("fastbn"), case.best("bn")
     kept, stock = (None if row is None else case.saved(row) for row in (ours, bn))
     saved = "—" if kept is None else f"{number(kept / 1e6)} MB"
     saved += "" if kept is None or stock is None else f", stock {number(stock / 1e6)}"
     own = milliseconds(ours) if ours else "failed" if case.has("fastbn") else "—"
-    cells = [case.name, own, _stock(case, "bn"), _stock(case, "all"), saved]
-    return f"| {' | '.join(map(_cell, cells))} |"
+    return [_cell(value) for value in (case.name, own, _stock(case, "bn"), _stock(case, "all"), saved)]
 
 
 def _cell(value: str) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from fastbn import FastBNOnlyResNet
+from fastbn.data.feed import Resident
 from fastbn.data.images import Images
 from fastbn.errors import UsageError
 from fastbn.models.families import resolve
@@ -26,6 +27,13 @@ def pixels(count: int, size: int) -> Images:
     draw = torch.Generator().manual_seed(0)
     drawn = torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=draw)
     return Images(drawn, torch.arange(count) % 10)
+
+
+def feed(count: int, size: int, device: torch.device, seed: int = 0) -> Resident:
+    """Return such images as a training step reads them on this device, the first epoch begun."""
+    found = Resident(pixels(count, size).to(device))
+    found.begin(seed, 0)
+    return found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from bench.suite.cases import STORED, Case
-from bench.suite.providers import Provider
+from bench.suite.steps import Provider
 from fastbn.engine.program.build import read
 from fastbn.engine.reference.engine import Reference
 from fastbn.engine.region import FusedRegion

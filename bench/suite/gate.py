@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from bench.oracle.errors import relative
 from bench.oracle.networks import flip_free, gradient
 from bench.suite.cases import STORED, Case
-from bench.suite.providers import Provider
-from bench.suite.steps import Ready
+from bench.suite.steps import Provider, Ready
 
 SMALL = 0.02  # × fc's weight: logits of order 1 where activations are of order 10
 

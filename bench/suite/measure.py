@@ -14,8 +14,8 @@ from bench.records.rows import HOPELESS, Row, reason
 from bench.suite import clock, costs, gate
 from bench.suite.cases import Case
 from bench.suite.process import allocated, peak_beyond, proc_bytes
-from bench.suite.providers import Provider, saved_bytes
-from bench.suite.steps import Ready
+from bench.suite.providers import saved_bytes
+from bench.suite.steps import Provider, Ready
 from fastbn.machine.devices import EnergyMeter, free_unused
 
 WARM = 2  # steps between the gate and the clock

@@ -22,10 +22,11 @@ Found = dict[str, Any]  # what a process tells
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def told(*words: object) -> Found:
-    """Run a module (its name, then its arguments) in a fresh process and return what its last line says."""
+def told(*words: object, **more: Any) -> Found:
+    """Run a module (its name, then its arguments) in a fresh process and return what its last line says.
+    more: what subprocess.run takes."""
     command = [sys.executable, "-m", *map(str, words)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT, **more)
     found: Found = json.loads(done.stdout.splitlines()[-1])
     return found
 

@@ -19,49 +19,14 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from bench.records.rows import Row
-from bench.suite import steps
 from bench.suite.cases import Case
-from bench.suite.clock import Call
-from bench.suite.steps import AUTOCAST, WHOLE, Ready
+from bench.suite.steps import AUTOCAST, WHOLE, Provider, Ready
 from fastbn.engine import fused_forward
 from fastbn.engine.interface import Execution
 from fastbn.engine.select import choose
 from fastbn.errors import MachineError
 
 STOCK = {"all": "stock-full", "bn": "stock-bn"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Provider:
-    """One way to take a step of a case."""
-
-    name: str
-    trains: str  # "all" or "bn"
-    engine: str = "stock"
-    layout: torch.memory_format = torch.channels_last
-    way: str = "eager"  # or "compiled", "graph", and fastbn's "fit"
-    precision: str = "fp32"  # or "tf32", "amp-fp16", "amp-bf16" (any's, by autocast); "mixed" is fastbn's own
-    replicas: int | None = None  # so many networks at a time, by fastbn's fit
-
-    @property
-    def stock(self) -> bool:
-        return self.engine == "stock"
-
-    def row(self, level: str, case: Case) -> Row:
-        """Return its row of a case, nothing measured yet."""
-        return Row.of(level, case, self.name, self.trains, precision=self.precision)
-
-    def make(self, case: Case, device: torch.device) -> Ready:
-        """Return its loop's step on this case's images, not yet taken once."""
-        way = self.way, self.precision, self.layout
-        return steps.loop(case, device, self.trains, self.engine, *way)
-
-    def step(self, case: Case, device: torch.device) -> Call:
-        """Return a step of this case by any way, fit's too."""
-        if self.way == "fit":
-            return steps.fit(case, device, self.engine, self.precision, self.replicas)
-        return self.make(case, device).step
 
 
 def stock(ways: Iterable[str], precisions: Iterable[str], trains: Iterable[str] = STOCK) -> list[Provider]:

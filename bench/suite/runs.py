@@ -16,8 +16,8 @@ from bench.records.rows import Row
 from bench.suite import gate
 from bench.suite.cases import Case, Run
 from bench.suite.measure import admit
-from bench.suite.providers import Provider, few, providers
-from bench.suite.steps import network
+from bench.suite.providers import few, providers
+from bench.suite.steps import Provider
 from fastbn import fit
 from fastbn.data.digits import load_digits
 from fastbn.errors import Stopped
@@ -51,9 +51,7 @@ def measure(run: Run, device: torch.device) -> dict[str, list[Row]]:
         if row.failed:
             found[provider.name] = [row]
             continue
-        model = network(case, provider.trains, provider.engine, device)
-        if provider.stock:
-            model = model.to(memory_format=provider.layout)  # type: ignore[call-overload]
+        model = provider.network(case, device)
         settings: dict[str, Any] = {"epochs": run.epochs, "batch_size": run.batch_size}
         settings["precision"] = provider.precision.removeprefix("amp-")
         try:

@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.suite.cases import Case, pixels
+from bench.records.rows import Row
+from bench.suite.cases import Case, feed
 from bench.suite.clock import Call, captured
 from fastbn import freeze, fuse
 from fastbn.choices import PRECISIONS
-from fastbn.data.feed import Resident
 from fastbn.engine.context import mixed
 from fastbn.models.resnet import BasicBlock, Bottleneck
 from fastbn.recipe import Recipe
@@ -69,49 +69,88 @@ def arithmetic(precision: str, device: torch.device, capturing: bool = False) ->
         yield
 
 
-def network(case: Case, trains: str, engine: str, device: torch.device, seed: int = 0) -> nn.Module:
-    """Return the case's network on this device, frozen but for what trains, run by this engine."""
-    model = freeze(case.network(seed), trains).to(device)
-    return model if engine == "stock" else fuse(model, engine)
+@dataclasses.dataclass(frozen=True)
+class Provider:
+    """One way to take a step of a case."""
 
+    name: str
+    trains: str  # "all" or "bn"
+    engine: str = "stock"
+    layout: torch.memory_format = torch.channels_last  # of stock's weights, and of a loop's images
+    way: str = "eager"  # or "compiled", "graph", and fastbn's "fit"
+    precision: str = "fp32"  # or "tf32", "amp-fp16", "amp-bf16" (any's, by autocast); "mixed" is fastbn's own
+    replicas: int | None = None  # so many networks at a time, by fastbn's fit
 
-def loop(
-    case: Case,
-    device: torch.device,
-    trains: str,
-    engine: str,
-    way: str,
-    precision: str,
-    layout: torch.memory_format = torch.channels_last,
-) -> Ready:
-    """Return a user's own step on this case's images, not yet taken once.
+    @property
+    def stock(self) -> bool:
+        return self.engine == "stock"
 
-    `way`: eager, compiled, or graph, the whole step recorded after three that were not."""
-    model, stock = network(case, trains, engine, device), engine == "stock"
-    model = model.to(memory_format=layout) if stock else model  # type: ignore[call-overload]
-    run = _compiled(model, case) if way == "compiled" else model
-    x, labels = case.inputs(device)
-    x = x.contiguous(memory_format=layout)
-    start = {p: p.detach().clone() for p in model.parameters() if p.requires_grad}
-    optimizer = torch.optim.SGD(list(start), 0.1, 0.9, weight_decay=1e-4)
+    def row(self, level: str, case: Case) -> Row:
+        """Return its row of a case, nothing measured yet."""
+        return Row.of(level, case, self.name, self.trains, precision=self.precision)
 
-    def forward() -> Tensor:
-        torch.backends.cudnn.benchmark = stock  # at its best; fastbn's bits do not depend on a race
-        with arithmetic(precision, device, way == "graph"):
-            out: Tensor = run(x)
-            return out
+    def network(self, case: Case, device: torch.device, seed: int = 0) -> nn.Module:
+        """Return the case's network on this device, frozen but for what trains, run by its engine."""
+        model = freeze(case.network(seed), self.trains).to(device)
+        if self.stock:
+            return model.to(memory_format=self.layout)  # type: ignore[call-overload,no-any-return]
+        return fuse(model, self.engine)
 
-    def step() -> None:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(forward().float(), labels)
-        if precision == "amp-fp16":
-            (SCALE * loss).backward()
-            torch._foreach_mul_([p.grad for p in start if p.grad is not None], 1 / SCALE)
-        else:
-            loss.backward()
-        optimizer.step()
+    def step(self, case: Case, device: torch.device) -> Call:
+        """Return a step of this case by any way, fit's too."""
+        return self.fit(case, device) if self.way == "fit" else self.make(case, device).step
 
-    return Ready(model, captured(step, device, 3) if way == "graph" else step, forward, optimizer, start)
+    def make(self, case: Case, device: torch.device) -> Ready:
+        """Return a user's own step on this case's images, not yet taken once; as a graph the whole step,
+        recorded after three that were not."""
+        model, graph = self.network(case, device), self.way == "graph"
+        run = _compiled(model, case) if self.way == "compiled" else model
+        x, labels = case.inputs(device)
+        x = x.contiguous(memory_format=self.layout)
+        start = {p: p.detach().clone() for p in model.parameters() if p.requires_grad}
+        optimizer = torch.optim.SGD(list(start), 0.1, 0.9, weight_decay=1e-4)
+
+        def forward() -> Tensor:
+            torch.backends.cudnn.benchmark = self.stock  # at its best; fastbn's bits do not depend on a race
+            with arithmetic(self.precision, device, graph):
+                out: Tensor = run(x)
+                return out
+
+        def step() -> None:
+            optimizer.zero_grad()
+            loss = F.cross_entropy(forward().float(), labels)
+            if self.precision == "amp-fp16":
+                (SCALE * loss).backward()
+                torch._foreach_mul_([p.grad for p in start if p.grad is not None], 1 / SCALE)
+            else:
+                loss.backward()
+            optimizer.step()
+
+        return Ready(model, captured(step, device, 3) if graph else step, forward, optimizer, start)
+
+    def fit(self, case: Case, device: torch.device) -> Callable[[], Totals]:
+        """Return fastbn.fit's own step, batch and augmentation included, and what it has counted so far; of
+        replicas, one network per seed, side by side as fit_replicas takes them.
+
+        amp-fp16, which no recipe offers, comes by the same autocast that bf16 has there."""
+        kind = self.precision.removeprefix("amp-")
+        kind = kind if kind in PRECISIONS else "auto"
+        recipe, steps = Recipe(batch_size=case.batch_size, precision=kind).resolved(160), []
+        for seed in range(self.replicas or 1):
+            data = feed(2 * case.batch_size, case.size, device, seed)
+            step = TrainingStep(self.network(case, device, seed), data, recipe)
+            steps.append((step, itertools.cycle(data.batches(case.batch_size)), Totals.zero(device)))
+        one = contextlib.nullcontext([contextlib.nullcontext()])
+        with lanes(device, self.replicas) if self.replicas else one as places:
+
+            def run() -> Totals:
+                with arithmetic(self.precision, device, capturing=True):
+                    for place, (step, batches, totals) in zip(places, steps, strict=True):
+                        with place:
+                            step(next(batches), 0.1, totals)
+                return totals
+
+            return run
 
 
 def _compiled(model: nn.Module, case: Case) -> Callable[[Tensor], Tensor]:
@@ -125,29 +164,3 @@ def _compiled(model: nn.Module, case: Case) -> Callable[[Tensor], Tensor]:
         if isinstance(module, (BasicBlock, Bottleneck)):
             module.compile(dynamic=False)
     return model
-
-
-def fit(case: Case, device: torch.device, engine: str, precision: str, replicas: int | None = None) -> Call:
-    """Return fastbn.fit's own step, batch and augmentation included; of so many replicas, one network per
-    seed, side by side as fit_replicas takes them.
-
-    amp-fp16, which no recipe offers, comes by the same autocast that bf16 has there."""
-    kind = precision.removeprefix("amp-")
-    kind = kind if kind in PRECISIONS else "auto"
-    recipe = Recipe(batch_size=case.batch_size, precision=kind).resolved(160)
-    images, steps = pixels(2 * case.batch_size, case.size).to(device), []
-    for seed in range(replicas or 1):
-        data = Resident(images)
-        data.begin(seed, 0)
-        step = TrainingStep(network(case, "bn", engine, device, seed), data, recipe)
-        steps.append((step, itertools.cycle(data.batches(case.batch_size)), Totals.zero(device)))
-    streams = lanes(device, replicas) if replicas else contextlib.nullcontext([contextlib.nullcontext()])
-    with streams as places:
-
-        def run() -> None:
-            with arithmetic(precision, device, capturing=True):
-                for place, (step, batches, totals) in zip(places, steps, strict=True):
-                    with place:
-                        step(next(batches), 0.1, totals)
-
-        return run
