@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 import torch
 
 from bench.records.conditions import conditions, write
+from bench.records.rows import Record
+from bench.report.compare import cases
 from bench.suite import measure
 from bench.suite.cases import Case
 from bench.suite.providers import few, likely_best, providers
@@ -52,12 +54,12 @@ def lead(case: Case, device: torch.device, rounds: int) -> Lead:
     """Measure fastbn beside stock. Raises Slow where one of them has no figures."""
     everyone = few(providers(case, device), likely_best(device))
     found = measure.steps("guard", case, everyone, device, rounds)
-    rows = sorted((row for row in found.values() if row.seconds), key=lambda row: row.seconds or math.inf)
-    best = {row.provider.split()[0].split("-")[0]: row for row in reversed(rows)}
-    if not {"fastbn", "stock"} <= best.keys():
+    record = Record(conditions={}, machine={}, rows=[*found.values()])
+    (beside,) = cases([record], "guard")
+    ours, stock = beside.best("fastbn"), beside.best("stock")
+    if ours is None or stock is None:
         failed = (f"{row.provider}: {row.failed}" for row in found.values() if row.failed)
         raise Slow(f"{case.title}: {'; '.join(failed)}")
-    ours, stock = best["fastbn"], best["stock"]
     samples = zip(stock.samples or [], ours.samples or [], strict=True)
     said = [f"{row.provider} {1e3 * (row.seconds or 0.0):.1f} ms" for row in (ours, stock)]
     return Lead(

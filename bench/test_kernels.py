@@ -10,5 +10,5 @@ LEVEL = "kernel"
 
 def test_kernel(suite: Suite, benchmark: Any, case: tuple[Any, ...], provider: str) -> None:
     blocks, operation, cache = case
-    found = suite.kernels(blocks, operation)[cache]
-    play(benchmark, next(row for name, row in found.items() if name.startswith(provider)))
+    found = suite.kernels(blocks, operation).items()
+    play(benchmark, next(row for (at, name), row in found if at == cache and name.startswith(provider)))

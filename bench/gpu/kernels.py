@@ -16,12 +16,11 @@ import torch
 from bench.gpu.measure import CAPABILITY, DEVICE
 from bench.oracle import operations
 from bench.oracle.errors import relative
-from bench.oracle.operations import Case, activation, affine, draw, norm, rows, target
+from bench.oracle.operations import Case
 from bench.oracle.triton_cases import CASES
-from fastbn.engine.interface import LazyActivation, Mask
+from fastbn.engine.interface import Engine
 from fastbn.engine.triton.engine import Triton
 from fastbn.engine.triton.tuning import LIBRARY, ROLLING, TAPS
-from fastbn.graph.activations import RELU
 
 Errors = Iterable[operations.Error]
 Checks = list[tuple[str, Callable[[], Errors]]]
@@ -96,44 +95,17 @@ def operation_checks(small: bool) -> Checks:
     frozen = ("nothing a multiple", "both extents odd")
     grid([pair for pair in routed if any(word in pair[0].why for word in frozen)], dtypes, batch=False)
     for by in (TAPS, ROLLING, LIBRARY):
-        found += [(f"NaN, {by}", partial(nan, by)), (f"mean = 1000·std, {by}", partial(large_mean, by))]
+        found.append((f"NaN, {by}", partial(unusual, operations.nan_errors, by)))
+        found.append((f"mean = 1000·std, {by}", partial(unusual, operations.large_mean_errors, by)))
     for by, dtype in itertools.product((TAPS, LIBRARY), dtypes):
         found.append((f"two paths and three terms, {dtype}, {by}", partial(two_paths, by, dtype)))
     return found
 
 
-def nan(by: str) -> Errors:
-    """A NaN pixel makes its neighbourhood NaN, through the ReLU, and its gradient's mask stays open."""
-    device, conv, engine = str(DEVICE), Case("", 2, 8, 8, 16, 16).conv(), Triton(CAPABILITY, by)
-    y = activation(2, 16, 8, 8, seed=1, device=device)
-    y[1, 3, 4, 4] = float("nan")
-    residual = activation(2, 16, 8, 8, seed=3, device=device)
-    read = LazyActivation((y,), (norm(16, 2, device=device),), residual, RELU)
-    wanted = target(16, device=device)
-    weight = draw(16, 16, 3, 3, seed=5, device=device)
-    out, formed = engine.convolve(conv, engine.pack(conv, weight, torch.float32), read, True, True, wanted)
-    engine.ready(wanted.norm)
-    yield "neighbours that are not NaN", (~out[1, :, 3:6, 3:6].isnan()).sum().item(), 1
-    yield "others that are", out[0].isnan().sum().item(), 1
-    yield "statistics that are not", (~wanted.norm.vectors.isnan()).sum().item(), 1
-    for mask in (formed.mask, None):
-        masked = Mask(RELU, mask, (y,), read.norms, (affine(16, device),))
-        ds, _ = engine.gradient([], [torch.ones_like(y)], masked, tuple(y.shape))
-        yield "a mask that closed", float(ds[1, 3, 4, 4] != 1), 1
-
-
-def large_mean(by: str) -> Errors:
-    """Yield the errors of statistics with mean = 1000·std, in float32; the convolution is the identity."""
+def unusual(errors: Callable[[Engine, str], Errors], by: str) -> Errors:
+    """Yield what unusual numbers do to an algorithm, in float32."""
     torch.backends.cudnn.allow_tf32 = False
-    device = str(DEVICE)
-    conv, wanted, engine = Case("", 3, 9, 9, 16, 16).conv(), target(16, device=device), Triton(CAPABILITY, by)
-    weight = torch.zeros(16, 16, 3, 3, device=device)
-    weight[:, :, 1, 1] = torch.eye(16)
-    x = activation(3, 16, 9, 9, seed=1, mean=1000.0, device=device)
-    y, _ = engine.convolve(conv, engine.pack(conv, weight, torch.float32), x, False, False, wanted)
-    engine.ready(wanted.norm)
-    yield "mean", relative(wanted.norm.mean, rows(y).mean(0)), 2e-7
-    yield "rstd", relative(wanted.norm.rstd, (rows(y).var(0, correction=0) + 1e-5).rsqrt()), 1e-5
+    yield from errors(Triton(CAPABILITY, by), str(DEVICE))
 
 
 def two_paths(by: str, dtype: torch.dtype) -> Errors:

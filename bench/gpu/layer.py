@@ -1,4 +1,4 @@
-"""A convolution with its BatchNorm on this device, forward and backward, by the engine's kernels as they are
+"""A convolution with its BatchNorm on a device, forward and backward, by the engine's kernels as they are
 tuned. The cases are those of the tests."""
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from torch import Tensor
 from bench.gpu.measure import DEVICE
 from bench.oracle import operations
 from bench.suite.clock import Call, captured
-from fastbn.engine.interface import BackpropPath, LazyActivation, Mask
-from fastbn.engine.triton.engine import Triton
+from fastbn.engine.interface import BackpropPath, Engine, LazyActivation, Mask
 from fastbn.graph.activations import RELU
 
 
@@ -42,27 +41,30 @@ class Tensors:
 
 
 class Layer:
-    """A case in a precision, and the calls that run it."""
+    """A case in a precision on a device, and the calls that run it."""
 
-    def __init__(self, case: operations.Case, dtype: torch.dtype):
-        self.case, self.dtype, device = case, dtype, str(DEVICE)
-        self.weight = case.weight().to(DEVICE, dtype)
+    def __init__(self, case: operations.Case, dtype: torch.dtype, device: str = str(DEVICE)):
+        self.case, self.dtype, self.device = case, dtype, device
+        self.weight = case.weight().to(device, dtype)
         self.norm = operations.norm(case.c, 2, device=device)
         self.targets = [operations.target(case.oc, seed=seed, device=device) for seed in (20, 40)]
         self.coefficients = tuple(operations.draw(3, case.oc, seed=9, device=device))
         self.affine = operations.affine(case.c, device)
 
     def tensors(self, seed: int) -> Tensors:
-        out, shared = self.case.conv().shape(self.case.source), {"dtype": self.dtype, "device": str(DEVICE)}
+        out, shared = self.case.conv().shape(self.case.source), {"dtype": self.dtype, "device": self.device}
         shapes = (self.case.source, out, out)
         return Tensors(*(operations.activation(*s, seed=seed + k, **shared) for k, s in enumerate(shapes)))
 
-    def call(self, engine: Triton, t: Tensors, backward: bool = False, twice: bool = False) -> Call:
+    def call(
+        self, engine: Engine, t: Tensors, backward: bool = False, twice: bool = False, packed: Any = None
+    ) -> Call:
         """Return an engine's forward, or its gradient: once, with its BatchNorm ended by a launch of its own;
         or twice, as channels allow, where the second ends the first one's BatchNorm in the engine's own way.
-        The images themselves are read where their channels are no activation's."""
+        The images themselves are read where their channels are no activation's. packed: the weight, where it
+        is not packed as the engine would."""
         conv, source, (target, second) = self.case.conv(), self.case.source, self.targets
-        packed = engine.pack(conv, self.weight, self.dtype)
+        packed = engine.pack(conv, self.weight, self.dtype) if packed is None else packed
         read = t.y if self.case.c % 8 else LazyActivation((t.y,), (self.norm,), None, RELU)
 
         def mask(y: Tensor) -> Mask:

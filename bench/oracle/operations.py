@@ -249,3 +249,35 @@ def two_paths(
     found, coefficients = engine.gradient(paths, added, None, size)
     assert coefficients == []
     return found, expected + sum(t.to(WIDE) for t in added)
+
+
+def nan_errors(engine: Engine, device: str = "cpu", c: int = 16) -> Iterator[Error]:
+    """A NaN pixel makes its neighbourhood NaN, through the ReLU, and its gradient's mask stays open."""
+    conv, size = Case("", 2, 8, 8, c, c).conv(), (2, c, 8, 8)
+    y, residual = (activation(*size, seed=seed, device=device) for seed in (1, 3))
+    y[1, 3, 4, 4] = float("nan")
+    read = LazyActivation((y,), (norm(c, 2, device=device),), residual, RELU)
+    wanted, weight = target(c, device=device), draw(c, c, 3, 3, seed=5, device=device)
+    out, formed = engine.convolve(conv, engine.pack(conv, weight, torch.float32), read, True, True, wanted)
+    engine.ready(wanted.norm)
+    yield "neighbours that are not NaN", (~out[1, :, 3:6, 3:6].isnan()).sum().item(), 1
+    yield "others that are", out[0].isnan().sum().item(), 1
+    yield "statistics that are not", (~wanted.norm.vectors.isnan()).sum().item(), 1
+    assert formed is not None
+    for mask in (formed.mask, None):
+        masked = Mask(RELU, mask, (y,), read.norms, (affine(c, device),))
+        ds, _ = engine.gradient([], [torch.ones_like(y)], masked, size)
+        yield "a mask that closed", float(ds[1, 3, 4, 4] != 1), 1
+
+
+def large_mean_errors(engine: Engine, device: str = "cpu") -> Iterator[Error]:
+    """Yield the errors of statistics with mean = 1000·std, in float32: E[y²] − E[y]² would have no digit left.
+    The convolution is the identity."""
+    conv, wanted = Case("", 3, 9, 9, 16, 16).conv(), target(16, device=device)
+    weight = torch.zeros(16, 16, 3, 3, device=device)
+    weight[:, :, 1, 1] = torch.eye(16)
+    x = activation(3, 16, 9, 9, seed=1, mean=1000.0, device=device)
+    y, _ = engine.convolve(conv, engine.pack(conv, weight, torch.float32), x, False, False, wanted)
+    engine.ready(wanted.norm)
+    yield "mean", relative(wanted.norm.mean, rows(y).mean(0)), 2e-7
+    yield "rstd", relative(wanted.norm.rstd, (rows(y).var(0, correction=0) + 1e-5).rsqrt()), 1e-5

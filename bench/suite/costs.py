@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
-
-import torch
-from torch import fx
 
 from bench.suite.cases import STORED, Case
 from bench.suite.steps import Provider
-from fastbn.engine.program.build import read
 from fastbn.engine.reference.engine import Reference
-from fastbn.engine.region import FusedRegion
+from fastbn.graph.regions import Region, Shape
 from fastbn.planning import traffic
 from fastbn.planning.cost import Cost, roofline, total
+from fastbn.planning.step_memory import NetworkMemory
 
 
 def least_seconds(cost: Cost, machine: dict[str, float], precision: str) -> float:
@@ -26,26 +22,11 @@ def least_seconds(cost: Cost, machine: dict[str, float], precision: str) -> floa
 
 
 @functools.lru_cache(64)
-def regions(case: Case) -> tuple[tuple[Any, tuple[Any, ...], tuple[bool, ...]], ...]:
-    """Return each region of this case's network with the shapes of its inputs, and which of them require a
-    gradient."""
-    with torch.device("meta"):
-        model = case.network()
-        images = torch.empty(case.batch_size, 3, case.size, case.size)
-    found = []
-
-    class Shapes(fx.Interpreter):
-        def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            module = self.fetch_attr(target)
-            if not isinstance(module, FusedRegion):
-                return super().call_module(target, args, kwargs)
-            shapes = tuple(tuple(x.shape) for x in args)
-            found.append((module.region, shapes, tuple(x.requires_grad for x in args)))
-            return module._stock[0](*args)
-
-    _, program = read(model, {}, Reference(), {})
-    Shapes(program).run(images)
-    return tuple(found)
+def regions(case: Case) -> list[tuple[Region, tuple[Shape, ...]]]:
+    """Return each region of this case's network with the shapes of its inputs."""
+    images = case.batch_size, 3, case.size, case.size
+    found = NetworkMemory(case.network(), Reference()).shapes(images)
+    return [(region, tuple(shapes[value] for value in range(region.inputs))) for region, shapes in found]
 
 
 def plan(case: Case, provider: Provider) -> traffic.TrafficPlan:
@@ -53,9 +34,9 @@ def plan(case: Case, provider: Provider) -> traffic.TrafficPlan:
     aside."""
     size, all_trains = STORED[provider.precision].itemsize, provider.trains == "all"
     found = traffic.TrafficPlan()
-    for region, shapes, wanted in regions(case):
-        # where the first region trains its weights, what it hands on requires a gradient just the same
-        each = traffic.TrafficCase(region, shapes, size, size, wanted)
+    for place, (region, shapes) in enumerate(regions(case)):
+        # the images require no gradient; what the first region hands on does
+        each = traffic.TrafficCase(region, shapes, size, size, wanted=place > 0)
         found += traffic.stock(each, all_trains) if provider.stock else traffic.fused(each)
     return found
 

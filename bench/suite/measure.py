@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import torch
 
 from bench.records.rows import HOPELESS, Row, reason
 from bench.suite import clock, costs, gate
 from bench.suite.cases import Case
-from bench.suite.process import allocated, peak_beyond, proc_bytes
+from bench.suite.process import allocated, peak_beyond
 from bench.suite.providers import saved_bytes
 from bench.suite.steps import Provider, Ready
 from fastbn.machine.devices import EnergyMeter, free_unused
+from fastbn.planning.data_sheets import free_memory
 
 WARM = 2  # steps between the gate and the clock
 # times as long as the fastest: a step that also spoils the time limit is hopeless, and not taken again
 FAR_BEHIND = 8
 ENERGY_SECONDS = 2.0  # NVML's counter moves slowly
-MEMINFO = Path("/proc/meminfo")
 ROOM = 0.6  # of the free memory: what all providers of a case may save for their backwards together
 
 
@@ -43,7 +41,8 @@ def steps(
     torch._dynamo.reset()  # a case's compilations are its own
     wanted = gate.expected(case, device)
     found = {provider.name: provider.row(level, case) for provider in everyone}
-    alone = len(everyone) > 1 and sum(costs.plan(case, p).saved for p in everyone) > ROOM * free_bytes(device)
+    saved = sum(costs.plan(case, provider).saved for provider in everyone)
+    alone = len(everyone) > 1 and saved > ROOM * free_memory(device)
     groups = [[p] for p in everyone] if alone else [list(everyone)]
     tried: list[Row] = []
     for group in groups:
@@ -126,12 +125,3 @@ def energy(ready: Ready, device: torch.device) -> float | None:
         taken += 1
     joules = meter.joules()
     return None if joules is None else joules / taken
-
-
-def free_bytes(device: torch.device) -> int:
-    """Return how much memory is free for what is measured."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    if MEMINFO.exists():
-        return proc_bytes(MEMINFO, "MemAvailable")
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

@@ -31,18 +31,13 @@ def told(*words: object, **more: Any) -> Found:
     return found
 
 
-def proc_bytes(path: Path, field: str) -> int:
-    """Return a number of bytes that a file of Linux's /proc tells in kB."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return int(next(line for line in lines if line.startswith(f"{field}:")).split()[1]) * 1024
-
-
 def resident_bytes(field: str) -> int:
     """Return VmRSS, what is resident now, or VmHWM, the most that was. (ru_maxrss also counts what the parent
     held at the fork.) Raises MachineError where there is no /proc."""
     if not STATUS.exists():
         raise MachineError(f"the peak is read from {STATUS}, and there is none on {sys.platform}: use Linux")
-    return proc_bytes(STATUS, field)
+    lines = STATUS.read_text(encoding="utf-8").splitlines()
+    return int(next(line for line in lines if line.startswith(f"{field}:")).split()[1]) * 1024  # told in kB
 
 
 def reset_peak() -> bool:

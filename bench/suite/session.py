@@ -81,13 +81,10 @@ class Suite:
         return found
 
     @functools.cache  # noqa: B019
-    def kernels(self, blocks: Blocks, operation: str) -> dict[str, Results]:
-        """Return an operation's results by state of the caches."""
-        found: dict[str, Results] = {}
-        measured = kernels.measure(blocks, operation, self.device, self.machine, self.grid.rounds)
-        for (cache, name), row in measured.items():
-            found.setdefault(cache, {})[name] = row
-        self.rows += measured.values()
+    def kernels(self, blocks: Blocks, operation: str) -> dict[tuple[str, str], Row]:
+        """Return an operation's results by state of the caches and provider."""
+        found = kernels.measure(blocks, operation, self.device, self.machine, self.grid.rounds)
+        self.rows += found.values()
         return found
 
     @functools.cache  # noqa: B019

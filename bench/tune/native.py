@@ -13,15 +13,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from bench.gpu.layer import Layer
 from bench.oracle.errors import relative
+from bench.oracle.operations import Case
+from bench.oracle.operations import channels as channelwise
 from bench.records.conditions import conditions
 from bench.suite.clock import Call, interleaved, processor_seconds
-from fastbn.engine.interface import BackpropPath, LazyActivation, Mask, NormTarget, NormVectors
 from fastbn.engine.native import algorithms
 from fastbn.engine.native.algorithms import NAMES, RAW, WINOGRAD
 from fastbn.engine.native.engine import Native
-from fastbn.graph.activations import RELU
-from fastbn.graph.regions import Conv
 
 SHAPES = (  # channels and height, as networks have them
     *((8, 32), (16, 32), (24, 32), (32, 16), (32, 32), (64, 8), (64, 16), (64, 32), (64, 56)),
@@ -37,27 +37,19 @@ CHECKED = 2  # images whose error is measured
 def operations(M: int, channels: int, size: int, images: int) -> tuple[Call, float]:
     """Return the forward and the input gradient by one algorithm as a call, and the forward's error against
     float64."""
-    torch.manual_seed(0)
-    conv = Conv("conv", "norm", 0, channels, channels, (3, 3), (1, 1), (1, 1), (1, 1), 1, 0)
-    engine = Native()
-    weight = torch.randn(channels, channels, 3, 3) / channels**0.5
-    packed = engine.pack(conv, weight, torch.float32, by=NAMES[M])
-    y = torch.randn(images, size, size, channels).permute(0, 3, 1, 2)
-    norm = NormVectors(torch.randn(4, channels), True)
-    source = LazyActivation((y,), (norm,), None, RELU)
-    path = BackpropPath(conv, packed, y, y, (norm.scale, norm.shift, norm.mean))
-    z = torch.relu(y.double() * norm.scale.double().view(1, -1, 1, 1) + norm.shift.double().view(1, -1, 1, 1))
-    target = NormTarget(torch.nn.BatchNorm2d(channels), None, NormVectors(torch.empty(4, channels), True))
-    found = engine.convolve(conv, packed, source, False, False, target)[0][:CHECKED]
-    expected = F.conv2d(z[:CHECKED], weight.double(), padding=1)
-    mask = Mask(RELU, None, (y,), (norm,), (torch.empty(2, channels),))
-    shape = (images, channels, size, size)
+    engine, case = Native(), Case("", images, size, size, channels, channels)
+    layer = Layer(case, torch.float32, "cpu")
+    given = layer.tensors(0)
+    packed = engine.pack(case.conv(), layer.weight, torch.float32, by=NAMES[M])
+    forward, gradient = (layer.call(engine, given, way, packed=packed) for way in (False, True))
+    z = given.y[:CHECKED].double() * channelwise(layer.norm.scale) + channelwise(layer.norm.shift)
+    expected = F.conv2d(z.relu(), layer.weight.double(), padding=1)
 
     def both() -> None:
-        engine.convolve(conv, packed, source, False, False, target)
-        engine.gradient([path], [], mask, shape)
+        forward()
+        gradient()
 
-    return both, relative(found, expected)
+    return both, relative(forward()[:CHECKED], expected)
 
 
 def measure(images: int, rounds: int) -> list[dict[str, Any]]:

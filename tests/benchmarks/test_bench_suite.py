@@ -192,7 +192,7 @@ def test_a_hopeless_provider_takes_one_step_and_is_no_failure(monkeypatch):
 
 
 def test_what_does_not_fit_side_by_side_is_timed_alone_and_says_so(monkeypatch):
-    monkeypatch.setattr(measure, "free_bytes", lambda device: 0)
+    monkeypatch.setattr(measure, "free_memory", lambda device: 0)
     found = measure.steps("step", TINY, few(providers(TINY, CPU), "eager"), CPU, 3)
     assert all(own.alone and own.seconds for own in found.values())
 

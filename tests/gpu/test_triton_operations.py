@@ -22,6 +22,8 @@ from bench.oracle.operations import (
     draw,
     forward_errors,
     gradient_errors,
+    large_mean_errors,
+    nan_errors,
     norm,
     source,
     target,
@@ -103,9 +105,9 @@ def test_more_programs_than_are_merged_at_once(case, monkeypatch):
 
 
 @pytest.mark.parametrize("by", [TAPS, ROLLING, LIBRARY])
-@pytest.mark.parametrize("errors", [kernels.nan, kernels.large_mean])
+@pytest.mark.parametrize("errors", [nan_errors, large_mean_errors])
 def test_unusual_numbers(errors, by):
-    check(errors(by))
+    check(kernels.unusual(errors, by))
 
 
 @pytest.mark.parametrize("by", [TAPS, ROLLING, LIBRARY])

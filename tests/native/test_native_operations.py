@@ -19,13 +19,14 @@ from bench.oracle.operations import (
     draw,
     forward_errors,
     gradient_errors,
-    norm,
+    large_mean_errors,
+    nan_errors,
     rows,
     source,
     target,
     two_paths,
 )
-from fastbn.engine.interface import BackpropPath, LazyActivation, Mask
+from fastbn.engine.interface import BackpropPath, Mask
 from fastbn.engine.native import build, weight_layout
 from fastbn.engine.native import engine as native
 from fastbn.engine.native.algorithms import RAW
@@ -220,37 +221,12 @@ def test_two_paths_and_three_added_terms(engine):
 
 
 def test_statistics_of_a_large_mean(engine):
-    """mean = 1000·std in float32: E[y²] − E[y]² would have no digit left."""
-    conv = Case("", 4, 9, 9, 16, 16, kernel=1, padding=0).conv()
-    x = activation(4, 16, 9, 9, seed=1, mean=1000.0)
-    wanted = target(16)
-    y, _ = engine.convolve(
-        conv, engine.pack(conv, torch.eye(16)[:, :, None, None], torch.float32), x, False, False, wanted
-    )
-    mean, rstd, _, _ = wanted.norm.vectors
-    assert (
-        relative(mean, rows(y).mean(0)) < 1e-7
-        and relative(rstd, (rows(y).var(0, correction=0) + 1e-5).rsqrt()) < 1e-5
-    )
+    check(large_mean_errors(engine))
 
 
-@pytest.mark.parametrize("winograd", [False, True])
-def test_nan_passes(engine, winograd):
-    """A NaN pixel makes its neighbourhood NaN, through the ReLU, and its gradient's mask stays open."""
-    c = 64 if winograd else 16
-    case = Case("", 2, 8, 8, c, c)
-    conv, y = case.conv(), activation(2, c, 8, 8, seed=1)
-    y[1, 3, 4, 4] = float("nan")
-    read, wanted = LazyActivation((y,), (norm(c, 2),), activation(2, c, 8, 8, seed=3), RELU), target(c)
-    out, formed = engine.convolve(
-        conv, engine.pack(conv, draw(c, c, 3, 3, seed=5), torch.float32), read, True, True, wanted
-    )
-    assert out[1, :, 3:6, 3:6].isnan().all() and not out[0].isnan().any()
-    assert wanted.norm.vectors.isnan().all()
-    ds, _ = engine.gradient(
-        [], [torch.ones_like(y)], Mask(RELU, formed.mask, (y,), read.norms, (affine(c),)), tuple(y.shape)
-    )
-    assert ds[1, 3, 4, 4] == 1
+@pytest.mark.parametrize("channels", [16, 64], ids=["direct", "Winograd"])
+def test_nan_passes(engine, channels):
+    check(nan_errors(engine, c=channels))
 
 
 def test_the_same_bits_at_any_thread_count(engine):
