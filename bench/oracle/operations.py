@@ -271,8 +271,8 @@ def nan_errors(engine: Engine, device: str = "cpu", c: int = 16) -> Iterator[Err
 
 
 def large_mean_errors(engine: Engine, device: str = "cpu") -> Iterator[Error]:
-    """Yield the errors of float32 statistics with mean = 1000·std: E[y²] − E[y]² would have no digit left. The
-    convolution is the identity."""
+    """Yield the errors of float32 statistics with mean = 1000·std, where E[y²] − E[y]² would have no digit.
+    The convolution is the identity."""
     conv, wanted = Case("", 3, 9, 9, 16, 16).conv(), target(16, device=device)
     weight = torch.zeros(16, 16, 3, 3, device=device)
     weight[:, :, 1, 1] = torch.eye(16)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bench.oracle.errors import relative
 from fastbn.engine import fuse
 from fastbn.planning.explain import explain
 
@@ -37,11 +38,9 @@ def tolerance(dtype: torch.dtype, layers: int = 1) -> float:
 
 
 def error(found: Tensor, expected: Tensor) -> float:
-    """Norm-wise, relative to the expected tensor; NaN where either holds one. Below a norm of 0.1 it turns
-    absolute: some gradients are zero but for rounding (β, where no ReLU closes before the next BatchNorm)."""
-    assert found.shape == expected.shape
-    found, expected = found.detach().double(), expected.detach().double()
-    return ((found - expected).norm() / expected.norm().clamp(min=0.1)).item()
+    """Return the norm-wise relative error, absolute below a norm of 0.1: some gradients are zero but for
+    rounding (β, where no ReLU closes before the next BatchNorm)."""
+    return relative(found, expected, least=0.1)
 
 
 def flat_gradient(found: Run) -> Tensor:

@@ -159,17 +159,16 @@ RENAMED = {"peak_less_idle_bytes": "peak_memory_bytes", "measured_bytes": "peak_
 
 
 def _early(level: str, body: dict[str, Any], old: dict[str, Any]) -> Row:
-    """Return a row of a record from before format 1."""
+    """Return a row of a record from before format 1, some of whose fields stand at the record's head."""
+    known = {field.name for field in dataclasses.fields(Row)} - {"more", "samples"}
     old = {RENAMED.get(name, name): value for name, value in old.items()}
-    provider = old.pop("provider", None) or old.get("plan") or f"{old.get('ranks')} ranks"
+    own = {name: value for name, value in (body | old).items() if name in known}
+    more = {name: value for name, value in old.items() if name not in known}
+    provider = own.pop("provider", None) or old.get("plan") or f"{old.get('ranks')} ranks"
     for before, after in EARLY.items():
         provider = provider.replace(before, after)
-    known = {field.name for field in dataclasses.fields(Row)} - {"more", "samples"}
-    own = {"batch_size": body.get("batch_size")} | {n: v for n, v in old.items() if n in known}
-    own |= {name: body[name] for name in ("depth", "family", "size") if name in body}
     samples, case = own.pop("seconds", None), f"ResNet-{body['depth']}, batch {own['batch_size']}"
     trains = "all" if provider.startswith("stock-full") else "bn"
-    more = {name: value for name, value in old.items() if name not in known}
     row = Row(level=level, case=case, provider=provider, trains=trains, **own, more=more or None)
     if isinstance(samples, list):
         return row.time(samples)
