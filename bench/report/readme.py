@@ -4,6 +4,7 @@ by hand."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from bench.records import between
 from bench.records.conditions import in_words
@@ -13,13 +14,14 @@ from fastbn.errors import UsageError
 from fastbn.page.scales import number
 
 MARKERS = "<!-- bench:steps -->", "<!-- /bench:steps -->"
-COLUMNS = (
-    "training step",
-    "fastbn",
-    "best stock, BN only",
-    "best stock, everything",
-    "saved for the backward",
-)
+STOCK = {"bn": "best stock, BN only", "all": "best stock, everything"}
+COLUMNS = ("training step", "fastbn", *STOCK.values(), "saved for the backward")
+
+
+def write(readme: Path, records: Sequence[Record]) -> bool:
+    """Put the table between the markers; return False if it was there already. Raises UsageError where there
+    is no table or no place for it."""
+    return between.write(readme, MARKERS, steps(records))
 
 
 def steps(records: Sequence[Record]) -> str:
@@ -46,7 +48,7 @@ def _line(case: Case) -> list[str]:
     saved = "—" if kept is None else f"{number(kept / 1e6)} MB"
     saved += "" if kept is None or stock is None else f", stock {number(stock / 1e6)}"
     own = milliseconds(ours) if ours else "failed" if case.has("fastbn") else "—"
-    return [_cell(value) for value in (case.name, own, _stock(case, "bn"), _stock(case, "all"), saved)]
+    return [_cell(value) for value in (case.name, own, *(_stock(case, kind) for kind in STOCK), saved)]
 
 
 def _cell(value: str) -> str:
