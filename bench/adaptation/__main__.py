@@ -9,7 +9,6 @@ state on. Writes bench/results/adaptation-<network>-<date>.json and the tables o
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from bench.adaptation.corruptions import KINDS, SEVERITIES, corrupted
 from bench.adaptation.table import BY_SIZE, ENGINES, NAMES, write
 from bench.records.conditions import RESULTS, ROOT
 from bench.records.rows import Row, new
+from bench.records.runs import ended
 from bench.suite.clock import interleaved
 from fastbn.adapt import AdaBN, AlphaBN, Tent
 from fastbn.data import batch, load
@@ -142,7 +142,7 @@ def main() -> None:
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "adaptation.md")
     asked = parser.parse_args()
     record = new()
-    config, summary = (json.loads((asked.run / f"{part}.json").read_text()) for part in ("config", "summary"))
+    config, summary = ended(asked.run)
     record.conditions["network"] = described(config) | {"test_accuracy": summary["test_accuracy"]}
     data = load(config["dataset"], asked.data_dir)
     if asked.seconds:

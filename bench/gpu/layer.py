@@ -4,7 +4,6 @@ tuned. The cases are those of the tests."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,23 +11,9 @@ from torch import Tensor
 
 from bench.gpu.measure import DEVICE
 from bench.oracle import operations
-from bench.suite.clock import Call, captured
+from bench.suite.clock import Call
 from fastbn.engine.interface import BackpropPath, Engine, LazyActivation, Mask
 from fastbn.graph.activations import RELU
-
-
-def repeated(calls: Sequence[Call], keep: bool) -> Call:
-    """Return all calls in turn as one: on CUDA a graph. keep: no result's memory is used twice."""
-
-    def run() -> list[Any]:
-        kept = []
-        for call in calls:
-            found = call()
-            if keep:
-                kept.append(found)
-        return kept
-
-    return captured(run, DEVICE)
 
 
 @dataclasses.dataclass

@@ -92,14 +92,16 @@ def interleaved(
                 if before is not None:
                     before[name]()
                 count = times[name] if times else 1
-                samples[name].append(clock(_burst(calls[name], count), device) / count)
+                samples[name].append(clock(burst(calls[name], count), device) / count)
     finally:
         if collecting:
             gc.enable()
     return samples
 
 
-def _burst(call: Call, count: int) -> Call:
+def burst(call: Call, count: int) -> Call:
+    """Return so many calls as one."""
+
     def run() -> None:
         for _ in range(count):
             call()

@@ -12,11 +12,10 @@ from typing import Any, TypeVar
 
 import torch
 
-from bench.gpu.layer import repeated
 from bench.gpu.measure import DEVICE
 from bench.oracle.errors import relative
 from bench.records.rows import reason
-from bench.suite.clock import Call, device_seconds, interleaved, synchronise
+from bench.suite.clock import Call, burst, captured, device_seconds, interleaved, synchronise
 
 K = TypeVar("K")
 # between two orders of the same sums
@@ -44,7 +43,7 @@ def compete(
             if (off := relative(found, expected)) > tolerance:
                 left_out[candidate] = f"differs by {off:.1e}"
             else:
-                ready[candidate] = repeated([call] * TIMES, False)
+                ready[candidate] = captured(burst(call, TIMES), DEVICE)
         except Exception as error:  # whatever it is, the others are measured
             left_out[candidate] = reason(error)
     if not ready:

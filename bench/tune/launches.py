@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.gpu.layer import repeated
 from bench.gpu.measure import CAPABILITY, DEVICE, engine
 from bench.gpu.networks import autocast, network
-from bench.suite.clock import device_seconds, interleaved
+from bench.suite.clock import captured, device_seconds, interleaved
 from fastbn import fuse
 
 WAYS = {"ordinary": False, "early": True}  # whether kernels begin early
@@ -35,11 +34,11 @@ def row(images: int, rounds: int, depth: int = 110, size: int = 32) -> dict[str,
 
     for way, early in WAYS.items():
         own = functools.partial(step, fuse(copy.deepcopy(model), engine(early)))
-        calls[way] = repeated([own], True)
+        calls[way] = captured(own, DEVICE)
     seconds = interleaved(calls, rounds, DEVICE, clock=device_seconds)
     differ = 0
     for _ in range(rounds):
-        (ordinary,), (begun,) = (call() for call in calls.values())
+        ordinary, begun = (call() for call in calls.values())
         differ += sum(int((a != b).sum()) for a, b in zip(ordinary, begun, strict=True))
     middle = {way: round(1e6 * statistics.median(own), 2) for way, own in seconds.items()}
     print(f"a step, depth {depth}, in µs: {middle}; early: {differ} elements differ")
