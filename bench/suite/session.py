@@ -17,6 +17,7 @@ from bench.suite import kernels, measure, providers, runs
 from bench.suite.cases import Blocks, Case, Grid, Run
 from bench.suite.clock import machine_rates, played
 from bench.suite.measure import Results
+from bench.suite.steps import Provider
 
 
 class Suite:
@@ -34,11 +35,11 @@ class Suite:
         found = new(self.machine, self.device)
         return dataclasses.replace(found, rows=self.rows)
 
-    def everyone(self, case: Case) -> list[providers.Provider]:
+    def everyone(self, case: Case) -> list[Provider]:
         """Return who takes a step of this case."""
         return providers.providers(case, self.device, case in self.grid.compiled)
 
-    def few(self, case: Case) -> list[providers.Provider]:
+    def few(self, case: Case) -> list[Provider]:
         """Return who takes a step of a case of a curve."""
         return providers.few(providers.providers(case, self.device), providers.likely_best(self.device))
 
@@ -74,7 +75,7 @@ class Suite:
     def scaling(self, case: Case) -> Results:
         return self._steps("scaling", case, self.few(case))
 
-    def _steps(self, level: str, case: Case, everyone: list[providers.Provider]) -> Results:
+    def _steps(self, level: str, case: Case, everyone: list[Provider]) -> Results:
         limits = self.grid.rounds, self.grid.most_seconds
         found = measure.steps(level, case, everyone, self.device, *limits, self.machine)
         self.rows += found.values()

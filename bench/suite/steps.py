@@ -93,7 +93,7 @@ class Provider:
         """Return the case's network on this device, frozen but for what trains, run by its engine."""
         model = freeze(case.network(seed), self.trains).to(device)
         if self.stock:
-            return model.to(memory_format=self.layout)  # type: ignore[call-overload,no-any-return]
+            return model.to(memory_format=self.layout)  # type: ignore[call-overload]
         return fuse(model, self.engine)
 
     def step(self, case: Case, device: torch.device) -> Call:
