@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from bench.records.rows import Row, new, quartiles, slug
+from bench.records.rows import Row, new, quartiles
 from bench.suite import clock
 from bench.suite.cases import Case, feed
 from bench.suite.process import allocated, in_turn, reset_peak, resident_bytes, told, warm, words
@@ -90,7 +90,7 @@ def main() -> None:
         print(json.dumps(measure(asked.depth, asked.batch_size[0], asked.memory, device)))
         return
     record = new(device=device)
-    name = "cpu" if device.type == "cpu" else slug(devices.describe(device))
+    name = "cpu" if device.type == "cpu" else record.device
     for batch in asked.batch_size:
         whole = fresh(asked, batch, None)
         half = (whole["predicted_bytes"] - whole["saved_bytes"] / 2) / data_sheets.GB

@@ -124,9 +124,8 @@ class _Make:
     def __init__(self, layer: tuning_table.TunedLayer, way: str, images: int):
         self._layer, self._way = layer, way
         self._own = Layer(case(layer, images), torch.float16)
-        self._tensors = self._own.tensors(0)
 
     def __call__(self, candidate: Candidate) -> Call:
         algorithm, cut = candidate
         measured = dataclasses.replace(shipped(), ways={self._layer: Way(algorithm, cut, cut)})
-        return self._own.call(Triton(CAPABILITY, algorithm, measured), self._tensors, self._way == "backward")
+        return self._own.call(Triton(CAPABILITY, algorithm, measured), self._way == "backward")

@@ -39,10 +39,9 @@ def operations(M: int, channels: int, size: int, images: int) -> tuple[Call, flo
     float64."""
     engine, case = Native(), Case("", images, size, size, channels, channels)
     layer = Layer(case, torch.float32, "cpu")
-    given = layer.tensors(0)
     packed = engine.pack(case.conv(), layer.weight, torch.float32, by=NAMES[M])
-    forward, gradient = (layer.call(engine, given, way, packed=packed) for way in (False, True))
-    z = given.y[:CHECKED].double() * channelwise(layer.norm.scale) + channelwise(layer.norm.shift)
+    forward, gradient = (layer.call(engine, way, packed=packed) for way in (False, True))
+    z = layer.y[:CHECKED].double() * channelwise(layer.norm.scale) + channelwise(layer.norm.shift)
     expected = F.conv2d(z.relu(), layer.weight.double(), padding=1)
 
     def both() -> None:

@@ -64,8 +64,7 @@ class _Make:
         self.key, self.dtype = key, torch.float32 if key.wide else torch.float16
         case = operations.Case("", images, key.size, key.size, key.channels, key.channels)
         self._layer = Layer(case, self.dtype)
-        self._tensors = self._layer.tensors(0)
 
     def __call__(self, choice: Choice) -> Call:
         engine = Triton(CAPABILITY, ROLLING, dataclasses.replace(shipped(), rolls={self.key: choice}))
-        return self._layer.call(engine, self._tensors, self.key.backward, twice=True)
+        return self._layer.call(engine, self.key.backward, twice=True)
