@@ -11,8 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
+from bench.records import between
 from bench.records.conditions import RESULTS, ROOT
-from bench.records.networks import write_table
+from bench.records.networks import MARKERS, table
 from bench.records.runs import record, relative
 from fastbn.errors import UsageError
 from fastbn.experiments.records import Run, folder_of
@@ -29,7 +30,9 @@ def keep(
     under_way: Path = UNDER_WAY,
     pretrained: Path = PRETRAINED,
 ) -> Iterator[str]:
-    """Keep every run below `places`; yields a line for each. Raises UsageError for a place without a run."""
+    """Keep every run below `places`; yields a line for each. Writes the networks' table into the README of
+    `pretrained`, where there is one. Raises UsageError for a place without a run, or a README without
+    markers."""
     for place in places:
         found = sorted(path.parent for path in place.rglob("config.json"))
         if not found:
@@ -47,7 +50,8 @@ def keep(
                 yield f"{target}: the network"
             if kept.resolve() != path.resolve() and (copied := _at(kept)) and _same(copied, run):
                 shutil.rmtree(kept)  # the copy of it that was under way
-    write_table(pretrained, results)
+    if (readme := pretrained / "README.md").exists():
+        between.write(readme, MARKERS, table(pretrained, results))
 
 
 def network(run: Path, target: Path) -> Path | None:

@@ -18,16 +18,6 @@ COLUMNS = ("network", "trained on", "recipe", "test accuracy", "published", "\\|
            "record")  # fmt: skip
 
 
-def write_table(pretrained: Path, results: Path = RESULTS) -> None:
-    """Put the table between the README's markers, where the folder has a README.
-
-    Raises UsageError where a marker is missing.
-    """
-    readme = pretrained / "README.md"
-    if readme.exists():
-        between.write(readme, MARKERS, table(pretrained, results))
-
-
 def table(pretrained: Path, results: Path = RESULTS) -> str:
     """Return the table in Markdown."""
     runs = [run for run in read([results]) if run.finished]

@@ -22,11 +22,15 @@ def least_seconds(cost: Cost, machine: dict[str, float], precision: str) -> floa
 
 
 @functools.lru_cache(64)
-def regions(case: Case) -> list[tuple[Region, tuple[Shape, ...]]]:
-    """Return each region of this case's network with the shapes of its inputs."""
-    images = case.batch_size, 3, case.size, case.size
-    found = NetworkMemory(case.network(), Reference()).shapes(images)
-    return [(region, tuple(shapes[value] for value in range(region.inputs))) for region, shapes in found]
+def regions(case: Case) -> list[tuple[Region, tuple[Shape, ...], tuple[bool, ...]]]:
+    """Return each region of this case's network with the shapes of its inputs, and which of them require a
+    gradient: the images do not, what the first region hands on does."""
+    network, images = case.network(), (case.batch_size, 3, case.size, case.size)
+    found = []
+    for region, shapes in NetworkMemory(network, Reference()).shapes(images):
+        inputs = range(region.inputs)
+        found.append((region, tuple(shapes[value] for value in inputs), (bool(found),) * len(inputs)))
+    return found
 
 
 def plan(case: Case, provider: Provider) -> traffic.TrafficPlan:
@@ -34,9 +38,9 @@ def plan(case: Case, provider: Provider) -> traffic.TrafficPlan:
     aside."""
     size, all_trains = STORED[provider.precision].itemsize, provider.trains == "all"
     found = traffic.TrafficPlan()
-    for place, (region, shapes) in enumerate(regions(case)):
-        # the images require no gradient; what the first region hands on does
-        each = traffic.TrafficCase(region, shapes, size, size, wanted=place > 0)
+    for region, shapes, wanted in regions(case):
+        # where the first region trains its weights, what it hands on requires a gradient just the same
+        each = traffic.TrafficCase(region, shapes, size, size, wanted)
         found += traffic.stock(each, all_trains) if provider.stock else traffic.fused(each)
     return found
 

@@ -208,13 +208,6 @@ def allowed(blocks: Blocks) -> float:
     return max(rounding, summing(blocks.batch_size * blocks.size**2))
 
 
-def everyone(blocks: Blocks, device: torch.device) -> dict[str, Engine | None]:
-    """Return the providers of a session: stock, and fastbn by its auto engine."""
-    engine, _ = choose("auto", device, STORED[blocks.precision])
-    assert engine is not None
-    return {STOCK: None, f"fastbn {engine.name}": engine}
-
-
 @torch.no_grad()
 def measure(
     blocks: Blocks,
@@ -227,9 +220,12 @@ def measure(
     """Return, by cache and provider, the row: all providers in turn, after the gate, which
     the convolution alone has nothing to be let through for.
 
-    providers: fastbn's by name with their engine, STOCK and ALONE with none; those of `everyone` where none
-    are given."""
-    providers = everyone(blocks, device) if providers is None else providers
+    providers: fastbn's by name with their engine, STOCK and ALONE with none; stock, and fastbn by its auto
+    engine, where none are given."""
+    if providers is None:
+        engine, _ = choose("auto", device, STORED[blocks.precision])
+        assert engine is not None
+        providers = {STOCK: None, f"fastbn {engine.name}": engine}
     given = inputs(blocks, device)
     exact = stock(operation, given.double())()
     rows, calls = {}, {}
