@@ -79,7 +79,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     for line in [*lines(record), *out]:
         terminalreporter.write_line(line)
     if config.getoption("--record"):
-        config.getoption("--results").mkdir(parents=True, exist_ok=True)
-        terminalreporter.write_line(
-            f"recorded in {record.save(f'bench-{record.device}', config.getoption('--results'))}"
-        )
+        results = config.getoption("--results")
+        results.mkdir(parents=True, exist_ok=True)
+        path = record.save(f"bench-{record.device}", results)
+        terminalreporter.write_line(f"recorded in {path}")

@@ -60,11 +60,10 @@ def lead(case: Case, device: torch.device, rounds: int) -> Lead:
     if ours is None or stock is None:
         failed = (f"{row.provider}: {row.failed}" for row in found.values() if row.failed)
         raise Slow(f"{case.title}: {'; '.join(failed)}")
-    samples = zip(stock.samples or [], ours.samples or [], strict=True)
+    pairs = zip(stock.samples or [], ours.samples or [], strict=True)
     said = [f"{row.provider} {1e3 * (row.seconds or 0.0):.1f} ms" for row in (ours, stock)]
-    return Lead(
-        [theirs / own for theirs, own in samples], f"{case.title}: {said[0]}, best of stock {said[1]}"
-    )
+    ratios = [theirs / own for theirs, own in pairs]
+    return Lead(ratios, f"{case.title}: {said[0]}, best of stock {said[1]}")
 
 
 def check(case: Case, floor: float, device: torch.device, rounds: tuple[int, ...] = ROUNDS) -> str:

@@ -112,11 +112,8 @@ def share_of_roofline(row: Row, machine: dict[str, float]) -> float | None:
 
 def named(row: Row, precision: bool) -> str:
     """Return a provider's name, with its precision where that is asked for and not in the name already."""
-    return (
-        f"{row.provider}, {row.precision}"
-        if precision and row.precision not in row.provider
-        else row.provider
-    )
+    told = precision and row.precision not in row.provider
+    return f"{row.provider}, {row.precision}" if told else row.provider
 
 
 def figure_of(value: float | None, scale: float = 1.0, unit: str = "") -> str:
