@@ -22,9 +22,8 @@ from bench.audit.table import HEAD, compiled_rows, summary
 from bench.records import between
 from bench.records.conditions import ROOT
 
-# Ampere, Ada, Hopper, Blackwell; 86, 89 and 120 with 99 KB of shared memory
-CAPABILITIES = (80, 86, 89, 90, 100, 120)
-SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB of shared memory that a program can have
+# KiB of shared memory that a program can have: Ampere, Ada, Hopper, Blackwell
+SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 PAGE = ROOT / "docs" / "kernels.md"
 MARKERS = "<!-- the audit's -->", "<!-- the audit's end -->"
 
@@ -45,7 +44,7 @@ def report(capabilities: Iterable[int]) -> Iterator[str]:
 def main() -> None:
     what = "What the Triton engine's kernels cost, read off machine code."
     parser = argparse.ArgumentParser("python -m bench.audit", description=what)
-    parser.add_argument("--capability", type=int, default=90, choices=CAPABILITIES)
+    parser.add_argument("--capability", type=int, default=90, choices=SHARED)
     parser.add_argument("--family", default="cifar", choices=NETWORKS)
     parser.add_argument("--dtype", default="bf16", choices=DTYPES)
     parser.add_argument("--only", default="", help="kernels whose names have this in them")
@@ -53,7 +52,7 @@ def main() -> None:
     parser.add_argument("--dependent", action="store_true", help=what)
     parser.add_argument("--write", action="store_true", help="write docs/kernels.md's tables")
     what = "with --write: the others' capabilities"
-    parser.add_argument("--elsewhere", type=int, nargs="*", default=CAPABILITIES, help=what)
+    parser.add_argument("--elsewhere", type=int, nargs="*", default=tuple(SHARED), help=what)
     asked = parser.parse_args()
     if asked.write:
         lines = []
