@@ -7,7 +7,6 @@ precision's own roundings, or three times what stock PyTorch in the same precisi
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import itertools
 from collections.abc import Iterator
@@ -22,13 +21,12 @@ from bench.oracle.errors import relative
 from bench.oracle.networks import flip_free, gradient, images, scattered
 from bench.oracle.operations import Error
 from bench.oracle.stock import flat_gradient, run, upstream
+from bench.suite.steps import AUTOCAST, arithmetic
 from fastbn import FastBNOnlyResNet, fuse
-from fastbn.engine.context import mixed
 
 SIZES = {"cifar": (16, 32), "imagenet": (4, 64)}  # batch and height of the images
 FP32, CALLS, DX = torch.float32, 4, "input's gradient"
-# of --precision mixed: the interpreter's bfloat16 multiplies bit patterns
-GRADIENTS = torch.bfloat16 if DEVICE.type == "cuda" else FP32
+HALVES = ("amp-fp16", "amp-bf16") if DEVICE.type == "cuda" else ("amp-fp16",)
 
 
 def network(depth: int, family: str, small: bool = False) -> nn.Module:
@@ -44,14 +42,10 @@ def inputs(family: str, small: bool, seed: int, grad: bool = False) -> Tensor:
     return x.to(DEVICE).requires_grad_(grad)
 
 
-def autocast(dtype: torch.dtype) -> contextlib.AbstractContextManager[Any]:
-    return torch.autocast(DEVICE.type, dtype) if dtype != FP32 else contextlib.nullcontext()
-
-
-def left(model: nn.Module, x: Tensor, dtype: torch.dtype = FP32, halves: bool = False) -> dict[str, Tensor]:
+def left(model: nn.Module, x: Tensor, precision: str = "fp32") -> dict[str, Tensor]:
     """Return what one forward and backward leave: the output, every parameter's gradient in one vector, the
     input's, the statistics."""
-    found = run(model, x, inside=lambda: mixed(GRADIENTS) if halves else autocast(dtype))
+    found = run(model, x, inside=lambda: arithmetic(precision, DEVICE))
     (z,), (dx,) = found.outputs, found.inputs
     kept = {"output": z.detach(), "gradient": flat_gradient(found)} | ({} if dx is None else {DX: dx})
     moved = [b.flatten() for b in found.buffers.values() if b.is_floating_point()]
@@ -59,33 +53,27 @@ def left(model: nn.Module, x: Tensor, dtype: torch.dtype = FP32, halves: bool = 
     return kept | {"statistics": torch.cat(moved), "batches": torch.stack(counts)}
 
 
-def tolerance(dtype: torch.dtype, stock_error: float) -> float:
+def tolerance(precision: str, stock_error: float) -> float:
+    dtype = AUTOCAST.get(precision, FP32)
     return max(2e-5 if dtype == FP32 else 4 * torch.finfo(dtype).eps, 3 * stock_error)
 
 
 def like_stock(
-    depth: int,
-    family: str,
-    small: bool,
-    dtype: torch.dtype,
-    training: bool,
-    grad: bool = True,
-    tf32: bool = False,
-    halves: bool = False,
+    depth: int, family: str, small: bool, precision: str, training: bool, grad: bool = True
 ) -> Iterator[Error]:
-    """Several calls, each with images of its own. halves: the engine's are those of --precision mixed, two
-    kinds of halves, held to what stock is off by in this dtype."""
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
+    """Several calls, each with images of its own. Mixed, two kinds of halves, is held to what stock is off by
+    in the shorter of them."""
+    beside = HALVES[-1] if precision == "mixed" else precision
     model = network(depth, family, small).train(training)
     ours, theirs, wide = fuse(copy.deepcopy(model), "triton"), model, copy.deepcopy(model).double()
     for call in range(2 if small else CALLS):
         x = inputs(family, small, call + 1, grad)
-        found, same = left(ours, x, dtype, halves), left(theirs, x, dtype)
+        found, same = left(ours, x, precision), left(theirs, x, beside)
         expected = left(wide, x.detach().double().requires_grad_(grad))
         counts = found.pop("batches") != expected.pop("batches")
         yield f"counts of batches, call {call}", counts.sum().item(), 1
         for what, value in expected.items():
-            most = tolerance(dtype, relative(same[what], value))
+            most = tolerance(beside, relative(same[what], value))
             yield f"{what}, call {call}", relative(found[what], value), most
 
 
@@ -109,20 +97,20 @@ def scaled(small: bool) -> Iterator[Error]:
     """autocast to float16 with a GradScaler, as a user's loop has it: the unscaled gradient, and that the
     step is taken."""
     model = network(8 if small else 14, "cifar", small)
-    ours, wide, dtype = fuse(copy.deepcopy(model), "triton"), copy.deepcopy(model).double(), torch.float16
+    ours, wide = fuse(copy.deepcopy(model), "triton"), copy.deepcopy(model).double()
     optimizer = torch.optim.SGD([p for p in ours.parameters() if p.requires_grad], 0.0)
     scaler = torch.amp.GradScaler(DEVICE.type, init_scale=2.0**10)
     for step in range(2 if small else CALLS):
         x = inputs("cifar", small, step + 1)
         for net in (ours, model, wide):
             net.zero_grad()
-            with autocast(dtype if net is not wide else FP32):
+            with arithmetic("amp-fp16" if net is not wide else "fp32", DEVICE):
                 z = net(x if net is not wide else x.double())
             scaler.scale((z.double() * upstream([z.double()])[0]).mean()).backward()
         scale = scaler.get_scale()
         scaler.unscale_(optimizer)
         expected = gradient(wide) / scale
-        most = tolerance(dtype, relative(gradient(model) / scale, expected))
+        most = tolerance("amp-fp16", relative(gradient(model) / scale, expected))
         yield f"gradient, step {step}", relative(gradient(ours), expected), most
         scaler.step(optimizer)
         scaler.update()
@@ -140,7 +128,7 @@ def without_gradients(small: bool) -> Iterator[Error]:
 
 
 def repeats(
-    small: bool, dtype: torch.dtype, depth: int = 20, family: str = "cifar", calls: int = CALLS, early=False
+    small: bool, precision: str, depth: int = 20, family: str = "cifar", calls: int = CALLS, early=False
 ) -> Iterator[Error]:
     """Two networks of the same bits, each trained a few calls: the same bits; and a replay's are the first
     call's. early: the second's kernels begin before the one before them has ended."""
@@ -148,7 +136,7 @@ def repeats(
     x, runs = inputs(family, small, 1, True), []
     for early_too in (False, early):
         fused = fuse(copy.deepcopy(model), engine(early_too))
-        runs.append([left(fused, x, dtype) for _ in range(2 if small else calls)])
+        runs.append([left(fused, x, precision) for _ in range(2 if small else calls)])
     for call, (first, second) in enumerate(zip(*runs, strict=True)):
         for what in first:
             yield f"elements that differ, {what}, call {call}", (first[what] != second[what]).sum().item(), 1
@@ -161,33 +149,31 @@ def repeats(
 def network_checks(small: bool) -> list[tuple[str, Any]]:
     """Return the checks by name; those that a process with little time should make come first."""
     cuda = DEVICE.type == "cuda"
-    halves = (torch.float16, torch.bfloat16) if cuda else (torch.float16,)
     depths = [("cifar", 8)] if small else [("cifar", 14), ("imagenet", 18), ("imagenet", 50), ("cifar", 110)]
     found: list[tuple[str, Any]] = []
 
     def add(name: str, check: Any, *arguments: Any, **more: Any) -> None:
         found.append((f"network: {name}", lambda: check(*arguments, **more)))
 
-    for (family, depth), training, dtype in itertools.product(depths, (True, False), (FP32, *halves)):
-        mode, word = "train" if training else "eval", str(dtype).removeprefix("torch.")
-        add(f"{family} {depth}, {mode}, {word}", like_stock, depth, family, small, dtype, training)
-    for family, depth in depths:
-        words = depth, family, small, halves[-1], True
-        add(f"{family} {depth}, train, mixed", like_stock, *words, halves=True)
-    for family, depth in depths[: 2 * cuda]:
-        add(f"{family} {depth}, train, tf32", like_stock, depth, family, small, FP32, True, tf32=True)
+    stored = {precision: AUTOCAST.get(precision, FP32) for precision in ("fp32", *HALVES)}
+    for (family, depth), training, precision in itertools.product(depths, (True, False), stored):
+        mode, word = "train" if training else "eval", str(stored[precision]).removeprefix("torch.")
+        add(f"{family} {depth}, {mode}, {word}", like_stock, depth, family, small, precision, training)
+    for precision, some in (("mixed", depths), ("tf32", depths[: 2 * cuda])):
+        for family, depth in some:
+            add(f"{family} {depth}, train, {precision}", like_stock, depth, family, small, precision, True)
     for kind in ("fp32", *("bf16", "tf32") * cuda, *["mixed"] * (cuda and offers_mixed())):
         add(f"captured steps, {kind}", captured, small, kind)
         add(f"replicas, {kind}", as_alone, small, kind)
     library = {"depth": 18, "family": "imagenet"}
-    for dtype in (FP32, *halves):
+    for precision, dtype in stored.items():
         early = {"calls": 20, "early": True}
-        add(f"repeated, {dtype}", repeats, small, dtype)
-        add(f"kernels that begin early, {dtype}", repeats, small, dtype, depth=110, **early)
+        add(f"repeated, {dtype}", repeats, small, precision)
+        add(f"kernels that begin early, {dtype}", repeats, small, precision, depth=110, **early)
         if cuda:
-            add(f"repeated with the library's convolutions, {dtype}", repeats, small, dtype, **library)
+            add(f"repeated with the library's convolutions, {dtype}", repeats, small, precision, **library)
             name = f"kernels that begin early beside the library's, {dtype}"
-            add(name, repeats, small, dtype, **library, **early)
+            add(name, repeats, small, precision, **library, **early)
     add("two forwards alive", overlapping, small)
     add("GradScaler", scaled, small)
     add("no_grad", without_gradients, small)

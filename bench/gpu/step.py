@@ -18,8 +18,6 @@ import os
 import sys
 import time
 
-import torch
-
 from bench.gpu.bars import bars
 from bench.gpu.measure import DEVICE, LATE, UNTIMED, Sink, offers_mixed
 from bench.gpu.networks import like_stock
@@ -28,7 +26,7 @@ from bench.suite import clock
 from bench.suite.cases import Case
 from bench.suite.process import allocated, peak_beyond
 from bench.suite.providers import in_every_precision, replicas
-from bench.suite.steps import AUTOCAST, WHOLE, Provider
+from bench.suite.steps import WHOLE, Provider
 from fastbn.errors import is_out_of_memory
 from fastbn.machine.devices import free_unused
 
@@ -66,11 +64,9 @@ def wrong(case: Case, small: bool, kind: str) -> str:
     """Return why fastbn's figures in this precision would be worth nothing, or "". A flip-free net of at most
     110 layers, against float64."""
     try:
-        dtype = AUTOCAST.get("amp-bf16" if kind == "mixed" else kind, torch.float32)
         assert case.family is not None
         net = min(case.depth, 110), case.family, small
-        errors = like_stock(*net, dtype, True, False, tf32=kind == "tf32", halves=kind == "mixed")
-        for what, error, most in errors:
+        for what, error, most in like_stock(*net, kind, True, False):
             if not error < most:
                 return f"{what} is off by {error:.1e}, allowed {most:.1e}"
     except Exception as error:  # whatever it is, the figures are worth nothing

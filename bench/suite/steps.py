@@ -62,7 +62,8 @@ def arithmetic(precision: str, device: torch.device, capturing: bool = False) ->
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     with contextlib.ExitStack() as stack:
         if precision == "mixed":
-            stack.enter_context(mixed())
+            # the interpreter's bfloat16 multiplies bit patterns
+            stack.enter_context(mixed(torch.bfloat16 if device.type == "cuda" else torch.float32))
         elif precision in AUTOCAST:
             dtype = AUTOCAST[precision]
             stack.enter_context(torch.autocast(device.type, dtype, cache_enabled=not capturing))

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from bench.gpu.measure import CAPABILITY, DEVICE, engine
-from bench.gpu.networks import autocast, network
+from bench.gpu.networks import network
 from bench.suite.clock import captured, device_seconds, interleaved
+from bench.suite.steps import arithmetic
 from fastbn import fuse
 
 WAYS = {"ordinary": False, "early": True}  # whether kernels begin early
@@ -27,7 +28,7 @@ def row(images: int, rounds: int, depth: int = 110, size: int = 32) -> dict[str,
     x, dz = torch.randn(images, 3, size, size, device=DEVICE), torch.randn(images, 10, device=DEVICE)
 
     def step(fused: nn.Module) -> list[Tensor]:
-        with autocast(torch.float16):
+        with arithmetic("amp-fp16", DEVICE):
             z = fused(x)
         trained = [p for p in fused.parameters() if p.requires_grad]
         return [z.detach(), *torch.autograd.grad(z, trained, dz.to(z)), *fused.buffers()]
