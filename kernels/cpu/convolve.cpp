@@ -21,25 +21,20 @@
 // panel by panel of its weights, all pixels.
 static void direct(const Geometry& g, const Weights& weights, const float* padded, size_t padded_size, int PW,
     int step, float* out, size_t out_size, int OW, int OC, int images, int r0, int rows, int OH, int c0,
-    int c1, float* room) {
+    int c1, ItemPixels& known, float* room) {
     const int K = weights.K, taps = g.kh * g.kw;
     const bool flat = taps == 1 && g.sh == 1 && g.sw == 1 && PW == g.ow && OW == g.ow,
                whole = flat && rows == OH;
-    std::vector<ptrdiff_t> at;
-    std::vector<Pixels> made;  // for blocks of two vectors; or for the last one's
-    bool lines = false;
     blocks(c0, c1, [&](int c, int V) {
         const int most = panel_rows(K, taps, V);
-        if (made.empty() || made[0].product.V != V) {
-            // a kernel's line lies together, here and there
-            lines = most == K && g.dw == 1 && step == K && g.kw > 1 && !Pixels::scatters(V, g.ow);
+        // a kernel's line lies together, here and there
+        const bool lines = most == K && g.dw == 1 && step == K && g.kw > 1 && !Pixels::scatters(V, g.ow);
+        Pixels& pixels = known.of(images, r0, rows, V, [&] {
             const int per_line = lines ? 1 : g.kw;
-            at.clear(), made.clear();
+            Pixels made(Product{V, static_cast<ptrdiff_t>(g.sw) * step, OC, nullptr, 0, 0, nullptr, 0, false});
             for (int i = 0; i < g.kh; i++)
                 for (int j = 0; j < per_line; j++)
-                    at.push_back((static_cast<ptrdiff_t>(i) * g.dh * PW + j * g.dw) * step);
-            made.emplace_back(
-                Product{V, static_cast<ptrdiff_t>(g.sw) * step, OC, nullptr, 0, 0, nullptr, 0, false});
+                    made.taps.push_back((static_cast<ptrdiff_t>(i) * g.dh * PW + j * g.dw) * step);
             for (int i = 0; i < (whole ? 1 : images); i++)
                 for (int r = 0; r < (flat ? 1 : rows); r++) {
                     int first = 0, last = g.kh;  // the kernel's lines that are inside of the image
@@ -52,13 +47,13 @@ static void direct(const Geometry& g, const Weights& weights, const float* padde
                         const int column = p * g.sw - g.pw + tap % g.kw * g.dw;
                         return flat || (column >= 0 && column < g.w);
                     };
-                    made[0].add(at.data() + first * per_line, first * per_line, (last - first) * per_line,
+                    made.add(made.taps.data() + first * per_line, first * per_line, (last - first) * per_line,
                         i * padded_size + static_cast<size_t>(r) * g.sh * PW * step,
                         i * out_size + static_cast<size_t>(r) * OW * OC,
                         flat ? (whole ? images : 1) * rows * g.ow : g.ow, inside);
                 }
-        }
-        Pixels& pixels = made[0];
+            return made;
+        });
         for (int k = 0; k < K; k += most) {
             const int here = K - k < most ? K - k : most;
             ptrdiff_t w_tap;
@@ -103,6 +98,7 @@ static void convolve(const Geometry& g, const Source& s, const float* weights, i
         memset(padded, 0, sizeof(float) * items.images * padded_size);
         float* work = floats(M ? way.work(K) : panel_room(K, taps));
         std::vector<float> pivot(OC), unread(static_cast<size_t>(g.w) * g.c);
+        ItemPixels known;
         int formed = -1;
         for (int item : share) {
             const int n0 = items.first_image(item), r0 = items.first_row(item),
@@ -126,6 +122,8 @@ static void convolve(const Geometry& g, const Source& s, const float* weights, i
                     }
                     Source here = s;
                     if (c0 || r < own || r >= beyond) here.z = nullptr, here.mask = nullptr;
+                    // between the rows that a kernel shorter than its stride reads
+                    if (g.dh == 1 && b % g.sh >= g.kh && !here.z && !here.mask) continue;
                     const size_t first = (static_cast<size_t>(n0 + i) * g.h + r) * g.w;
                     form<S>(here, first, g.w, g.c, row, step);
                 }
@@ -142,7 +140,7 @@ static void convolve(const Geometry& g, const Source& s, const float* weights, i
                         OC, c0, c1, false, reads, work});
             else
                 direct(g, w, padded, padded_size, PW, step, out, out_size, OW, OC, images, r0, rows, OH, c0,
-                    c1, work);
+                    c1, known, work);
             double* mine =
                 statistics ? partial.data() + static_cast<size_t>(items.place(item)) * 3 * OC : nullptr;
             memcpy(pivot.data(), out, sizeof(float) * OC);  // sums are taken about the item's first pixel

@@ -87,7 +87,8 @@ static void form_dy(const Path& path, const Plan& p, int n, int first, float* to
 // out (+)= convᵀ(padded dy) for `rows` rows of each image from row r0 on, channels [c0, c1): for each block
 // of channels, panel by panel of its weights, all pixels.
 static void transpose(const Path& path, const Plan& p, const float* padded, int images, int r0, int rows,
-    int w, float* out, size_t out_size, int OW, int c0, int c1, int C, bool add, float* room) {
+    int w, float* out, size_t out_size, int OW, int c0, int c1, int C, bool add, ItemPixels& known,
+    float* room) {
     const Geometry& g = p.g;
     const Weights weights{path.weights, path.M, g.c, p.K, g.kh * g.kw};
     const size_t image = static_cast<size_t>(rows) * w;
@@ -95,13 +96,10 @@ static void transpose(const Path& path, const Plan& p, const float* padded, int 
         g.kh * g.kw == 1 && g.sh == 1 && g.sw == 1 && p.PW == w && OW == w && p.above == 0 && p.left == 0;
     const bool whole = flat && p.padded_size == image * p.step && out_size == image * C;
     const int columns = flat ? 1 : g.sw, lines = flat ? 1 : rows;
-    std::vector<Pixels> made;  // for blocks of two vectors; or for the last one's
     blocks(c0, c1, [&](int c, int V) {
         const int most = panel_rows(p.K, g.kh * g.kw, V);
-        if (made.empty() || made[0].product.V != V) {
-            made.clear();
-            made.emplace_back(
-                Product{V, p.step, static_cast<ptrdiff_t>(g.sw) * C, nullptr, 0, 0, nullptr, 0, false});
+        Pixels& pixels = known.of(images, r0, rows, V, [&] {
+            Pixels made(Product{V, p.step, static_cast<ptrdiff_t>(g.sw) * C, nullptr, 0, 0, nullptr, 0, false});
             for (int i = 0; i < (whole ? 1 : images); i++)
                 for (int r = 0; r < lines; r++)
                     for (int x = 0; x < columns && x < w; x++) {
@@ -120,15 +118,15 @@ static void transpose(const Path& path, const Plan& p, const float* padded, int 
                             return flat || (q >= 0 && q / g.sw < g.ow);
                         };
                         if (first < last || !add)
-                            made[0].add(found.taps.data() + first, found.first + first, last - first,
+                            made.add(found.taps.data() + first, found.first + first, last - first,
                                 i * p.padded_size + static_cast<size_t>(r / g.sh) * p.PW * p.step,
                                 i * out_size + (static_cast<size_t>(r) * OW + x) * C,
                                 flat ? static_cast<int>(image) * (whole ? images : 1)
                                      : (w - x + g.sw - 1) / g.sw,
                                 inside);
                     }
-        }
-        Pixels& pixels = made[0];
+            return made;
+        });
         for (int k = 0; k < p.K; k += most) {
             pixels.product.K = p.K - k < most ? p.K - k : most, pixels.product.add = add || k > 0;
             const float* from =
@@ -179,6 +177,7 @@ static void gradient(const Value& v, const Path* paths, int n_paths, double* sum
         float* out = floats(items.images * out_size);
         float* work = floats(work_most + 1);
         memset(padded, 0, sizeof(float) * items.images * padded_most);
+        std::vector<ItemPixels> known(n_paths);
         int formed = -1;
         for (int item : share) {
             const int n0 = items.first_image(item), r0 = items.first_row(item),
@@ -199,7 +198,7 @@ static void gradient(const Value& v, const Path* paths, int n_paths, double* sum
                             c1, i > 0, reads, work});
                 else
                     transpose(paths[i], p, padded, images, r0, rows, v.w, out, out_size, OW, c0, c1, C, i > 0,
-                        work);
+                        known[i], work);
             }
             formed = items.place(item);
             if (n_paths == 0) memset(out, 0, sizeof(float) * images * out_size);

@@ -12,11 +12,10 @@
 
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int MOST_PIXELS[] = {0, 16, 14};  // by vectors
-constexpr int FEW = 10;  // sums of a tile that are too few for the adders
 #else
 constexpr int MOST_PIXELS[] = {0, 12, 6};
-constexpr int FEW = 8;
 #endif
+constexpr int FEW = 10;  // sums of a tile that are too few for the adders
 
 struct Product {
     int V;                // vectors of output channels
@@ -50,6 +49,7 @@ inline void multiply(const Product& product, const Cut& cut, const float* in, fl
 class Pixels {
   public:
     explicit Pixels(const Product& product) : product(product) {}
+    Pixels(Pixels&&) = default;
     // Whether tiles of `count` pixels of one row would be small.
     static bool scatters(int V, int count) {
         const int tiles = (count + MOST_PIXELS[V] - 1) / MOST_PIXELS[V];
@@ -81,6 +81,7 @@ class Pixels {
     void multiply(const float* w, const float* in, float* out);
 
     Product product;
+    std::vector<ptrdiff_t> taps;  // what add's `taps` may point to; it stays where it is
 
   private:
     struct Row {
@@ -97,4 +98,21 @@ class Pixels {
 
     std::vector<Row> rows;
     std::vector<Scattered> scattered;
+};
+
+// The pixels of the last item, by the vectors of a block: items of one size, cut at one row, share them.
+class ItemPixels {
+  public:
+    // make(): the pixels, where the last item was another one.
+    template <typename Make>
+    Pixels& of(int images, int r0, int rows, int V, Make make) {
+        if (images != item[0] || r0 != item[1] || rows != item[2])
+            by[1].clear(), by[2].clear(), item[0] = images, item[1] = r0, item[2] = rows;
+        if (by[V].empty()) by[V].push_back(make());
+        return by[V][0];
+    }
+
+  private:
+    int item[3] = {-1, 0, 0};
+    std::vector<Pixels> by[3];  // none yet, or one
 };

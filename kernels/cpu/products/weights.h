@@ -152,7 +152,11 @@ struct Weights {
                           ptrdiff_t& w_tap) const {
         if (algorithm >= 0) return packed(c, V, k, w_tap);
         w_tap = rows;
-        for (int i = 0; i < rows; i++)
+        for (int i = 0; i < rows; i++) {
+            const int next = k + (i + 4 < rows ? i + 4 : i);
+            if (algorithm == RAW)
+                for (int line = 0; line < taps * V * L; line += LINE)
+                    ahead(at + (static_cast<size_t>(next) * C + c) * taps + line);
             for (int v = 0; v < V; v++) {
                 const int c0 = c + v * L, there = C - c0 < L ? C - c0 : L;
                 const float* from = at + static_cast<size_t>(k + i) * C * taps;
@@ -172,6 +176,7 @@ struct Weights {
                             taps, there, taps,
                             [&](int tap, vec column) { store(to + place[tap] * rows * V * L, column); });
             }
+        }
         return room;
     }
 
