@@ -70,8 +70,8 @@ struct Transform {
             // a row's vectors lie together, the rows far apart
             const int next = k + (i + 4 < there ? i + 4 : i);
             if (!channels_last())
-                for (int line = 0; line < 9 * V * L; line += LINE)
-                    ahead(at + (static_cast<size_t>(next) * C + c) * 9 + line);
+                for (int part = 0; part < 9 * V * L; part += LINE)
+                    ahead(at + (static_cast<size_t>(next) * C + c) * 9 + part);
             for (int v = 0; v < V; v++) {
                 vec w[9];
                 row(c + v * L, k + i, w);

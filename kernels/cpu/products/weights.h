@@ -155,8 +155,8 @@ struct Weights {
         for (int i = 0; i < rows; i++) {
             const int next = k + (i + 4 < rows ? i + 4 : i);
             if (algorithm == RAW)
-                for (int line = 0; line < taps * V * L; line += LINE)
-                    ahead(at + (static_cast<size_t>(next) * C + c) * taps + line);
+                for (int part = 0; part < taps * V * L; part += LINE)
+                    ahead(at + (static_cast<size_t>(next) * C + c) * taps + part);
             for (int v = 0; v < V; v++) {
                 const int c0 = c + v * L, there = C - c0 < L ? C - c0 : L;
                 const float* from = at + static_cast<size_t>(k + i) * C * taps;
