@@ -29,6 +29,7 @@ SETS = ("avx512", "avx2")  # measured ones; others take the last one's table, wh
 FEWEST = 8  # channels: of fewer, a vector is mostly filled up
 LEAST_BATCH = 8  # the rule on memory holds from this batch on
 ROOM = 8 << 20  # bytes of packed weights that a region may have in any case
+FEW_BYTES = 32 << 20  # up to here they are small beside what any process of PyTorch holds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,9 +96,9 @@ def choices(
     take.
 
     Packed and transformed weights are copies: at small batches they can outweigh all activations. A region's
-    may take
-    0.4 W + 1.2 Y bytes, W its weights and Y its raw outputs at this batch, or ROOM: with what the engine
-    saves of the activations, fewer than the stock step's, that stays within 1.3 times the stock step's peak.
+    may take 0.4 W + 1.2 Y bytes, W its weights and Y its raw outputs at this batch, but from FEW_BYTES on no
+    more than 0.9 Y: stock's step holds some 2 to 2.3 Y at its peak and the engine's 1.5 to 2.1 Y beside the
+    copies, so that it stays within 1.3 times the stock step's peak. ROOM is free in any case.
     Where pixels are many for each weight it is spent first; what does not fit, and what packing makes no
     faster, has its weight transformed at every step, or takes the packed direct sum, or the direct sum by the
     weight as it is."""
@@ -105,7 +106,8 @@ def choices(
     outputs: float = sum(4 * math.prod(conv.shape(shapes[conv.source])) for conv in convs)
     if convs:
         outputs *= max(LEAST_BATCH / shapes[convs[0].source][0], 1)
-    left: float = max(0.4 * sum(bytes_of.values()) + 1.2 * outputs, ROOM)
+    most = max(0.9 * outputs, FEW_BYTES)
+    left: float = max(min(0.4 * sum(bytes_of.values()) + 1.2 * outputs, most), ROOM)
     found = [0] * len(convs)
     for i in sorted(bytes_of, key=lambda i: (-math.prod(shapes[convs[i].source][2:]), bytes_of[i])):
         size = shapes[convs[i].source][2:]
