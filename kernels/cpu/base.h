@@ -77,6 +77,10 @@ constexpr int LINE = 16;  // floats of a line of the caches
 // Asks for what the same loop will read a row later: its pieces lie too far apart for the processor to guess.
 template <typename S>
 inline void ahead(const S* p) { __builtin_prefetch(p, 0, 2); }
+inline void ahead(const float* p, int count) {
+    for (int i = 0; i < count; i += LINE) ahead(p + i);
+}
+constexpr int ROWS_AHEAD = 4;  // of a weight as PyTorch has it: a block's part of a row is read, the rest skipped
 
 // f(c, how many channels from c on), from c up to C by vectors.
 template <typename F>

@@ -8,6 +8,7 @@
 // from several rows instead.
 #pragma once
 #include "base.h"
+#include <optional>
 #include <vector>
 
 #if defined(__AVX512F__) || defined(__aarch64__)
@@ -107,12 +108,12 @@ class ItemPixels {
     template <typename Make>
     Pixels& of(int images, int r0, int rows, int V, Make make) {
         if (images != item[0] || r0 != item[1] || rows != item[2])
-            by[1].clear(), by[2].clear(), item[0] = images, item[1] = r0, item[2] = rows;
-        if (by[V].empty()) by[V].push_back(make());
-        return by[V][0];
+            by[1].reset(), by[2].reset(), item[0] = images, item[1] = r0, item[2] = rows;
+        if (!by[V]) by[V].emplace(make());
+        return *by[V];
     }
 
   private:
     int item[3] = {-1, 0, 0};
-    std::vector<Pixels> by[3];  // none yet, or one
+    std::optional<Pixels> by[3];
 };

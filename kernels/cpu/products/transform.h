@@ -66,20 +66,17 @@ struct Transform {
     void panel(int c, int V, int k, int rows, float* room, float* line) const {
         const ptrdiff_t step = panel_step(rows, V);
         const int there = K - k < rows ? K - k : rows;
-        for (int i = 0; backward && i < there; i++) {
-            // a row's vectors lie together, the rows far apart
-            const int next = k + (i + 4 < there ? i + 4 : i);
+        for (int i = 0; backward && i < there; i++) {  // a row's vectors lie together
             if (!channels_last())
-                for (int part = 0; part < 9 * V * L; part += LINE)
-                    ahead(at + (static_cast<size_t>(next) * C + c) * 9 + part);
+                ahead(at + (static_cast<size_t>(k + i + ROWS_AHEAD) * C + c) * 9, 9 * V * L);
             for (int v = 0; v < V; v++) {
                 vec w[9];
                 row(c + v * L, k + i, w);
                 transform_taps<M, N>(w, true, room + (i * V + v) * L, step);
             }
         }
-        for (int v = 0; v < V; v++) {
-            for (int i = 0; !backward && i < there; i += L) {
+        for (int v = 0; !backward && v < V; v++)
+            for (int i = 0; i < there; i += L) {
                 const int some = there - i < L ? there - i : L;
                 lines(c + v * L, k + i, some, line);
                 for (int j = 0; j < some; j++) {
@@ -87,9 +84,9 @@ struct Transform {
                     transform_taps<M, N>(w, false, room + ((i + j) * V + v) * L, step);
                 }
             }
+        for (int v = 0; v < V; v++)
             for (int i = there; i < rows; i++)
                 for (int f = 0; f < N * N; f++) store(room + f * step + (i * V + v) * L, vec{});
-        }
     }
 
   private:

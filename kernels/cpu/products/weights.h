@@ -153,10 +153,8 @@ struct Weights {
         if (algorithm >= 0) return packed(c, V, k, w_tap);
         w_tap = rows;
         for (int i = 0; i < rows; i++) {
-            const int next = k + (i + 4 < rows ? i + 4 : i);
             if (algorithm == RAW)
-                for (int part = 0; part < taps * V * L; part += LINE)
-                    ahead(at + (static_cast<size_t>(next) * C + c) * taps + part);
+                ahead(at + (static_cast<size_t>(k + i + ROWS_AHEAD) * C + c) * taps, taps * V * L);
             for (int v = 0; v < V; v++) {
                 const int c0 = c + v * L, there = C - c0 < L ? C - c0 : L;
                 const float* from = at + static_cast<size_t>(k + i) * C * taps;
